@@ -1,0 +1,89 @@
+"""Keeping a measurement from leaving a trace: random streams and autograd modes as they were."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of every global random stream that PyTorch code draws from.
+
+    Attributes:
+        python: State of :mod:`random`.
+        numpy: State of the legacy global NumPy generator.
+        cpu: State of torch's default CPU generator.
+        cuda: States of all CUDA generators; empty where CUDA was never initialised.
+    """
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def capture(cls) -> RandomState:
+        """Read the current state; does not initialise CUDA."""
+        cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        """Put every stream back to this state."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether no stream has moved between the two states."""
+        if not isinstance(other, RandomState):
+            return NotImplemented
+        return (
+            self.python == other.python
+            and all(np.array_equal(a, b) for a, b in zip(self.numpy, other.numpy, strict=True))
+            and torch.equal(self.cpu, other.cpu)
+            and len(self.cuda) == len(other.cuda)
+            and all(torch.equal(a, b) for a, b in zip(self.cuda, other.cuda, strict=True))
+        )
+
+
+@contextmanager
+def preserved_randomness() -> Iterator[None]:
+    """Restore every global random stream on the way out, also when the body raises."""
+    state = RandomState.capture()
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global streams; only for use inside :func:`preserved_randomness`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Gradients on, inference mode and autocast off, random streams restored at the end.
+
+    A measurement made inside may be started from any hook of a training framework (validation runs under
+    ``inference_mode``, mixed precision under ``autocast``) and computes the same numbers in each.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(preserved_randomness())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -1,0 +1,453 @@
+"""The loss as a pure function of the parameters on fixed data."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, Dataset
+
+from phasewatch.isolation import RandomState, isolated, preserved_randomness, seed_everything
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+"""``loss_fn(module, batch)``: the mean loss of the batch as a scalar tensor."""
+
+_SHARED_TYPES = (Dataset, DataLoader)
+
+
+class Objective:
+    r"""The mean loss :math:`L(w)` over a fixed set of batches, as a pure function of a flat vector :math:`w`.
+
+    The module given is never touched: its structure is copied, and every evaluation runs on clones of its
+    parameters, buffers and batches (:func:`torch.func.functional_call`). Dropout and BatchNorm behave as in
+    evaluation unless ``mode="train"``. A loss that draws random numbers sees the same ones at each evaluation,
+    and the global random streams are left as they were.
+
+    Attributes:
+        parameters: The trainable parameters when the objective was made, flat, shape ``(num_parameters,)``.
+        num_parameters: Number of trainable scalars; a tied tensor counts once.
+        num_samples: Number of samples in all batches.
+        batch_weights: Share of the samples in each batch; the batch losses are averaged with them.
+        batch_losses: Loss of each batch at ``parameters``, shape ``(num_batches,)``.
+        parameter_shapes: Name to shape, in the order in which they stand in the flat vector.
+
+    Example:
+        >>> module = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(module.weight)
+        >>> batch = (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0]]))
+        >>> def loss_fn(module, batch):
+        ...     return 0.5 * (module(batch[0]) - batch[1]).square().mean()
+        >>> objective = Objective(module, [batch], loss_fn=loss_fn)
+        >>> objective.loss().item()
+        2.0
+        >>> objective.gradient().tolist()
+        [2.0, 4.0]
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Iterable[Any],
+        *,
+        loss_fn: LossFn,
+        mode: Literal["eval", "train"] = "eval",
+        dtype: torch.dtype | None = None,
+        batch_sizes: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Copy what is needed and evaluate the loss once on every batch.
+
+        Args:
+            module: The network; a copy of its structure is kept, with clones of its tensors.
+            batches: What ``loss_fn`` takes as its second argument, one entry a batch; tensors are cloned.
+            loss_fn: ``loss_fn(module, batch) -> scalar mean loss`` of the batch.
+            mode: Whether layers such as dropout and BatchNorm behave as in evaluation or as in training.
+            dtype: Floating-point type to compute in; default the parameters' own, but at least float32.
+            batch_sizes: Samples in each batch; default the length of the first tensor found in it.
+            seed: Seeds a loss that draws random numbers.
+
+        Raises:
+            ValueError: If there is no batch or no trainable parameter, if the loss is no finite scalar, or if
+                it does not depend on the parameters.
+            TypeError: If ``batches`` cannot be iterated, or parameters are of a kind that is not supported
+                (sharded, uninitialised, complex, spread over several devices).
+        """
+        if mode not in ("eval", "train"):
+            raise ValueError(f"mode is {mode!r}; expected 'eval' or 'train'")
+        self.loss_fn = loss_fn
+        self.mode = mode
+        self.seed = seed
+        with isolated():
+            self._module = _structure_copy(module).train(mode == "train")
+            trainable = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+            _check_parameters(trainable)
+            self.dtype = dtype or _computing_dtype(trainable.values())
+            self.parameter_shapes = {name: p.shape for name, p in trainable.items()}
+            self._sizes = [p.numel() for p in trainable.values()]
+            self.parameters = torch.cat([p.detach().to(self.dtype).flatten() for p in trainable.values()])
+            self.num_parameters = self.parameters.numel()
+            self._fixed = {
+                name: self._cast(tensor)
+                for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
+                if name not in trainable
+            }
+            self._aliases = _aliases(self._module)
+            self._wrapper = _LossModule(self._module, loss_fn)
+            self._batches = [tree_map(self._cast, batch) for batch in _as_batches(batches)]
+            self.batch_sizes = _batch_sizes(self._batches, batch_sizes)
+            self.num_samples = sum(self.batch_sizes)
+            self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
+            self._draws_random_numbers = False
+            self._writes_to_its_inputs = False
+            self.batch_losses = self._first_evaluation()
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches."""
+        return len(self._batches)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters, on which everything is computed."""
+        return self.parameters.device
+
+    def loss(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
+        """The mean loss, differentiable in ``parameters``.
+
+        Args:
+            parameters: Flat vector, shape ``(num_parameters,)``; default the parameters at creation.
+            batch: Index of one batch; default the weighted mean over all.
+
+        Returns:
+            A scalar tensor.
+        """
+        vector = self.parameters if parameters is None else parameters
+        if batch is not None:
+            return self._evaluate(vector, batch)
+        losses = [weight * self._evaluate(vector, i) for i, weight in enumerate(self.batch_weights)]
+        return torch.stack(losses).sum()
+
+    def loss_and_gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> tuple[Tensor, Tensor]:
+        """The mean loss and its gradient, batch by batch, so that only one batch's graph is held at a time.
+
+        Args:
+            parameters: Flat vector, shape ``(num_parameters,)``; default the parameters at creation.
+            batch: Index of one batch; default the weighted mean over all.
+
+        Returns:
+            The loss, a scalar tensor, and the gradient, shape ``(num_parameters,)``, both detached.
+        """
+        vector = (self.parameters if parameters is None else parameters).detach().requires_grad_()
+        indices = range(self.num_batches) if batch is None else [batch]
+        loss, gradient = torch.zeros_like(vector[0]), torch.zeros_like(vector)
+        with torch.enable_grad():
+            for i in indices:
+                weight = 1.0 if batch is not None else self.batch_weights[i]
+                batch_loss = self._evaluate(vector, i)
+                gradient.add_(torch.autograd.grad(batch_loss, vector)[0], alpha=weight)
+                loss.add_(batch_loss.detach(), alpha=weight)
+        return loss.detach(), gradient
+
+    def gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
+        """The gradient of :meth:`loss`, shape ``(num_parameters,)``."""
+        return self.loss_and_gradient(parameters, batch)[1]
+
+    def split_loss(self, parameters: Tensor, batch: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The loss of a batch cut at the network's outputs, as the Gauss–Newton matrix needs it.
+
+        The cut is behind the last outermost call of a submodule with trainable parameters (or of the module
+        itself) that ``loss_fn`` makes.
+
+        Args:
+            parameters: Flat vector that requires grad, shape ``(num_parameters,)``.
+            batch: Index of the batch.
+
+        Returns:
+            The network's output tensors as functions of ``parameters``; the same values as leaves; the loss as a
+            function of those leaves.
+
+        Raises:
+            ValueError: If ``loss_fn`` calls no module with parameters, if what it calls returns a scalar (a loss
+                computed inside ``forward``), or if the loss depends on the parameters by another way too.
+        """
+        advice = (
+            "The Gauss-Newton matrix needs loss_fn(module, batch) to compute the network's outputs by calling a "
+            "module and the loss from these outputs alone; rewrite loss_fn so, or use matrix='hessian'."
+        )
+        with _OutputCut(self._module) as cut:
+            self._evaluate(parameters, batch)
+            cut.choose_call(advice)
+            loss = self._evaluate(parameters, batch)
+        outputs, leaves = cut.outputs, cut.leaves
+        if not outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in outputs):
+            raise ValueError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
+        if loss.requires_grad:
+            (past_cut,) = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+            if past_cut is not None:
+                raise ValueError(f"The loss depends on the parameters not only through the outputs. {advice}")
+        return outputs, leaves, loss
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """The pieces of a flat vector of shape ``(num_parameters,)`` by parameter name, as views."""
+        pieces = vector.split(self._sizes)
+        return {
+            name: piece.view(shape)
+            for (name, shape), piece in zip(self.parameter_shapes.items(), pieces, strict=True)
+        }
+
+    def to(self, dtype: torch.dtype) -> Objective:
+        """The same objective computed in another floating-point type.
+
+        Raises:
+            RuntimeError: If the module's code fixes a type of its own and cannot run in ``dtype``.
+        """
+        if dtype == self.dtype:
+            return self
+        with isolated():
+            other = copy.copy(self)
+            other.dtype = dtype
+            other.parameters = self.parameters.to(dtype)
+            other._fixed = {name: other._cast(tensor) for name, tensor in self._fixed.items()}
+            other._batches = [tree_map(other._cast, batch) for batch in self._batches]
+            other.batch_losses = other._first_evaluation()
+        return other
+
+    def _cast(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return copy.deepcopy(leaf)
+        return leaf.detach().to(self.dtype if leaf.is_floating_point() else leaf.dtype, copy=True)
+
+    def _evaluate(self, vector: Tensor, batch: int) -> Tensor:
+        if not self._draws_random_numbers:
+            return self._call(vector, batch)
+        with preserved_randomness():
+            seed_everything(self.seed * 1_000_003 + batch)
+            return self._call(vector, batch)
+
+    def _call(self, vector: Tensor, batch: int) -> Tensor:
+        fresh = _clone if self._writes_to_its_inputs else _same
+        tensors = self.unflatten(vector)
+        for name, tensor in self._fixed.items():
+            tensors[name] = fresh(tensor)
+        for alias, name in self._aliases.items():
+            tensors[alias] = tensors[name]
+        named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+        inputs = tree_map(fresh, self._batches[batch])
+        loss = torch.func.functional_call(self._wrapper, named, (inputs,), tie_weights=False)
+        return loss.to(self.dtype)
+
+    def _first_evaluation(self) -> Tensor:
+        """Losses at the start, and what kind of function this is: does it draw, does it write to its inputs?"""
+        vector = self.parameters.detach().clone().requires_grad_()
+        inputs = [t for t in tree_leaves([self._fixed, self._batches]) if isinstance(t, Tensor)]
+        kept = [_clone(t) for t in inputs]
+        versions = [t._version for t in inputs]
+        losses = []
+        for i in range(self.num_batches):
+            before = RandomState.capture()
+            loss = self._evaluate(vector, i)
+            self._draws_random_numbers |= before != RandomState.capture()
+            _check_loss(loss, i)
+            losses.append(loss.detach())
+        if not loss.requires_grad or torch.autograd.grad(loss, vector, allow_unused=True)[0] is None:
+            raise ValueError(
+                "The loss does not depend on the trainable parameters. loss_fn(module, batch) must compute it from "
+                "the module it is given, with gradients on and without detach() or item()."
+            )
+        if [t._version for t in inputs] != versions:
+            self._writes_to_its_inputs = True
+            for tensor, original in zip(inputs, kept, strict=True):
+                tensor.copy_(original)
+        if self._draws_random_numbers:
+            with torch.no_grad():
+                losses = [self._evaluate(self.parameters, i).detach() for i in range(self.num_batches)]
+        return torch.stack(losses)
+
+    def __repr__(self) -> str:
+        """Sizes and the loss."""
+        loss = sum(w * value for w, value in zip(self.batch_weights, self.batch_losses.tolist(), strict=True))
+        return (
+            f"Objective({self.num_parameters:,} parameters, {self.num_samples:,} samples in "
+            f"{self.num_batches} batches, loss {loss:.6g})"
+        )
+
+
+@contextmanager
+def second_derivatives() -> Iterator[None]:
+    """Select the attention kernel that can be differentiated twice; the fast ones cannot."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class _LossModule(nn.Module):
+    """``loss_fn`` as a module, so that ``functional_call`` can swap the tensors of what it is called with."""
+
+    def __init__(self, module: nn.Module, loss_fn: LossFn) -> None:
+        super().__init__()
+        self.module = module
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss_fn(self.module, batch)
+
+
+class _OutputCut:
+    """Replaces the outputs of one outermost module call by leaves, and keeps both."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._candidates = [m for m in module.modules() if any(p.requires_grad for p in m.parameters())]
+        self._depth = 0
+        self._calls = 0
+        self._chosen = -1
+        self.outputs: list[Tensor] = []
+        self.leaves: list[Tensor] = []
+
+    def __enter__(self) -> _OutputCut:
+        self._hooks = []
+        for module in self._candidates:
+            self._hooks.append(module.register_forward_pre_hook(self._enter_call))
+            self._hooks.append(module.register_forward_hook(self._leave_call))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def choose_call(self, advice: str) -> None:
+        if self._calls == 0:
+            raise ValueError(f"loss_fn calls no module with trainable parameters. {advice}")
+        self._chosen, self._calls = self._calls - 1, 0
+
+    def _enter_call(self, *_: Any) -> None:
+        self._depth += 1
+
+    def _leave_call(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        self._depth -= 1
+        if self._depth:
+            return output
+        self._calls += 1
+        return tree_map(self._cut, output) if self._calls - 1 == self._chosen else output
+
+    def _cut(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.requires_grad:
+            return leaf
+        self.outputs.append(leaf)
+        self.leaves.append(leaf.detach().requires_grad_())
+        return self.leaves[-1]
+
+
+def _structure_copy(module: nn.Module) -> nn.Module:
+    """The module tree with its Python state copied and its parameters, buffers and data sets shared."""
+    memo: dict[int, Any] = {id(t): t for t in [*module.parameters(), *module.buffers()]}
+    for submodule in module.modules():
+        memo.update({id(value): value for value in vars(submodule).values() if isinstance(value, _SHARED_TYPES)})
+    try:
+        duplicate = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and the measurement needs a "
+            "copy so as not to touch the original. Define __deepcopy__ on what cannot be copied, or keep it outside "
+            "of the module."
+        ) from error
+    for submodule in duplicate.modules():
+        submodule._backward_hooks.clear()
+        submodule._backward_pre_hooks.clear()
+        for name, child in submodule._modules.items():
+            submodule._modules[name] = _uncompiled(child)
+    return _uncompiled(duplicate)
+
+
+def _uncompiled(module: Any) -> Any:
+    """What ``torch.compile`` wraps: compiled graphs have no second derivatives."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _check_parameters(trainable: dict[str, nn.Parameter]) -> None:
+    if not trainable:
+        raise ValueError(
+            "The module has no trainable parameters; at least one parameter needs requires_grad=True."
+        )
+    for name, parameter in trainable.items():
+        if type(parameter).__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id"):
+            raise TypeError(f"Parameter {name!r} is sharded (FSDP, DeepSpeed); phasewatch needs whole parameters.")
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise TypeError(f"Parameter {name!r} is uninitialised; run the lazy module on one batch first.")
+        if not parameter.is_floating_point():
+            raise TypeError(f"Parameter {name!r} has type {parameter.dtype}; only real floating-point is supported.")
+    devices = {str(parameter.device) for parameter in trainable.values()}
+    if len(devices) > 1 or "meta" in devices:
+        raise TypeError(f"Parameters are on {sorted(devices)}; phasewatch needs all of them on one real device.")
+
+
+def _computing_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
+    dtype = torch.float32
+    for parameter in parameters:
+        dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype
+
+
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """Second and later names of tied tensors, to the first name of each."""
+    first: dict[int, str] = {}
+    aliases = {}
+    for name, tensor in [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]:
+        if (known := first.setdefault(id(tensor), name)) != name:
+            aliases[name] = known
+    return aliases
+
+
+def _as_batches(batches: Iterable[Any]) -> list[Any]:
+    if isinstance(batches, (Tensor, dict, str)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches is a {type(batches).__name__}; expected a list with one entry a batch. Wrap a single batch "
+            "as [batch]."
+        )
+    found = list(batches)
+    if not found:
+        raise ValueError("batches is empty; give at least one batch to measure on.")
+    return found
+
+
+def _batch_sizes(batches: list[Any], given: Sequence[int] | None) -> list[int]:
+    if given is not None:
+        if len(given) != len(batches) or min(given) < 1:
+            raise ValueError(
+                f"batch_sizes is {list(given)}; expected {len(batches)} positive numbers, one a batch."
+            )
+        return list(given)
+    sizes = []
+    for batch in batches:
+        lengths = (leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim())
+        sizes.append(next(lengths, 1))
+    if not any(sizes):
+        raise ValueError("batches hold no samples; give at least one batch that is not empty.")
+    return sizes
+
+
+def _check_loss(loss: Any, batch: int) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.dim() > 0:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss_fn returned {found}; expected a scalar tensor, the mean loss of the batch.")
+    if not math.isfinite(loss.item()):
+        raise ValueError(
+            f"The loss of batch {batch} is {loss.item()}; expected a finite number. Look at the data of the probe "
+            "and at the parameters (has training diverged?)."
+        )
+
+
+def _clone(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _same(leaf: Any) -> Any:
+    return leaf
