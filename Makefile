@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# two cores give nothing to more threads, and a fixed number keeps results equal between machines
+export OMP_NUM_THREADS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test quick lint wheel-test clean
+
+help:
+	@echo "make demo        train a real network with phasewatch watching, and say where to look"
+	@echo "make test        all tests, lint and types"
+	@echo "make quick       the same without the slow tests"
+	@echo "make wheel-test  build the wheel and try it in an environment of its own"
+
+$(BIN)/phasewatch: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/phasewatch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(BIN)/phasewatch
+	$(BIN)/phasewatch demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+quick: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+wheel-test: $(VENV)/.dev
+	bash tests/install/wheel.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,182 @@
+"""The callbacks that users put into their trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
+from phasewatch.estimators import HessianSpectrum, LearningCoefficient
+from phasewatch.objective import LossFn
+from phasewatch.probe import DEFAULT_SAMPLES
+from phasewatch.schedule import as_schedule
+from phasewatch.transitions import LiveDetector
+from phasewatch.watch import OnError
+
+
+class PhaseWatch(MonitoringCallback):
+    """Measures λ and the Hessian spectrum while a model trains, and flags phase transitions.
+
+    Everything goes to the trainer's loggers (as ``phasewatch/<signal>``), to TensorBoard, to the run record beside the
+    logger's files, and λ (``llc``) and ``nullity`` among others to ``trainer.callback_metrics``. The run itself is not
+    changed in a single bit.
+
+    Args:
+        schedule: When to measure: ``"auto"`` spreads over the run within ``max_overhead``; ``"log"`` log-spaced; a
+            number of steps; a list of steps.
+        max_overhead: With ``"auto"``: time for measuring as a share of the time for training, None for no limit. The
+            start and the end are measured in any case.
+        probe: Batches to measure on; default ``probe_samples`` samples of the training set, drawn once.
+        probe_samples: Size of the probe that is drawn.
+        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``; default what ``training_step`` returns.
+        n: Size of the training set, default as found; sets the temperature of λ, nβ = n / log n.
+        chains: SGLD chains for λ.
+        draws: Draws of each chain.
+        burn_in: Steps of each chain before the draws, in which the step size is set.
+        nbeta: Inverse temperature times n; default n / log n.
+        localization: Strength γ of the pull towards the current weights.
+        num_eigenvalues: Hessian eigenvalues to find at each end of the spectrum.
+        mode: Whether dropout and BatchNorm behave as in evaluation or as in training while measuring.
+        alpha: Wanted rate of false alarms in a run without transitions.
+        directory: Where the record is written; default the log directory of the trainer.
+        seed: Seeds the probe and every measurement.
+        on_error: What a failing measurement does: ``"warn"`` once and go on, ``"raise"``, or ``"disable"`` it.
+
+    Raises:
+        TypeError: If ``schedule`` is none of the above.
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        schedule: int | list[int] | Literal["auto", "log"] = "auto",
+        max_overhead: float | None = 0.1,
+        probe: Iterable[Any] | None = None,
+        probe_samples: int = DEFAULT_SAMPLES,
+        loss_fn: LossFn | None = None,
+        n: int | None = None,
+        chains: int = 4,
+        draws: int = 100,
+        burn_in: int = 100,
+        nbeta: float | None = None,
+        localization: float = 1.0,
+        num_eigenvalues: int = 5,
+        mode: Literal["eval", "train"] = "eval",
+        alpha: float = 0.05,
+        directory: str | None = None,
+        seed: int = 0,
+        on_error: OnError = "warn",
+    ) -> None:
+        super().__init__()
+        self.estimators = (
+            LearningCoefficient(chains, draws, burn_in, nbeta, localization),
+            HessianSpectrum(num_eigenvalues),
+        )
+        self.schedule = as_schedule(schedule, max_overhead)
+        self.probe = probe
+        self.probe_samples = probe_samples
+        self.loss_fn = loss_fn
+        self.n = n
+        self.mode = mode
+        self.alpha = LiveDetector(alpha).alpha
+        self.directory = directory
+        self.seed = seed
+        self.on_error = on_error
+
+    def detector(self) -> LiveDetector:
+        """A detector at the rate asked for."""
+        return LiveDetector(self.alpha)
+
+
+class LLCMonitor(MonitoringCallback):
+    """Measures the local learning coefficient λ alone; arguments as for :class:`PhaseWatch`."""
+
+    def __init__(
+        self,
+        schedule: int | list[int] | Literal["auto", "log"] = "auto",
+        max_overhead: float | None = 0.1,
+        probe: Iterable[Any] | None = None,
+        probe_samples: int = DEFAULT_SAMPLES,
+        loss_fn: LossFn | None = None,
+        n: int | None = None,
+        chains: int = 4,
+        draws: int = 100,
+        burn_in: int = 100,
+        nbeta: float | None = None,
+        localization: float = 1.0,
+        mode: Literal["eval", "train"] = "eval",
+        directory: str | None = None,
+        seed: int = 0,
+        on_error: OnError = "warn",
+    ) -> None:
+        super().__init__()
+        self.estimators = (LearningCoefficient(chains, draws, burn_in, nbeta, localization),)
+        self.schedule = as_schedule(schedule, max_overhead)
+        self.probe = probe
+        self.probe_samples = probe_samples
+        self.loss_fn = loss_fn
+        self.n = n
+        self.mode = mode
+        self.directory = directory
+        self.seed = seed
+        self.on_error = on_error
+
+
+class HessianMonitor(MonitoringCallback):
+    """Measures the Hessian spectrum alone, zero eigenvalues included; arguments as for :class:`PhaseWatch`."""
+
+    def __init__(
+        self,
+        schedule: int | list[int] | Literal["auto", "log"] = "auto",
+        max_overhead: float | None = 0.1,
+        probe: Iterable[Any] | None = None,
+        probe_samples: int = DEFAULT_SAMPLES,
+        loss_fn: LossFn | None = None,
+        num_eigenvalues: int = 5,
+        mode: Literal["eval", "train"] = "eval",
+        directory: str | None = None,
+        seed: int = 0,
+        on_error: OnError = "warn",
+    ) -> None:
+        super().__init__()
+        self.estimators = (HessianSpectrum(num_eigenvalues),)
+        self.schedule = as_schedule(schedule, max_overhead)
+        self.probe = probe
+        self.probe_samples = probe_samples
+        self.loss_fn = loss_fn
+        self.n = None
+        self.mode = mode
+        self.directory = directory
+        self.seed = seed
+        self.on_error = on_error
+
+
+class TransitionDetector(WatchingCallback):
+    """Flags phase transitions in what the other phasewatch callbacks of the trainer measure.
+
+    Args:
+        alpha: Wanted rate of false alarms in a run without transitions.
+        directory: Where the record is written, if this callback stands first.
+        seed: Seeds every measurement, if this callback stands first.
+        on_error: What a failing measurement does, if this callback stands first.
+
+    Raises:
+        ValueError: If ``alpha`` is not strictly between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.05,
+        directory: str | None = None,
+        seed: int = 0,
+        on_error: OnError = "warn",
+    ) -> None:
+        super().__init__()
+        self.alpha = LiveDetector(alpha).alpha
+        self.directory = directory
+        self.seed = seed
+        self.on_error = on_error
+
+    def detector(self) -> LiveDetector:
+        """A detector at the rate asked for."""
+        return LiveDetector(self.alpha)

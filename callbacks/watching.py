@@ -1,0 +1,379 @@
+"""From the hooks of a Lightning trainer to the engine: what all callbacks here have in common."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
+from phasewatch.estimators import Estimator
+from phasewatch.isolation import isolated
+from phasewatch.objective import LossFn
+from phasewatch.probe import StreamProbe, batch_size, clone_batch, draw_probe, support
+from phasewatch.record import Measurement, Run
+from phasewatch.schedule import Schedule
+from phasewatch.tensorboard import TensorBoardWriter
+from phasewatch.transitions import LiveDetector, Transition
+from phasewatch.watch import Listener, Monitor, OnError, Watch
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback as CallbackBase
+else:
+
+    def _callback_base() -> type:
+        """The callback class of each namespace installed: a trainer of one rejects the other's."""
+        bases = []
+        for package in ("pytorch_lightning", "lightning.pytorch"):
+            if importlib.util.find_spec(package.split(".")[0]):
+                bases.append(importlib.import_module(package).Callback)
+        if not bases:
+            raise ImportError("phasewatch.callbacks needs Lightning: pip install pytorch-lightning")
+        return type("CallbackBase", tuple(dict.fromkeys(bases)), {})
+
+    CallbackBase = _callback_base()
+
+_SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+_LARGEST_PROBE_IN_CHECKPOINT = 64 * 2**20
+
+
+class WatchingCallback(CallbackBase):
+    """Base of all callbacks here. The first of them in a trainer drives one watch for all of them."""
+
+    directory: str | None
+    seed: int
+    on_error: OnError
+
+    def __init__(self) -> None:
+        """Nothing is set up before the run starts."""
+        self._watch: Watch | None = None
+        self._run: Run | None = None
+        self._restored: dict[str, Any] | None = None
+        self._streams: list[tuple[Monitor, StreamProbe]] = []
+        self._captured: list[tuple[Monitor, StreamProbe]] = []
+        self._next_visit: int | None = None
+
+    @property
+    def run(self) -> Run:
+        """What was recorded so far; after the fit the whole run.
+
+        Raises:
+            RuntimeError: Before the first fit, or on a callback that does not drive the watch.
+        """
+        if self._watch is None:
+            raise RuntimeError(
+                "There is no run: fit has not started, this process is not rank zero, or another phasewatch callback "
+                "that stands before this one in the trainer holds the run."
+            )
+        return self._watch.run
+
+    @property
+    def watch(self) -> Watch | None:
+        """The engine, once training has started (on rank zero)."""
+        return self._watch
+
+    def monitor(self, trainer: Any, module: Any) -> Monitor | None:
+        """What this callback measures; None if nothing."""
+        return None
+
+    def detector(self) -> LiveDetector | None:
+        """The detector this callback brings; None if none."""
+        return None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse at once what cannot work.
+
+        Raises:
+            ValueError: If the parameters are sharded, or the loss cannot come out of ``training_step``.
+        """
+        strategy = type(trainer.strategy).__name__
+        if strategy in _SHARDED_STRATEGIES:
+            raise ValueError(
+                f"{type(self).__name__} needs whole parameters on each device, and {strategy} shards them. Train with "
+                "strategy='ddp' or on a single device, or measure saved checkpoints afterwards."
+            )
+        needs_training_step = isinstance(self, MonitoringCallback) and self.loss_fn is None
+        if stage == "fit" and needs_training_step and returns_nothing(type(pl_module).training_step):
+            raise ValueError(f"training_step of {type(pl_module).__name__} returns no loss. {ADVICE}")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Draw the probes and begin the record; what cannot be measured is an error here, before the first step."""
+        family = [c for c in trainer.callbacks if isinstance(c, WatchingCallback)]
+        if family[0] is not self:
+            return
+        if self._watch is not None and self._restored is None:
+            self._restored = self._driver_state()
+        log_dir = trainer.log_dir  # a collective under DDP: every rank must ask
+        self._next_visit = 0
+        if not trainer.is_global_zero:
+            return
+        monitors = [m for c in family if (m := c.monitor(trainer, pl_module)) is not None]
+        self._streams = [(m, m.probe) for m in monitors if isinstance(m.probe, StreamProbe)]  # type: ignore[misc]
+        self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None), log_dir
+        self._watch = None
+        if self._restored is not None:
+            self._restore_probes(trainer)
+        if not self._streams:
+            self._start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Measure the weights before this batch is trained on, if a measurement is due."""
+        if self._next_visit is None:
+            return
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if self._streams:
+            self._collect(trainer, pl_module, batch)
+        if step < self._next_visit:
+            return
+        if self._watch is not None:
+            self._watch.at(step)
+            self._next_visit = self._watch.next_visit
+        elif trainer.is_global_zero:
+            self._next_visit = step + 1
+        self._share(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure the end, finish the record and say where it is."""
+        if self._next_visit is None and self._watch is None:
+            return
+        if self._watch is None and trainer.is_global_zero and any(s.batches for _, s in self._streams):
+            self._finish_streams(trainer, pl_module)
+        if self._watch is not None:
+            self._watch.close(trainer.fit_loop.epoch_loop._batches_that_stepped)
+            _say(trainer, _summary(self._watch))
+        self._share(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Finish the record of a run that was cut short."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain Python values and tensors."""
+        return self._driver_state() if self._watch is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the run starts."""
+        self._restored = state_dict or None
+
+    def _driver_state(self) -> dict[str, Any]:
+        assert self._watch is not None
+        probes: list[Any] = []
+        for _, stream in self._captured:
+            size = sum(t.nbytes for t in tree_leaves(stream.batches) if isinstance(t, Tensor))
+            keep = size <= _LARGEST_PROBE_IN_CHECKPOINT and _is_plain(stream.batches)
+            probes.append([clone_batch(b) for b in stream.batches] if keep else None)
+        return {"watch": self._watch.state_dict(), "probes": probes}
+
+    def _restore_probes(self, trainer: Any) -> None:
+        assert self._restored is not None
+        for (_, stream), batches in zip(self._streams, self._restored["probes"], strict=False):
+            if batches is not None:
+                stream.batches = [_to_device(trainer, batch) for batch in batches]
+                stream.samples = 0
+        if all(stream.complete for _, stream in self._streams):
+            self._use_captured(trainer)
+
+    def _collect(self, trainer: Any, module: Any, batch: Any) -> None:
+        for _, stream in self._streams:
+            stream.capture(batch)
+        if all(stream.complete for _, stream in self._streams):
+            self._finish_streams(trainer, module)
+
+    def _finish_streams(self, trainer: Any, module: Any) -> None:
+        self._use_captured(trainer)
+        self._start(trainer, module)
+
+    def _use_captured(self, trainer: Any) -> None:
+        self._captured, self._streams = self._streams, []
+        for monitor, stream in self._captured:
+            monitor.probe = stream.batches
+            monitor.n = monitor.n or _stream_length(trainer, stream)
+
+    def _start(self, trainer: Any, module: Any) -> None:
+        monitors, detector, log_dir = self._pending
+        directory = _run_directory(self.directory, trainer, log_dir)
+        total_steps = trainer.estimated_stepping_batches
+        try:
+            watch = Watch.from_monitors(
+                module,
+                monitors,
+                directory=directory,
+                total_steps=None if math.isinf(total_steps) or total_steps < 1 else int(total_steps),
+                detector=detector,
+                seed=self.seed,
+                on_error=self.on_error,
+                listeners=[_TrainerMetrics(trainer), *_tensorboard_writers(trainer, directory)],
+            )
+        except (RuntimeError, AttributeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"The loss of {type(module).__name__} cannot be recomputed ({type(error).__name__}: {error}). {ADVICE}"
+            ) from error
+        if self._restored is not None:
+            watch.load_state_dict(self._restored["watch"])
+            self._restored = None
+        self._watch = watch
+        self._next_visit = watch.next_visit
+
+    def _share(self, trainer: Any) -> None:
+        """Give every rank the next step to meet at and the metrics, so that all stop early or save alike."""
+        if trainer.world_size == 1:
+            return
+        metrics = {}
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in _latest(self._watch).items()}
+        self._next_visit, metrics = trainer.strategy.broadcast((self._next_visit, metrics))
+        if not trainer.is_global_zero:
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+
+
+class MonitoringCallback(WatchingCallback):
+    """A callback that measures: it has a probe, a loss and a schedule."""
+
+    probe: Iterable[Any] | None
+    probe_samples: int
+    loss_fn: LossFn | None
+    n: int | None
+    schedule: Schedule
+    mode: Any
+    estimators: tuple[Estimator, ...]
+
+    def monitor(self, trainer: Any, module: Any) -> Monitor:
+        """Estimators, probe, loss and schedule, on the trainer's device.
+
+        Raises:
+            ValueError: If the probe is empty or ``probe_samples`` is not positive.
+        """
+        probe, source, n = self._find_probe(trainer)
+        return Monitor(
+            estimators=self.estimators,
+            probe=probe,
+            loss_fn=self.loss_fn or TrainingStepLoss(trainer),
+            n=self.n or n,
+            schedule=replace(self.schedule),  # type: ignore[type-var]
+            mode=self.mode,
+            probe_source=source,
+        )
+
+    def _find_probe(self, trainer: Any) -> tuple[Any, str, int | None]:
+        if self.probe_samples < 1:
+            raise ValueError(f"probe_samples is {self.probe_samples}; expected a positive number of samples")
+        loader = trainer.train_dataloader
+        indices = support(loader)
+        n = None if indices is None else len(indices)
+        if isinstance(self.probe, DataLoader) and (known := support(self.probe)) is not None:
+            batches = draw_probe(self.probe, len(known), self.seed)
+        elif self.probe is not None:
+            with isolated():
+                batches = list(self.probe)
+            if not batches:
+                raise ValueError("probe is empty; give at least one batch, or leave it out to draw from the training set")
+        elif indices is None:
+            return StreamProbe(self.probe_samples), "captured from the stream", None
+        else:
+            batches = draw_probe(loader, self.probe_samples, self.seed)
+        with isolated():
+            batches = [_to_device(trainer, batch) for batch in batches]
+        return batches, "given" if self.probe is not None else "drawn from the training set", n
+
+
+class _TrainerMetrics:
+    """Passes measurements on to every logger of the trainer and to ``callback_metrics``."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_measurement(self, measurement: Measurement) -> None:
+        finite = {name: value for name, value in measurement.values.items() if math.isfinite(value)}
+        bands = {f"{name}_standard_error": e for name, e in measurement.standard_errors.items() if math.isfinite(e)}
+        for logger in self._trainer.loggers:
+            logger.log_metrics({f"phasewatch/{k}": v for k, v in {**finite, **bands}.items()}, step=measurement.step)
+            logger.save()
+        # the probe's loss stays out: "loss" may be a metric of the user's own
+        own = {name: torch.tensor(value) for name, value in finite.items() if name != "loss"}
+        self._trainer.callback_metrics.update(own)
+
+    def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
+        for transition in transitions:
+            _say(self._trainer, f"phasewatch: transition ({transition.kind}) at step {transition.step:g}, seen at {step}")
+
+    def on_end(self, run: Run) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _run_directory(given: str | None, trainer: Any, log_dir: str | None) -> Path | None:
+    if given is not None:
+        return Path(given)
+    if trainer.fast_dev_run:
+        return None
+    return Path(log_dir) if trainer.loggers and log_dir else Path(trainer.default_root_dir) / "phasewatch"
+
+
+def _tensorboard_writers(trainer: Any, directory: Path | None) -> list[Listener]:
+    found = [logger for logger in trainer.loggers if type(logger).__name__ == "TensorBoardLogger"]
+    if found:
+        return [TensorBoardWriter(logger.log_dir, scalars=False) for logger in found]
+    return [] if directory is None else [TensorBoardWriter(directory)]
+
+
+def _to_device(trainer: Any, batch: Any) -> Any:
+    """The batch as ``training_step`` would get it, in memory of its own."""
+    module = trainer.lightning_module
+    batch = clone_batch(trainer.precision_plugin.convert_input(batch))
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _stream_length(trainer: Any, stream: StreamProbe) -> int | None:
+    """Samples in an epoch, where the number of batches is known."""
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        return None
+    return round(batches * trainer.world_size * sum(map(batch_size, stream.batches)) / len(stream.batches))
+
+
+def _latest(watch: Watch | None) -> dict[str, float]:
+    if watch is None or not watch.run.measurements:
+        return {}
+    return {k: v for k, v in watch.run.measurements[-1].values.items() if math.isfinite(v) and k != "loss"}
+
+
+def _is_plain(tree: Any) -> bool:
+    """Whether a checkpoint with this in it loads with ``weights_only=True``."""
+    if isinstance(tree, dict):
+        return type(tree) is dict and all(_is_plain(v) for v in tree.values())
+    if isinstance(tree, (list, tuple)):
+        return type(tree) in (list, tuple) and all(_is_plain(v) for v in tree)
+    return type(tree) is Tensor or isinstance(tree, (int, float, str, bool, type(None)))
+
+
+def _say(trainer: Any, message: str) -> None:
+    namespace = type(trainer).__module__.partition(".trainer")[0]
+    importlib.import_module(f"{namespace}.utilities.rank_zero").rank_zero_info(message)
+
+
+def _summary(watch: Watch) -> str:
+    measured = len(watch.run.measurements)
+    text = f"phasewatch: {measured} measurements, {len(watch.transitions)} transitions flagged"
+    if watch.clock.training_seconds:
+        text += f", {watch.clock.overhead:.0%} of the training time spent measuring"
+    if watch.directory is None:
+        return text + "."
+    text += f".\n  phasewatch analyze {watch.directory}\n  tensorboard --logdir {watch.directory}"
+    budgets = [m.schedule.max_overhead for m in watch.monitors if hasattr(m.schedule, "max_overhead")]
+    if measured < 10 and budgets and None not in budgets:
+        text += (
+            f"\n  One measurement took {watch.clock.last_measurement_seconds:.1f} s, and max_overhead={budgets[0]} of "
+            f"{watch.clock.training_seconds:.1f} s of training allows no more of them; max_overhead=None lifts the limit."
+        )
+    return text

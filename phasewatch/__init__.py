@@ -1,0 +1,58 @@
+"""phasewatch: watches the geometry of the loss while a network trains, and says when it changes phase.
+
+Importing this package imports neither PyTorch Lightning nor TensorBoard, and torch only once it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from phasewatch._version import __version__
+
+if TYPE_CHECKING:
+    from phasewatch.hessian import Spectrum, hessian_spectrum
+    from phasewatch.llc import LLCEstimate, estimate_llc
+    from phasewatch.objective import Objective
+    from phasewatch.record import Run, load_run
+    from phasewatch.transitions import Transition, detect_transitions
+    from phasewatch.watch import Watch
+
+_HOMES = {
+    "LLCEstimate": "phasewatch.llc",
+    "Objective": "phasewatch.objective",
+    "Run": "phasewatch.record",
+    "Spectrum": "phasewatch.hessian",
+    "Transition": "phasewatch.transitions",
+    "Watch": "phasewatch.watch",
+    "detect_transitions": "phasewatch.transitions",
+    "estimate_llc": "phasewatch.llc",
+    "hessian_spectrum": "phasewatch.hessian",
+    "load_run": "phasewatch.record",
+}
+
+__all__ = [
+    "LLCEstimate",
+    "Objective",
+    "Run",
+    "Spectrum",
+    "Transition",
+    "Watch",
+    "__version__",
+    "detect_transitions",
+    "estimate_llc",
+    "hessian_spectrum",
+    "load_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use, so that the command line starts at once."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

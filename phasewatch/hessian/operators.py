@@ -1,0 +1,229 @@
+"""The Hessian and the Gauss-Newton matrix of an objective, as operators on flat vectors."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from phasewatch.isolation import isolated
+from phasewatch.objective import Objective, second_derivatives
+
+GRAPH_MEMORY = 2**30
+"""Bytes of saved tensors that may be kept between products by default."""
+
+_COLUMNS_AT_ONCE = 64
+
+LinearMap = Callable[..., Tensor]
+"""``product(vector)``, or ``product(rows, batched=True)`` on the rows of a matrix."""
+
+
+class CurvatureOperator(ABC):
+    """A symmetric matrix of shape ``(num_parameters, num_parameters)`` that is known by its products only.
+
+    It is the mean over all batches, weighted by their true sizes. Between products the graphs of the batches are
+    kept as long as their saved tensors fit into ``graph_memory``; the others are rebuilt for each product.
+
+    Attributes:
+        name: What the matrix is called in messages.
+        objective: The loss whose curvature this is.
+        products: Number of matrix-vector products computed so far.
+        kept_bytes: Saved tensors of the graphs that are kept, known after the first product.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, objective: Objective, *, graph_memory: int = GRAPH_MEMORY) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            objective: The loss; its parameters are the point at which the matrix is taken.
+            graph_memory: Bytes of saved tensors that may be kept between products; 0 rebuilds every time.
+        """
+        self.objective = objective
+        self.products = 0
+        self.kept_bytes = 0
+        self._graph_memory = graph_memory
+        self._kept: dict[int, LinearMap] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.objective.num_parameters, self.objective.num_parameters
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """The product with a flat vector of shape ``(num_parameters,)``.
+
+        Raises:
+            ValueError: If the vector has another shape, or if the product is not finite.
+            RuntimeError: If an operation of the model has no second derivative.
+        """
+        if vector.shape != self.shape[1:]:
+            raise ValueError(f"The vector has shape {tuple(vector.shape)}; expected {self.shape[1:]}.")
+        self.products += 1
+        return self._multiply(vector, batched=False)
+
+    def dense(self) -> Tensor:
+        """The whole matrix, shape ``(num_parameters, num_parameters)``, as computed, that is not symmetrised.
+
+        Raises:
+            ValueError: If the matrix is not finite.
+            RuntimeError: If an operation of the model has no second derivative.
+        """
+        identity = torch.eye(self.shape[0], dtype=self.objective.dtype, device=self.objective.device)
+        self.products += self.shape[0]
+        return torch.cat([self._multiply_rows(rows) for rows in identity.split(_COLUMNS_AT_ONCE)])
+
+    @abstractmethod
+    def _linearize(self, batch: int) -> LinearMap:
+        """The product with the matrix of one batch; holds the graph."""
+
+    def _multiply(self, vectors: Tensor, *, batched: bool) -> Tensor:
+        vectors = vectors.detach().to(self.objective.dtype)
+        result = torch.zeros_like(vectors)
+        with _curvature_pass(self.name):
+            kept = self._kept_graphs()
+            for batch, weight in enumerate(self.objective.batch_weights):
+                product = kept.get(batch) or self._linearize(batch)
+                result.add_(product(vectors, batched=batched), alpha=weight)
+        if not result.isfinite().all():
+            raise ValueError(
+                f"A product with the {self.name} is not finite although the loss is. A function whose second "
+                "derivative is infinite at these parameters does this (sqrt, norm or a power at 0): add a small "
+                "constant under it, and look for it with torch.autograd.set_detect_anomaly(True)."
+            )
+        return result
+
+    def _multiply_rows(self, rows: Tensor) -> Tensor:
+        if self._rows_at_once:
+            try:
+                return self._multiply(rows, batched=True)
+            except RuntimeError:  # vmap does not know every operation; one vector at a time works for all
+                self._rows_at_once = False
+        return torch.stack([self._multiply(row, batched=False) for row in rows])
+
+    _rows_at_once = True
+
+    def _kept_graphs(self) -> dict[int, LinearMap]:
+        if self._kept is None:
+            self._kept = {}
+            for batch in range(self.objective.num_batches):
+                size = self._graph_size(batch)
+                if self.kept_bytes + size <= self._graph_memory:
+                    self._kept[batch] = self._linearize(batch)
+                    self.kept_bytes += size
+        return self._kept
+
+    def _graph_size(self, batch: int) -> int:
+        """Bytes that a batch's graph holds on to; the graph is dropped, since hooks make its products slower."""
+        sizes: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            if tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with saved_tensors_hooks(count, lambda tensor: tensor):
+            self._linearize(batch)
+        return sum(sizes.values())
+
+    def __repr__(self) -> str:
+        """Name and size."""
+        return f"{type(self).__name__}({self.shape[0]:,} x {self.shape[1]:,}, {self.products} products)"
+
+
+class HessianOperator(CurvatureOperator):
+    r"""The Hessian of the mean loss, :math:`\nabla^2 L(w)`, by differentiating the gradient once more.
+
+    Example:
+        >>> module = torch.nn.Linear(2, 1, bias=False)
+        >>> def loss_fn(module, batch):
+        ...     return 0.5 * module(batch).square().mean()
+        >>> objective = Objective(module, [torch.tensor([[1.0, 2.0]])], loss_fn=loss_fn)
+        >>> HessianOperator(objective) @ torch.tensor([1.0, 0.0])
+        tensor([1., 2.])
+    """
+
+    name = "Hessian"
+
+    def _linearize(self, batch: int) -> LinearMap:
+        parameters = self.objective.parameters.detach().clone().requires_grad_()
+        loss = self.objective.loss(parameters, batch)
+        gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+
+        def product(vectors: Tensor, batched: bool = False) -> Tensor:
+            return _pull_back(gradient, [parameters], [vectors], batched)[0]
+
+        return product
+
+
+class GaussNewtonOperator(CurvatureOperator):
+    r"""The (generalised) Gauss-Newton matrix :math:`J^\top H_\ell J`, :math:`J` the Jacobian of the outputs.
+
+    :math:`H_\ell` is the Hessian of the loss in the network's outputs. Products with :math:`J` are made by
+    differentiating :math:`u \mapsto J^\top u`, which works wherever second derivatives do.
+    """
+
+    name = "Gauss-Newton matrix"
+
+    def _linearize(self, batch: int) -> LinearMap:
+        parameters = self.objective.parameters.detach().clone().requires_grad_()
+        outputs, leaves, loss = self.objective.split_loss(parameters, batch)
+        slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
+        (transposed,) = torch.autograd.grad(
+            outputs, parameters, cotangents, create_graph=True, materialize_grads=True
+        )
+
+        def product(vectors: Tensor, batched: bool = False) -> Tensor:
+            tangents = _pull_back([transposed], cotangents, [vectors], batched)
+            curved = _pull_back(slopes, leaves, tangents, batched)
+            return _pull_back(outputs, [parameters], curved, batched)[0]
+
+        return product
+
+
+def _pull_back(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], batched: bool
+) -> list[Tensor]:
+    """Cotangents of the inputs; zero where the graph says that nothing depends on them."""
+    pairs = [(output, c) for output, c in zip(outputs, cotangents, strict=True) if output.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        found = torch.autograd.grad(
+            [output for output, _ in pairs],
+            inputs,
+            [c for _, c in pairs],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    rows = cotangents[0].shape[:1] if batched else ()
+    return [x.new_zeros(*rows, *x.shape) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+@contextmanager
+def _curvature_pass(name: str) -> Iterator[None]:
+    """Autograd as it must be for second derivatives, and its errors in words that say what to do."""
+    try:
+        with isolated(), second_derivatives():
+            yield
+    except RuntimeError as error:
+        message = str(error)
+        if not re.search(r"is not implemented|once_differentiable|[Dd]ouble backward", message):
+            raise
+        found = re.search(r"derivative for '?([\w:]+)'? is not implemented", message)
+        operation = f"The operation {found[1]}" if found else "An operation of the model"
+        raise RuntimeError(
+            f"{operation} has no second derivative, which the {name} needs. Replace it by differentiable PyTorch "
+            "operations when measuring (attention: torch.nn.attention.SDPBackend.MATH; CuDNN RNN: "
+            "torch.backends.cudnn.flags(enabled=False); own autograd.Function: drop once_differentiable). PyTorch "
+            f"says: {message.splitlines()[0]}"
+        ) from error

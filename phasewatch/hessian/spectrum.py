@@ -1,0 +1,303 @@
+"""The spectrum of an objective's curvature: dense where it is small, by Lanczos where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from phasewatch.hessian.density import Density, Probe, estimated_trace, pooled_density
+from phasewatch.hessian.lanczos import LanczosRun, lanczos, relative_rounding
+from phasewatch.hessian.operators import GRAPH_MEMORY, CurvatureOperator, GaussNewtonOperator, HessianOperator
+from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
+from phasewatch.objective import Objective
+
+_OPERATORS: dict[str, type[CurvatureOperator]] = {
+    "hessian": HessianOperator,
+    "gauss-newton": GaussNewtonOperator,
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum:
+    """Eigenvalues of a curvature matrix, and what follows from them.
+
+    Attributes:
+        eigenvalues: Ascending, float64. Dense: all. Lanczos: the leading ones of both ends that have converged.
+        residuals: Bound for the error of each eigenvalue.
+        converged: Whether all leading eigenvalues asked for were found to the tolerance, copies included.
+        largest: Greatest eigenvalue, or the best lower bound for it.
+        smallest: Least eigenvalue, or the best upper bound for it.
+        trace: Sum of all eigenvalues.
+        trace_standard_error: Standard error of the trace; 0.0 if dense.
+        zeros: How many eigenvalues are zero, with threshold and bracket.
+        density: Distribution of all eigenvalues.
+        num_parameters: Number of rows of the matrix.
+        matrix: Which matrix, ``"hessian"`` or ``"gauss-newton"``.
+        method: ``"dense"`` or ``"lanczos"``.
+        precision: Floating-point type of the products, ``"float64"`` or the model's own.
+        products: Number of matrix-vector products that it took.
+    """
+
+    eigenvalues: NDArray[np.float64]
+    residuals: NDArray[np.float64]
+    converged: bool
+    largest: float
+    smallest: float
+    trace: float
+    trace_standard_error: float
+    zeros: ZeroCount
+    density: Density
+    num_parameters: int
+    matrix: str
+    method: str
+    precision: str
+    products: int
+
+    @property
+    def nullity(self) -> int:
+        """Number of zero eigenvalues; look at ``zeros.resolved`` before it is relied on."""
+        return self.zeros.count
+
+    def __repr__(self) -> str:
+        """The headline numbers."""
+        error = f" ± {self.trace_standard_error:.2g}" if self.trace_standard_error else ""
+        state = "" if self.converged else ", not converged"
+        return (
+            f"Spectrum({self.matrix}, {self.num_parameters:,} parameters, {self.method}: eigenvalues "
+            f"{self.smallest:.4g} to {self.largest:.4g}, trace {self.trace:.4g}{error}, {self.zeros!r}{state})"
+        )
+
+
+def hessian_spectrum(
+    objective: Objective,
+    matrix: Literal["hessian", "gauss-newton"] = "hessian",
+    seed: int = 0,
+    *,
+    num_eigenvalues: int = 5,
+    dense_below: int = 2000,
+    num_steps: int = 64,
+    num_probes: int = 2,
+    tolerance: float = 1e-3,
+    graph_memory: int = GRAPH_MEMORY,
+) -> Spectrum:
+    """Leading eigenvalues at both ends, trace, spectral density and the number of zeros.
+
+    Up to ``dense_below`` parameters the matrix is built and diagonalised. Above, one Lanczos run with full
+    reorthogonalisation finds the leading eigenpairs; further runs from random starts orthogonal to them show
+    whether copies were missed and serve as probes for the trace, the density and the zeros. All is computed in
+    float64 where the model's code allows, since the rounding error of single precision hides small eigenvalues.
+
+    Args:
+        objective: The loss; the matrix is taken at its parameters, over all of its batches.
+        matrix: The Hessian, or the Gauss-Newton matrix, whose zeros do not need a gradient of zero.
+        seed: Seeds the start vectors.
+        num_eigenvalues: Leading eigenvalues wanted at each end (Lanczos).
+        dense_below: Greatest number of parameters for which the whole matrix is built.
+        num_steps: Products of the first Lanczos run; the others take half of it.
+        num_probes: Number of further runs; up to twice as many where copies keep turning up.
+        tolerance: Residual at which an eigenpair has converged, relative to the largest magnitude.
+        graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
+
+    Returns:
+        The spectrum.
+
+    Raises:
+        ValueError: If an argument is out of range, if products are not finite, or if the Gauss-Newton matrix
+            cannot be formed from this ``loss_fn``.
+        RuntimeError: If an operation of the model has no second derivative.
+    """
+    _check_arguments(objective, matrix, num_eigenvalues, num_steps, num_probes, tolerance)
+    precise = _in_double_precision(objective)
+    operator = _OPERATORS[matrix](precise, graph_memory=graph_memory)
+    if objective.num_parameters <= dense_below:
+        return _dense_spectrum(operator, matrix)
+    generator = torch.Generator().manual_seed(seed)
+    search = _LanczosSearch(operator, generator, num_eigenvalues, tolerance)
+    search.run(num_steps)
+    steps = (num_steps + 1) // 2
+    for _ in range(num_probes):
+        search.run(steps)
+    for _ in range(num_probes):
+        if not search.settled:
+            search.run(steps)
+    return search.spectrum(matrix)
+
+
+def _check_arguments(
+    objective: Objective, matrix: str, num_eigenvalues: int, num_steps: int, num_probes: int, tolerance: float
+) -> None:
+    if matrix not in _OPERATORS:
+        raise ValueError(f"matrix is {matrix!r}; expected one of {', '.join(map(repr, _OPERATORS))}")
+    if not 1 <= num_eigenvalues <= objective.num_parameters:
+        raise ValueError(
+            f"num_eigenvalues is {num_eigenvalues}; expected at least 1 and at most the number of parameters, "
+            f"{objective.num_parameters}."
+        )
+    if num_steps < 2 * num_eigenvalues:
+        raise ValueError(
+            f"num_steps is {num_steps}; expected at least twice num_eigenvalues, {2 * num_eigenvalues}."
+        )
+    if num_probes < 1:
+        raise ValueError(f"num_probes is {num_probes}; expected at least 1, as copies and the trace need one.")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}; expected a number between 0 and 1.")
+
+
+def _in_double_precision(objective: Objective) -> Objective:
+    """The objective in float64, or as it is if the model's code or the device does not run in it."""
+    try:
+        return objective.to(torch.float64)
+    except Exception:  # user code fails in its own ways; it is known to run in its own precision
+        return objective
+
+
+def _dense_spectrum(operator: CurvatureOperator, matrix: str) -> Spectrum:
+    computed = operator.dense().to("cpu", torch.float64)
+    size = len(computed)
+    eigenvalues = torch.linalg.eigvalsh((computed + computed.T) / 2).numpy()
+    norm = float(np.abs(eigenvalues).max())
+    rounding = relative_rounding(operator.objective.dtype, size) * norm
+    noise = 10 * _norm_of_skew((computed - computed.T) / 2)
+    return Spectrum(
+        eigenvalues=eigenvalues,
+        residuals=np.full(size, max(rounding, noise)),
+        converged=True,
+        largest=float(eigenvalues[-1]),
+        smallest=float(eigenvalues[0]),
+        trace=float(computed.trace()),
+        trace_standard_error=0.0,
+        zeros=count_zeros(eigenvalues, rounding, noise),
+        density=Density(eigenvalues, np.full(size, 1 / size)),
+        num_parameters=size,
+        matrix=matrix,
+        method="dense",
+        precision=_name(operator.objective.dtype),
+        products=operator.products,
+    )
+
+
+def _norm_of_skew(skew: Tensor, steps: int = 10) -> float:
+    """Spectral norm of a skew-symmetric matrix by power steps, from its longest row; right to a few per cent."""
+    rows = skew.norm(dim=1)
+    norm = float(rows.max())
+    vector = skew[rows.argmax()]
+    for _ in range(steps):
+        if vector.norm() == 0.0:
+            break
+        vector = skew @ (vector / vector.norm())
+        norm = max(norm, float(vector.norm()))
+    return norm
+
+
+class _LanczosSearch:
+    """Lanczos runs one after another, each outside of the eigenvectors that those before it have found."""
+
+    def __init__(
+        self, operator: CurvatureOperator, generator: torch.Generator, wanted: int, tolerance: float
+    ) -> None:
+        self.operator = operator
+        self.generator = generator
+        self.wanted = wanted
+        self.tolerance = tolerance
+        self.size = operator.shape[0]
+        self.vectors = operator.objective.parameters.new_zeros(0, self.size)
+        self.values = np.zeros(0)
+        self.residuals = np.zeros(0)
+        self.probes: list[Probe] = []
+        self.norm = 0.0
+        self.beyond = (-np.inf, np.inf)
+        self.settled = False
+
+    def run(self, num_steps: int) -> None:
+        """One Lanczos run; its leading pairs are kept, and its quadrature as a probe."""
+        rest = self.size - len(self.values)
+        if rest == 0:
+            return
+        draw = torch.randn(self.size, generator=self.generator, dtype=torch.float64).to(self.vectors)
+        start = draw - self.vectors.T @ (self.vectors @ draw)
+        run = lanczos(self.operator, start, min(num_steps, rest), deflated=self.vectors, scale=self.norm)
+        self.norm = max(self.norm, float(np.abs(run.ritz_values).max()))
+        self.probes.append(Probe.of(run, float(start.square().sum()), self.values, self.residuals))
+        if run.invariant and run.dimension in (1, rest):
+            # If one random vector is an eigenvector, then all of the space it was drawn from is one eigenspace.
+            self._keep(np.resize(run.ritz_values, rest), np.full(rest, self.rounding))
+            self.beyond = (-np.inf, np.inf)
+            self.settled = True
+            return
+        high, low = self._thresholds()
+        chosen = self._leading(run, high, low)
+        others = np.delete(run.ritz_values, chosen)
+        self.settled = bool(run.ritz_values[-1] <= high and run.ritz_values[0] >= low)
+        self.beyond = (others[-1], others[0]) if len(others) else (-np.inf, np.inf)
+        self.vectors = torch.cat([self.vectors, run.ritz_vectors(chosen)])
+        self._keep(run.ritz_values[chosen], np.maximum(run.residuals[chosen], self.rounding))
+
+    def spectrum(self, matrix: str) -> Spectrum:
+        """All that was found."""
+        complete = len(self.values) == self.size
+        order = np.argsort(self.values, kind="stable")
+        values, residuals = self.values[order], self.residuals[order]
+        slack = self.tolerance * self.norm
+        at_top = np.flatnonzero(values >= self.beyond[0] - slack)[-self.wanted :]
+        at_bottom = np.flatnonzero(values <= self.beyond[1] + slack)[: self.wanted]
+        leading = np.union1d(at_top, at_bottom)
+        seen = np.concatenate([values, *(probe.nodes for probe in self.probes)])
+        # The first run is the one whose directions were not deflated: its trace is by far the noisiest.
+        trace, error = estimated_trace(self.probes[1:] or self.probes)
+        if complete:
+            trace, error = float(values.sum()), 0.0
+            zeros = count_zeros(values, self.rounding, 0.0)
+        else:
+            zeros = bracket_zeros(self.probes, self.rounding)
+        return Spectrum(
+            eigenvalues=values[leading],
+            residuals=residuals[leading],
+            converged=self.settled and len(at_top) == len(at_bottom) == self.wanted,
+            largest=float(seen.max()),
+            smallest=float(seen.min()),
+            trace=trace,
+            trace_standard_error=error,
+            zeros=zeros,
+            density=Density(values, np.full(self.size, 1 / self.size)) if complete else pooled_density(self.probes),
+            num_parameters=self.size,
+            matrix=matrix,
+            method="lanczos",
+            precision=_name(self.operator.objective.dtype),
+            products=self.operator.products,
+        )
+
+    @property
+    def rounding(self) -> float:
+        """Error of the products: of rounding in general, or as the lack of symmetry shows it, if that is more."""
+        general = relative_rounding(self.operator.objective.dtype, self.size) * self.norm
+        return float(max(general, 10 * self.size**0.5 * max(probe.asymmetry for probe in self.probes)))
+
+    def _thresholds(self) -> tuple[float, float]:
+        """What a new eigenvalue must exceed, or fall below, to be among the leading ones."""
+        values, slack = np.sort(self.values), self.tolerance * self.norm
+        if len(values) < 2 * self.wanted:
+            return -np.inf, np.inf
+        return values[-self.wanted] + slack, values[self.wanted - 1] - slack
+
+    def _leading(self, run: LanczosRun, high: float, low: float) -> NDArray[np.intp]:
+        """Ritz pairs to keep: all where they are exact, else the converged ones that are among the leading."""
+        if run.invariant:
+            return np.arange(run.dimension)
+        converged = run.residuals <= self.tolerance * self.norm
+        from_top = np.cumprod(converged[::-1] & (run.ritz_values[::-1] > high))[::-1]
+        from_bottom = np.cumprod(converged & (run.ritz_values < low))
+        top, bottom = np.flatnonzero(from_top), np.flatnonzero(from_bottom)
+        return np.union1d(top[-self.wanted :], bottom[: self.wanted])
+
+    def _keep(self, values: NDArray[np.float64], residuals: NDArray[np.float64]) -> None:
+        self.values = np.concatenate([self.values, values])
+        self.residuals = np.concatenate([self.residuals, residuals])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

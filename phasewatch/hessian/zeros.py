@@ -1,0 +1,168 @@
+"""Counting zero eigenvalues, with what is not known about the count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc
+
+from phasewatch.hessian.density import Probe
+
+COVERAGE = 0.99
+"""Probability with which a bracket from random probes holds the count."""
+
+RESOLVED_WIDTH = 0.02
+"""A bracket from random probes counts as resolved up to this share of all eigenvalues."""
+
+
+@dataclass(frozen=True)
+class ZeroCount:
+    r"""How many eigenvalues are zero, as far as rounding and the number of products allow to say.
+
+    Attributes:
+        count: Eigenvalues with :math:`|\lambda| \le` ``threshold``; where not resolved, a guess inside the bracket.
+        threshold: The noise of the computation; eigenvalues below it cannot be told from zero.
+        lower: Least count that is compatible with what was computed.
+        upper: Greatest count that is compatible with what was computed.
+        resolved: Dense: whether every rule gives the same count. Lanczos: whether the bracket is at most 2 % of
+            all eigenvalues wide. If False, ``count`` must not be taken for a number of zeros.
+        gap: Ratio of the least magnitude counted as not zero to the greatest counted as zero (or to a tenth of the
+            threshold, if that is greater); NaN where the single eigenvalues are not known.
+        note: What to know about the count, in words; empty if there is nothing.
+    """
+
+    count: int
+    threshold: float
+    lower: int
+    upper: int
+    resolved: bool
+    gap: float
+    note: str = ""
+
+    def __repr__(self) -> str:
+        """The count, or that it is not resolved."""
+        counted = f"{self.count}" if self.lower == self.upper else f"{self.count} in [{self.lower}, {self.upper}]"
+        state = "" if self.resolved else ", unresolved"
+        note = f", note={self.note!r}" if self.note else ""
+        return f"ZeroCount({counted} at |λ| <= {self.threshold:.3g}{state}{note})"
+
+
+def count_zeros(eigenvalues: NDArray[np.float64], rounding: float, noise: float) -> ZeroCount:
+    """Count zeros where all eigenvalues are known, by two rules that must agree.
+
+    The first rule counts up to ``threshold = max(rounding, noise)``; it has to hold for a threshold ten times less
+    and ten times more. The second puts the limit into the widest gap of the logarithms; what is below a tenth of
+    the threshold counts as being there, as rounding has no order of magnitude.
+
+    Args:
+        eigenvalues: All of them.
+        rounding: Error of the eigensolver, usually ``N eps |H|``.
+        noise: Error of the matrix itself, as measured.
+    """
+    magnitudes = np.sort(np.abs(eigenvalues))
+    threshold = max(rounding, noise)
+    if magnitudes[-1] == 0.0:
+        zeros = len(magnitudes)
+        return ZeroCount(zeros, 0.0, zeros, zeros, True, float("inf"), "the matrix is zero")
+    count = _number_within(magnitudes, threshold)
+    floor = threshold / 10
+    ladder = np.concatenate([[floor], np.maximum(magnitudes, floor)])
+    ratios = ladder[1:] / ladder[:-1]
+    by_gap = int(np.argmax(ratios))
+    counts = [_number_within(magnitudes, threshold / 10), count, _number_within(magnitudes, threshold * 10), by_gap]
+    resolved = min(counts) == max(counts)
+    note = ""
+    if not resolved:
+        note = (
+            f"no clear gap at zero: {counts[0]}, {counts[1]}, {counts[2]} eigenvalues below {threshold / 10:.1e}, "
+            f"{threshold:.1e}, {threshold * 10:.1e}; the widest gap is above {by_gap}"
+        )
+    gap = float(ratios[count]) if count < len(ratios) else float("inf")
+    return ZeroCount(count, threshold, min(counts), max(counts), resolved, gap, note)
+
+
+def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
+    """Bracket the number of zeros where only random probes of the spectrum are known.
+
+    Each probe's share of eigenvalues up to the threshold is bracketed by the Chebyshev-Markov-Stieltjes inequality
+    from its quadrature (Golub & Meurant 2010, section 6.2), with certainty up to rounding. That share is distributed
+    as ``Beta(k/2, (d - k)/2)`` for a uniform direction in ``d`` dimensions of which ``k`` are counted, from which
+    the limits for ``k`` follow as in Clopper & Pearson (1934), at the level ``COVERAGE``. Known directions whose
+    residual is above the threshold may each shift the count by one, and widen the bracket.
+
+    Args:
+        probes: At least one; directions drawn independently given what was known before each.
+        threshold: Noise of the computation.
+    """
+    size = probes[0].dimension + len(probes[0].known)
+    shares = np.array([_share_within(probe, threshold) for probe in probes])
+    norms = np.array([probe.squared_norm for probe in probes])
+    lower_share, share, upper_share = norms @ shares / norms.sum()
+    known_zeros = np.array([_number_within(np.abs(p.known), threshold) for p in probes])
+    dimensions = np.array([p.dimension for p in probes])
+    slack = max(int((p.known_residuals > threshold).sum()) for p in probes)
+    tail = (1 - COVERAGE) / 2
+
+    def distribution(k: int, x: float) -> float:
+        """Probability that the pooled share is at most ``x`` if ``k`` eigenvalues are zero."""
+        a = np.clip(k - known_zeros, 0, dimensions).sum() / 2
+        b = dimensions.sum() / 2 - a
+        if a == 0 or b == 0:
+            return float(x >= (b == 0))
+        return float(betainc(a, b, np.clip(x, 0, 1)))
+
+    slop = 1e-9  # rounding of the weights
+    upper = _greatest(lambda k: distribution(k, upper_share + slop) >= tail, size)
+    lower = size - _greatest(lambda k: 1 - distribution(size - k, lower_share - slop) >= tail, size)
+    lower, upper = max(min(lower, upper) - slack, 0), min(max(lower, upper) + slack, size)
+    guess = round(float(np.average(known_zeros, weights=norms) + share * np.average(dimensions, weights=norms)))
+    count = min(max(guess, lower), upper)
+    resolved = upper - lower <= RESOLVED_WIDTH * size
+    note = "" if resolved else f"unresolved below {threshold:.1e}: more Lanczos steps would narrow the bracket"
+    return ZeroCount(count, threshold, lower, upper, resolved, float("nan"), note)
+
+
+def _share_within(probe: Probe, threshold: float) -> tuple[float, float, float]:
+    """Lower limit, estimate and upper limit for the probe's measure of ``[-threshold, threshold]``."""
+    inside = np.flatnonzero(np.abs(probe.nodes) <= threshold)
+    mass = float(probe.weights[inside].sum())
+    if probe.exact:
+        return mass, mass, mass
+    first = int(np.searchsorted(probe.nodes, -threshold))
+    last = int(np.searchsorted(probe.nodes, threshold, side="right"))
+    upper = mass + float(probe.weights[max(first - 1, 0) : first].sum() + probe.weights[last : last + 1].sum())
+    lower = max(float(probe.weights[inside[1:-1]].sum()), _share_of_converged(probe, inside, threshold))
+    near = np.abs(probe.nodes) <= threshold + probe.residuals
+    estimate = float(probe.weights[near].sum())
+    return lower, min(max(estimate, lower), upper), upper
+
+
+def _share_of_converged(probe: Probe, inside: NDArray[np.intp], threshold: float) -> float:
+    r"""Lower limit for the measure from Ritz pairs that have converged inside the threshold.
+
+    If :math:`u` is the part of the start in those Ritz vectors, :math:`|u|^2 = W`, and :math:`P` projects on the
+    eigenspaces inside, then :math:`|(1 - P) y_i| \le r_i / (\tau - |\theta_i|)` bounds :math:`|(1 - P) u|`, and
+    :math:`|P v| \ge (W - |(1 - P) u|) / \sqrt W`.
+    """
+    mass = float(probe.weights[inside].sum())
+    margins = threshold - np.abs(probe.nodes[inside])
+    if mass == 0.0 or (margins <= 0).any():
+        return 0.0
+    outside = float((np.sqrt(probe.weights[inside]) * probe.residuals[inside] / margins).sum())
+    return max(mass - outside, 0.0) ** 2 / mass
+
+
+def _number_within(magnitudes: NDArray[np.float64], threshold: float) -> int:
+    return int((magnitudes <= threshold).sum())
+
+
+def _greatest(holds: Callable[[int], bool], limit: int) -> int:
+    """The greatest number up to ``limit`` for which a condition holds that holds for 0 and ends once."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,113 @@
+"""The analysis of a whole run once it is recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from phasewatch.record import Run
+from phasewatch.transitions import Transition, detect_transitions
+from phasewatch.transitions.detect import MIN_POINTS
+
+DETECTABLE = ("loss", "llc", "hessian_max", "hessian_min", "hessian_trace", "nullity")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A run and the transitions found in all of it.
+
+    Attributes:
+        run: The run.
+        transitions: What was found, in order of steps.
+        signals: Names of the signals that the detector saw.
+        alpha: Wanted rate of false alarms in a run without transitions.
+        note: Why nothing could be looked for; None where the detector had its say.
+    """
+
+    run: Run = field(repr=False)
+    transitions: tuple[Transition, ...]
+    signals: tuple[str, ...]
+    alpha: float
+    note: str | None
+
+    def unreliable(self) -> dict[str, int]:
+        """Signal name to the number of its points that are not to be trusted, where there are any."""
+        counts = {name: int((~self.run.series(name).reliable).sum()) for name in self.run.names}
+        return {name: count for name, count in counts.items() if count}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The analysis as JSON can hold it; a number that is not finite becomes None."""
+        run = self.run
+        plain = {
+            "record": None if run.path is None else str(run.path),
+            "header": run.header,
+            "finished": run.finished,
+            "measurements": len(run.measurements),
+            "steps": [run.measurements[0].step, run.measurements[-1].step] if run.measurements else None,
+            "signals": list(self.signals),
+            "alpha": self.alpha,
+            "note": self.note,
+            "transitions": [transition.to_dict() for transition in self.transitions],
+            "flagged_live": list(run.transitions),
+            "unreliable": self.unreliable(),
+            "failures": list(run.failures),
+            "damaged_lines": [{"number": line.number, "reason": line.reason} for line in run.damaged],
+        }
+        finite: dict[str, Any] = _finite(plain)
+        return finite
+
+
+def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = None) -> Analysis:
+    """Look for transitions in a recorded run.
+
+    Args:
+        run: The run, as given by :func:`phasewatch.load_run`.
+        alpha: Wanted rate of false alarms in a run without transitions.
+        signals: Names of the signals to look at; by default those of the loss, the learning coefficient and the
+            Hessian that the run holds.
+
+    Raises:
+        KeyError: If the run has no signal of a name in ``signals``.
+        ValueError: If alpha is no probability.
+    """
+    names = [name for name in DETECTABLE if name in run.names] if signals is None else list(signals)
+    series = {name: run.series(name) for name in names}
+    steps = np.unique(np.concatenate([s.steps for s in series.values()])) if series else np.array([], dtype=np.int64)
+    values, errors, reliable = {}, {}, {}
+    for name, s in series.items():
+        at = np.searchsorted(steps, s.steps)
+        values[name] = np.full(len(steps), np.nan)
+        values[name][at] = np.where(np.isfinite(s.values), s.values, np.nan)
+        errors[name] = np.full(len(steps), np.nan)
+        errors[name][at] = np.where(np.isfinite(s.standard_errors), s.standard_errors, np.nan)
+        reliable[name] = np.ones(len(steps), dtype=bool)
+        reliable[name][at] = s.reliable
+    measured = int(np.any([np.isfinite(v) for v in values.values()], axis=0).sum()) if values else 0
+    note = None
+    transitions: list[Transition] = []
+    if measured < MIN_POINTS:
+        note = (
+            f"Transitions were not looked for: the run holds {_counted(measured, 'usable measurement')}, and it takes "
+            f"at least {MIN_POINTS}. Train for longer, or measure more often."
+        )
+    else:
+        transitions = detect_transitions(steps, values, standard_errors=errors, reliable=reliable, alpha=alpha)
+    return Analysis(run, tuple(transitions), tuple(names), alpha, note)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
+def _finite(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        return {key: _finite(value) for key, value in plain.items()}
+    if isinstance(plain, list | tuple):
+        return [_finite(value) for value in plain]
+    if isinstance(plain, float) and not math.isfinite(plain):
+        return None
+    return plain

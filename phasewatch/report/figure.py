@@ -1,0 +1,269 @@
+"""The course of a run as a figure: one panel a signal, its stages shaded, its transitions marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
+from numpy.typing import NDArray
+
+from phasewatch.record import Run, Series
+from phasewatch.report.analysis import Analysis
+from phasewatch.transitions import Transition
+
+# Okabe & Ito's palette, told apart by colour-blind readers.
+BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#007A5A", "#8A4A8B", "#56B4E9", "#E69F00"
+INK, FAINT = "#2B2B2B", "#8C8C8C"
+STAGE_TINTS = ("#F3F5F8", "#E5EAF1")
+
+WIDTH = 9.0
+PANEL_HEIGHT = 1.28
+LABEL_HEIGHT = 0.17
+BOTTOM, TOP, LEFT, RIGHT = 0.52, 0.12, 0.72, 0.18
+CHARACTER = 0.068
+NORMAL_95 = 1.959964
+# From here on the points of a series are drawn as a line only.
+MANY_POINTS = 150
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How one signal is drawn.
+
+    Attributes:
+        name: Name of the signal.
+        label: What it is called in the figure.
+        color: Colour of its line.
+        integer: Whether its values are counts.
+    """
+
+    name: str
+    label: str
+    color: str
+    integer: bool = False
+
+
+PANELS = (
+    Panel("loss", "loss on the probe", INK),
+    Panel("llc", "learning coefficient λ", BLUE),
+    Panel("hessian_max", "largest Hessian eigenvalue", GREEN),
+    Panel("hessian_min", "smallest Hessian eigenvalue", GREEN),
+    Panel("hessian_trace", "trace of the Hessian", GREEN),
+    Panel("nullity", "zero eigenvalues of the Hessian", PURPLE, integer=True),
+)
+
+
+def run_figure(analysis: Analysis) -> Figure:
+    """Draw a run and its transitions.
+
+    Points that are not to be trusted are hollow; those beyond the axis stand as hollow triangles at its edge. A
+    transition is a line at its location, with the location's 95 % interval shaded and the whole of its extent barred on
+    top.
+
+    Args:
+        analysis: As given by :func:`phasewatch.report.analyze_run`.
+    """
+    run = analysis.run
+    panels = _panels(analysis)
+    steps = np.array([m.step for m in run.measurements], dtype=np.int64)
+    rows = _label_rows(analysis.transitions, steps)
+    strip = LABEL_HEIGHT * (len(set(rows)) + 0.6) if rows else 0.0
+    height = TOP + strip + PANEL_HEIGHT * max(len(panels), 1) + BOTTOM
+    figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
+    if not panels:
+        figure.text(0.5, 0.5, "Nothing has been measured yet.", ha="center", va="center", color=FAINT, fontsize=10)
+        return figure
+    top = height - TOP - strip
+    gap = 0.10
+    axes: list[Axes] = []
+    for k in range(len(panels)):
+        low = top - PANEL_HEIGHT * (k + 1) + gap
+        box = (LEFT / WIDTH, low / height, 1 - (LEFT + RIGHT) / WIDTH, (PANEL_HEIGHT - gap) / height)
+        axes.append(figure.add_axes(box, sharex=axes[0] if axes else None))
+    _scale_steps(axes[0], steps)
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_stages(axis, analysis.transitions)
+        _draw_series(axis, panel, run)
+        axis.tick_params(labelbottom=axis is axes[-1], bottom=axis is axes[-1])
+    axes[-1].set_xlabel("training step", fontsize=8.5, color=INK, labelpad=3)
+    if rows:
+        box = (LEFT / WIDTH, top / height, 1 - (LEFT + RIGHT) / WIDTH, strip / height)
+        _draw_labels(figure.add_axes(box, sharex=axes[0]), analysis.transitions, rows, strip, steps)
+    return figure
+
+
+def _panels(analysis: Analysis) -> list[Panel]:
+    known = {panel.name for panel in PANELS}
+    others = [Panel(name, name, INK) for name in analysis.signals if name not in known]
+    measured = analysis.run.names
+    return [
+        panel
+        for panel in [*PANELS, *others]
+        if panel.name in measured and np.isfinite(analysis.run.series(panel.name).values).any()
+    ]
+
+
+def _log_spaced(steps: NDArray[np.int64]) -> bool:
+    """Whether the measurements crowd at the beginning, so that a linear axis would hide them."""
+    if len(steps) < 4 or steps[-1] <= 0:
+        return False
+    return float(np.mean(steps <= steps[0] + 0.1 * (steps[-1] - steps[0]))) > 1 / 3
+
+
+def _scale_steps(axis: Axes, steps: NDArray[np.int64]) -> None:
+    first, last = float(steps[0]), float(steps[-1])
+    if _log_spaced(steps):
+        positive = float(steps[steps > 0][0])
+        if first > 0:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(base=10, numticks=12))
+        else:
+            axis.set_xscale("symlog", linthresh=positive, linscale=0.3)
+            axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=positive))
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    low, high = axis.transData.transform([(first, 0.0), (last, 0.0)])[:, 0]
+    margin = 0.012 * (high - low) if high > low else 1.0
+    inverse = axis.transData.inverted()
+    edges = inverse.transform([(low - margin, 0.0), (high + margin, 0.0)])[:, 0]
+    axis.set_xlim(float(edges[0]), float(edges[1]))
+
+
+def _draw_stages(axis: Axes, transitions: Sequence[Transition]) -> None:
+    low, high = axis.get_xlim()
+    bounds = [low, *(t.step for t in transitions), high]
+    for k in range(len(bounds) - 1):
+        axis.axvspan(bounds[k], bounds[k + 1], color=STAGE_TINTS[k % 2], linewidth=0, zorder=0)
+    for transition in transitions:
+        axis.axvspan(*transition.interval, color=ORANGE, alpha=0.28, linewidth=0, zorder=0.5)
+        axis.axvline(transition.step, color=VERMILION, linewidth=1.0, zorder=0.6)
+
+
+def _draw_series(axis: Axes, panel: Panel, run: Run) -> None:
+    series = run.series(panel.name)
+    kept = np.isfinite(series.values)
+    steps, values, trusted = series.steps[kept], series.values[kept], series.reliable[kept]
+    spread = NORMAL_95 * np.nan_to_num(series.standard_errors[kept])
+    low, high = values - spread, values + spread
+    label = panel.label
+    if spread.any():
+        label += "  (95 % band)"
+    elif f"{panel.name}_lower" in run.names and f"{panel.name}_upper" in run.names:
+        low = _aligned(run.series(f"{panel.name}_lower"), steps, values)
+        high = _aligned(run.series(f"{panel.name}_upper"), steps, values)
+        label += "  (between its bounds)"
+    axis.fill_between(steps, low, high, color=panel.color, alpha=0.18, linewidth=0, zorder=1)
+    axis.plot(steps, values, color=panel.color, linewidth=1.2, zorder=2, solid_joinstyle="round")
+    few = len(values) <= MANY_POINTS
+    if few:
+        axis.plot(steps[trusted], values[trusted], "o", color=panel.color, markersize=2.4, zorder=3)
+    logarithmic = bool(values.min() > 0 and values.max() / values.min() > 20)
+    if logarithmic:
+        axis.set_yscale("log")
+    floor, ceiling = _value_limits(values, low, high, trusted, logarithmic)
+    axis.set_ylim(floor, ceiling)
+    doubtful = dict(markerfacecolor="white", markeredgecolor=panel.color, linestyle="none", zorder=4)
+    axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
+    for marker, beyond, edge in (("^", values > ceiling, ceiling), ("v", values < floor, floor)):
+        axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
+    if not trusted.all():
+        label += f"  ({(~trusted).sum()} of {len(trusted)} points unreliable, hollow)"
+    axis.text(
+        0.008, 0.93, label, transform=axis.transAxes, ha="left", va="top", fontsize=8.5, color=panel.color,
+        fontweight="medium", zorder=5, bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.5},
+    )
+    _dress(axis, panel.integer, logarithmic)
+
+
+def _aligned(bound: Series, steps: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The bound at each step, or the value itself where it is not known."""
+    at = dict(zip(bound.steps.tolist(), bound.values.tolist(), strict=True))
+    found = np.array([at.get(step, np.nan) for step in steps.tolist()], dtype=np.float64)
+    return np.where(np.isfinite(found), found, values)
+
+
+def _value_limits(
+    values: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    trusted: NDArray[np.bool_],
+    logarithmic: bool,
+) -> tuple[float, float]:
+    """Limits set by the trusted points, which unreliable ones and bands stretch no more than twofold; room on top."""
+    if logarithmic:
+        floor, ceiling = _value_limits(np.log(values), np.log(values), np.log(values), trusted, False)
+        return float(np.exp(floor)), float(np.exp(ceiling))
+    judged = values[trusted] if trusted.sum() >= 2 else values
+    floor, ceiling = float(judged.min()), float(judged.max())
+    reach = 0.5 * (ceiling - floor)
+    if reach > 0:
+        floor = max(floor - reach, float(min(values.min(), low.min())))
+        ceiling = min(ceiling + reach, float(max(values.max(), high.max())))
+    span = ceiling - floor or max(abs(ceiling), 1.0)
+    return floor - 0.08 * span, ceiling + 0.28 * span
+
+
+def _dress(axis: Axes, integer: bool, logarithmic: bool) -> None:
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.spines["bottom"].set_color("#C9CED6")
+    axis.tick_params(labelsize=8, length=2.5, color="#C9CED6", labelcolor=INK, width=0.8)
+    axis.set_facecolor("none")
+    if not logarithmic:
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=integer))
+    axis.grid(axis="y", color="white", linewidth=0.8, zorder=0.7)
+
+
+def _fractions(places: Sequence[float], steps: NDArray[np.int64]) -> list[float]:
+    """Where steps lie along the axis, as shares of its width."""
+    axis = Figure().add_axes((0, 0, 1, 1))
+    _scale_steps(axis, steps)
+    pixels = axis.transData.transform([(place, 0.0) for place in places])[:, 0]
+    return [float(x) for x in axis.transAxes.inverted().transform([(x, 0.0) for x in pixels])[:, 0]]
+
+
+def _label_rows(transitions: Sequence[Transition], steps: NDArray[np.int64]) -> list[int]:
+    """For each label the row it stands in, 0 being the lowest, so that none overlaps another."""
+    if not transitions:
+        return []
+    ends: list[float] = []
+    rows = []
+    for centre, transition in zip(_label_centres(transitions, steps), transitions, strict=True):
+        half = 0.5 * CHARACTER * (len(transition.kind) + 2)
+        row = next((row for row, end in enumerate(ends) if centre - half >= end), len(ends))
+        ends[row:] = [centre + half, *ends[row + 1 :]]
+        rows.append(row)
+    return rows
+
+
+def _label_centres(transitions: Sequence[Transition], steps: NDArray[np.int64]) -> list[float]:
+    """Centres of the labels in inches from the left of the axis, moved inside it where they would stick out."""
+    width = WIDTH - LEFT - RIGHT
+    centres = []
+    for fraction, transition in zip(_fractions([t.step for t in transitions], steps), transitions, strict=True):
+        half = min(0.5 * CHARACTER * len(transition.kind), 0.5 * width)
+        centres.append(min(max(fraction * width, half), width - half))
+    return centres
+
+
+def _draw_labels(
+    axis: Axes, transitions: Sequence[Transition], rows: Sequence[int], strip: float, steps: NDArray[np.int64]
+) -> None:
+    axis.set_axis_off()
+    axis.set_ylim(0, strip)
+    width = WIDTH - LEFT - RIGHT
+    for transition, row, centre in zip(transitions, rows, _label_centres(transitions, steps), strict=True):
+        foot = 0.22 * LABEL_HEIGHT
+        height = 0.55 * LABEL_HEIGHT + row * LABEL_HEIGHT
+        axis.plot([transition.start, transition.end], [foot, foot], color=VERMILION, linewidth=2.4, solid_capstyle="butt")
+        axis.plot([transition.step] * 2, [0, height], color=VERMILION, linewidth=1.0)
+        axis.text(
+            centre / width, height / strip, transition.kind, transform=axis.transAxes,
+            ha="center", va="bottom", fontsize=8.5, fontweight="bold", color=VERMILION,
+        )

@@ -1,0 +1,172 @@
+"""The report of a run: a figure, the data behind it, and a page that holds both and needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from phasewatch.report.analysis import Analysis
+from phasewatch.report.figure import run_figure
+from phasewatch.report.numbers import format_span, format_step
+from phasewatch.report.table import COLUMNS, NONE_FOUND, table_rows
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+img { width: 100%; height: auto; } .where { color: #6b6b6b; margin-top: 0; overflow-wrap: anywhere; }
+table { border-collapse: collapse; } th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; }
+th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; } td { overflow-wrap: anywhere; }
+.warning { border-left: 4px solid #d55e00; background: #fdf3ea; padding: .5rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; } summary { cursor: pointer; }
+"""
+
+_HOW_TO_READ = """
+<dl>
+<dt>Stages and transitions</dt>
+<dd>The tinted stretches are stages: there every signal drifts slowly. A red line is a transition, a stretch faster than
+the stages on both sides of it; the amber shade is the 95 % interval of its place, the bar on top its whole extent.</dd>
+<dt>Kinds</dt>
+<dd><b>A</b>: the loss falls and the learning coefficient λ rises; accuracy is bought with complexity. <b>B</b>: the loss
+stays about constant and λ falls; the model becomes simpler. Anything else is named as what it was.</dd>
+<dt>What changed</dt>
+<dd>The level of each signal as the stage before ends and as the stage after begins, the most significant first. The
+score is the strength over all signals, in standard errors: about 4 is barely seen, 10 is plain. All of it holds given
+that the transition was detected.</dd>
+<dt>λ and the zero eigenvalues</dt>
+<dd>λ measures the effective dimension of the model around its weights: half the number of parameters where nothing is
+degenerate, less where there are directions that do not change the function. Those show as zero eigenvalues of the
+Hessian, counted between bounds.</dd>
+<dt>Hollow points</dt>
+<dd>Estimates whose own diagnostics say that they are not to be trusted. The detector gives them little weight; hollow
+triangles lie beyond the axis.</dd>
+</dl>
+"""
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """Where a report was written.
+
+    Attributes:
+        figure: The figure, PNG.
+        data: The analysis, JSON.
+        page: The page, HTML.
+    """
+
+    figure: Path
+    data: Path
+    page: Path
+
+
+def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> ReportPaths:
+    """Write ``phasewatch.png``, ``phasewatch.json`` and the self-contained ``phasewatch.html``.
+
+    Args:
+        analysis: As given by :func:`phasewatch.report.analyze_run`.
+        directory: Where to; made if need be. Older reports there are replaced.
+
+    Raises:
+        OSError: If the directory cannot be written.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = ReportPaths(*(directory / f"phasewatch.{suffix}" for suffix in ("png", "json", "html")))
+    image = io.BytesIO()
+    run_figure(analysis).savefig(image, format="png")
+    paths.figure.write_bytes(image.getvalue())
+    paths.data.write_text(json.dumps(analysis.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    paths.page.write_text(_page(analysis, image.getvalue()), encoding="utf-8")
+    return paths
+
+
+def _page(analysis: Analysis, image: bytes) -> str:
+    run = analysis.run
+    count = len(analysis.transitions)
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        f"<title>phasewatch: {count} transitions</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{count or 'No'} transition{'' if count == 1 else 's'}</h1>",
+        f'<p class="where">{escape(_what(analysis))}</p>',
+        "".join(f'<p class="warning">{escape(text)}</p>' for text in _warnings(analysis)),
+        f'<img alt="The run, its stages and transitions" src="data:image/png;base64,{base64.b64encode(image).decode()}">',
+        "<h2>Transitions</h2>",
+        _table(COLUMNS, table_rows(analysis.transitions, arrow="→")) if count else f"<p>{escape(NONE_FOUND)}</p>",
+    ]
+    if run.transitions:
+        flagged = [_flagged(plain) for plain in run.transitions]
+        parts += ["<h2>Flagged while the run went on</h2>", _table(("flagged at step", "from-to", "kind"), flagged)]
+    parts += ["<h2>How to read this</h2>", _HOW_TO_READ]
+    unreliable = analysis.unreliable()
+    if unreliable:
+        rows = [(name, f"{bad} of {len(run.series(name))}", _reasons(analysis, name)) for name, bad in unreliable.items()]
+        parts += ["<h2>Points not to be trusted</h2>", _table(("signal", "points", "because"), rows)]
+    if run.failures:
+        rows = [(_text(f.get("step")), _text(f.get("estimator")), _text(f.get("error"))) for f in run.failures]
+        parts += ["<h2>Estimators that failed</h2>", _table(("step", "estimator", "error"), rows)]
+    if run.damaged:
+        lines = [(str(line.number), line.reason) for line in run.damaged]
+        parts += ["<h2>Damaged lines of the record</h2>", _table(("line", "what is wrong"), lines)]
+    if run.header:
+        rows = list(_flat(run.header))
+        parts.append(f"<h2>What produced the run</h2>{_table(('entry', 'value'), rows)}")
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _what(analysis: Analysis) -> str:
+    run = analysis.run
+    if not run.measurements:
+        extent = "no measurements"
+    else:
+        steps = format_span(run.measurements[0].step, run.measurements[-1].step)
+        extent = f"{len(run.measurements)} measurements at steps {steps}"
+    signals = ", ".join(analysis.signals) or "no signal"
+    where = "" if run.path is None else f" · {run.path}"
+    return f"{extent} · looked at: {signals} · false-alarm rate {analysis.alpha:g}{where}"
+
+
+def _warnings(analysis: Analysis) -> Iterable[str]:
+    if analysis.note is not None:
+        yield analysis.note
+    if not analysis.run.finished:
+        yield "The run was not closed: it is still going on, or was killed."
+    if analysis.run.damaged:
+        yield f"{len(analysis.run.damaged)} damaged lines of the record were skipped."
+
+
+def _flagged(plain: Mapping[str, Any]) -> tuple[str, str, str]:
+    return (
+        format_step(plain["detected_at"]),
+        format_span(plain["start"], plain["end"]),
+        str(plain["kind"]),
+    )
+
+
+def _reasons(analysis: Analysis, name: str) -> str:
+    reasons = (reason for m in analysis.run.measurements for reason in m.unreliable.get(name, ()))
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def _flat(entry: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in entry.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

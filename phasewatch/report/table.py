@@ -1,0 +1,93 @@
+"""The transitions of a run as a table in plain text or Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from phasewatch.report.numbers import format_change, format_span, format_step
+from phasewatch.transitions import Transition
+
+NONE_FOUND = "No transitions were found: within its noise, the run stays in one stage."
+COLUMNS = ("step (95 % interval)", "from-to", "kind", "what changed", "score")
+WIDTH = 100
+# A signal's change is told when it is this many standard errors beyond the drift of the stages.
+LEAST_Z = 3.0
+_GAP = 2
+_WIDEST_KIND = 18
+
+
+def format_table(transitions: Sequence[Transition], markdown: bool = False) -> str:
+    """The transitions as a table, one a row, or a sentence where there are none.
+
+    Args:
+        transitions: The transitions, in the order wanted.
+        markdown: Whether to write a Markdown table instead of aligned text of at most 100 columns.
+    """
+    if not transitions:
+        return NONE_FOUND
+    rows = table_rows(transitions, arrow="→" if markdown else "->")
+    return _markdown(rows) if markdown else _text(rows)
+
+
+def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tuple[str, ...]]:
+    """The cells of the table, one tuple a transition, in the order of ``COLUMNS``."""
+    return [
+        (
+            f"{format_step(t.step)} ({format_span(*t.interval)})",
+            format_span(t.start, t.end),
+            t.kind,
+            ", ".join(describe_changes(t, arrow)),
+            f"{t.score:.1f}",
+        )
+        for t in transitions
+    ]
+
+
+def describe_changes(transition: Transition, arrow: str = "->") -> list[str]:
+    """What each signal did, the most significant first; at least one, else those beyond their noise."""
+    ranked = sorted(transition.changes.items(), key=lambda item: -abs(item[1].z))
+    told = [(name, c) for name, c in ranked if abs(c.z) >= LEAST_Z] or ranked[:1]
+    return [f"{name} {format_change(c.before, c.after, arrow)}" for name, c in told]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(COLUMNS), " | ".join(["---:", "---:", "---", "---", "---:"])]
+    lines += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _text(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[k]) for row in [COLUMNS, *rows]) for k in range(len(COLUMNS))]
+    widths[2] = min(widths[2], _WIDEST_KIND)
+    room = WIDTH - sum(widths[:3]) - widths[4] - _GAP * (len(COLUMNS) - 1)
+    widths[3] = min(widths[3], max(room, 24))
+    lines = [_line(COLUMNS, widths), _line(["-" * width for width in widths], widths)]
+    for row in rows:
+        kind = textwrap.wrap(row[2], widths[2])
+        changed = _wrap_changes(row[3].split(", "), widths[3])
+        for k in range(max(len(kind), len(changed))):
+            cells = [row[0], row[1], "", "", row[4]] if k == 0 else [""] * len(COLUMNS)
+            cells[2], cells[3] = (part[k] if k < len(part) else "" for part in (kind, changed))
+            lines.append(_line(cells, widths))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    aligned = [
+        cell.ljust(width) if column in ("kind", "what changed") else cell.rjust(width)
+        for cell, width, column in zip(cells, widths, COLUMNS, strict=True)
+    ]
+    return (" " * _GAP).join(aligned).rstrip()
+
+
+def _wrap_changes(changes: Sequence[str], width: int) -> list[str]:
+    """As many changes a line as fit, none broken."""
+    lines = [""]
+    for change in changes:
+        joined = f"{lines[-1]}, {change}" if lines[-1] else change
+        if len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(change)
+    return lines

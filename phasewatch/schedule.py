@@ -1,0 +1,207 @@
+"""When to measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass
+class Clock:
+    """Where the time of a run went so far.
+
+    Attributes:
+        total_steps: Steps that the run will make; None where that is not known.
+        steps: Steps made while the clock ran.
+        training_seconds: Wall time of the run outside of measurements.
+        measuring_seconds: Wall time of all measurements.
+        last_measurement_seconds: Wall time of the latest measurement.
+    """
+
+    total_steps: int | None = None
+    steps: int = 0
+    training_seconds: float = 0.0
+    measuring_seconds: float = 0.0
+    last_measurement_seconds: float = 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Time spent measuring as a share of the time spent training; NaN before the first step."""
+        return self.measuring_seconds / self.training_seconds if self.training_seconds else math.nan
+
+
+class Schedule(Protocol):
+    """Decides at which steps to stop by, and there whether to measure."""
+
+    measures_the_end: bool
+    """Whether the end of the run is measured wherever it falls."""
+
+    def measures(self, step: int, clock: Clock) -> bool:
+        """Whether to measure now, at a step that ``next_visit`` named (or at the first)."""
+        ...
+
+    def next_visit(self, step: int, clock: Clock) -> int | None:
+        """The first step after ``step`` to stop by at; None if there is none. -1 asks for the first of all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every ``interval`` steps, from 0 on.
+
+    Raises:
+        ValueError: If ``interval`` is not positive.
+    """
+
+    interval: int
+    measures_the_end = False
+
+    def __post_init__(self) -> None:
+        """Check the interval."""
+        if self.interval < 1:
+            raise ValueError(f"interval is {self.interval}; expected a number of steps, at least 1")
+
+    def measures(self, step: int, clock: Clock) -> bool:
+        """Always."""
+        return True
+
+    def next_visit(self, step: int, clock: Clock) -> int | None:
+        """The next multiple of the interval."""
+        return (step // self.interval + 1) * self.interval
+
+
+@dataclass(frozen=True)
+class LogSpaced:
+    """At 0, 1 and then ``per_decade`` times while the step grows tenfold, and at the end.
+
+    Raises:
+        ValueError: If ``per_decade`` is not positive.
+    """
+
+    per_decade: int = 15
+    measures_the_end = True
+
+    def __post_init__(self) -> None:
+        """Check the density."""
+        if self.per_decade < 1:
+            raise ValueError(f"per_decade is {self.per_decade}; expected at least 1")
+
+    def measures(self, step: int, clock: Clock) -> bool:
+        """Always."""
+        return True
+
+    def next_visit(self, step: int, clock: Clock) -> int | None:
+        """The next step of the geometric series, rounded."""
+        if step < 1:
+            return step + 1
+        power = math.floor(math.log10(step + 0.5) * self.per_decade)
+        while (found := round(10 ** (power / self.per_decade))) <= step:
+            power += 1
+        return found
+
+
+@dataclass(frozen=True)
+class At:
+    """At the steps listed.
+
+    Raises:
+        ValueError: If the list is empty or has a negative step.
+    """
+
+    steps: tuple[int, ...]
+    measures_the_end = False
+
+    def __post_init__(self) -> None:
+        """Check and sort the steps."""
+        if not self.steps or min(self.steps) < 0:
+            raise ValueError(f"steps is {list(self.steps)}; expected at least one step, none of them negative")
+        object.__setattr__(self, "steps", tuple(sorted(set(self.steps))))
+
+    def measures(self, step: int, clock: Clock) -> bool:
+        """Whether the step is on the list."""
+        return step in self.steps
+
+    def next_visit(self, step: int, clock: Clock) -> int | None:
+        """The next one on the list."""
+        return next((listed for listed in self.steps if listed > step), None)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Spread over the run, denser early on, within a share of the training time.
+
+    The start and the end of a run are always measured. In between, a measurement is made only if afterwards the time
+    spent measuring, with one more measurement kept back for the end, is at most ``max_overhead`` times the time spent
+    training until then; where measurements are dear, their distance grows.
+
+    Attributes:
+        max_overhead: Time for measuring as a share of the time for training; None sets no limit.
+        measurements: How many to plan for a run of known length.
+
+    Raises:
+        ValueError: If ``max_overhead`` or ``measurements`` is not positive.
+    """
+
+    max_overhead: float | None = 0.1
+    measurements: int = 60
+    measures_the_end = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.max_overhead is not None and not self.max_overhead > 0:
+            raise ValueError(
+                f"max_overhead is {self.max_overhead}; expected a positive share of the training time such as 0.1, or "
+                "None for no limit"
+            )
+        if self.measurements < 2:
+            raise ValueError(f"measurements is {self.measurements}; expected at least 2")
+
+    def measures(self, step: int, clock: Clock) -> bool:
+        """Whether the budget allows a measurement now; the first one is always allowed."""
+        if self.max_overhead is None or clock.measuring_seconds == 0:
+            return True
+        needed = clock.measuring_seconds + 2 * clock.last_measurement_seconds
+        return needed <= self.max_overhead * clock.training_seconds
+
+    def next_visit(self, step: int, clock: Clock) -> int | None:
+        """The next planned step, or a later one if the budget will not have recovered by then."""
+        if step < 0:
+            return 0
+        planned = step + max(1, round(self._spacing(step, clock)))
+        if self.max_overhead is None or not clock.training_seconds or not clock.steps:
+            return planned
+        needed = (clock.measuring_seconds + 2 * clock.last_measurement_seconds) / self.max_overhead
+        steps_until_paid = (needed - clock.training_seconds) / (clock.training_seconds / clock.steps)
+        return max(planned, step + math.ceil(steps_until_paid))
+
+    def _spacing(self, step: int, clock: Clock) -> float:
+        """Even spacing in log(1 + step/s), with s a twentieth of the run."""
+        early = (clock.total_steps or 1000) / 20
+        return (early + step) * math.expm1(math.log(21) / (self.measurements - 1))
+
+
+ScheduleLike = Schedule | int | Sequence[int] | Literal["auto", "log"]
+
+
+def as_schedule(given: ScheduleLike, max_overhead: float | None = 0.1) -> Schedule:
+    """A schedule from what users write: an interval, a list of steps, ``"log"``, ``"auto"`` or a schedule.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    if given == "auto":
+        return Spread(max_overhead)
+    if given == "log":
+        return LogSpaced()
+    if isinstance(given, int) and not isinstance(given, bool):
+        return Every(given)
+    if isinstance(given, Sequence) and not isinstance(given, str) and all(isinstance(s, int) for s in given):
+        return At(tuple(given))
+    if hasattr(given, "next_visit"):
+        return given  # type: ignore[return-value]
+    raise TypeError(
+        f"schedule is {given!r}; expected 'auto', 'log', a number of steps, a list of steps, or a schedule such as "
+        "phasewatch.schedule.LogSpaced(20)"
+    )

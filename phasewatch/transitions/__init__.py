@@ -1,0 +1,9 @@
+"""Transitions of a run: change points of its recorded series, found at the end or as it goes on."""
+
+from phasewatch.transitions.cost import CostWeightedLine
+from phasewatch.transitions.detect import detect_transitions
+from phasewatch.transitions.live import LiveDetector
+from phasewatch.transitions.search import OptimalPartition
+from phasewatch.transitions.transition import Change, Transition
+
+__all__ = ["Change", "CostWeightedLine", "LiveDetector", "OptimalPartition", "Transition", "detect_transitions"]

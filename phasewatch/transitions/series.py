@@ -1,0 +1,203 @@
+"""From what was recorded to what is searched: validation, time, scale and noise of each signal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.ndimage import median_filter
+
+# An unreliable point keeps a voice, a small one.
+UNRELIABLE_VARIANCE = 25.0
+# Differences below this share of a signal's range are of no interest, however exactly it is known.
+NOISE_FLOOR = 0.002
+# A signal that falls through more than this factor is followed on a logarithmic scale.
+LOG_SPAN = 10.0
+LOG_OFFSET = 0.01
+SPIKE = 3.5
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One signal, ready to be searched.
+
+    Attributes:
+        name: its name.
+        scaled: the values on the scale that is searched (own units or logarithmic), shape (n,); NaN where missing.
+        sigma: standard deviation of each point about its stage on that scale, shape (n,); infinite where missing.
+        span: spread of ``scaled`` (2.5 to 97.5 %).
+        log_offset: ``scaled = log(values + log_offset)``, or None where the scale is the signal's own.
+    """
+
+    name: str
+    scaled: np.ndarray
+    sigma: np.ndarray
+    span: float
+    log_offset: float | None
+
+    def own_units(self, scaled: float) -> tuple[float, float]:
+        """Return the value in own units and its derivative with respect to the searched scale."""
+        if self.log_offset is None:
+            return scaled, 1.0
+        shifted = float(np.exp(scaled))
+        return shifted - self.log_offset, shifted
+
+
+def checked_steps(steps: ArrayLike) -> np.ndarray:
+    """Return the steps as floats, or raise what is wrong with them."""
+    array = _numeric(steps, "steps")
+    if not np.all(np.isfinite(array)):
+        raise ValueError("steps hold NaN or infinity; expected one finite number for each measurement: drop those rows")
+    spacing = np.diff(array)
+    if np.any(spacing == 0):
+        repeated = array[1:][spacing == 0][0]
+        raise ValueError(f"step {repeated:g} occurs twice; expected increasing steps: keep one measurement of each")
+    if np.any(spacing < 0):
+        raise ValueError("steps are not sorted; expected increasing steps: sort the steps and all values alike")
+    return array
+
+
+def checked_signals(
+    steps: np.ndarray,
+    values: Mapping[str, ArrayLike],
+    standard_errors: Mapping[str, ArrayLike] | None,
+    reliable: Mapping[str, ArrayLike] | None,
+) -> dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
+    """Return (values, standard errors or None, reliable) of each signal, or raise what is wrong with them."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"values are a {type(values).__name__}; expected a mapping of name to array: {{'loss': loss}}")
+    if not values:
+        raise ValueError("there are no signals; expected at least one: pass {name: values}")
+    for what, given in (("standard_errors", standard_errors), ("reliable", reliable)):
+        unknown = sorted(set(given or {}) - set(values))
+        if unknown:
+            raise ValueError(f"{what} name {unknown}, but the signals are {sorted(values)}: use the same names in both")
+    signals = {}
+    for name, given_values in values.items():
+        array = _column(given_values, f"values of {name!r}", len(steps))
+        if np.any(np.isinf(array)):
+            raise ValueError(f"values of {name!r} hold infinity; expected finite numbers, or NaN where one is missing")
+        errors = None
+        if standard_errors is not None and standard_errors.get(name) is not None:
+            errors = _column(standard_errors[name], f"standard_errors of {name!r}", len(steps))
+            if np.any(np.isinf(errors)):
+                raise ValueError(f"standard_errors of {name!r} hold infinity; expected NaN where one is unknown")
+            if np.any(errors < 0):
+                raise ValueError(f"standard_errors of {name!r} are negative in places; expected them to be >= 0")
+        trusted = np.ones(len(steps), dtype=bool)
+        if reliable is not None and reliable.get(name) is not None:
+            flags = _column(reliable[name], f"reliable of {name!r}", len(steps))
+            if not np.all(np.isin(flags, (0.0, 1.0))):
+                raise ValueError(f"reliable of {name!r} holds other values than true and false; expected booleans")
+            trusted = flags == 1.0
+        signals[name] = (array, errors, trusted)
+    return signals
+
+
+def checked_alpha(alpha: float) -> float:
+    """Return alpha, or raise unless it is a probability strictly between 0 and 1."""
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha is {alpha!r}; expected a false-alarm rate strictly between 0 and 1, such as 0.05")
+    return float(alpha)
+
+
+def log_time(steps: np.ndarray) -> np.ndarray:
+    """Return ``log(t + t_c)``, in which stages are of like length and drifts are straight.
+
+    ``t_c`` is the larger of the smallest spacing and the first interval. Invariant under a change of the unit of time
+    (up to a constant).
+    """
+    spacing = np.diff(steps)
+    offset = max(float(spacing.min()), float(spacing[0]))
+    return np.asarray(np.log(steps - min(float(steps[0]), 0.0) + offset))
+
+
+def prepare(
+    name: str, time: np.ndarray, values: np.ndarray, errors: np.ndarray | None, trusted: np.ndarray
+) -> Signal | None:
+    """Return the signal on its scale with the noise of each point, or None if it is constant or nearly empty."""
+    present = np.isfinite(values)
+    if present.sum() < 4 or np.ptp(values[present]) <= 1e-12 * np.abs(values[present]).max():
+        return None
+    scaled, offset = _scale(values, present)
+    y, x = scaled[present], time[present]
+    span = _span(y)
+    relative = np.ones(len(y))
+    if errors is not None:
+        own = errors[present]
+        known = np.isfinite(own) & (own > 0)
+        if known.any():
+            # The scale's derivative turns a standard error in own units into one on the scale.
+            own = np.where(known, own, np.median(own[known]))
+            relative = own if offset is None else own / np.exp(y)
+    relative = relative / np.median(relative)
+    relative = relative * np.where(trusted[present], 1.0, np.sqrt(UNRELIABLE_VARIANCE))
+    sigma_present = np.hypot(_noise(x, y, relative) * relative, NOISE_FLOOR * span)
+    # An isolated spike counts as a deviation of SPIKE sigma at most.
+    excess = np.abs(y - median_filter(y, size=5, mode="nearest")) / (SPIKE * sigma_present)
+    excess[:2] = excess[-2:] = 1.0
+    sigma = np.full(len(values), np.inf)
+    sigma[present] = sigma_present * np.maximum(excess, 1.0)
+    return Signal(name, scaled, sigma, span, offset)
+
+
+def _scale(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """Follow a positive signal that falls through a decade or more on a logarithmic scale.
+
+    The logarithm keeps late stages, which are small in own units, as visible as early ones. Its offset of 1 % of the
+    range bounds the scale, since the decay of a loss towards zero is not a change that matters for ever.
+    """
+    y = values[present]
+    quarter = max(1, len(y) // 4)
+    falls = np.median(y[-quarter:]) < np.median(y[:quarter])
+    if y.min() <= 0 or not falls or y.max() < LOG_SPAN * y.min():
+        return values, None
+    offset = LOG_OFFSET * _span(y)
+    return np.log(values + offset), offset
+
+
+def _span(y: np.ndarray) -> float:
+    low, high = np.quantile(y, [0.025, 0.975])
+    return float(high - low) if high > low else float(np.ptp(y))
+
+
+def _noise(time: np.ndarray, y: np.ndarray, relative: np.ndarray) -> float:
+    """Scale of the noise in units of ``relative``, from second differences at irregular spacing.
+
+    Second differences do not see a level or a drift; the upper quartile of their sizes does not see a few steps, but
+    does see the jitter of a count that is mostly constant.
+    """
+    left = (time[2:] - time[1:-1]) / (time[2:] - time[:-2])
+    difference = y[1:-1] - left * y[:-2] - (1 - left) * y[2:]
+    spread = np.sqrt(relative[1:-1] ** 2 + (left * relative[:-2]) ** 2 + ((1 - left) * relative[2:]) ** 2)
+    sizes = np.abs(difference) / spread
+    middle = float(np.median(sizes)) / 0.6745
+    return middle if middle > 0 else float(np.quantile(sizes, 0.75)) / 1.1503
+
+
+def _numeric(given: ArrayLike, what: str) -> np.ndarray:
+    try:
+        array = np.asarray(given)
+        if array.dtype.kind not in "biuf":
+            # None marks a missing value in lists; strings of digits are not numbers.
+            if array.dtype.kind in "USMmc":
+                raise TypeError(f"dtype {array.dtype}")
+            array = np.array([np.nan if value is None else value for value in array.tolist()], dtype=float)
+        array = array.astype(float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} are not numeric ({error}); expected a one-dimensional array of numbers") from error
+    if array.ndim != 1:
+        raise ValueError(f"{what} have shape {array.shape}; expected a one-dimensional array of numbers")
+    return array
+
+
+def _column(given: ArrayLike, what: str, length: int) -> np.ndarray:
+    array = _numeric(given, what)
+    if len(array) != length:
+        raise ValueError(
+            f"{what} have {len(array)} entries, but there are {length} steps; expected one for each step: "
+            "fill in NaN where a signal was not measured"
+        )
+    return array

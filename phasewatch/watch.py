@@ -1,0 +1,539 @@
+"""The engine: schedule, isolate, measure, record, detect. Knows no training framework."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from phasewatch._version import __version__
+from phasewatch.estimators import (
+    DETECTED_SIGNALS,
+    Estimator,
+    HessianSpectrum,
+    LearningCoefficient,
+    ProbeLoss,
+    Reading,
+    mask_non_finite,
+)
+from phasewatch.isolation import isolated
+from phasewatch.objective import LossFn, Objective
+from phasewatch.record import FILE_NAME, SCHEMA_VERSION, Histogram, Ledger, Measurement, Run
+from phasewatch.record.ledger import read_lines
+from phasewatch.record.run import assemble
+from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
+from phasewatch.transitions import LiveDetector, Transition
+
+OnError = Literal["warn", "raise", "disable"]
+
+
+class Listener(Protocol):
+    """Takes what a watch has found, for example :class:`phasewatch.tensorboard.TensorBoardWriter`."""
+
+    def on_measurement(self, measurement: Measurement) -> None:
+        """A measurement was recorded."""
+        ...
+
+    def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
+        """Transitions were flagged by the measurement at ``step``."""
+        ...
+
+    def on_end(self, run: Run) -> None:
+        """The run is over."""
+        ...
+
+    def close(self) -> None:
+        """Release files."""
+        ...
+
+
+@dataclass
+class Monitor:
+    """What to measure, on which data and when.
+
+    Attributes:
+        estimators: What to measure.
+        probe: Batches to measure on.
+        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``.
+        n: Size of the training set; default the samples in the probe.
+        schedule: When to measure.
+        mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
+        probe_source: Where the probe is from, for the record.
+    """
+
+    estimators: tuple[Estimator, ...]
+    probe: Sequence[Any]
+    loss_fn: LossFn
+    n: int | None
+    schedule: Schedule
+    mode: Literal["eval", "train"] = "eval"
+    probe_source: str = "given"
+    next_visit: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Ask the schedule for its first step."""
+        self.next_visit = self.schedule.next_visit(-1, Clock())
+
+
+class Watch:
+    """Watches the geometry of the loss during a training run.
+
+    Call :meth:`at` once a step, before the batch is trained on; it measures when a measurement is due. The module, its
+    modes, the optimizer and all random streams are left as they were.
+
+    Example:
+        >>> module = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        >>> batch = (torch.randn(32, 3), torch.randn(32, 1))
+        >>> def loss_fn(module, batch):
+        ...     return 0.5 * (module(batch[0]) - batch[1]).square().mean()
+        >>> with Watch(module, [batch], loss_fn=loss_fn, schedule=10) as watch:
+        ...     for step in range(21):
+        ...         _ = watch.at(step)
+        ...         optimizer.zero_grad()
+        ...         loss_fn(module, batch).backward()
+        ...         _ = optimizer.step()
+        >>> watch.run.series("llc").steps.tolist()
+        [0, 10, 20]
+
+    Attributes:
+        monitors: What is measured, on which data and when.
+        clock: Where the time went.
+        transitions: Transitions flagged so far.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        probe: Iterable[Any],
+        *,
+        loss_fn: LossFn,
+        n: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        total_steps: int | None = None,
+        schedule: ScheduleLike = "auto",
+        max_overhead: float | None = 0.1,
+        estimators: Sequence[Estimator] = (LearningCoefficient(), HessianSpectrum()),
+        mode: Literal["eval", "train"] = "eval",
+        alpha: float = 0.05,
+        seed: int = 0,
+        on_error: OnError = "warn",
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        """Check everything that can be checked before the first step, and begin the record.
+
+        Args:
+            module: The network being trained.
+            probe: Batches to measure on, a fixed sample of the training data.
+            loss_fn: ``loss_fn(module, batch) -> scalar mean loss`` of the batch.
+            n: Size of the training set; default the samples in the probe.
+            directory: Where the record is written; default in memory only.
+            total_steps: Steps that the run will make, if known; the default schedule spreads over them.
+            schedule: ``"auto"``, ``"log"``, a number of steps, a list of steps, or a schedule.
+            max_overhead: With ``"auto"``: time for measuring as a share of the time for training.
+            estimators: What to measure, beside the loss on the probe.
+            mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
+            alpha: Wanted rate of false alarms in a run without transitions.
+            seed: Seeds every measurement, together with its step.
+            on_error: What an estimator that fails does: warn once and go on, raise, or go on without it.
+            listeners: Told of every measurement and transition.
+
+        Raises:
+            ValueError: If the probe is empty, the loss cannot be used (see :class:`phasewatch.Objective`), or a
+                setting is out of its range.
+            RecordError: If the directory cannot be written.
+        """
+        monitor = Monitor(
+            tuple(estimators), list(probe), loss_fn, n, as_schedule(schedule, max_overhead), mode
+        )
+        self._begin(
+            module,
+            [monitor],
+            directory=directory,
+            total_steps=total_steps,
+            detector=LiveDetector(alpha),
+            seed=seed,
+            on_error=on_error,
+            listeners=listeners,
+        )
+
+    @classmethod
+    def from_monitors(
+        cls,
+        module: nn.Module,
+        monitors: Sequence[Monitor],
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        total_steps: int | None = None,
+        detector: LiveDetector | None = None,
+        seed: int = 0,
+        on_error: OnError = "warn",
+        listeners: Sequence[Listener] = (),
+    ) -> Watch:
+        """A watch that measures several things, each on its own data and schedule, into one record.
+
+        Args:
+            module: The network being trained.
+            monitors: What to measure.
+            directory: Where the record is written; default in memory only.
+            total_steps: Steps that the run will make, if known.
+            detector: Flags transitions; None flags none.
+            seed: Seeds every measurement, together with its step.
+            on_error: What an estimator that fails does.
+            listeners: Told of every measurement and transition.
+        """
+        watch = cls.__new__(cls)
+        watch._begin(
+            module,
+            list(monitors),
+            directory=directory,
+            total_steps=total_steps,
+            detector=detector,
+            seed=seed,
+            on_error=on_error,
+            listeners=listeners,
+        )
+        return watch
+
+    def _begin(
+        self,
+        module: nn.Module,
+        monitors: list[Monitor],
+        *,
+        directory: str | os.PathLike[str] | None,
+        total_steps: int | None,
+        detector: LiveDetector | None,
+        seed: int,
+        on_error: OnError,
+        listeners: Sequence[Listener],
+    ) -> None:
+        if on_error not in ("warn", "raise", "disable"):
+            raise ValueError(f"on_error is {on_error!r}; expected 'warn', 'raise' or 'disable'")
+        self.module = module
+        self.monitors = monitors
+        self.detector = detector
+        self.seed = seed
+        self.on_error = on_error
+        self.listeners = list(listeners)
+        self.clock = Clock(total_steps=total_steps)
+        self.transitions: list[Transition] = []
+        self._ledger = Ledger(None if directory is None else Path(directory) / FILE_NAME)
+        self._header = self._describe()
+        self._resumed_at: int | None = None
+        self._recording = False
+        self._last_seen: tuple[int, float] | None = None
+        self._last_measured = -1
+        self._failed: set[str] = set()
+        self._closed = False
+
+    def _describe(self) -> dict[str, Any]:
+        """The header of the record; building the objectives checks that they can be measured."""
+        described = []
+        num_parameters = 0
+        for monitor in self.monitors:
+            objective = self._objective(monitor)
+            num_parameters = objective.num_parameters
+            monitor.n = monitor.n or objective.num_samples
+            described.append(
+                {
+                    "estimators": {e.name: _settings(e) for e in monitor.estimators},
+                    "schedule": {"kind": type(monitor.schedule).__name__, **_settings(monitor.schedule)},
+                    "n": monitor.n,
+                    "probe": {
+                        "source": monitor.probe_source,
+                        "samples": objective.num_samples,
+                        "batches": objective.num_batches,
+                        "mode": monitor.mode,
+                    },
+                }
+            )
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": uuid.uuid4().hex,
+            "created": time.time(),
+            "versions": {
+                "phasewatch": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "module": type(self.module).__name__,
+            "num_parameters": num_parameters,
+            "n": self.monitors[0].n if self.monitors else None,
+            "seed": self.seed,
+            "total_steps": self.clock.total_steps,
+            "alpha": self.detector.alpha if self.detector else None,
+            "monitors": described,
+        }
+
+    @property
+    def next_visit(self) -> int | None:
+        """The first step at which :meth:`at` may do something."""
+        return min((m.next_visit for m in self.monitors if m.next_visit is not None), default=None)
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the record is."""
+        return None if self._ledger.path is None else self._ledger.path.parent
+
+    @property
+    def run(self) -> Run:
+        """What was recorded so far."""
+        return assemble(self._ledger.lines, path=self._ledger.path)
+
+    def at(self, step: int) -> Measurement | None:
+        """Measure if a measurement is due.
+
+        Args:
+            step: Optimizer steps made so far.
+
+        Returns:
+            The measurement, or None if none was due.
+        """
+        due = self.next_visit
+        if due is None or step < due:
+            return None
+        self._advance_clock(step)
+        visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
+        measured = [m for m in visited if m.schedule.measures(step, self.clock)]
+        measurement = self._measure(step, measured) if measured else None
+        for monitor in visited:
+            monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
+        return measurement
+
+    def measure(self, step: int) -> Measurement | None:
+        """Measure now with every monitor, whatever the schedule says.
+
+        Returns:
+            The measurement; None if every estimator failed.
+        """
+        self._advance_clock(step)
+        return self._measure(step, self.monitors)
+
+    def close(self, step: int | None = None) -> None:
+        """Measure the end of the run if the schedule wants it, and finish the record.
+
+        Args:
+            step: Optimizer steps made in the whole run; default no last measurement.
+        """
+        if self._closed:
+            return
+        if step is not None:
+            self._advance_clock(step)
+            last = [m for m in self.monitors if m.schedule.measures_the_end and step > self._last_measured]
+            if last:
+                self._measure(step, last)
+        self._closed = True
+        if self._recording:
+            with self._guarded("record", step or 0):
+                self._ledger.append("end", {"time": time.time()})
+        run = self.run
+        for listener in self.listeners:
+            with self._guarded(type(listener).__name__, step or 0):
+                listener.on_end(run)
+                listener.close()
+
+    def __enter__(self) -> Watch:
+        """The watch itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the record."""
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to continue in another process: plain Python values only."""
+        return {
+            "run_id": self._header["run_id"],
+            "measurements": [line for line in self._ledger.lines if line["kind"] == "measurement"],
+            "transitions": [line for line in self._ledger.lines if line["kind"] == "transition"],
+            "detector": self.detector.state_dict() if self.detector else None,
+            "next_visits": [m.next_visit for m in self.monitors],
+            "last_measured": self._last_measured,
+            "clock": {
+                "steps": self.clock.steps,
+                "training_seconds": self.clock.training_seconds,
+                "measuring_seconds": self.clock.measuring_seconds,
+                "last_measurement_seconds": self.clock.last_measurement_seconds,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue a run from what :meth:`state_dict` returned; to be called before the first measurement.
+
+        The record goes on: in a directory of its own the earlier measurements are written again, in the directory of
+        the run that was cut off, a line says from where on it was resumed.
+
+        Raises:
+            ValueError: If a measurement was made already.
+        """
+        if self._recording:
+            raise ValueError("load_state_dict came after the first measurement; call it right after creation.")
+        self._resumed_at = state["last_measured"] + 1
+        self._header["run_id"] = state["run_id"]
+        history = sorted([*state["measurements"], *state["transitions"]], key=_recorded_at)
+        if self._ledger.path is not None and _last_run_id(self._ledger.path) == state["run_id"]:
+            self._ledger.append("resume", {"step": self._resumed_at, "time": time.time()})
+            self._ledger.lines[:] = [{"kind": "header", **self._header}, *history]
+        else:
+            self._ledger.append("header", {**self._header, "resumed_at": self._resumed_at})
+            for line in history:
+                self._ledger.append(line["kind"], {k: v for k, v in line.items() if k != "kind"})
+        self._recording = True
+        self.transitions = [Transition.from_dict(line) for line in state["transitions"]]
+        if self.detector and state["detector"]:
+            self.detector.load_state_dict(state["detector"])
+        for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
+            monitor.next_visit = next_visit
+        self._last_measured = state["last_measured"]
+        self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
+
+    def _objective(self, monitor: Monitor) -> Objective:
+        return Objective(self.module, monitor.probe, loss_fn=monitor.loss_fn, mode=monitor.mode, seed=self.seed)
+
+    def _advance_clock(self, step: int) -> None:
+        now = time.perf_counter()
+        if self._last_seen is not None:
+            last_step, last_time = self._last_seen
+            self.clock.steps += step - last_step
+            self.clock.training_seconds += now - last_time
+        self._last_seen = (step, now)
+
+    def _measure(self, step: int, monitors: Sequence[Monitor]) -> Measurement | None:
+        began = time.perf_counter()
+        readings: list[Reading] = []
+        with isolated():
+            for monitor in monitors:
+                objective = None
+                with self._guarded("objective", step):
+                    objective = self._objective(monitor)
+                if objective is None:
+                    continue
+                for estimator in (ProbeLoss(), *monitor.estimators):
+                    if self.on_error == "disable" and estimator.name in self._failed:
+                        continue
+                    with self._guarded(estimator.name, step):
+                        n = monitor.n or objective.num_samples
+                        readings.append(mask_non_finite(estimator.read(objective, n, _seed_at(self.seed, step))))
+        seconds = time.perf_counter() - began
+        measurement = self._conclude(step, readings, seconds) if readings else None
+        now = time.perf_counter()
+        self.clock.last_measurement_seconds = now - began
+        self.clock.measuring_seconds += now - began
+        self._last_seen = (step, now)
+        return measurement
+
+    def _conclude(self, step: int, readings: Sequence[Reading], seconds: float) -> Measurement:
+        """Record, tell the listeners, detect."""
+        values: dict[str, float] = {}
+        errors: dict[str, float] = {}
+        unreliable: dict[str, list[str]] = {}
+        histograms: dict[str, Histogram] = {}
+        for reading in readings:
+            values.update(reading.values)
+            errors.update(reading.standard_errors)
+            unreliable.update(reading.unreliable)
+            histograms.update(reading.histograms)
+        if self.clock.training_seconds:
+            values["overhead"] = (self.clock.measuring_seconds + seconds) / self.clock.training_seconds
+        measurement = Measurement(step, values, errors, unreliable, histograms, seconds, time.time())
+        self._last_measured = max(step, self._last_measured)
+        with self._guarded("record", step):
+            self._record("measurement", measurement.to_dict())
+        for listener in self.listeners:
+            with self._guarded(type(listener).__name__, step):
+                listener.on_measurement(measurement)
+        with self._guarded("detector", step):
+            self._detect(measurement)
+        return measurement
+
+    def _detect(self, measurement: Measurement) -> None:
+        if self.detector is None:
+            return
+        signals = [name for name in DETECTED_SIGNALS if name in measurement.values]
+        errors = measurement.standard_errors
+        flagged = self.detector.update(
+            measurement.step,
+            {name: measurement.values[name] for name in signals},
+            {name: errors[name] for name in signals if name in errors},
+            {name: name not in measurement.unreliable for name in signals},
+        )
+        if not flagged:
+            return
+        self.transitions.extend(flagged)
+        for transition in flagged:
+            self._record("transition", {**transition.to_dict(), "detected_at": measurement.step})
+        for listener in self.listeners:
+            with self._guarded(type(listener).__name__, measurement.step):
+                listener.on_transitions(measurement.step, flagged)
+
+    def _record(self, kind: str, body: dict[str, Any]) -> None:
+        if not self._recording:
+            self._ledger.append("header", self._header)
+            self._recording = True
+        self._ledger.append(kind, body)
+
+    @contextmanager
+    def _guarded(self, what: str, step: int) -> Iterator[None]:
+        """Keep an error of phasewatch from ending the run: record it, warn once, go on."""
+        try:
+            yield
+        except Exception as error:
+            first = what not in self._failed
+            self._failed.add(what)
+            try:
+                self._record(
+                    "failure",
+                    {
+                        "step": step,
+                        "what": what,
+                        "error": f"{type(error).__name__}: {error}",
+                        "traceback": traceback.format_exc(limit=-8),
+                        "time": time.time(),
+                    },
+                )
+            except OSError:
+                pass  # the disk itself may be what failed; the warning below is then all there is
+            if self.on_error == "raise":
+                raise
+            if first:
+                warnings.warn(
+                    f"phasewatch: {what} failed at step {step} ({type(error).__name__}: {error}). Training goes on; "
+                    "further failures are only recorded.",
+                    stacklevel=2,
+                )
+
+
+def _last_run_id(path: Path) -> str | None:
+    headers = [line for line in read_lines(path) if isinstance(line, dict) and line["kind"] == "header"]
+    return headers[-1].get("run_id") if headers else None
+
+
+def _seed_at(seed: int, step: int) -> int:
+    """A seed of its own for every step, equal in a run that was resumed."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint32)[0])
+
+
+def _settings(configured: object) -> dict[str, Any]:
+    settings = asdict(configured) if hasattr(configured, "__dataclass_fields__") else {}  # type: ignore[call-overload]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+
+def _recorded_at(line: Mapping[str, Any]) -> tuple[int, bool]:
+    is_transition = line["kind"] == "transition"
+    return (line["detected_at"] if is_transition else line["step"]), is_transition
