@@ -74,12 +74,13 @@ class LanczosRun:
 
 
 def relative_rounding(dtype: torch.dtype, size: int) -> float:
-    """Rounding error of a matrix of curvature in units of its norm: N eps, and at most 32 eps in single precision.
+    """Rounding error to allow for in a matrix of curvature, in units of its norm.
 
-    The second is ten times what was measured; N eps would be far too much there.
+    In double precision N eps, as is usual, and not less than 100 eps. In single precision 32 eps, which is ten
+    times what was measured: N eps would be far too much there.
     """
     eps = torch.finfo(dtype).eps
-    return size * eps if dtype == torch.float64 else min(size, 32) * eps
+    return max(size, 100) * eps if dtype == torch.float64 else 32 * eps
 
 
 def lanczos(

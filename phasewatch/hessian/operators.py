@@ -18,7 +18,7 @@ from phasewatch.objective import Objective, second_derivatives
 GRAPH_MEMORY = 2**30
 """Bytes of saved tensors that may be kept between products by default."""
 
-_COLUMNS_AT_ONCE = 64
+_COLUMNS_AT_ONCE = 32
 
 LinearMap = Callable[..., Tensor]
 """``product(vector)``, or ``product(rows, batched=True)`` on the rows of a matrix."""
@@ -85,9 +85,9 @@ class CurvatureOperator(ABC):
         """The product with the matrix of one batch; holds the graph."""
 
     def _multiply(self, vectors: Tensor, *, batched: bool) -> Tensor:
-        vectors = vectors.detach().to(self.objective.dtype)
-        result = torch.zeros_like(vectors)
         with _curvature_pass(self.name):
+            vectors = vectors.detach().to(self.objective.dtype)
+            result = torch.zeros_like(vectors)
             kept = self._kept_graphs()
             for batch, weight in enumerate(self.objective.batch_weights):
                 product = kept.get(batch) or self._linearize(batch)
@@ -156,6 +156,7 @@ class HessianOperator(CurvatureOperator):
     def _linearize(self, batch: int) -> LinearMap:
         parameters = self.objective.parameters.detach().clone().requires_grad_()
         loss = self.objective.loss(parameters, batch)
+        _check_differentiable_twice([loss])
         gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
 
         def product(vectors: Tensor, batched: bool = False) -> Tensor:
@@ -176,6 +177,7 @@ class GaussNewtonOperator(CurvatureOperator):
     def _linearize(self, batch: int) -> LinearMap:
         parameters = self.objective.parameters.detach().clone().requires_grad_()
         outputs, leaves, loss = self.objective.split_loss(parameters, batch)
+        _check_differentiable_twice([loss, *outputs])
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
         (transposed,) = torch.autograd.grad(
@@ -207,6 +209,27 @@ def _pull_back(
         )
     rows = cotangents[0].shape[:1] if batched else ()
     return [x.new_zeros(*rows, *x.shape) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def _check_differentiable_twice(outputs: Sequence[Tensor]) -> None:
+    """Find functions whose second derivative PyTorch takes for zero without a word.
+
+    ``once_differentiable`` raises only where the incoming gradient itself depends on the parameters.
+    """
+    nodes = [output.grad_fn for output in outputs]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+        function = getattr(node, "_forward_cls", None)
+        backward = getattr(function, "backward", None)
+        if getattr(backward, "__globals__", {}).get("__name__") == "torch.autograd.function" and hasattr(
+            backward, "__wrapped__"
+        ):
+            raise RuntimeError(f"derivative for '{function.__name__}' is not implemented: once_differentiable")
 
 
 @contextmanager

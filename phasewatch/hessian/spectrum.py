@@ -14,12 +14,16 @@ from phasewatch.hessian.density import Density, Probe, estimated_trace, pooled_d
 from phasewatch.hessian.lanczos import LanczosRun, lanczos, relative_rounding
 from phasewatch.hessian.operators import GRAPH_MEMORY, CurvatureOperator, GaussNewtonOperator, HessianOperator
 from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
+from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
 _OPERATORS: dict[str, type[CurvatureOperator]] = {
     "hessian": HessianOperator,
     "gauss-newton": GaussNewtonOperator,
 }
+
+_ASYMMETRY_TO_NOISE = 100
+"""The error of a matrix in single precision is about nine times its asymmetry; with a margin of ten."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,9 +82,9 @@ def hessian_spectrum(
     matrix: Literal["hessian", "gauss-newton"] = "hessian",
     seed: int = 0,
     *,
-    num_eigenvalues: int = 5,
+    num_eigenvalues: int | None = None,
     dense_below: int = 2000,
-    num_steps: int = 64,
+    num_steps: int | None = None,
     num_probes: int = 2,
     tolerance: float = 1e-3,
     graph_memory: int = GRAPH_MEMORY,
@@ -96,9 +100,10 @@ def hessian_spectrum(
         objective: The loss; the matrix is taken at its parameters, over all of its batches.
         matrix: The Hessian, or the Gauss-Newton matrix, whose zeros do not need a gradient of zero.
         seed: Seeds the start vectors.
-        num_eigenvalues: Leading eigenvalues wanted at each end (Lanczos).
+        num_eigenvalues: Leading eigenvalues wanted at each end (Lanczos); default 5, or all where there are less.
         dense_below: Greatest number of parameters for which the whole matrix is built.
-        num_steps: Products of the first Lanczos run; the others take half of it.
+        num_steps: Products of the first Lanczos run, the others take half of it; default 64, and not less than 8
+            for each of ``num_eigenvalues``.
         num_probes: Number of further runs; up to twice as many where copies keep turning up.
         tolerance: Residual at which an eigenpair has converged, relative to the largest magnitude.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
@@ -111,21 +116,21 @@ def hessian_spectrum(
             cannot be formed from this ``loss_fn``.
         RuntimeError: If an operation of the model has no second derivative.
     """
+    if num_eigenvalues is None:
+        num_eigenvalues = min(5, objective.num_parameters)
+    if num_steps is None:
+        num_steps = max(64, 8 * num_eigenvalues)
     _check_arguments(objective, matrix, num_eigenvalues, num_steps, num_probes, tolerance)
-    precise = _in_double_precision(objective)
-    operator = _OPERATORS[matrix](precise, graph_memory=graph_memory)
-    if objective.num_parameters <= dense_below:
-        return _dense_spectrum(operator, matrix)
-    generator = torch.Generator().manual_seed(seed)
-    search = _LanczosSearch(operator, generator, num_eigenvalues, tolerance)
-    search.run(num_steps)
-    steps = (num_steps + 1) // 2
-    for _ in range(num_probes):
-        search.run(steps)
-    for _ in range(num_probes):
-        if not search.settled:
-            search.run(steps)
-    return search.spectrum(matrix)
+    with isolated():
+        operator = _OPERATORS[matrix](_in_double_precision(objective), graph_memory=graph_memory)
+        if objective.num_parameters <= dense_below:
+            return _dense_spectrum(operator, matrix)
+        search = _LanczosSearch(operator, torch.Generator().manual_seed(seed), num_eigenvalues, tolerance)
+        search.run(num_steps)
+        for number in range(2 * num_probes):
+            if number < num_probes or not search.settled:
+                search.run((num_steps + 1) // 2)
+        return search.spectrum(matrix)
 
 
 def _check_arguments(
@@ -138,10 +143,8 @@ def _check_arguments(
             f"num_eigenvalues is {num_eigenvalues}; expected at least 1 and at most the number of parameters, "
             f"{objective.num_parameters}."
         )
-    if num_steps < 2 * num_eigenvalues:
-        raise ValueError(
-            f"num_steps is {num_steps}; expected at least twice num_eigenvalues, {2 * num_eigenvalues}."
-        )
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; expected at least 1, and better ten times num_eigenvalues.")
     if num_probes < 1:
         raise ValueError(f"num_probes is {num_probes}; expected at least 1, as copies and the trace need one.")
     if not 0 < tolerance < 1:
@@ -162,7 +165,7 @@ def _dense_spectrum(operator: CurvatureOperator, matrix: str) -> Spectrum:
     eigenvalues = torch.linalg.eigvalsh((computed + computed.T) / 2).numpy()
     norm = float(np.abs(eigenvalues).max())
     rounding = relative_rounding(operator.objective.dtype, size) * norm
-    noise = 10 * _norm_of_skew((computed - computed.T) / 2)
+    noise = _ASYMMETRY_TO_NOISE * _norm_of_skew((computed - computed.T) / 2)
     return Spectrum(
         eigenvalues=eigenvalues,
         residuals=np.full(size, max(rounding, noise)),
@@ -275,7 +278,7 @@ class _LanczosSearch:
     def rounding(self) -> float:
         """Error of the products: of rounding in general, or as the lack of symmetry shows it, if that is more."""
         general = relative_rounding(self.operator.objective.dtype, self.size) * self.norm
-        return float(max(general, 10 * self.size**0.5 * max(probe.asymmetry for probe in self.probes)))
+        return float(max(general, _ASYMMETRY_TO_NOISE * self.size**0.5 * max(probe.asymmetry for probe in self.probes)))
 
     def _thresholds(self) -> tuple[float, float]:
         """What a new eigenvalue must exceed, or fall below, to be among the leading ones."""

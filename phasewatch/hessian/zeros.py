@@ -30,7 +30,7 @@ class ZeroCount:
         resolved: Dense: whether every rule gives the same count. Lanczos: whether the bracket is at most 2 % of
             all eigenvalues wide. If False, ``count`` must not be taken for a number of zeros.
         gap: Ratio of the least magnitude counted as not zero to the greatest counted as zero (or to a tenth of the
-            threshold, if that is greater); NaN where the single eigenvalues are not known.
+            threshold, if that is greater); None where the single eigenvalues are not known.
         note: What to know about the count, in words; empty if there is nothing.
     """
 
@@ -39,7 +39,7 @@ class ZeroCount:
     lower: int
     upper: int
     resolved: bool
-    gap: float
+    gap: float | None
     note: str = ""
 
     def __repr__(self) -> str:
@@ -122,7 +122,7 @@ def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
     count = min(max(guess, lower), upper)
     resolved = upper - lower <= RESOLVED_WIDTH * size
     note = "" if resolved else f"unresolved below {threshold:.1e}: more Lanczos steps would narrow the bracket"
-    return ZeroCount(count, threshold, lower, upper, resolved, float("nan"), note)
+    return ZeroCount(count, threshold, lower, upper, resolved, None, note)
 
 
 def _share_within(probe: Probe, threshold: float) -> tuple[float, float, float]:

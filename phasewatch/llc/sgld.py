@@ -14,6 +14,7 @@ from phasewatch.llc.posterior import LocalizedPosterior
 
 POWER_ITERATIONS = 5
 ADAPTATION_DECAY = 0.6
+FLOOR = 0.01
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _Sampler:
     def burn_in(self, steps, target, precondition):
         posterior = self.posterior
         n = len(self.generators)
-        self.step = 1 / math.sqrt(self._largest_curvature())
+        self.step = self._initial_step()
         second = torch.zeros_like(posterior.center)
         count = 0
         pairs = steps // 2
@@ -94,17 +95,13 @@ class _Sampler:
         k = 0
         for pair in range(pairs):
             if pair == switch:
-                mean = second / count
-                curvature = mean + posterior.localization
-                curvature += 0.01 * curvature.mean()
+                curvature = second / max(count, 1) + posterior.localization
+                curvature += FLOOR * curvature.mean()
                 self.scale = curvature.rsqrt()
-                self.momenta.zero_()
-                for c in range(n):
-                    self._refresh(c, 0.0)
-                self.step = 1.0 / math.sqrt(2)
+                self.step = self._initial_step()
                 k = 0
                 logs = []
-            probabilities = []
+            works, seconds, starts = [], [], self.positions.clone()
             for c in range(n):
                 b = next(self.batches[c])
                 x, r = self.positions[c], self.momenta[c]
@@ -121,23 +118,20 @@ class _Sampler:
                 r.addcmul_(self.scale, f1, value=self.step / 2)
                 work += posterior.potential(x, b, loss1) + kinetic(r)
                 r.addcmul_(self.scale, f1, value=self.step / 2)
-                probabilities.append((-work).clamp(max=0).exp())
-                second += f1.square()
-                count += 1
+                works.append(work)
                 self.move(c)
-            # acceptance
-            ps = torch.stack(probabilities)
-            ps = torch.nan_to_num(ps, nan=0.0)
-            mean = float(ps.mean())
-            bad = ~torch.isfinite(self.positions).all(1)
-            if bad.any():
-                for c in torch.nonzero(bad).flatten().tolist():
-                    self.positions[c] = posterior.center
+                seconds.append(f1)
+            ps = torch.nan_to_num((-torch.stack(works)).clamp(max=0).exp(), nan=0.0).tolist()
+            for c in range(n):
+                if ps[c] < 1e-3:
+                    self.positions[c] = starts[c]
                     self._refresh(c, 0.0)
-                self.step /= 2
-                continue
+                else:
+                    second += seconds[c].square()
+                    count += 1
+            mean = sum(ps) / n
             k += 1
-            self.step *= math.exp(min(1.0, 1.5 * k ** -ADAPTATION_DECAY) * (mean - target))
+            self.step *= math.exp((3.0 if mean < 0.1 else 1.5) * k ** -ADAPTATION_DECAY * (mean - target))
             accepted.append(mean)
             logs.append(math.log(self.step))
         late = len(logs) // 2
@@ -160,19 +154,21 @@ class _Sampler:
         dist = (self.positions - posterior.center).norm(dim=1)
         return Chains(ex.cpu().numpy(), de.cpu().numpy(), dist.cpu().numpy(), acceptance, self.step**2)
 
-    def _largest_curvature(self) -> float:
+    def _initial_step(self):
         posterior = self.posterior
+        x = self.positions[0]
         b = next(self.batches[0])
-        _, f0 = posterior.excess_loss_and_force(posterior.center, b)
-        v = torch.empty_like(posterior.center).normal_(generator=self.generators[0])
-        radius = 1e-3 * max(1.0, float(posterior.center.norm())) 
+        _, f0 = posterior.excess_loss_and_force(x, b)
+        v = torch.empty_like(x).normal_(generator=self.generators[0])
+        radius = 0.5
         k = 1.0
         for _ in range(POWER_ITERATIONS):
             v /= v.norm()
-            _, f = posterior.excess_loss_and_force(posterior.center + radius * v, b)
-            v = (f0 - f) / radius
+            _, f = posterior.excess_loss_and_force(x + radius * self.scale * v, b)
+            v = (f0 - f) * self.scale / radius
             k = float(v.norm())
-        return max(k, 1e-12)
+            radius = 1 / math.sqrt(k)
+        return 1 / math.sqrt(k)
 
 
 def balanced_batches(weights: list[float], random: np.random.Generator) -> Iterator[int]:

@@ -67,8 +67,8 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
     Args:
         run: The run, as given by :func:`phasewatch.load_run`.
         alpha: Wanted rate of false alarms in a run without transitions.
-        signals: Names of the signals to look at; by default those of the loss, the learning coefficient and the
-            Hessian that the run holds.
+        signals: Names of the signals to look at; by default those of the loss, the learning coefficient and
+            the Hessian that the run holds.
 
     Raises:
         KeyError: If the run has no signal of a name in ``signals``.
@@ -76,7 +76,7 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
     """
     names = [name for name in DETECTABLE if name in run.names] if signals is None else list(signals)
     series = {name: run.series(name) for name in names}
-    steps = np.unique(np.concatenate([s.steps for s in series.values()])) if series else np.array([], dtype=np.int64)
+    steps = np.array(sorted({step for s in series.values() for step in s.steps.tolist()}), dtype=np.int64)
     values, errors, reliable = {}, {}, {}
     for name, s in series.items():
         at = np.searchsorted(steps, s.steps)
@@ -91,11 +91,13 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
     transitions: list[Transition] = []
     if measured < MIN_POINTS:
         note = (
-            f"Transitions were not looked for: the run holds {_counted(measured, 'usable measurement')}, and it takes "
-            f"at least {MIN_POINTS}. Train for longer, or measure more often."
+            f"Transitions were not looked for: the run holds {_counted(measured, 'usable measurement')}, and "
+            f"it takes at least {MIN_POINTS}. Train for longer, or measure more often."
         )
     else:
-        transitions = detect_transitions(steps, values, standard_errors=errors, reliable=reliable, alpha=alpha)
+        transitions = detect_transitions(
+            steps, values, standard_errors=errors, reliable=reliable, alpha=alpha
+        )
     return Analysis(run, tuple(transitions), tuple(names), alpha, note)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -60,9 +61,9 @@ PANELS = (
 def run_figure(analysis: Analysis) -> Figure:
     """Draw a run and its transitions.
 
-    Points that are not to be trusted are hollow; those beyond the axis stand as hollow triangles at its edge. A
-    transition is a line at its location, with the location's 95 % interval shaded and the whole of its extent barred on
-    top.
+    Points that are not to be trusted are hollow; those beyond the axis stand as hollow triangles at its edge.
+    A transition is a line at its location, with the location's 95 % interval shaded and its whole extent barred
+    on top.
 
     Args:
         analysis: As given by :func:`phasewatch.report.analyze_run`.
@@ -75,7 +76,9 @@ def run_figure(analysis: Analysis) -> Figure:
     height = TOP + strip + PANEL_HEIGHT * max(len(panels), 1) + BOTTOM
     figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
     if not panels:
-        figure.text(0.5, 0.5, "Nothing has been measured yet.", ha="center", va="center", color=FAINT, fontsize=10)
+        figure.text(
+            0.5, 0.5, "Nothing has been measured yet.", ha="center", va="center", color=FAINT, fontsize=10
+        )
         return figure
     top = height - TOP - strip
     gap = 0.10
@@ -168,15 +171,27 @@ def _draw_series(axis: Axes, panel: Panel, run: Run) -> None:
         axis.set_yscale("log")
     floor, ceiling = _value_limits(values, low, high, trusted, logarithmic)
     axis.set_ylim(floor, ceiling)
-    doubtful = dict(markerfacecolor="white", markeredgecolor=panel.color, linestyle="none", zorder=4)
+    doubtful: dict[str, Any] = dict(
+        markerfacecolor="white", markeredgecolor=panel.color, linestyle="none", zorder=4
+    )
     axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
     for marker, beyond, edge in (("^", values > ceiling, ceiling), ("v", values < floor, floor)):
-        axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
+        axis.plot(
+            steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful
+        )
     if not trusted.all():
         label += f"  ({(~trusted).sum()} of {len(trusted)} points unreliable, hollow)"
     axis.text(
-        0.008, 0.93, label, transform=axis.transAxes, ha="left", va="top", fontsize=8.5, color=panel.color,
-        fontweight="medium", zorder=5, bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.5},
+        0.008,
+        0.93,
+        label,
+        transform=axis.transAxes,
+        ha="left",
+        va="top",
+        fontsize=8.5,
+        color=panel.color,
+        zorder=5,
+        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.5},
     )
     _dress(axis, panel.integer, logarithmic)
 
@@ -195,7 +210,7 @@ def _value_limits(
     trusted: NDArray[np.bool_],
     logarithmic: bool,
 ) -> tuple[float, float]:
-    """Limits set by the trusted points, which unreliable ones and bands stretch no more than twofold; room on top."""
+    """Limits set by the trusted points, stretched for others and for bands by half at most; room on top."""
     if logarithmic:
         floor, ceiling = _value_limits(np.log(values), np.log(values), np.log(values), trusted, False)
         return float(np.exp(floor)), float(np.exp(ceiling))
@@ -243,10 +258,12 @@ def _label_rows(transitions: Sequence[Transition], steps: NDArray[np.int64]) -> 
 
 
 def _label_centres(transitions: Sequence[Transition], steps: NDArray[np.int64]) -> list[float]:
-    """Centres of the labels in inches from the left of the axis, moved inside it where they would stick out."""
+    """Centres of the labels in inches from the left of the axis, none sticking out of it."""
     width = WIDTH - LEFT - RIGHT
     centres = []
-    for fraction, transition in zip(_fractions([t.step for t in transitions], steps), transitions, strict=True):
+    for fraction, transition in zip(
+        _fractions([t.step for t in transitions], steps), transitions, strict=True
+    ):
         half = min(0.5 * CHARACTER * len(transition.kind), 0.5 * width)
         centres.append(min(max(fraction * width, half), width - half))
     return centres
@@ -261,9 +278,22 @@ def _draw_labels(
     for transition, row, centre in zip(transitions, rows, _label_centres(transitions, steps), strict=True):
         foot = 0.22 * LABEL_HEIGHT
         height = 0.55 * LABEL_HEIGHT + row * LABEL_HEIGHT
-        axis.plot([transition.start, transition.end], [foot, foot], color=VERMILION, linewidth=2.4, solid_capstyle="butt")
+        axis.plot(
+            [transition.start, transition.end],
+            [foot, foot],
+            color=VERMILION,
+            linewidth=2.4,
+            solid_capstyle="butt",
+        )
         axis.plot([transition.step] * 2, [0, height], color=VERMILION, linewidth=1.0)
         axis.text(
-            centre / width, height / strip, transition.kind, transform=axis.transAxes,
-            ha="center", va="bottom", fontsize=8.5, fontweight="bold", color=VERMILION,
+            centre / width,
+            height / strip,
+            transition.kind,
+            transform=axis.transAxes,
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            fontweight="bold",
+            color=VERMILION,
         )

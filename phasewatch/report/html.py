@@ -18,10 +18,12 @@ from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import COLUMNS, NONE_FOUND, table_rows
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b;
+  max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 img { width: 100%; height: auto; } .where { color: #6b6b6b; margin-top: 0; overflow-wrap: anywhere; }
-table { border-collapse: collapse; } th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; }
+table { border-collapse: collapse; } th, td { text-align: left; vertical-align: top;
+  padding: .3rem .9rem .3rem 0; }
 th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; } td { overflow-wrap: anywhere; }
 .warning { border-left: 4px solid #d55e00; background: #fdf3ea; padding: .5rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; } summary { cursor: pointer; }
@@ -30,22 +32,24 @@ dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; } summary { cursor: poin
 _HOW_TO_READ = """
 <dl>
 <dt>Stages and transitions</dt>
-<dd>The tinted stretches are stages: there every signal drifts slowly. A red line is a transition, a stretch faster than
-the stages on both sides of it; the amber shade is the 95 % interval of its place, the bar on top its whole extent.</dd>
+<dd>The tinted stretches are stages: there every signal drifts slowly. A red line is a transition, a stretch
+faster than the stages on both sides of it; the amber shade is the 95 % interval of its place, the bar on
+top its whole extent.</dd>
 <dt>Kinds</dt>
-<dd><b>A</b>: the loss falls and the learning coefficient λ rises; accuracy is bought with complexity. <b>B</b>: the loss
-stays about constant and λ falls; the model becomes simpler. Anything else is named as what it was.</dd>
+<dd><b>A</b>: the loss falls and the learning coefficient λ rises; accuracy is bought with complexity.
+<b>B</b>: the loss stays about constant and λ falls; the model becomes simpler. Anything else is named as
+what it was.</dd>
 <dt>What changed</dt>
-<dd>The level of each signal as the stage before ends and as the stage after begins, the most significant first. The
-score is the strength over all signals, in standard errors: about 4 is barely seen, 10 is plain. All of it holds given
-that the transition was detected.</dd>
+<dd>The level of each signal as the stage before ends and as the stage after begins, the most significant
+first. The score is the strength over all signals, in standard errors: about 4 is barely seen, 10 is plain.
+All of it holds given that the transition was detected.</dd>
 <dt>λ and the zero eigenvalues</dt>
-<dd>λ measures the effective dimension of the model around its weights: half the number of parameters where nothing is
-degenerate, less where there are directions that do not change the function. Those show as zero eigenvalues of the
-Hessian, counted between bounds.</dd>
+<dd>λ measures the effective dimension of the model around its weights: half the number of parameters where
+nothing is degenerate, less where there are directions that do not change the function. Those show as zero
+eigenvalues of the Hessian, counted between bounds.</dd>
 <dt>Hollow points</dt>
-<dd>Estimates whose own diagnostics say that they are not to be trusted. The detector gives them little weight; hollow
-triangles lie beyond the axis.</dd>
+<dd>Estimates whose own diagnostics say that they are not to be trusted. The detector gives them little
+weight; hollow triangles lie beyond the axis.</dd>
 </dl>
 """
 
@@ -89,6 +93,7 @@ def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> Repor
 def _page(analysis: Analysis, image: bytes) -> str:
     run = analysis.run
     count = len(analysis.transitions)
+    encoded = base64.b64encode(image).decode()
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
@@ -96,27 +101,30 @@ def _page(analysis: Analysis, image: bytes) -> str:
         f"<h1>{count or 'No'} transition{'' if count == 1 else 's'}</h1>",
         f'<p class="where">{escape(_what(analysis))}</p>',
         "".join(f'<p class="warning">{escape(text)}</p>' for text in _warnings(analysis)),
-        f'<img alt="The run, its stages and transitions" src="data:image/png;base64,{base64.b64encode(image).decode()}">',
+        f'<img alt="The run, its stages and transitions" src="data:image/png;base64,{encoded}">',
         "<h2>Transitions</h2>",
-        _table(COLUMNS, table_rows(analysis.transitions, arrow="→")) if count else f"<p>{escape(NONE_FOUND)}</p>",
+        _table(COLUMNS, table_rows(analysis.transitions, "→")) if count else f"<p>{escape(NONE_FOUND)}</p>",
     ]
     if run.transitions:
         flagged = [_flagged(plain) for plain in run.transitions]
-        parts += ["<h2>Flagged while the run went on</h2>", _table(("flagged at step", "from-to", "kind"), flagged)]
+        columns = ("flagged at step", "from-to", "kind")
+        parts += ["<h2>Flagged while the run went on</h2>", _table(columns, flagged)]
     parts += ["<h2>How to read this</h2>", _HOW_TO_READ]
     unreliable = analysis.unreliable()
     if unreliable:
-        rows = [(name, f"{bad} of {len(run.series(name))}", _reasons(analysis, name)) for name, bad in unreliable.items()]
-        parts += ["<h2>Points not to be trusted</h2>", _table(("signal", "points", "because"), rows)]
+        doubts = [
+            (name, f"{bad} of {len(run.series(name))}", _reasons(analysis, name))
+            for name, bad in unreliable.items()
+        ]
+        parts += ["<h2>Points not to be trusted</h2>", _table(("signal", "points", "because"), doubts)]
     if run.failures:
-        rows = [(_text(f.get("step")), _text(f.get("estimator")), _text(f.get("error"))) for f in run.failures]
-        parts += ["<h2>Estimators that failed</h2>", _table(("step", "estimator", "error"), rows)]
+        failed = [(_text(f.get("step")), _text(f.get("what")), _text(f.get("error"))) for f in run.failures]
+        parts += ["<h2>What failed</h2>", _table(("step", "what", "error"), failed)]
     if run.damaged:
         lines = [(str(line.number), line.reason) for line in run.damaged]
         parts += ["<h2>Damaged lines of the record</h2>", _table(("line", "what is wrong"), lines)]
     if run.header:
-        rows = list(_flat(run.header))
-        parts.append(f"<h2>What produced the run</h2>{_table(('entry', 'value'), rows)}")
+        parts += ["<h2>What produced the run</h2>", _table(("entry", "value"), _flat(run.header))]
     return "\n".join([*parts, "</body></html>", ""])
 
 
@@ -154,12 +162,17 @@ def _reasons(analysis: Analysis, name: str) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def _flat(entry: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in entry.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _text(value)
+def _flat(entry: Any, name: str = "") -> Iterable[tuple[str, str]]:
+    """The leaves of nested settings, each under its dotted name."""
+    if isinstance(entry, Mapping):
+        inner = [(str(key), value) for key, value in entry.items()]
+    elif isinstance(entry, list) and any(isinstance(value, Mapping) for value in entry):
+        inner = [(str(k), value) for k, value in enumerate(entry)]
+    else:
+        yield name, _text(entry)
+        return
+    for key, value in inner:
+        yield from _flat(value, f"{name}.{key}" if name else key)
 
 
 def _text(value: Any) -> str:

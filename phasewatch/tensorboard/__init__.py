@@ -1,6 +1,7 @@
 """Writing what was measured to TensorBoard, and reading its event files.
 
-Nothing is imported before it is asked for: TensorBoard itself imports this package, and it is to start without torch.
+Nothing is imported before it is asked for: TensorBoard itself imports this package, and it is to start
+without torch.
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ from phasewatch.transitions.transition import Change, Transition
 MIN_POINTS = 8
 MIN_STAGE = 3
 # A transition is this many times faster than the stages beside it ...
-RATE_RATIO = 1.6
+RATE_RATIO = 1.5
 # ... and moves a signal by at least this share of its range.
 LEAST_CHANGE = 0.05
+# The widening for autocorrelation settles within a few rounds of segmenting and measuring it.
 ROUNDS = 3
 NORMAL_95 = 1.959964
 
@@ -137,7 +138,10 @@ class _Detection:
             freedom = max(len(r) - 2 * len(self.ends), 2)
             variance = float(r @ r) / freedom
             if variance > 0:
-                rho = float(np.clip(r[1:] @ r[:-1] / (r @ r) + 2.0 * len(self.ends) / len(r), 0.0, 0.95))
+                # Fitted lines take correlation away, about two points' worth each; half a standard error of the
+                # correlation is not believed, since it would widen white noise half of the time.
+                lag_one = float(r[1:] @ r[:-1] / (r @ r)) + 2.0 * len(self.ends) / len(r)
+                rho = float(np.clip(lag_one - 0.5 / np.sqrt(len(r)), 0.0, 0.95))
                 inflation[column] = max(1.0, variance * (1 + rho) / (1 - rho))
         return inflation
 

@@ -15,6 +15,7 @@ UNRELIABLE_VARIANCE = 25.0
 NOISE_FLOOR = 0.002
 # A signal that falls through more than this factor is followed on a logarithmic scale.
 LOG_SPAN = 10.0
+# The logarithm's offset, as a share of the range.
 LOG_OFFSET = 0.01
 SPIKE = 3.5
 
@@ -133,13 +134,13 @@ def prepare(
             own = np.where(known, own, np.median(own[known]))
             relative = own if offset is None else own / np.exp(y)
     relative = relative / np.median(relative)
-    relative = relative * np.where(trusted[present], 1.0, np.sqrt(UNRELIABLE_VARIANCE))
     sigma_present = np.hypot(_noise(x, y, relative) * relative, NOISE_FLOOR * span)
     # An isolated spike counts as a deviation of SPIKE sigma at most.
     excess = np.abs(y - median_filter(y, size=5, mode="nearest")) / (SPIKE * sigma_present)
     excess[:2] = excess[-2:] = 1.0
     sigma = np.full(len(values), np.inf)
-    sigma[present] = sigma_present * np.maximum(excess, 1.0)
+    distrust = np.where(trusted[present], 1.0, np.sqrt(UNRELIABLE_VARIANCE))
+    sigma[present] = sigma_present * np.maximum(excess, distrust)
     return Signal(name, scaled, sigma, span, offset)
 
 
@@ -159,6 +160,7 @@ def _scale(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, float |
 
 
 def _span(y: np.ndarray) -> float:
+    """Spread of a signal without its rarest values; all of it where nothing else varies."""
     low, high = np.quantile(y, [0.025, 0.975])
     return float(high - low) if high > low else float(np.ptp(y))
 
@@ -178,6 +180,7 @@ def _noise(time: np.ndarray, y: np.ndarray, relative: np.ndarray) -> float:
 
 
 def _numeric(given: ArrayLike, what: str) -> np.ndarray:
+    """Return a one-dimensional array of floats, None becoming NaN, or raise what is wrong with it."""
     try:
         array = np.asarray(given)
         if array.dtype.kind not in "biuf":
@@ -194,6 +197,7 @@ def _numeric(given: ArrayLike, what: str) -> np.ndarray:
 
 
 def _column(given: ArrayLike, what: str, length: int) -> np.ndarray:
+    """Return an array with one entry for each step, or raise what is wrong with it."""
     array = _numeric(given, what)
     if len(array) != length:
         raise ValueError(

@@ -8,8 +8,7 @@ import numpy as np
 
 
 # A transition is faster than the stage before it in steps as well: what only decelerates never is.
-SPEED_UP = 1.2
-SURE = 1.0
+SPEED_UP = 1.1
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Line:
         level: value at the centre.
         slope: change for each unit of time; 0 where fewer than two points are known.
         level_variance: variance of ``level``; infinite where no point is known.
-        slope_variance: variance of ``slope``.
+        slope_variance: variance of ``slope``; 0 where it is unknown and taken as 0.
     """
 
     centre: np.ndarray
@@ -172,7 +171,7 @@ def _pieces(
     noise = variance.sum(axis=1)
     size = np.sqrt(np.maximum((change**2).sum(axis=1) - noise, 0.0))
     error = np.sqrt(noise / change.shape[1])
-    least, most = np.maximum(size - SURE * error, 0.0), size + SURE * error
+    least, most = np.maximum(size - error, 0.0), size + error
     duration, log_duration = np.array(durations), np.array(log_durations)
     return _Pieces(
         stage,

@@ -1,0 +1,196 @@
+"""The command ``phasewatch``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phasewatch import __version__
+
+if TYPE_CHECKING:
+    from phasewatch.record import Run
+
+_EXAMPLES = """\
+examples:
+  phasewatch demo                               train a small network, watched, and show what was found
+  phasewatch analyze lightning_logs/version_0   find the transitions of a recorded run
+"""
+
+_ANALYZE = """\
+Find the transitions of a recorded run, print them as a table, and write a figure
+(PNG), the data (JSON) and a page (HTML) that shows both.
+
+RUN is the log directory of a run watched by phasewatch, or its phasewatch.jsonl. A
+directory that holds TensorBoard event files and no such record is read too: then the
+scalars that look like a loss are analysed, or those of --tags.
+"""
+
+_ANALYZE_EXAMPLES = """\
+examples:
+  phasewatch analyze lightning_logs/version_0
+  phasewatch analyze lightning_logs/version_0 --alpha 0.01 --output report
+  phasewatch analyze runs/other --tags train/loss val/loss
+"""
+
+
+class _Failure(Exception):
+    """What the user is told before the command ends."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Its arguments; default those of the process.
+
+    Returns:
+        The exit status: 0, or 2 where what was asked for cannot be done.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _analyze(arguments) if arguments.command == "analyze" else _demo(arguments)
+    except _Failure as failure:
+        print(f"phasewatch: {failure}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="phasewatch",
+        description="Watch the geometry of the loss while a network trains: when does it change phase?",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"phasewatch {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    analyze = commands.add_parser(
+        "analyze",
+        help="find the transitions of a recorded run",
+        description=_ANALYZE,
+        epilog=_ANALYZE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    analyze.add_argument(
+        "run", metavar="RUN", type=Path, help="log directory of the run, or its phasewatch.jsonl"
+    )
+    analyze.add_argument(
+        "--alpha",
+        type=_probability,
+        default=0.05,
+        help="wanted rate of false alarms in a run without transitions (default: %(default)s)",
+    )
+    analyze.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="where the report is written (default: report/ beside the record)",
+    )
+    analyze.add_argument(
+        "--tags",
+        metavar="TAG",
+        nargs="+",
+        help="analyse these scalars of the TensorBoard event files instead",
+    )
+    demo = commands.add_parser(
+        "demo",
+        help="train a small network, watched, and show what was found",
+        description="Train a small network on real data with phasewatch watching, and show what was found.",
+    )
+    demo.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/demo"),
+        help="where to write (default: %(default)s)",
+    )
+    demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: %(default)s)")
+    return parser
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; give a number between 0 and 1, such as 0.05")
+    return value
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"phasewatch: {message}", file=sys.stderr)
+
+
+def _analyze(arguments: argparse.Namespace) -> int:
+    from phasewatch.record import RecordError
+
+    try:
+        run, directory, signals = _load(arguments.run, arguments.tags)
+    except (RecordError, OSError) as error:
+        raise _Failure(error) from error
+    from phasewatch.report import analyze_run, format_table, write_report
+
+    analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
+    output = directory / "report" if arguments.output is None else arguments.output
+    try:
+        paths = write_report(analysis, output)
+    except OSError as error:
+        raise _Failure(
+            f"the report cannot be written to {output} ({error.strerror or error}); give another --output."
+        ) from error
+    print(analysis.note or format_table(analysis.transitions))
+    print()
+    for name, path in (("page", paths.page), ("figure", paths.figure), ("data", paths.data)):
+        print(f"{name + ':':<8}{path}")
+    return 0
+
+
+def _load(path: Path, tags: list[str] | None) -> tuple[Run, Path, list[str] | None]:
+    """The run, the directory that it lies in, and which signals to look at (None: the usual ones)."""
+    from phasewatch.record import find_record, load_run
+
+    is_event_file = path.is_file() and "tfevents" in path.name
+    if tags is None and not is_event_file:
+        try:
+            record = find_record(path)
+        except FileNotFoundError:
+            if not any(path.rglob("*tfevents*")):
+                raise
+        else:
+            return load_run(record), record.parent, None
+    return _load_event_files(path, tags)
+
+
+def _load_event_files(path: Path, tags: list[str] | None) -> tuple[Run, Path, list[str]]:
+    from phasewatch.record import RecordError
+    from phasewatch.tensorboard.events import find_event_files, loss_tags, read_scalars, run_of_scalars
+
+    source = find_event_files(path)
+    scalars = read_scalars(source)
+    if tags is None:
+        tags = loss_tags(scalars)
+        if not tags:
+            raise RecordError(
+                f"{source} holds no phasewatch record and no scalar that looks like a loss; name some by "
+                f"--tags. It has: {', '.join(scalars) or 'none'}."
+            )
+        print(f"No phasewatch record here; reading {', '.join(tags)} from the TensorBoard event files.\n")
+    run = run_of_scalars(scalars, tags, str(source))
+    return run, source if source.is_dir() else source.parent, tags
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from phasewatch.demo import run
+
+    run(arguments.output, arguments.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Watching does not change a run in a single bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning_cases import QUICK, Augmented, Classifier, ManualClassifier, data, fit, same
+from torch.utils.data import DataLoader, IterableDataset
+
+import phasewatch.estimators
+from phasewatch.callbacks import PhaseWatch
+from phasewatch.objective import Objective
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        for _ in range(40):
+            yield torch.randn(6), torch.randint(2, ())
+
+
+def with_own_generator() -> DataLoader[Any]:
+    return DataLoader(data(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+
+def workers(**options: Any) -> DataLoader[Any]:
+    return DataLoader(Augmented(), batch_size=8, shuffle=True, **options)
+
+
+CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "plain": (Classifier, lambda: DataLoader(data(), batch_size=8, shuffle=True), {}),
+    "accumulation": (Classifier, workers, {"accumulate_grad_batches": 2}),
+    "two workers": (Classifier, lambda: workers(num_workers=2), {}),
+    "persistent workers": (Classifier, lambda: workers(num_workers=2, persistent_workers=True), {}),
+    "frozen BatchNorm": (lambda: Classifier(freeze_norm=True), workers, {}),
+    "dropout": (lambda: Classifier(dropout=0.5), workers, {}),
+    "manual optimization": (ManualClassifier, workers, {}),
+    "own generator": (Classifier, with_own_generator, {}),
+    "validation in between": (Classifier, workers, {"validate": True, "val_check_interval": 2}),
+    "gradient clipping": (Classifier, workers, {"gradient_clip_val": 0.1}),
+    "stream": (Classifier, lambda: DataLoader(Stream(), batch_size=8), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_watched_and_unwatched_runs_are_identical(case: str, tmp_path: Any) -> None:
+    make_module, make_loader, options = CASES[case]
+    watch = PhaseWatch(schedule=1, **QUICK)
+    plain = fit(tmp_path, make_module, make_loader, None, **options)
+    watched = fit(tmp_path, make_module, make_loader, watch, **options)
+    assert same(plain, watched)
+    assert len(watch.run.measurements) >= 6
+    assert not watch.run.failures
+    assert torch.isfinite(torch.tensor(watch.run.series("llc").values)).all()
+
+
+def test_the_comparison_can_fail(tmp_path: Any) -> None:
+    loader = CASES["plain"][1]
+    once = fit(tmp_path, Classifier, loader, None)
+    other = fit(tmp_path, Classifier, loader, None, gradient_clip_val=0.01)
+    assert not same(once, other)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_dropout_and_batchnorm_in_train_mode(mode: Any, tmp_path: Any) -> None:
+    watch = PhaseWatch(schedule=4, mode=mode, **QUICK)
+    plain = fit(tmp_path, lambda: Classifier(dropout=0.5), workers, None)
+    assert same(plain, fit(tmp_path, lambda: Classifier(dropout=0.5), workers, watch))
+
+
+@pytest.mark.parametrize("evaluation", [0, 1, 2, 5, 11, 23, 47, 60])
+def test_a_measurement_that_raises_half_way(evaluation: int, tmp_path: Any, monkeypatch: Any) -> None:
+    """Raise inside the k-th evaluation of the loss, wherever in a measurement it falls."""
+    plain = fit(tmp_path, lambda: Classifier(dropout=0.5), workers, None)
+    evaluate, count = Objective._call, [0]
+
+    def broken(self: Objective, *arguments: Any) -> Any:
+        count[0] += 1
+        result = evaluate(self, *arguments)
+        if count[0] > 2 + evaluation:  # the first two are the check before training
+            torch.rand(3), torch.manual_seed(1)
+            raise RuntimeError("planted")
+        return result
+
+    monkeypatch.setattr(Objective, "_call", broken)
+    watch = PhaseWatch(schedule=1, **{**QUICK, "on_error": "warn"})
+    with pytest.warns(UserWarning, match="planted"):
+        watched = fit(tmp_path, lambda: Classifier(dropout=0.5), workers, watch)
+    assert same(plain, watched)
+    assert watch.run.failures
+
+
+def test_an_estimator_that_disturbs_everything(tmp_path: Any, monkeypatch: Any) -> None:
+    def disturb(*_: Any, **__: Any) -> Any:
+        torch.manual_seed(0), torch.set_grad_enabled(False)
+        raise FloatingPointError("planted")
+
+    monkeypatch.setattr(phasewatch.estimators, "estimate_llc", disturb)
+    plain = fit(tmp_path, Classifier, workers, None)
+    with pytest.warns(UserWarning, match="llc failed at step 0"):
+        watched = fit(tmp_path, Classifier, workers, PhaseWatch(schedule=2, **{**QUICK, "on_error": "disable"}))
+    assert same(plain, watched)
+
+
+def test_keyboard_interrupt_passes_through(tmp_path: Any, monkeypatch: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phasewatch.estimators, "estimate_llc", interrupt)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path, Classifier, workers, PhaseWatch(schedule=2, **{**QUICK, "on_error": "warn"}))
