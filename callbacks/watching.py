@@ -212,12 +212,13 @@ class WatchingCallback(CallbackBase):
                 detector=detector,
                 seed=self.seed,
                 on_error=self.on_error,
-                listeners=[_TrainerMetrics(trainer), *_tensorboard_writers(trainer, directory)],
+                listeners=[_TrainerMetrics(trainer)],
             )
         except (RuntimeError, AttributeError, KeyError, IndexError) as error:
             raise ValueError(
                 f"The loss of {type(module).__name__} cannot be recomputed ({type(error).__name__}: {error}). {ADVICE}"
             ) from error
+        watch.listeners.extend(_tensorboard_writers(trainer, directory))
         if self._restored is not None:
             watch.load_state_dict(self._restored["watch"])
             self._restored = None

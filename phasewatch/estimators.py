@@ -90,12 +90,16 @@ class HessianSpectrum:
     """The Hessian spectrum, see :func:`phasewatch.hessian_spectrum` for the settings."""
 
     num_eigenvalues: int = 5
+    dense_below: int = 1500
     name = "hessian"
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``hessian_max``, ``hessian_min``, ``hessian_trace``, ``nullity`` with its bracket and threshold."""
         spectrum = hessian_spectrum(
-            objective, seed=seed, num_eigenvalues=min(self.num_eigenvalues, objective.num_parameters)
+            objective,
+            seed=seed,
+            num_eigenvalues=min(self.num_eigenvalues, objective.num_parameters),
+            dense_below=self.dense_below,
         )
         zeros = spectrum.zeros
         unreliable = {}

@@ -88,9 +88,7 @@ def pooled_density(probes: Sequence[Probe]) -> Density:
     """
     size = probes[0].dimension + len(probes[0].known)
     nodes = np.concatenate([np.concatenate([p.known, p.nodes]) for p in probes])
-    weights = np.concatenate(
-        [np.concatenate([np.ones(len(p.known)), p.dimension * p.weights]) / size for p in probes]
-    )
+    weights = np.concatenate([np.concatenate([np.ones(len(p.known)), p.dimension * p.weights]) / size for p in probes])
     order = np.argsort(nodes, kind="stable")
     return Density(nodes[order], weights[order] / weights.sum())
 

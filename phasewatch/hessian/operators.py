@@ -180,9 +180,7 @@ class GaussNewtonOperator(CurvatureOperator):
         _check_differentiable_twice([loss, *outputs])
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
-        (transposed,) = torch.autograd.grad(
-            outputs, parameters, cotangents, create_graph=True, materialize_grads=True
-        )
+        (transposed,) = torch.autograd.grad(outputs, parameters, cotangents, create_graph=True, materialize_grads=True)
 
         def product(vectors: Tensor, batched: bool = False) -> Tensor:
             tangents = _pull_back([transposed], cotangents, [vectors], batched)
@@ -225,10 +223,10 @@ def _check_differentiable_twice(outputs: Sequence[Tensor]) -> None:
         seen.add(node)
         nodes.extend(following for following, _ in node.next_functions)
         function = getattr(node, "_forward_cls", None)
-        backward = getattr(function, "backward", None)
-        if getattr(backward, "__globals__", {}).get("__name__") == "torch.autograd.function" and hasattr(
-            backward, "__wrapped__"
-        ):
+        if function is None:
+            continue
+        wrapped = hasattr(function.backward, "__wrapped__")
+        if wrapped and function.backward.__globals__.get("__name__") == "torch.autograd.function":
             raise RuntimeError(f"derivative for '{function.__name__}' is not implemented: once_differentiable")
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import chdtri
 from torch import Tensor
 
 from phasewatch.hessian.density import Density, Probe, estimated_trace, pooled_density
@@ -83,7 +84,7 @@ def hessian_spectrum(
     seed: int = 0,
     *,
     num_eigenvalues: int | None = None,
-    dense_below: int = 2000,
+    dense_below: int = 5000,
     num_steps: int | None = None,
     num_probes: int = 2,
     tolerance: float = 1e-3,
@@ -200,9 +201,7 @@ def _norm_of_skew(skew: Tensor, steps: int = 10) -> float:
 class _LanczosSearch:
     """Lanczos runs one after another, each outside of the eigenvectors that those before it have found."""
 
-    def __init__(
-        self, operator: CurvatureOperator, generator: torch.Generator, wanted: int, tolerance: float
-    ) -> None:
+    def __init__(self, operator: CurvatureOperator, generator: torch.Generator, wanted: int, tolerance: float) -> None:
         self.operator = operator
         self.generator = generator
         self.wanted = wanted
@@ -211,6 +210,7 @@ class _LanczosSearch:
         self.vectors = operator.objective.parameters.new_zeros(0, self.size)
         self.values = np.zeros(0)
         self.residuals = np.zeros(0)
+        self.copies = np.zeros((2, 0))
         self.probes: list[Probe] = []
         self.norm = 0.0
         self.beyond = (-np.inf, np.inf)
@@ -232,6 +232,7 @@ class _LanczosSearch:
             self.beyond = (-np.inf, np.inf)
             self.settled = True
             return
+        self._infer_copies(run, rest)
         high, low = self._thresholds()
         chosen = self._leading(run, high, low)
         others = np.delete(run.ritz_values, chosen)
@@ -243,8 +244,10 @@ class _LanczosSearch:
     def spectrum(self, matrix: str) -> Spectrum:
         """All that was found."""
         complete = len(self.values) == self.size
-        order = np.argsort(self.values, kind="stable")
-        values, residuals = self.values[order], self.residuals[order]
+        known = np.stack([self.values, self.residuals])
+        values, residuals = known if complete else np.hstack([known, self.copies])
+        order = np.argsort(values, kind="stable")
+        values, residuals = values[order], residuals[order]
         slack = self.tolerance * self.norm
         at_top = np.flatnonzero(values >= self.beyond[0] - slack)[-self.wanted :]
         at_bottom = np.flatnonzero(values <= self.beyond[1] + slack)[: self.wanted]
@@ -280,9 +283,21 @@ class _LanczosSearch:
         general = relative_rounding(self.operator.objective.dtype, self.size) * self.norm
         return float(max(general, _ASYMMETRY_TO_NOISE * self.size**0.5 * max(probe.asymmetry for probe in self.probes)))
 
+    def _infer_copies(self, run: LanczosRun, rest: int) -> None:
+        """Eigenvalues that must have many copies, zero above all: a run sees one, but it sees how heavy it is.
+
+        The weight of an eigenvalue with ``k`` copies is distributed as ``chi^2_k / rest``; one too heavy for less
+        copies than are wanted, at a level of 1e-8, has at least as many. The copies have no vectors.
+        """
+        heavy = rest * run.weights > chdtri(self.wanted, 1e-8)
+        found = np.flatnonzero(heavy & (run.residuals <= self.tolerance * self.norm))
+        pairs = np.stack([run.ritz_values[found], np.maximum(run.residuals[found], self.rounding)])
+        self.copies = np.hstack([self.copies, np.repeat(pairs, self.wanted, axis=1)])
+
     def _thresholds(self) -> tuple[float, float]:
         """What a new eigenvalue must exceed, or fall below, to be among the leading ones."""
-        values, slack = np.sort(self.values), self.tolerance * self.norm
+        values = np.sort(np.concatenate([self.values, self.copies[0]]))
+        slack = self.tolerance * self.norm
         if len(values) < 2 * self.wanted:
             return -np.inf, np.inf
         return values[-self.wanted] + slack, values[self.wanted - 1] - slack

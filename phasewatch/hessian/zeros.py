@@ -23,7 +23,8 @@ class ZeroCount:
     r"""How many eigenvalues are zero, as far as rounding and the number of products allow to say.
 
     Attributes:
-        count: Eigenvalues with :math:`|\lambda| \le` ``threshold``; where not resolved, a guess inside the bracket.
+        count: Eigenvalues with :math:`|\lambda| \le` ``threshold``; where not resolved, only those that were seen
+            to be there, a cautious guess inside the bracket.
         threshold: The noise of the computation; eigenvalues below it cannot be told from zero.
         lower: Least count that is compatible with what was computed.
         upper: Greatest count that is compatible with what was computed.
@@ -135,8 +136,13 @@ def _share_within(probe: Probe, threshold: float) -> tuple[float, float, float]:
     last = int(np.searchsorted(probe.nodes, threshold, side="right"))
     upper = mass + float(probe.weights[max(first - 1, 0) : first].sum() + probe.weights[last : last + 1].sum())
     lower = max(float(probe.weights[inside[1:-1]].sum()), _share_of_converged(probe, inside, threshold))
-    near = np.abs(probe.nodes) <= threshold + probe.residuals
-    estimate = float(probe.weights[near].sum())
+    spacing = np.diff(probe.nodes, prepend=-np.inf, append=np.inf)
+    isolation = np.minimum(spacing[:-1], spacing[1:])
+    # An isolated Ritz value is off by no more than its squared residual over its distance to the others.
+    isolated = (probe.residuals <= isolation / 10) & (isolation > 0)
+    error = np.zeros_like(isolation)
+    error[isolated] = probe.residuals[isolated] ** 2 / isolation[isolated]
+    estimate = float(probe.weights[np.abs(probe.nodes) <= threshold + error].sum())
     return lower, min(max(estimate, lower), upper), upper
 
 

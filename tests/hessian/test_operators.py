@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from curvature_cases import cross_entropy, mlp, normal, squared_error
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from phasewatch.hessian import GaussNewtonOperator, HessianOperator, hessian_spectrum
+from phasewatch.objective import Objective, second_derivatives
+
+
+class TiedAutoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 3, bias=False)
+        self.decoder = nn.Linear(4, 3, bias=False)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.encoder(x)) @ self.decoder.weight
+
+
+class TokenNet(nn.Module):
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.core = core
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.core(self.embedding(tokens))
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        return self.head(hidden.mean(1))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def _tokens(core: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 5, (9, 6), generator=generator)
+    labels = torch.randint(0, 3, (9,), generator=generator)
+    return TokenNet(core), [(tokens[:6], labels[:6]), (tokens[6:], labels[6:])]
+
+
+def _images(*layers: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    images = normal(9, 2, 6, 6)
+    labels = torch.arange(9) % 3
+    return nn.Sequential(*layers), [(images[:6], labels[:6]), (images[6:], labels[6:])]
+
+
+def _batch_norm() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    module, batches = _images(
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 3)
+    )
+    module(normal(32, 2, 6, 6, seed=3).float())  # running statistics other than the initial ones
+    return module, batches
+
+
+def _tied() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    x = normal(9, 4)
+    return TiedAutoencoder(), [(x[:6], x[:6]), (x[6:], x[6:])]
+
+
+def _encoder_layer() -> nn.Module:
+    return nn.TransformerEncoderLayer(4, 2, 5, dropout=0.1, activation="gelu", batch_first=True)
+
+
+CASES: dict[str, tuple[Callable[[], tuple[nn.Module, list]], Callable]] = {
+    "tied": (_tied, squared_error),
+    "batch norm": (_batch_norm, cross_entropy),
+    "conv": (lambda: _images(nn.Conv2d(2, 2, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)), cross_entropy),
+    "attention": (lambda: _tokens(SelfAttention()), cross_entropy),
+    "encoder layer": (lambda: _tokens(_encoder_layer()), cross_entropy),
+    "lstm": (lambda: _tokens(nn.LSTM(4, 4, batch_first=True)), cross_entropy),
+}
+
+
+def _objective(name: str) -> Objective:
+    make, loss_fn = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module, batches = make()
+    return Objective(module, batches, loss_fn=loss_fn).to(torch.float64)
+
+
+def _forward_over_reverse_free_hessian(objective: Objective) -> Tensor:
+    """An independent Hessian: central differences of the gradient, right to about 1e-8."""
+    h = 1e-5
+    rows = []
+    for i in range(objective.num_parameters):
+        step = torch.zeros_like(objective.parameters)
+        step[i] = h
+        with second_derivatives():
+            up = objective.gradient(objective.parameters + step)
+            down = objective.gradient(objective.parameters - step)
+        rows.append((up - down) / (2 * h))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hessian_is_the_derivative_of_the_gradient(name: str) -> None:
+    objective = _objective(name)
+    expected = _forward_over_reverse_free_hessian(objective)
+    computed = HessianOperator(objective).dense()
+    assert torch.allclose(computed, expected, atol=1e-8, rtol=1e-6)
+    assert torch.allclose(computed, computed.T, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gauss_newton_is_the_product_of_its_factors(name: str) -> None:
+    objective = _objective(name)
+    total = torch.zeros(objective.num_parameters, objective.num_parameters, dtype=torch.float64)
+    for batch, weight in enumerate(objective.batch_weights):
+        with second_derivatives():
+            inputs, targets = objective._batches[batch]
+
+            def outputs(vector: Tensor, inputs: Tensor = inputs) -> Tensor:
+                tensors = {**objective.unflatten(vector), **objective._fixed}
+                return torch.func.functional_call(objective._module, tensors, (inputs,))
+
+            def loss(y: Tensor, targets: Tensor = targets, squared: bool = name == "tied") -> Tensor:
+                if squared:
+                    return 0.5 * (y - targets).square().sum(1).mean()
+                return nn.functional.cross_entropy(y, targets)
+
+            jacobian = torch.autograd.functional.jacobian(outputs, objective.parameters).flatten(0, 1)
+            y = outputs(objective.parameters).detach()
+            curvature = torch.autograd.functional.hessian(loss, y).reshape(y.numel(), y.numel())
+        total += weight * jacobian.T @ curvature @ jacobian
+    assert torch.allclose(GaussNewtonOperator(objective).dense(), total, atol=1e-12)
+
+
+def test_hessian_equals_torch_func_hessian_with_a_short_last_batch() -> None:
+    x, y = normal(11, 4), normal(11, 2, seed=1)
+    module = mlp(4, 5, 2)
+    shapes = {name: p.shape for name, p in module.named_parameters()}
+
+    def loss(vector: Tensor) -> Tensor:
+        pieces = vector.split([shape.numel() for shape in shapes.values()])
+        tensors = {n: p.view(s) for (n, s), p in zip(shapes.items(), pieces, strict=True)}
+        return 0.5 * (torch.func.functional_call(module, tensors, (x,)) - y).square().sum(1).mean()
+
+    objective = Objective(module, [(x[:8], y[:8]), (x[8:], y[8:])], loss_fn=squared_error)
+    expected = torch.func.hessian(loss)(objective.parameters)
+    assert torch.allclose(HessianOperator(objective).dense(), expected, atol=1e-13)
+    vector = normal(objective.num_parameters, seed=5)
+    assert torch.allclose(HessianOperator(objective) @ vector, expected @ vector, atol=1e-13)
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+def test_products_do_not_depend_on_which_graphs_are_kept(operator: type[HessianOperator]) -> None:
+    objective = _objective("encoder layer")
+    kept = operator(objective)
+    vectors = normal(3, objective.num_parameters)
+    expected = [kept @ v for v in vectors]
+    assert kept.kept_bytes > 0
+    for budget in (0, kept.kept_bytes - 1):
+        other = operator(objective, graph_memory=budget)
+        assert all(torch.equal(other @ v, e) for v, e in zip(vectors, expected, strict=True))
+        assert other.kept_bytes <= budget
+    assert 0 < other.kept_bytes < kept.kept_bytes
+    assert other.products == 3
+
+
+def test_kept_bytes_count_what_the_graph_holds() -> None:
+    """Of ``exp(x w)`` with a scalar ``w`` the graph holds a few copies of the n numbers, whatever n."""
+
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(self.w * x)
+
+    def kept(n: int) -> int:
+        operator = HessianOperator(Objective(Scalar(), [normal(n)], loss_fn=lambda m, x: m(x).mean()))
+        operator @ torch.ones(1)
+        return operator.kept_bytes
+
+    arrays = (kept(2000) - kept(1000)) / (1000 * 8)
+    assert arrays == int(arrays)
+    assert 2 <= arrays <= 6
+
+
+def test_linear_loss_has_no_curvature() -> None:
+    objective = Objective(nn.Linear(3, 2), [torch.ones(4, 3)], loss_fn=lambda m, x: m(x).mean())
+    for matrix in ("hessian", "gauss-newton"):
+        for dense_below in (0, 100):
+            spectrum = hessian_spectrum(objective, matrix=matrix, dense_below=dense_below)
+            assert spectrum.nullity == spectrum.num_parameters == 8
+            assert spectrum.zeros.resolved
+            assert "the matrix is zero" in spectrum.zeros.note
+            assert spectrum.trace == spectrum.largest == spectrum.smallest == 0.0
+
+
+def test_infinite_second_derivative_is_an_error_that_says_why() -> None:
+    def loss_fn(module: nn.Module, x: Tensor) -> Tensor:
+        return module(x).abs().pow(1.5).mean()
+
+    module = nn.Linear(2, 1)
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    objective = Objective(module, [torch.ones(4, 2)], loss_fn=loss_fn)
+    with pytest.raises(ValueError, match=r"Hessian is not finite although the loss is"):
+        hessian_spectrum(objective)
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+@pytest.mark.parametrize("dense_below", [0, 100])
+def test_missing_second_derivative_is_an_error_that_says_so(dense_below: int) -> None:
+    objective = Objective(nn.Linear(2, 1), [torch.ones(4, 2)], loss_fn=lambda m, x: OnceOnly.apply(m(x)).mean())
+    with pytest.raises(RuntimeError, match=r"The operation OnceOnly has no second derivative.*once_differentiable"):
+        hessian_spectrum(objective, dense_below=dense_below)
+
+
+class FlashAttention(nn.Module):
+    """Insists on a kernel that cannot be differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.projection(x)[:, None]
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return nn.functional.scaled_dot_product_attention(q, q, q)
+
+
+def test_missing_second_derivative_is_named_where_torch_names_it() -> None:
+    objective = Objective(FlashAttention(), [torch.ones(2, 3, 4)], loss_fn=lambda m, x: m(x).square().mean())
+    with pytest.raises(RuntimeError, match=r"The operation \S*flash_attention\S* has no second derivative.*MATH"):
+        hessian_spectrum(objective)
+
+
+def test_wrong_vector_is_an_error() -> None:
+    operator = HessianOperator(_objective("tied"))
+    with pytest.raises(ValueError, match=r"shape \(3,\); expected \(12,\)"):
+        operator @ torch.ones(3)
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss-newton"])
+def test_measuring_inside_inference_mode_and_autocast_gives_the_same(matrix: str) -> None:
+    objective = _objective("encoder layer")
+    expected = hessian_spectrum(objective, matrix=matrix).eigenvalues
+    with torch.inference_mode(), torch.autocast("cpu"):
+        computed = hessian_spectrum(objective, matrix=matrix).eigenvalues
+    assert (computed == expected).all()
