@@ -10,35 +10,67 @@ from scipy import stats
 
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
+from phasewatch.llc.diagnostics import FloatArray
 from phasewatch.llc.posterior import LocalizedPosterior
-from phasewatch.llc.sgld import Chains, sample
+from phasewatch.llc.sgld import Chains, sample_sgld
 from phasewatch.objective import Objective
+
+HEATING_ERROR = 0.1
+"""Relative error of the first-order correction for gradient noise; part of the standard error."""
+EXCURSION = 10.0
+"""A draw this many robust standard deviations above the median is no draw from near w*."""
+DRIFT_SIGNIFICANCE = 3.0
+"""A drift counts only where it is this many standard errors from none."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When an estimate counts as unreliable.
+
+    Attributes:
+        rhat: Largest split R-hat.
+        ess: Smallest effective sample size.
+        acceptance: Smallest acceptance probability of the moves of late burn-in.
+        drift: Largest change of the mean from the first to the second half of the draws, as a share of it.
+        descent: Largest ``descent`` as a share of the estimate.
+        heating: Largest ``heating`` as a share of the estimate.
+    """
+
+    rhat: float = 1.1
+    ess: float = 30.0
+    acceptance: float = 0.6
+    drift: float = 0.1
+    descent: float = 0.25
+    heating: float = 0.5
 
 
 @dataclass(frozen=True)
 class LLCEstimate:
-    """A local learning coefficient with its uncertainty.
+    """A local learning coefficient with its uncertainty and the diagnostics of its chains.
 
     Attributes:
-        learning_coefficient: nbeta (E[L(w)] - L(w*)); negative where w* is not near a minimum, never clipped.
-        standard_error: Its standard error, from autocorrelation and the spread between chains.
-        interval: 95 % interval (low, high).
-        reliable: Whether no check failed.
-        reasons: Why it is not reliable, one sentence a failed check.
-        rhat: Split R-hat of the loss over the chains that did not diverge; NaN where it cannot be formed.
-        ess: Effective number of independent draws.
-        acceptance: Mean probability with which Metropolis' rule would have taken the steps of late burn-in.
-        step_size: The frozen step, in units of the preconditioned inverse curvature.
+        learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``heating``. Negative where w* is far from a minimum;
+            never clipped. NaN only where all chains diverged.
+        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``heating``.
+        interval: 95 % interval (low, high) for the expectation under the localized posterior, by Student's t.
+        reliable: Whether every check passed.
+        reasons: What did not pass, one phrase a check.
+        rhat: Split R-hat of the loss; NaN where all draws are equal or all chains diverged.
+        ess: Effective number of independent draws; NaN likewise.
+        acceptance: Mean probability with which Metropolis' rule would take a move, over late burn-in.
+        step_size: The frozen step, in units of the preconditioner.
         nbeta: Inverse temperature times n.
-        localization: Strength of the Gaussian prior around w*.
+        localization: Precision gamma of the Gaussian that holds the chains at w*.
         n: Data-set size.
-        loss: L(w*), the baseline.
-        descent: By how much nbeta L could fall from w* to the nearby minimum.
-        distance: Root mean square distance of the chains' last draws from w*.
+        loss: The baseline L(w*).
+        heating: What the noise of minibatch gradients added to the raw mean, to first order; subtracted.
+        descent: By how much nbeta L can fall from w* to the minimum nearby, from the slope of the loss at w*; an
+            estimate at that minimum is larger by about as much.
+        distance: Root mean square distance from w* after the last draw.
         chains: Number of chains run.
-        diverged_chains: How many of them became non-finite; they are left out.
+        diverged_chains: Number of chains with a loss that is not finite; they are left out.
         draws: Draws a chain.
-        gradients: Number of minibatch gradients spent in all.
+        gradients: Minibatch gradients spent, everything included.
     """
 
     learning_coefficient: float
@@ -54,6 +86,7 @@ class LLCEstimate:
     localization: float
     n: int
     loss: float
+    heating: float
     descent: float
     distance: float
     chains: int
@@ -77,25 +110,167 @@ def estimate_llc(
     burn_in: int = 200,
     nbeta: float | None = None,
     localization: float = 1.0,
-    target_acceptance: float = 0.9,
-    momentum: float = 0.0,
-    precondition: bool = True,
+    target_acceptance: float = 0.92,
+    max_heating: float = 0.3,
+    persistence: float = 0.8,
+    thresholds: Thresholds | None = None,
 ) -> LLCEstimate:
+    r"""Estimate the local learning coefficient at ``objective.parameters``.
+
+    :math:`\hat\lambda = n\beta\,(E[L_n(w)] - L_n(w^*))` under the density :math:`\propto \exp(-n\beta L_n(w) -
+    \tfrac{\gamma}{2}|w - w^*|^2)` (Lau et al. 2023, "The local learning coefficient: a singularity-aware complexity
+    measure", eq. 14), by underdamped SGLD (:mod:`phasewatch.llc.sgld`). Each draw is the loss on a batch less the
+    loss of w* on the same batch. The step size sets itself. It costs ``chains * (burn_in + draws)`` minibatch
+    gradients, one a batch, and twelve.
+
+    Args:
+        objective: The loss, on a fixed probe.
+        n: Size of the data set that the model is trained on; default the samples of the probe.
+        seed: Same seed, same numbers (on the same device and library versions).
+        chains: Number of independent chains, all from w*.
+        draws: Draws a chain.
+        burn_in: Minibatch gradients a chain before them; they set the step size.
+        nbeta: Inverse temperature times n; default n / log n.
+        localization: Precision gamma of the Gaussian around w*. It lowers the estimate where it is not small
+            against nbeta times the curvature.
+        target_acceptance: Mean probability with which Metropolis' rule would take a step.
+        max_heating: Largest share of the estimate that the noise of minibatch gradients may add to it before it
+            is corrected for; shortens the steps.
+        persistence: Part of the momentum that survives a step, in [0, 1).
+        thresholds: When the estimate is unreliable.
+
+    Returns:
+        The estimate and its diagnostics.
+
+    Raises:
+        ValueError: If a number is out of its range. (A loss that is not finite at w* is refused by ``Objective``.)
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.objective import Objective
+        >>> _ = torch.manual_seed(0)
+        >>> inputs = torch.randn(1000, 3)
+        >>> module = torch.nn.Linear(3, 2, bias=False)
+        >>> batch = (inputs, module(inputs).detach())
+        >>> def half_squared_error(module, batch):
+        ...     return 0.5 * (module(batch[0]) - batch[1]).square().sum(dim=1).mean()
+        >>> estimate = estimate_llc(Objective(module, [batch], loss_fn=half_squared_error))
+        >>> estimate.reliable, abs(estimate.learning_coefficient - 6 / 2) < 0.5
+        (True, True)
+    """
     n = objective.num_samples if n is None else n
-    if nbeta is None:
-        nbeta = n / math.log(n)
+    _check_arguments(n, chains, draws, burn_in, nbeta, localization, target_acceptance, max_heating, persistence)
+    nbeta = n / math.log(n) if nbeta is None else nbeta
     with isolated():
         posterior = LocalizedPosterior(objective, nbeta, localization)
-        ch = sample(posterior, chains=chains, draws=draws, burn_in=burn_in, target_acceptance=target_acceptance,
-                    momentum=momentum, precondition=precondition, seed=seed)
-    alive = np.isfinite(ch.excess_losses).all(axis=1)
-    x = nbeta * ch.excess_losses[alive]
-    lam = x.mean() if alive.any() else math.nan
-    se = diagnostics.standard_error(x) if alive.any() else math.nan
-    ess = diagnostics.effective_sample_size(x) if alive.any() else math.nan
-    t = 2.5
-    reasons=()
-    return LLCEstimate(float(lam), se, (lam-t*se, lam+t*se), not reasons, reasons,
-        diagnostics.split_rhat(x) if alive.any() else math.nan, ess, ch.acceptance, ch.step_size, nbeta, localization, n,
-        float(np.dot(objective.batch_weights, objective.batch_losses.tolist())), float(-0.5*ch.descents[alive].mean()),
-        float(np.sqrt((ch.distances[alive]**2).mean())), chains, int((~alive).sum()), draws, posterior.gradients)
+        sample = sample_sgld(
+            posterior,
+            chains=chains,
+            draws=draws,
+            burn_in=burn_in,
+            target_acceptance=target_acceptance,
+            max_heating=max_heating,
+            persistence=persistence,
+            seed=seed,
+        )
+    finite = np.isfinite(sample.excess_losses).all(axis=1)
+    values = nbeta * sample.excess_losses[finite] - sample.heating
+    mean = error = rhat = ess = descent = distance = half_width = math.nan
+    if finite.any():
+        mean = float(values.mean())
+        error = math.hypot(diagnostics.standard_error(values), HEATING_ERROR * sample.heating)
+        rhat, ess = diagnostics.split_rhat(values), diagnostics.effective_sample_size(values)
+        # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
+        half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
+        # In a quadratic well at -K^-1 g from w* the mean slope g.(w - w*) is -g K^-1 g, twice the well's depth.
+        descent = float(-sample.slopes[finite].mean() / 2)
+        distance = float(np.sqrt(np.square(sample.distances[finite]).mean()))
+    reasons = _reasons(sample, values, mean, rhat, ess, descent, thresholds or Thresholds())
+    return LLCEstimate(
+        learning_coefficient=mean,
+        standard_error=error,
+        interval=(mean - half_width, mean + half_width),
+        reliable=not reasons,
+        reasons=reasons,
+        rhat=rhat,
+        ess=ess,
+        acceptance=sample.acceptance,
+        step_size=sample.step_size,
+        nbeta=nbeta,
+        localization=localization,
+        n=n,
+        loss=float(np.dot(objective.batch_weights, objective.batch_losses.tolist())),
+        heating=sample.heating,
+        descent=descent,
+        distance=distance,
+        chains=chains,
+        diverged_chains=int((~finite).sum()),
+        draws=draws,
+        gradients=posterior.gradients,
+    )
+
+
+def _reasons(
+    sample: Chains, values: FloatArray, mean: float, rhat: float, ess: float, descent: float, limits: Thresholds
+) -> tuple[str, ...]:
+    chains = len(sample.excess_losses)
+    reasons = []
+    if diverged := chains - len(values):
+        reasons.append(f"{diverged} of {chains} chains diverged")
+    if diverged == chains:
+        return tuple(reasons)
+    if math.isnan(rhat):
+        reasons.append("the draws do not vary")
+    if rhat > limits.rhat:
+        reasons.append(f"the chains disagree (R-hat {rhat:.2f})")
+    if ess < limits.ess:
+        reasons.append(f"too few independent draws ({ess:.0f})")
+    if sample.acceptance < limits.acceptance:
+        reasons.append(f"the step size did not settle (acceptance {sample.acceptance:.2f})")
+    half = values.shape[1] // 2
+    drift = float(values[:, half:].mean() - values[:, :half].mean())
+    # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
+    drift_error = 2 * diagnostics.standard_error(values)
+    if abs(drift) > max(limits.drift * abs(mean), DRIFT_SIGNIFICANCE * drift_error):
+        reasons.append(f"the loss still drifts ({drift:+.3g} from one half of the draws to the other)")
+    median = np.median(values)
+    if values.max() - median > EXCURSION * (1 + 1.4826 * np.median(np.abs(values - median))):
+        reasons.append(f"a chain left the region of w* (a draw at {values.max():.3g})")
+    if mean < 0:
+        reasons.append("negative: the chains found lower loss than w*")
+    elif descent > limits.descent * mean:
+        reasons.append(f"w* is not near a minimum (nbeta L falls by {descent:.3g} nearby)")
+    if sample.heating > limits.heating * max(abs(mean), 1.0):
+        reasons.append(f"gradient noise added {sample.heating:.3g}: larger batches are needed")
+    return tuple(reasons)
+
+
+def _check_arguments(
+    n: int,
+    chains: int,
+    draws: int,
+    burn_in: int,
+    nbeta: float | None,
+    localization: float,
+    target_acceptance: float,
+    max_heating: float,
+    persistence: float,
+) -> None:
+    if n < 2:
+        raise ValueError(f"n is {n}; expected the size of the training set, at least 2 (nbeta = n / log n).")
+    if chains < 1:
+        raise ValueError(f"chains is {chains}; expected at least 1.")
+    if draws < 4:
+        raise ValueError(f"draws is {draws}; expected at least 4, or no standard error can be formed.")
+    if burn_in < 20:
+        raise ValueError(f"burn_in is {burn_in}; expected at least 20, it sets the step size.")
+    if nbeta is not None and not (nbeta > 0 and math.isfinite(nbeta)):
+        raise ValueError(f"nbeta is {nbeta}; expected a positive number, or None for n / log n.")
+    if not (localization >= 0 and math.isfinite(localization)):
+        raise ValueError(f"localization is {localization}; expected 0 or a positive number.")
+    if not 0 < target_acceptance < 1:
+        raise ValueError(f"target_acceptance is {target_acceptance}; expected a number between 0 and 1.")
+    if not max_heating > 0:
+        raise ValueError(f"max_heating is {max_heating}; expected a positive number.")
+    if not 0 <= persistence < 1:
+        raise ValueError(f"persistence is {persistence}; expected a number from 0 to below 1.")

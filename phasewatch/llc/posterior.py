@@ -61,8 +61,8 @@ class LocalizedPosterior:
             energy += self.nbeta * torch.dot(self._corrections[batch], displacement).double()
         return energy
 
-    def descent(self, position: Tensor) -> Tensor:
-        """First-order change of nbeta times the loss from w* to ``position``, a scalar."""
+    def slope(self, position: Tensor) -> Tensor:
+        """First-order change of nbeta L from w* to ``position``, a scalar."""
         return self.nbeta * torch.dot(self.full_gradient, position - self.center)
 
     def _loss_and_gradient(self, position: Tensor, batch: int) -> tuple[Tensor, Tensor]:

@@ -22,13 +22,16 @@ INK, FAINT = "#2B2B2B", "#8C8C8C"
 STAGE_TINTS = ("#F3F5F8", "#E5EAF1")
 
 WIDTH = 9.0
-PANEL_HEIGHT = 1.28
+PANEL_HEIGHT = 1.26
+TITLE_HEIGHT = 0.21
 LABEL_HEIGHT = 0.17
-BOTTOM, TOP, LEFT, RIGHT = 0.52, 0.12, 0.72, 0.18
+BOTTOM, TOP, LEFT, RIGHT = 0.46, 0.12, 0.72, 0.32
 CHARACTER = 0.068
 NORMAL_95 = 1.959964
 # From here on the points of a series are drawn as a line only.
 MANY_POINTS = 150
+# A positive signal with this ratio of its extremes is drawn on a logarithmic axis.
+WIDE = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ PANELS = (
 def run_figure(analysis: Analysis) -> Figure:
     """Draw a run and its transitions.
 
-    Points that are not to be trusted are hollow; those beyond the axis stand as hollow triangles at its edge.
+    Points that are not to be trusted are hollow and off the line; those beyond the axis stand as hollow triangles at its edge.
     A transition is a line at its location, with the location's 95 % interval shaded and its whole extent barred
     on top.
 
@@ -81,11 +84,10 @@ def run_figure(analysis: Analysis) -> Figure:
         )
         return figure
     top = height - TOP - strip
-    gap = 0.10
     axes: list[Axes] = []
     for k in range(len(panels)):
-        low = top - PANEL_HEIGHT * (k + 1) + gap
-        box = (LEFT / WIDTH, low / height, 1 - (LEFT + RIGHT) / WIDTH, (PANEL_HEIGHT - gap) / height)
+        low = top - PANEL_HEIGHT * (k + 1)
+        box = (LEFT / WIDTH, low / height, 1 - (LEFT + RIGHT) / WIDTH, (PANEL_HEIGHT - TITLE_HEIGHT) / height)
         axes.append(figure.add_axes(box, sharex=axes[0] if axes else None))
     _scale_steps(axes[0], steps)
     for axis, panel in zip(axes, panels, strict=True):
@@ -94,8 +96,9 @@ def run_figure(analysis: Analysis) -> Figure:
         axis.tick_params(labelbottom=axis is axes[-1], bottom=axis is axes[-1])
     axes[-1].set_xlabel("training step", fontsize=8.5, color=INK, labelpad=3)
     if rows:
-        box = (LEFT / WIDTH, top / height, 1 - (LEFT + RIGHT) / WIDTH, strip / height)
-        _draw_labels(figure.add_axes(box, sharex=axes[0]), analysis.transitions, rows, strip, steps)
+        tall = TITLE_HEIGHT + strip
+        box = (LEFT / WIDTH, (top - TITLE_HEIGHT) / height, 1 - (LEFT + RIGHT) / WIDTH, tall / height)
+        _draw_labels(figure.add_axes(box, sharex=axes[0]), analysis.transitions, rows, tall, steps)
     return figure
 
 
@@ -128,11 +131,14 @@ def _scale_steps(axis: Axes, steps: NDArray[np.int64]) -> None:
             axis.set_xscale("symlog", linthresh=positive, linscale=0.3)
             axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=positive))
     else:
-        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    if first == last:
+        axis.set_xlim(first - 1, last + 1)
+        return
     low, high = axis.transData.transform([(first, 0.0), (last, 0.0)])[:, 0]
-    margin = 0.012 * (high - low) if high > low else 1.0
+    margin = 0.012 * (high - low)
     inverse = axis.transData.inverted()
     edges = inverse.transform([(low - margin, 0.0), (high + margin, 0.0)])[:, 0]
     axis.set_xlim(float(edges[0]), float(edges[1]))
@@ -156,17 +162,19 @@ def _draw_series(axis: Axes, panel: Panel, run: Run) -> None:
     low, high = values - spread, values + spread
     label = panel.label
     if spread.any():
-        label += "  (95 % band)"
+        label += ", 95 % band"
     elif f"{panel.name}_lower" in run.names and f"{panel.name}_upper" in run.names:
         low = _aligned(run.series(f"{panel.name}_lower"), steps, values)
         high = _aligned(run.series(f"{panel.name}_upper"), steps, values)
-        label += "  (between its bounds)"
-    axis.fill_between(steps, low, high, color=panel.color, alpha=0.18, linewidth=0, zorder=1)
-    axis.plot(steps, values, color=panel.color, linewidth=1.2, zorder=2, solid_joinstyle="round")
-    few = len(values) <= MANY_POINTS
-    if few:
-        axis.plot(steps[trusted], values[trusted], "o", color=panel.color, markersize=2.4, zorder=3)
-    logarithmic = bool(values.min() > 0 and values.max() / values.min() > 20)
+        label += ", between its bounds"
+    sure = (steps[trusted], values[trusted])
+    axis.fill_between(
+        steps[trusted], low[trusted], high[trusted], color=panel.color, alpha=0.18, linewidth=0, zorder=1
+    )
+    axis.plot(*sure, color=panel.color, linewidth=1.2, zorder=2, solid_joinstyle="round")
+    if len(values) <= MANY_POINTS:
+        axis.plot(*sure, "o", color=panel.color, markersize=2.4, zorder=3)
+    logarithmic = bool(values.min() > 0 and values.max() / values.min() > WIDE)
     if logarithmic:
         axis.set_yscale("log")
     floor, ceiling = _value_limits(values, low, high, trusted, logarithmic)
@@ -180,19 +188,9 @@ def _draw_series(axis: Axes, panel: Panel, run: Run) -> None:
             steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful
         )
     if not trusted.all():
-        label += f"  ({(~trusted).sum()} of {len(trusted)} points unreliable, hollow)"
-    axis.text(
-        0.008,
-        0.93,
-        label,
-        transform=axis.transAxes,
-        ha="left",
-        va="top",
-        fontsize=8.5,
-        color=panel.color,
-        zorder=5,
-        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.5},
-    )
+        label += f"; {(~trusted).sum()} of {len(trusted)} points unreliable (hollow)"
+    title = axis.set_title(label, loc="left", fontsize=8.5, color=panel.color, pad=3)
+    title.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     _dress(axis, panel.integer, logarithmic)
 
 
@@ -221,7 +219,7 @@ def _value_limits(
         floor = max(floor - reach, float(min(values.min(), low.min())))
         ceiling = min(ceiling + reach, float(max(values.max(), high.max())))
     span = ceiling - floor or max(abs(ceiling), 1.0)
-    return floor - 0.08 * span, ceiling + 0.28 * span
+    return floor - 0.08 * span, ceiling + 0.08 * span
 
 
 def _dress(axis: Axes, integer: bool, logarithmic: bool) -> None:
@@ -230,8 +228,13 @@ def _dress(axis: Axes, integer: bool, logarithmic: bool) -> None:
     axis.spines["bottom"].set_color("#C9CED6")
     axis.tick_params(labelsize=8, length=2.5, color="#C9CED6", labelcolor=INK, width=0.8)
     axis.set_facecolor("none")
-    if not logarithmic:
-        axis.yaxis.set_major_locator(MaxNLocator(4, integer=integer))
+    if logarithmic:
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,), numticks=5))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=integer, steps=[1, 2, 2.5, 5, 10]))
     axis.grid(axis="y", color="white", linewidth=0.8, zorder=0.7)
 
 
@@ -270,14 +273,15 @@ def _label_centres(transitions: Sequence[Transition], steps: NDArray[np.int64]) 
 
 
 def _draw_labels(
-    axis: Axes, transitions: Sequence[Transition], rows: Sequence[int], strip: float, steps: NDArray[np.int64]
+    axis: Axes, transitions: Sequence[Transition], rows: Sequence[int], tall: float, steps: NDArray[np.int64]
 ) -> None:
     axis.set_axis_off()
-    axis.set_ylim(0, strip)
+    axis.set_zorder(-1)
+    axis.set_ylim(0, tall)
     width = WIDTH - LEFT - RIGHT
     for transition, row, centre in zip(transitions, rows, _label_centres(transitions, steps), strict=True):
-        foot = 0.22 * LABEL_HEIGHT
-        height = 0.55 * LABEL_HEIGHT + row * LABEL_HEIGHT
+        foot = TITLE_HEIGHT + 0.1 * LABEL_HEIGHT
+        height = TITLE_HEIGHT + (0.4 + row) * LABEL_HEIGHT
         axis.plot(
             [transition.start, transition.end],
             [foot, foot],
@@ -288,7 +292,7 @@ def _draw_labels(
         axis.plot([transition.step] * 2, [0, height], color=VERMILION, linewidth=1.0)
         axis.text(
             centre / width,
-            height / strip,
+            height / tall,
             transition.kind,
             transform=axis.transAxes,
             ha="center",

@@ -24,7 +24,8 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem
 img { width: 100%; height: auto; } .where { color: #6b6b6b; margin-top: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; } th, td { text-align: left; vertical-align: top;
   padding: .3rem .9rem .3rem 0; }
-th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; } td { overflow-wrap: anywhere; }
+th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; } td { overflow-wrap: anywhere; white-space: pre-line; }
+.transitions td { white-space: pre; }
 .warning { border-left: 4px solid #d55e00; background: #fdf3ea; padding: .5rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; } summary { cursor: pointer; }
 """
@@ -52,6 +53,9 @@ eigenvalues of the Hessian, counted between bounds.</dd>
 weight; hollow triangles lie beyond the axis.</dd>
 </dl>
 """
+
+
+MOST_REASONS = 4
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ def _page(analysis: Analysis, image: bytes) -> str:
         "".join(f'<p class="warning">{escape(text)}</p>' for text in _warnings(analysis)),
         f'<img alt="The run, its stages and transitions" src="data:image/png;base64,{encoded}">',
         "<h2>Transitions</h2>",
-        _table(COLUMNS, table_rows(analysis.transitions, "→")) if count else f"<p>{escape(NONE_FOUND)}</p>",
+        _table(COLUMNS, table_rows(analysis.transitions, "→"), "transitions")
+        if count
+        else f"<p>{escape(analysis.note or NONE_FOUND)}</p>",
     ]
     if run.transitions:
         flagged = [_flagged(plain) for plain in run.transitions]
@@ -141,8 +147,6 @@ def _what(analysis: Analysis) -> str:
 
 
 def _warnings(analysis: Analysis) -> Iterable[str]:
-    if analysis.note is not None:
-        yield analysis.note
     if not analysis.run.finished:
         yield "The run was not closed: it is still going on, or was killed."
     if analysis.run.damaged:
@@ -158,8 +162,9 @@ def _flagged(plain: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _reasons(analysis: Analysis, name: str) -> str:
-    reasons = (reason for m in analysis.run.measurements for reason in m.unreliable.get(name, ()))
-    return "; ".join(dict.fromkeys(reasons))
+    reasons = list(dict.fromkeys(r for m in analysis.run.measurements for r in m.unreliable.get(name, ())))
+    more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
+    return "\n".join(reasons[:MOST_REASONS] + more)
 
 
 def _flat(entry: Any, name: str = "") -> Iterable[tuple[str, str]]:
@@ -179,7 +184,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

@@ -24,7 +24,8 @@ def format_value(value: float, digits: int = 3) -> str:
         return "0"
     if not 1e-3 <= abs(value) < 1e6:
         return f"{value:.{digits - 1}e}"
-    exponent = math.floor(math.log10(abs(value)))
+    # Rounded first: 9.998 has two digits before the point once it is written with three.
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from phasewatch.report.numbers import format_change, format_span, format_step
+from phasewatch.report.numbers import format_change, format_span, format_step, format_value
 from phasewatch.transitions import Transition
 
 NONE_FOUND = "No transitions were found: within its noise, the run stays in one stage."
@@ -31,14 +31,14 @@ def format_table(transitions: Sequence[Transition], markdown: bool = False) -> s
 
 
 def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tuple[str, ...]]:
-    """The cells of the table, one tuple a transition, in the order of ``COLUMNS``."""
+    """The cells of the table, one tuple a transition, in the order of ``COLUMNS``; one line for each change."""
     return [
         (
             f"{format_step(t.step)} ({format_span(*t.interval)})",
             format_span(t.start, t.end),
             t.kind,
-            ", ".join(describe_changes(t, arrow)),
-            f"{t.score:.1f}",
+            "\n".join(describe_changes(t, arrow)),
+            format_value(t.score),
         )
         for t in transitions
     ]
@@ -53,19 +53,19 @@ def describe_changes(transition: Transition, arrow: str = "->") -> list[str]:
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = [" | ".join(COLUMNS), " | ".join(["---:", "---:", "---", "---", "---:"])]
-    lines += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    lines += [" | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def _text(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[k]) for row in [COLUMNS, *rows]) for k in range(len(COLUMNS))]
+    widths = [max(len(row[k].replace("\n", ", ")) for row in [COLUMNS, *rows]) for k in range(len(COLUMNS))]
     widths[2] = min(widths[2], _WIDEST_KIND)
     room = WIDTH - sum(widths[:3]) - widths[4] - _GAP * (len(COLUMNS) - 1)
     widths[3] = min(widths[3], max(room, 24))
     lines = [_line(COLUMNS, widths), _line(["-" * width for width in widths], widths)]
     for row in rows:
         kind = textwrap.wrap(row[2], widths[2])
-        changed = _wrap_changes(row[3].split(", "), widths[3])
+        changed = _wrap_changes(row[3].split("\n"), widths[3])
         for k in range(max(len(kind), len(changed))):
             cells = [row[0], row[1], "", "", row[4]] if k == 0 else [""] * len(COLUMNS)
             cells[2], cells[3] = (part[k] if k < len(part) else "" for part in (kind, changed))
@@ -83,11 +83,12 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _wrap_changes(changes: Sequence[str], width: int) -> list[str]:
     """As many changes a line as fit, none broken."""
-    lines = [""]
-    for change in changes:
-        joined = f"{lines[-1]}, {change}" if lines[-1] else change
-        if len(joined) <= width:
+    lines = [changes[0]]
+    for change in changes[1:]:
+        joined = f"{lines[-1]}, {change}"
+        if len(joined) < width:
             lines[-1] = joined
         else:
+            lines[-1] += ","
             lines.append(change)
     return lines

@@ -92,10 +92,10 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def on_end(self, run: Run) -> None:
-        """Analyse the whole run and write its table and figure at the last step."""
+        """Analyse the whole run, at its own alpha, and write its table and figure at the last step."""
         if not run.measurements:
             return
-        analysis = analyze_run(run)
+        analysis = analyze_run(run, alpha=run.header.get("alpha") or 0.05)
         step = run.measurements[-1].step
         self._text("transitions_found", analysis.transitions, analysis.note, step)
         self._figure("run", analysis, step)

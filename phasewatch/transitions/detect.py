@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.kinds import name_kind
-from phasewatch.transitions.location import Ramp, locate_ramp
+from phasewatch.transitions.location import locate_ramp
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import (
     Signal,
@@ -26,7 +26,7 @@ from phasewatch.transitions.transition import Change, Transition
 MIN_POINTS = 8
 MIN_STAGE = 3
 # A transition is this many times faster than the stages beside it ...
-RATE_RATIO = 1.5
+RATE_RATIO = 1.3
 # ... and moves a signal by at least this share of its range.
 LEAST_CHANGE = 0.05
 # The widening for autocorrelation settles within a few rounds of segmenting and measuring it.
@@ -97,9 +97,13 @@ class _Detection:
 
     def __init__(self, steps: np.ndarray, time: np.ndarray, signals: list[Signal], alpha: float) -> None:
         self.steps, self.time, self.signals, self.alpha = steps, time, signals, alpha
-        sigma = np.column_stack([signal.sigma for signal in signals])
+        # In units of its span about its middle, no signal is too large or too small to be squared.
+        self.middle = np.array([np.nanmedian(signal.scaled) for signal in signals])
+        self.span = np.array([signal.span for signal in signals])
+        sigma = np.column_stack([signal.sigma for signal in signals]) / self.span
         self.present = np.isfinite(sigma)
-        self.y = np.where(self.present, np.column_stack([signal.scaled for signal in signals]), 0.0)
+        scaled = np.column_stack([signal.scaled for signal in signals])
+        self.y = np.where(self.present, (scaled - self.middle) / self.span, 0.0)
         n, count = self.y.shape
         self.penalty = float(chi2.isf(alpha / max(1, n - 2 * MIN_STAGE + 1), 2 * count))
         ceiling = np.full(count, 6.0 if n < 200 else 12.0)
@@ -113,11 +117,15 @@ class _Detection:
             self.ends = self._segment()
 
     def transitions(self) -> list[Transition]:
-        found = []
+        found: list[Transition] = []
         for stretch in fast_stretches(self.steps, self.time, self.y, self.weights, self.ends, RATE_RATIO):
             transition = self._describe(stretch)
-            if transition is not None:
-                found.append(transition)
+            if transition is None:
+                continue
+            if found and transition.start < found[-1].end:
+                # Two that meet in one short stage are one; the stronger stands for both.
+                transition = max(found.pop(), transition, key=lambda one: one.score)
+            found.append(transition)
         return found
 
     def _segment(self) -> list[int]:
@@ -159,8 +167,7 @@ class _Detection:
         excess = high - low - drift * width
         variance = low_variance + high_variance
         z = np.where(np.isfinite(variance), excess / np.sqrt(np.where(np.isfinite(variance), variance, 1.0)), 0.0)
-        span = np.array([signal.span for signal in self.signals])
-        worthwhile = (np.abs(excess) >= LEAST_CHANGE * span) & (z != 0)
+        worthwhile = (np.abs(excess) >= LEAST_CHANGE) & (z != 0)
         strength = float((z[worthwhile] ** 2).sum())
         p_value = min(1.0, len(self.steps) * float(chi2.sf(strength, len(self.signals))))
         if p_value > self.alpha:
@@ -169,8 +176,9 @@ class _Detection:
         for k, signal in enumerate(self.signals):
             if not np.isfinite(variance[k]):
                 continue
-            change = _in_own_units(signal, low[k], high[k], low_variance[k], high_variance[k], float(z[k]))
-            changes[signal.name] = change
+            levels = self.middle[k] + self.span[k] * np.array([low[k], high[k]])
+            errors = self.span[k] * np.sqrt([low_variance[k], high_variance[k]])
+            changes[signal.name] = _in_own_units(signal, levels, errors, float(z[k]))
             changed[signal.name] = bool(worthwhile[k] and abs(z[k]) > 3.0)
         interval = (self._step_at(ramp.interval[0]), self._step_at(ramp.interval[1]))
         return Transition(
@@ -191,10 +199,10 @@ class _Detection:
         return float(np.interp(time, self.time, self.steps))
 
 
-def _in_own_units(signal: Signal, low: float, high: float, low_variance: float, high_variance: float, z: float) -> Change:
-    before, before_slope = signal.own_units(float(low))
-    after, after_slope = signal.own_units(float(high))
-    error = float(np.sqrt(low_variance * before_slope**2 + high_variance * after_slope**2))
+def _in_own_units(signal: Signal, levels: np.ndarray, errors: np.ndarray, z: float) -> Change:
+    before, before_slope = signal.own_units(float(levels[0]))
+    after, after_slope = signal.own_units(float(levels[1]))
+    error = float(np.hypot(errors[0] * before_slope, errors[1] * after_slope))
     change = after - before
     return Change(
         before=before,

@@ -31,7 +31,7 @@ GRID = 24
 def locate_ramp(
     time: np.ndarray, signals: np.ndarray, weights: np.ndarray, before: tuple[int, int], after: tuple[int, int]
 ) -> Ramp:
-    """Locate a smooth ramp (``3 x**2 - 2 x**3``) from the line of one stage to that of the next, in all signals at once.
+    """Locate a smooth ramp (``3 x**2 - 2 x**3``) from the line of one stage to that of the next, in all signals.
 
     Every (start, end) on a grid of measurements is weighted by its marginal likelihood, the lines' coefficients having
     flat priors.

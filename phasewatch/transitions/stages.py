@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 # A transition is faster than the stage before it in steps as well: what only decelerates never is.
-SPEED_UP = 1.1
+SPEED_UP = 1.2
 
 
 @dataclass(frozen=True)
@@ -77,36 +76,36 @@ def fast_stretches(
     exponential approach, which only decelerates, is slow, fast and slow again in log time, yet no transition.
     """
     pieces = _pieces(steps, time, signals, weights, ends)
-    count = len(pieces.stage)
-    accepted: list[int] = []
-    for peak in sorted(range(count), key=lambda k: -pieces.least_log_rate[k]):
-        if pieces.least_log_rate[peak] <= 0:
-            break
+    together, alone = pieces[0], pieces[1:]
+    count = len(together.stage)
+    accepted: dict[int, _Pieces] = {}
+    for peak in sorted(range(count), key=lambda k: -together.least_log_rate[k]):
         left = max((k for k in accepted if k < peak), default=-1)
         right = min((k for k in accepted if k > peak), default=count)
-        own_left = pieces.slowest(range(left + 1, peak))
-        own_right = pieces.slowest(range(peak + 1, right))
-        if own_left is None or own_right is None:
-            continue
-        apart = (
-            pieces.slow_before(own_left, peak, ratio)
-            and pieces.slow_after(own_right, peak, ratio)
-            # A neighbour found earlier must keep its own slow stage on the side that faces this one.
-            and (left < 0 or pieces.slow_after(own_left, left, ratio))
-            and (right == count or pieces.slow_before(own_right, right, ratio))
-        )
-        if apart:
-            accepted.append(peak)
+        # Stages that all signals together blur may be plain in one of them.
+        for view in (together, *alone):
+            before, after = view.slowest(range(left + 1, peak)), view.slowest(range(peak + 1, right))
+            if (
+                before is not None
+                and after is not None
+                and view.slow_before(before, peak, ratio)
+                and view.slow_after(after, peak, ratio)
+                # A neighbour found earlier must keep its own slow stage on the side that faces this one.
+                and (left < 0 or view.slow_after(before, left, ratio))
+                and (right == count or view.slow_before(after, right, ratio))
+            ):
+                accepted[peak] = view
+                break
     bounds = [0, *ends]
     stretches = []
-    for peak in sorted(accepted):
+    for peak, view in sorted(accepted.items()):
         first, last = peak, peak
-        while not (pieces.stage[first] and pieces.slow_before(first, peak, ratio)):
+        while not (view.stage[first] and view.slow_before(first, peak, ratio)):
             first -= 1
-        while not (pieces.stage[last] and pieces.slow_after(last, peak, ratio)):
+        while not (view.stage[last] and view.slow_after(last, peak, ratio)):
             last += 1
-        before, after = first // 2, last // 2
-        stretches.append(FastStretch((bounds[before], bounds[before + 1]), (bounds[after], bounds[after + 1])))
+        here, there = first // 2, last // 2
+        stretches.append(FastStretch((bounds[here], bounds[here + 1]), (bounds[there], bounds[there + 1])))
     return stretches
 
 
@@ -115,10 +114,8 @@ class _Pieces:
     """Segments (even places) and the gaps between them (odd places), with bounds on their rates of change."""
 
     stage: list[bool]
-    rate: np.ndarray
     least_rate: np.ndarray
     most_rate: np.ndarray
-    log_rate: np.ndarray
     least_log_rate: np.ndarray
     most_log_rate: np.ndarray
 
@@ -128,19 +125,18 @@ class _Pieces:
 
     def slow_before(self, stage: int, peak: int, ratio: float) -> bool:
         """Tell whether the run gets faster from the stage to the peak: much in log time, and in steps at all."""
-        return bool(
-            ratio * self.most_log_rate[stage] <= self.least_log_rate[peak]
-            and SPEED_UP * self.most_rate[stage] <= self.least_rate[peak]
-        )
+        return bool(self.slow_after(stage, peak, ratio) and SPEED_UP * self.most_rate[stage] <= self.least_rate[peak])
 
     def slow_after(self, stage: int, peak: int, ratio: float) -> bool:
         """Tell whether the run gets slower from the peak to the stage: much in log time, hence more so in steps."""
-        return bool(ratio * self.most_log_rate[stage] <= self.least_log_rate[peak])
+        least = self.least_log_rate[peak]
+        return bool(least > 0 and ratio * self.most_log_rate[stage] <= least)
 
 
 def _pieces(
     steps: np.ndarray, time: np.ndarray, signals: np.ndarray, weights: np.ndarray, ends: list[int]
-) -> _Pieces:
+) -> list[_Pieces]:
+    """Return the pieces as all signals together see them, then as each alone does."""
     bounds = [0, *ends]
     lines = [fit_line(time[a:b], signals[a:b], weights[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
     # Changes are counted in standard deviations of a typical point, so that the signals add up.
@@ -168,17 +164,17 @@ def _pieces(
         log_durations.append(float(np.ptp(time[around])))
         stage.append(False)
     change, variance = np.array(changes), np.array(variances)
+    duration, log_duration = np.array(durations), np.array(log_durations)
+    count = change.shape[1]
+    views = [slice(None), *(slice(k, k + 1) for k in range(count) if count > 1)]
+    return [_view(stage, change[:, view], variance[:, view], duration, log_duration) for view in views]
+
+
+def _view(
+    stage: list[bool], change: np.ndarray, variance: np.ndarray, duration: np.ndarray, log_duration: np.ndarray
+) -> _Pieces:
     noise = variance.sum(axis=1)
     size = np.sqrt(np.maximum((change**2).sum(axis=1) - noise, 0.0))
     error = np.sqrt(noise / change.shape[1])
     least, most = np.maximum(size - error, 0.0), size + error
-    duration, log_duration = np.array(durations), np.array(log_durations)
-    return _Pieces(
-        stage,
-        size / duration,
-        least / duration,
-        most / duration,
-        size / log_duration,
-        least / log_duration,
-        most / log_duration,
-    )
+    return _Pieces(stage, least / duration, most / duration, least / log_duration, most / log_duration)

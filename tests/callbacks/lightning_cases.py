@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from phasewatch.callbacks import PhaseWatch
 
-QUICK = {"chains": 2, "draws": 6, "burn_in": 6, "num_eigenvalues": 2, "probe_samples": 16, "on_error": "raise"}
+QUICK = {"chains": 2, "draws": 6, "burn_in": 20, "num_eigenvalues": 2, "probe_samples": 16, "on_error": "raise"}
 
 
 def data(samples: int = 48, seed: int = 3) -> TensorDataset:

@@ -1,0 +1,125 @@
+"""A run that was stopped and resumed measures and flags what the run that was never stopped does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning_cases import QUICK, Classifier, data
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from phasewatch.callbacks import HessianMonitor, LLCMonitor, PhaseWatch, TransitionDetector
+from phasewatch.record import load_run
+
+
+def repeated() -> TensorDataset:
+    """Six equal batches an epoch: Lightning itself restarts a plain loader when it resumes inside an epoch."""
+    return TensorDataset(*(tensor[:8].repeat(6, *[1] * (tensor.dim() - 1)) for tensor in data().tensors))
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield from repeated()
+
+
+def train(root: Any, watch: PhaseWatch, max_steps: int, stream: bool = False, ckpt_path: Any = None) -> Any:
+    pl.seed_everything(11, verbose=False)
+    module = Classifier()
+    loader = DataLoader(Stream(), batch_size=8) if stream else DataLoader(repeated(), batch_size=8)
+    checkpoint = ModelCheckpoint(root, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = pl.Trainer(
+        max_steps=max_steps,
+        accelerator="cpu",
+        default_root_dir=str(root),
+        callbacks=[watch, checkpoint],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader, ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stopped_at", [7, 12])
+def test_resumed_equals_uninterrupted(stopped_at: int, stream: bool, tmp_path: Any) -> None:
+    # 6 batches an epoch: 7 is inside an epoch, 12 at the end of one
+    whole, first, second = (PhaseWatch(schedule=4, **QUICK) for _ in range(3))
+    train(tmp_path / "whole", whole, 24, stream)
+    train(tmp_path / "cut", first, 24 if stream else stopped_at, stream)
+    trainer = train(tmp_path / "cut", second, 24, stream, ckpt_path=tmp_path / "cut" / f"step={stopped_at}.ckpt")
+
+    resumed = load_run(trainer.log_dir)
+    assert trainer.log_dir.endswith("version_1")
+    assert resumed.header["run_id"] == first.run.header["run_id"]
+    assert [m.step for m in resumed.measurements] == [m.step for m in whole.run.measurements]
+    for ours, theirs in zip(resumed.measurements, whole.run.measurements, strict=True):
+        # the threshold is 100 x a rounding error, which depends on how the memory happens to be aligned
+        for name in theirs.values.keys() - {"overhead", "nullity_threshold"}:
+            np.testing.assert_allclose(ours.values[name], theirs.values[name], rtol=1e-9, err_msg=f"{name} {ours.step}")
+    assert second.watch is not None and whole.watch is not None
+    state, expected = second.watch.detector.state_dict(), whole.watch.detector.state_dict()
+    for values in (state, expected):
+        values["values"] = {name: np.round(column, 9).tolist() for name, column in values["values"].items()}
+        values["standard_errors"] = values["standard_errors"].keys()
+    assert state == expected
+
+
+def test_state_loads_with_weights_only(tmp_path: Any) -> None:
+    train(tmp_path, PhaseWatch(schedule=2, **QUICK), 5)
+    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
+    assert "PhaseWatch" in state["callbacks"]
+    assert len(state["callbacks"]["PhaseWatch"]["watch"]["measurements"]) == 3
+
+
+def test_resuming_in_the_directory_of_the_run(tmp_path: Any) -> None:
+    options = {**QUICK, "directory": str(tmp_path / "record"), "schedule": 2}
+    train(tmp_path, PhaseWatch(**options), 12)
+    train(tmp_path, PhaseWatch(**options), 12, ckpt_path=tmp_path / "step=6.ckpt")
+    assert [m.step for m in load_run(tmp_path / "record").measurements] == [0, 2, 4, 6, 8, 10]
+    lines = (tmp_path / "record" / "phasewatch.jsonl").read_text()
+    assert lines.count('"kind":"resume"') == 1 and lines.count('"kind":"header"') == 1
+
+
+def test_separate_callbacks_share_one_record_and_resume(tmp_path: Any) -> None:
+    def callbacks() -> list[Any]:
+        few = {"probe_samples": 16, "on_error": "raise"}
+        return [
+            LLCMonitor(schedule=2, chains=2, draws=6, burn_in=20, **few),
+            HessianMonitor(schedule=3, num_eigenvalues=2, **few),
+            TransitionDetector(),
+        ]
+
+    def fit(root: Any, max_steps: int, ckpt_path: Any = None) -> Any:
+        pl.seed_everything(11, verbose=False)
+        checkpoint = ModelCheckpoint(root, filename="{step}", every_n_train_steps=5, save_top_k=-1)
+        trainer = pl.Trainer(
+            max_steps=max_steps,
+            accelerator="cpu",
+            default_root_dir=str(root),
+            callbacks=[*callbacks(), checkpoint],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Classifier(), DataLoader(repeated(), batch_size=8), ckpt_path=ckpt_path)
+        return load_run(trainer.log_dir)
+
+    whole = fit(tmp_path / "whole", 10)
+    assert whole.series("llc").steps.tolist() == [0, 2, 4, 6, 8]
+    assert whole.series("nullity").steps.tolist() == [0, 3, 6, 9]
+    fit(tmp_path / "cut", 5)
+    resumed = fit(tmp_path / "cut", 10, tmp_path / "cut" / "step=5.ckpt")
+    for name in ("llc", "nullity", "hessian_trace"):
+        np.testing.assert_array_equal(resumed.series(name).steps, whole.series(name).steps)
+        np.testing.assert_allclose(resumed.series(name).values, whole.series(name).values, rtol=1e-9)
+
+
+def test_a_second_fit_of_the_same_trainer_continues_the_record(tmp_path: Any) -> None:
+    watch = PhaseWatch(schedule=3, **QUICK)
+    trainer = train(tmp_path, watch, 6)
+    trainer.fit_loop.epoch_loop.max_steps = 12
+    trainer.fit(trainer.lightning_module, DataLoader(repeated(), batch_size=8))
+    assert [m.step for m in load_run(trainer.log_dir).measurements] == [0, 3, 6, 9]

@@ -1,0 +1,76 @@
+"""Recorded runs whose transitions are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from phasewatch.record import Histogram, Ledger, Measurement, Run, load_run
+
+HEADER = {
+    "schema_version": 1,
+    "run_id": "0123456789abcdef",
+    "created": 1.75e9,
+    "versions": {"phasewatch": "0.1.0", "torch": "2.13.0"},
+    "module": "Net",
+    "num_parameters": 650,
+    "n": 1437,
+    "seed": 7,
+    "total_steps": 6000,
+    "alpha": 0.05,
+    "monitors": [{"estimators": {"llc": {"chains": 4}}, "probe": {"samples": 512}}],
+}
+
+
+def measurements(steps: np.ndarray, jumps: list[float], seed: int = 0) -> list[Measurement]:
+    """A run that goes down a staircase in the loss and up one in the learning coefficient at the steps ``jumps``.
+
+    The steps of the staircase are 20 or more noise standard deviations high, in every signal.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for k, step in enumerate(steps.tolist()):
+        stage = sum(step >= jump for jump in jumps)
+        loss = 2.3 * 0.35**stage * np.exp(0.01 * rng.standard_normal())
+        llc = 10.0 + 12.0 * stage + 0.4 * rng.standard_normal()
+        unreliable = {"llc": ["R-hat 1.4 is above 1.1"]} if k % 9 == 4 else {}
+        nullity = 60 - 10 * stage
+        top = 4.0 * (1 + stage)
+        values = {
+            "loss": loss,
+            "llc": llc + (3.0 if unreliable else 0.0),
+            "llc_rhat": 1.4 if unreliable else 1.01,
+            "hessian_max": top + 0.05 * rng.standard_normal(),
+            "hessian_min": -0.3 * 0.5**stage + 0.004 * rng.standard_normal(),
+            "hessian_trace": 3 * top + 0.2 * rng.standard_normal(),
+            "nullity": float(nullity),
+            "nullity_lower": float(nullity - 3),
+            "nullity_upper": float(nullity + 4),
+            "nullity_threshold": 1e-4,
+            "overhead": 0.08,
+        }
+        spectrum = Histogram([-0.3, 0.0, 0.5, top], [2.0, float(nullity), 580.0 - nullity, 1.0])
+        found.append(
+            Measurement(int(step), values, {"llc": 0.8}, unreliable, {"hessian_eigenvalues": spectrum}, 0.1, 0.0)
+        )
+    return found
+
+
+def recorded_run(
+    directory: Path,
+    *,
+    points: int = 60,
+    jumps: tuple[float, ...] = (2000.0, 4000.0),
+    log_spaced: bool = False,
+    finished: bool = True,
+) -> Run:
+    """Such a run, written to a record and read back; with default arguments, linear in 6,000 steps."""
+    steps = np.unique(np.geomspace(1, 6001, points).astype(int) - 1) if log_spaced else np.arange(points) * 6000 // points
+    ledger = Ledger(directory / "phasewatch.jsonl")
+    ledger.append("header", HEADER)
+    for measurement in measurements(steps, list(jumps)):
+        ledger.append("measurement", measurement.to_dict())
+    if finished:
+        ledger.append("end", {"time": 1.75e9})
+    return load_run(directory)

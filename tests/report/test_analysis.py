@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from staircase import measurements, recorded_run
+
+from phasewatch.record import Measurement, Run
+from phasewatch.report import analyze_run
+
+
+def test_finds_the_two_jumps_of_a_staircase(tmp_path: Path) -> None:
+    """Jumps of 20 and more standard deviations between two measurements: missing one is beyond chance."""
+    analysis = analyze_run(recorded_run(tmp_path, jumps=(2000.0, 4000.0)))
+    assert [(t.start, t.end, t.kind) for t in analysis.transitions] == [(1900, 2000, "A"), (3900, 4000, "A")]
+    assert analysis.signals == ("loss", "llc", "hessian_max", "hessian_min", "hessian_trace", "nullity")
+    assert analysis.note is None
+
+
+def test_takes_signals_measured_at_different_steps(tmp_path: Path) -> None:
+    """The union of the steps: half of the loss is dropped, and each signal still shows what it shows alone."""
+    run = recorded_run(tmp_path)
+    thinned = []
+    for k, m in enumerate(run.measurements):
+        kept = {"llc"} if k % 2 else {"loss"}
+        thinned.append(dataclasses.replace(m, values={name: m.values[name] for name in kept}))
+    found = analyze_run(dataclasses.replace(run, measurements=tuple(thinned))).transitions
+    assert [t.start <= jump <= t.end for t, jump in zip(found, (2000, 4000), strict=True)] == [True, True]
+    assert set(found[0].changes) == {"loss", "llc"}
+
+
+def test_says_when_there_is_too_little_to_look_at(tmp_path: Path) -> None:
+    few = analyze_run(recorded_run(tmp_path, points=5))
+    assert few.transitions == () and few.note is not None and "5 usable measurements" in few.note
+    nothing = analyze_run(Run(None, {}, (), (), (), (), finished=False))
+    assert nothing.transitions == () and nothing.note is not None and "no usable measurements" in nothing.note
+
+
+def test_numbers_that_are_not_finite_neither_raise_nor_count(tmp_path: Path) -> None:
+    bad = [Measurement(step, {"loss": math.inf if step % 2 else math.nan}) for step in range(30)]
+    analysis = analyze_run(Run(None, {}, tuple(bad), (), (), (), finished=True))
+    assert analysis.note is not None and "no usable" in analysis.note
+
+
+def test_only_the_signals_asked_for_are_looked_at(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path)
+    assert set(analyze_run(run, signals=["hessian_max"]).transitions[0].changes) == {"hessian_max"}
+    with pytest.raises(KeyError, match="no series 'accuracy'; it has: loss"):
+        analyze_run(run, signals=["accuracy"])
+
+
+def test_dict_is_strict_json_and_counts_the_unreliable(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path)
+    worse = dataclasses.replace(run, header={**run.header, "odd": [math.nan, {"deep": math.inf}]})
+    plain = json.loads(json.dumps(analyze_run(worse).to_dict(), allow_nan=False))
+    assert plain["header"]["odd"] == [None, {"deep": None}]
+    assert plain["unreliable"] == {"llc": sum(k % 9 == 4 for k in range(60))}
+    assert plain["steps"] == [0, 5900] and plain["measurements"] == 60
+    assert [t["start"] for t in plain["transitions"]] == [1900, 3900]
+
+
+def test_a_run_without_jumps_has_no_transition() -> None:
+    """Rate of false alarms 5 % at most for a run; the seed is fixed."""
+    run = Run(None, {}, tuple(measurements(np.arange(0, 6000, 100), [])), (), (), (), finished=True)
+    assert analyze_run(run).transitions == ()

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from staircase import measurements, recorded_run
+
+from phasewatch.record import Measurement, Run
+from phasewatch.report import Analysis, analyze_run, run_figure
+
+
+def run_of(found: list[Measurement]) -> Run:
+    return Run(None, {}, tuple(found), (), (), (), finished=True)
+
+
+def panels(figure: Figure) -> dict[str, Axes]:
+    return {axis.get_title(loc="left"): axis for axis in figure.axes if axis.get_title(loc="left")}
+
+
+def panel(figure: Figure, beginning: str) -> Axes:
+    return next(axis for title, axis in panels(figure).items() if title.startswith(beginning))
+
+
+def hollow(axis: Axes) -> list[tuple[str, list[float]]]:
+    found = []
+    for line in axis.lines:
+        if line.get_markerfacecolor() == "white" and len(line.get_xdata()):
+            found.append((str(line.get_marker()), list(line.get_xdata())))
+    return found
+
+
+def test_one_panel_a_signal_that_is_there(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path)
+    assert len(panels(run_figure(analyze_run(run)))) == 6
+    some = [dataclasses.replace(m, values={k: m.values[k] for k in ("loss", "nullity")}) for m in run.measurements]
+    titles = panels(run_figure(analyze_run(run_of(some))))
+    assert sorted(titles) == ["loss on the probe", "zero eigenvalues of the Hessian"]
+
+
+def test_transitions_are_marked_and_their_kinds_named_on_top(tmp_path: Path) -> None:
+    analysis = analyze_run(recorded_run(tmp_path))
+    figure = run_figure(analysis)
+    for axis in panels(figure).values():
+        marked = [line.get_xdata()[0] for line in axis.lines if len(set(line.get_xdata())) == 1]
+        assert [t.step for t in analysis.transitions] == [x for x in marked if x in {1950.0, 3950.0}]
+    labels = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert labels == ["A", "A"]
+
+
+def test_unreliable_points_are_hollow_and_off_the_line(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path)
+    axis = panel(run_figure(analyze_run(run)), "learning coefficient")
+    doubtful = run.series("llc").steps[~run.series("llc").reliable].tolist()
+    assert hollow(axis) == [("o", doubtful)]
+    line = max(axis.lines, key=lambda line: len(line.get_xdata()))
+    assert not set(line.get_xdata()) & set(doubtful)
+    assert "7 of 60 points unreliable" in axis.get_title(loc="left")
+
+
+def test_a_wild_unreliable_point_is_shown_at_the_edge_and_does_not_set_the_scale() -> None:
+    found = measurements(np.arange(0, 6000, 100), [3000.0])
+    wild = {**found[13].values, "llc": 1e6}
+    found[13] = dataclasses.replace(found[13], values=wild)
+    axis = panel(run_figure(analyze_run(run_of(found))), "learning coefficient")
+    assert axis.get_ylim()[1] < 100
+    assert ("^", [1300]) in hollow(axis)
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale"),
+    [
+        (np.arange(0, 6000, 100), "linear"),
+        (np.unique(np.geomspace(1, 6000, 60).astype(int)), "log"),
+        (np.concatenate([[0], np.unique(np.geomspace(1, 6000, 60).astype(int))]), "symlog"),
+    ],
+)
+def test_the_step_axis_follows_the_spacing(steps: np.ndarray, scale: str) -> None:
+    figure = run_figure(analyze_run(run_of(measurements(steps, [2000.0]))))
+    assert {axis.get_xscale() for axis in figure.axes} == {scale}
+    low, high = figure.axes[0].get_xlim()
+    assert low < steps[0] and steps[-1] < high
+    inside = figure.axes[0].transAxes.inverted().transform(
+        figure.axes[0].transData.transform([(steps[0], 1.0), (steps[-1], 1.0)])
+    )[:, 0]
+    assert inside == pytest.approx([0.0, 1.0], abs=0.02) and inside[0] > 0 and inside[1] < 1
+
+
+def test_the_loss_is_logarithmic_where_it_is_wide() -> None:
+    steps = np.arange(0, 6000, 100)
+    one = run_figure(analyze_run(run_of(measurements(steps, [2000.0]))))
+    four = run_figure(analyze_run(run_of(measurements(steps, [1000.0, 2000.0, 3000.0, 4000.0]))))
+    assert panel(one, "loss").get_yscale() == "linear" and panel(four, "loss").get_yscale() == "log"
+
+
+def test_labels_never_overlap() -> None:
+    """Long names of transitions that lie close together, measured as they are rendered."""
+    run = run_of(measurements(np.arange(0, 6000, 50), [500.0, 800.0, 1100.0, 1400.0, 1700.0, 5600.0]))
+    analysis = analyze_run(run)
+    assert len(analysis.transitions) > 3
+    kinds = ["loss falls at constant llc", "A", "hessian_max rises, nullity falls", "llc falls, loss rises"]
+    renamed = tuple(
+        dataclasses.replace(t, kind=kinds[k % len(kinds)]) for k, t in enumerate(analysis.transitions)
+    )
+    figure = run_figure(Analysis(run, renamed, analysis.signals, 0.05, None))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for axis in figure.axes for text in axis.texts]
+    assert len(boxes) == len(renamed)
+    for k, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:k])
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [],
+        [Measurement(0, {"loss": math.nan})],
+        [Measurement(5000, {"loss": 1.0, "llc": 3.0}, {"llc": 0.1})],
+        [Measurement(k, {"loss": 0.0, "llc": 2.0}, {}, {"llc": ["no chain moved"]}) for k in range(20)],
+        [Measurement(0, {"loss": 1e-300}), Measurement(1, {"loss": 1e300})],
+    ],
+    ids=["nothing", "only NaN", "one step", "constant and all unreliable", "extreme"],
+)
+def test_odd_runs_can_be_drawn(found: list[Measurement]) -> None:
+    figure = run_figure(analyze_run(run_of(found)))
+    figure.draw_without_rendering()
+
+
+def test_pyplot_is_left_alone(tmp_path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    run_figure(analyze_run(recorded_run(tmp_path)))
+    assert plt.get_fignums() == before

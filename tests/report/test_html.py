@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from staircase import recorded_run
+
+from phasewatch.record import load_run
+from phasewatch.report import analyze_run, write_report
+
+VOID = {"meta", "img", "br"}
+
+
+class Checked(HTMLParser):
+    """Collects the text and checks that every tag is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href"):
+                assert value is not None and value.startswith("data:"), f"an external resource: {value}"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data + "\n"
+
+
+def parsed(page: Path) -> Checked:
+    checked = Checked()
+    checked.feed(page.read_text(encoding="utf-8"))
+    assert checked.open == []
+    return checked
+
+
+def test_writes_a_figure_the_data_and_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    paths = write_report(analyze_run(recorded_run(tmp_path)), tmp_path / "new" / "report")
+    assert [path.name for path in (paths.figure, paths.data, paths.page)] == [
+        f"phasewatch.{suffix}" for suffix in ("png", "json", "html")
+    ]
+    assert paths.figure.read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads(paths.data.read_text())["transitions"]) == 2
+    page = parsed(paths.page)
+    assert "script" not in page.tags and "link" not in page.tags
+    assert not re.search(r"https?:|url\(|@import", paths.page.read_text(encoding="utf-8"))
+    for told in ("2 transitions", "1,900-2,000", "nullity 60.0 → 50.0", "num_parameters", "650", "7 of 60", "R-hat 1.4"):
+        assert told in page.text
+    assert "monitors.0.estimators.llc.chains" in page.text
+
+
+def test_failures_and_what_the_user_named_are_escaped(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path, finished=False)
+    evil = "<script>alert(1)</script>"
+    run = dataclasses.replace(
+        run,
+        header={**run.header, "module": evil},
+        failures=({"step": 120, "what": "llc", "error": f"RuntimeError: {evil}"},),
+    )
+    page = parsed(write_report(analyze_run(run), tmp_path / "out").page)
+    assert "script" not in page.tags
+    assert page.text.count(evil) == 2
+    assert "was not closed" in page.text
+
+
+def test_damaged_lines_are_listed(tmp_path: Path) -> None:
+    path = recorded_run(tmp_path).path
+    assert path is not None
+    lines = path.read_bytes().split(b"\n")
+    lines[3] = lines[3][:40]
+    path.write_bytes(b"\n".join(lines))
+    with pytest.warns(UserWarning, match="1 damaged lines"):
+        run = load_run(tmp_path)
+    page = parsed(write_report(analyze_run(run), tmp_path / "out").page)
+    assert "Damaged lines" in page.text and "\n4\n" in page.text
+
+
+def test_flags_of_the_live_detector_are_shown_with_the_step_of_detection(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path)
+    flagged = tuple({**t.to_dict(), "detected_at": 2300} for t in analyze_run(run).transitions[:1])
+    page = parsed(write_report(analyze_run(dataclasses.replace(run, transitions=flagged)), tmp_path / "out").page)
+    assert "Flagged while the run went on" in page.text and "2,300" in page.text
+
+
+def test_too_few_measurements_are_said_to_be_too_few(tmp_path: Path) -> None:
+    page = parsed(write_report(analyze_run(recorded_run(tmp_path, points=5)), tmp_path / "out").page)
+    assert "5 usable measurements" in page.text and "No transitions were found" not in page.text
