@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# two cores give nothing to more threads, and a fixed number keeps results equal between machines
-export OMP_NUM_THREADS ?= 2
+# the networks here are so small that more threads only get in each other's way
+export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test quick lint wheel-test clean

@@ -76,9 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_ANALYZE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    analyze.add_argument(
-        "run", metavar="RUN", type=Path, help="log directory of the run, or its phasewatch.jsonl"
-    )
+    analyze.add_argument("run", metavar="RUN", type=Path, help="log directory of the run, or its phasewatch.jsonl")
     analyze.add_argument(
         "--alpha",
         type=_probability,
@@ -146,7 +144,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         ) from error
     print(analysis.note or format_table(analysis.transitions))
     print()
-    for name, path in (("page", paths.page), ("figure", paths.figure), ("data", paths.data)):
+    for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         print(f"{name + ':':<8}{path}")
     return 0
 

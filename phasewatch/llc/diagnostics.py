@@ -91,5 +91,5 @@ def _autocovariance(chains: FloatArray) -> FloatArray:
     length = chains.shape[1]
     centred = chains - chains.mean(axis=1, keepdims=True)
     spectrum = np.fft.rfft(centred, n=2 * length, axis=1)
-    product: FloatArray = np.fft.irfft(np.abs(spectrum) ** 2, n=2 * length, axis=1)[:, :length]
-    return product / length
+    covariance: FloatArray = np.fft.irfft(np.abs(spectrum) ** 2, n=2 * length, axis=1)[:, :length] / length
+    return covariance

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from phasewatch.isolation import isolated
@@ -17,8 +18,12 @@ from phasewatch.objective import Objective
 
 HEATING_ERROR = 0.1
 """Relative error of the first-order correction for gradient noise; part of the standard error."""
+DIVERGED = 0.2
+"""A chain with a larger share of refused draws than this has diverged."""
+FALLEN = 1e12
+"""So has one whose nbeta (L - L(w*)) is below minus this: the loss has no floor."""
 EXCURSION = 10.0
-"""A draw this many robust standard deviations above the median is no draw from near w*."""
+"""Draws more robust standard deviations than this above the median betray steps too long for where a chain went."""
 DRIFT_SIGNIFICANCE = 3.0
 """A drift counts only where it is this many standard errors from none."""
 
@@ -31,6 +36,7 @@ class Thresholds:
         rhat: Largest split R-hat.
         ess: Smallest effective sample size.
         acceptance: Smallest acceptance probability of the moves of late burn-in.
+        refused: Largest share of draws taken back, among the chains that did not diverge.
         drift: Largest change of the mean from the first to the second half of the draws, as a share of it.
         descent: Largest ``descent`` as a share of the estimate.
         heating: Largest ``heating`` as a share of the estimate.
@@ -39,6 +45,7 @@ class Thresholds:
     rhat: float = 1.1
     ess: float = 30.0
     acceptance: float = 0.6
+    refused: float = 0.01
     drift: float = 0.1
     descent: float = 0.25
     heating: float = 0.5
@@ -68,7 +75,7 @@ class LLCEstimate:
             estimate at that minimum is larger by about as much.
         distance: Root mean square distance from w* after the last draw.
         chains: Number of chains run.
-        diverged_chains: Number of chains with a loss that is not finite; they are left out.
+        diverged_chains: Number of chains that could not stay where the loss is finite and near L(w*); left out.
         draws: Draws a chain.
         gradients: Minibatch gradients spent, everything included.
     """
@@ -173,19 +180,19 @@ def estimate_llc(
             persistence=persistence,
             seed=seed,
         )
-    finite = np.isfinite(sample.excess_losses).all(axis=1)
-    values = nbeta * sample.excess_losses[finite] - sample.heating
+    kept = (sample.refused <= DIVERGED) & (nbeta * sample.excess_losses > -FALLEN).all(axis=1)
+    values = nbeta * sample.excess_losses[kept] - sample.heating
     mean = error = rhat = ess = descent = distance = half_width = math.nan
-    if finite.any():
+    if kept.any():
         mean = float(values.mean())
         error = math.hypot(diagnostics.standard_error(values), HEATING_ERROR * sample.heating)
         rhat, ess = diagnostics.split_rhat(values), diagnostics.effective_sample_size(values)
         # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
         half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
         # In a quadratic well at -K^-1 g from w* the mean slope g.(w - w*) is -g K^-1 g, twice the well's depth.
-        descent = float(-sample.slopes[finite].mean() / 2)
-        distance = float(np.sqrt(np.square(sample.distances[finite]).mean()))
-    reasons = _reasons(sample, values, mean, rhat, ess, descent, thresholds or Thresholds())
+        descent = float(-sample.slopes[kept].mean() / 2)
+        distance = float(np.sqrt(np.square(sample.distances[kept]).mean()))
+    reasons = _reasons(sample, kept, values, mean, rhat, ess, descent, thresholds or Thresholds())
     return LLCEstimate(
         learning_coefficient=mean,
         standard_error=error,
@@ -204,16 +211,23 @@ def estimate_llc(
         descent=descent,
         distance=distance,
         chains=chains,
-        diverged_chains=int((~finite).sum()),
+        diverged_chains=int((~kept).sum()),
         draws=draws,
         gradients=posterior.gradients,
     )
 
 
 def _reasons(
-    sample: Chains, values: FloatArray, mean: float, rhat: float, ess: float, descent: float, limits: Thresholds
+    sample: Chains,
+    kept: NDArray[np.bool_],
+    values: FloatArray,
+    mean: float,
+    rhat: float,
+    ess: float,
+    descent: float,
+    limits: Thresholds,
 ) -> tuple[str, ...]:
-    chains = len(sample.excess_losses)
+    chains = len(kept)
     reasons = []
     if diverged := chains - len(values):
         reasons.append(f"{diverged} of {chains} chains diverged")
@@ -233,9 +247,11 @@ def _reasons(
     drift_error = 2 * diagnostics.standard_error(values)
     if abs(drift) > max(limits.drift * abs(mean), DRIFT_SIGNIFICANCE * drift_error):
         reasons.append(f"the loss still drifts ({drift:+.3g} from one half of the draws to the other)")
+    if (refused := float(sample.refused[kept].mean())) > limits.refused:
+        reasons.append(f"the chains leave the region of w* ({refused:.0%} of the draws were taken back)")
     median = np.median(values)
     if values.max() - median > EXCURSION * (1 + 1.4826 * np.median(np.abs(values - median))):
-        reasons.append(f"a chain left the region of w* (a draw at {values.max():.3g})")
+        reasons.append(f"the steps are too long for where a chain went (a draw at {values.max():.3g})")
     if mean < 0:
         reasons.append("negative: the chains found lower loss than w*")
     elif descent > limits.descent * mean:

@@ -29,6 +29,8 @@ ADAPTATION_RATE, ADAPTATION_DECAY = 1.5, 0.6
 """Move k of burn-in changes log(step) by ``rate * k ** -decay`` times the error: Robbins-Monro."""
 REFUSED_BELOW = 1e-3
 """A burn-in move with a smaller acceptance probability than this is taken back."""
+WALL = 10.0
+"""Draws this many standard deviations above the mean nbeta L of late burn-in (and above twice it) are refused."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Chains:
     Attributes:
         excess_losses: L_b(w_t) - L_b(w*) on the batch b of each draw, shape ``(chains, draws)``.
         slopes: First-order change of nbeta L on all batches from w* to w_t, same shape.
-        distances: Distance from w* after the last draw, shape ``(chains,)``.
+        refused: Share of draws that were taken back since the loss shot up, shape ``(chains,)``.
+        distances: Distance from w* at the last draw, shape ``(chains,)``.
         acceptance: Mean probability with which Metropolis' rule would take a move of late burn-in.
         heating: What the noise of the minibatch gradients adds to nbeta L, to first order, from late burn-in.
         step_size: The frozen step of SGLD, in units of the preconditioner.
@@ -46,6 +49,7 @@ class Chains:
 
     excess_losses: NDArray[np.float64]
     slopes: NDArray[np.float64]
+    refused: NDArray[np.float64]
     distances: NDArray[np.float64]
     acceptance: float
     heating: float
@@ -78,22 +82,35 @@ def sample_sgld(
     walkers = _Walkers(posterior, chains, persistence, seed)
     calibration = _Calibration(posterior, walkers)
     calibration.run(burn_in // 2, target_acceptance, max_heating)
-    excess_losses = torch.empty(chains, draws, dtype=torch.float64, device=posterior.center.device)
+    device = posterior.center.device
+    excess_losses = torch.empty(chains, draws, dtype=torch.float64, device=device)
     slopes = torch.empty_like(excess_losses)
+    accepted = torch.empty(chains, draws, dtype=torch.bool, device=device)
+    last_positions = walkers.positions.clone()
+    last_excess = torch.zeros(chains, dtype=torch.float64, device=device)
     for draw in range(draws):
         for chain in range(chains):
             position = walkers.positions[chain]
             excess_loss, force = posterior.excess_loss_and_force(position, next(walkers.batches[chain]))
-            excess_losses[chain, draw] = excess_loss
+            energy = posterior.nbeta * excess_loss
+            inside = energy.isfinite() & (energy < calibration.wall)
+            # Back to the last draw, and on in the opposite direction: no host sync, and one bad step ends no chain.
+            torch.where(inside, position, last_positions[chain], out=position)
+            walkers.momenta[chain].mul_(torch.where(inside, 1.0, -1.0))
+            walkers.kick(chain, torch.where(inside, force, 0.0))
+            last_positions[chain] = position
+            torch.where(inside, excess_loss.double(), last_excess[chain], out=last_excess[chain])
+            excess_losses[chain, draw] = last_excess[chain]
             slopes[chain, draw] = posterior.slope(position)
-            walkers.kick(chain, force)
+            accepted[chain, draw] = inside
             walkers.drift(chain)
             walkers.refresh(chain, persistence)
             walkers.drift(chain)
     return Chains(
         excess_losses=excess_losses.cpu().numpy(),
         slopes=slopes.cpu().numpy(),
-        distances=(walkers.positions - posterior.center).norm(dim=1).double().cpu().numpy(),
+        refused=(~accepted).double().mean(dim=1).cpu().numpy(),
+        distances=(last_positions - posterior.center).norm(dim=1).double().cpu().numpy(),
         acceptance=calibration.acceptance,
         heating=calibration.heating,
         step_size=walkers.step**2,
@@ -139,6 +156,7 @@ class _Move:
 
     acceptance: float
     energy: float
+    squared_energy: float
     noise: float
     log_step: float
 
@@ -153,6 +171,7 @@ class _Calibration:
     Attributes:
         acceptance: Mean acceptance probability over late burn-in.
         heating: What gradient noise adds to nbeta L at the frozen step size.
+        wall: The value of nbeta (L - L(w*)) above which a draw is no draw from near w*.
     """
 
     def __init__(self, posterior: LocalizedPosterior, walkers: _Walkers) -> None:
@@ -160,6 +179,7 @@ class _Calibration:
         self.walkers = walkers
         self.acceptance = math.nan
         self.heating = math.nan
+        self.wall = math.nan
         self._squared_forces = torch.zeros_like(walkers.scale)
         self._starts = walkers.positions.clone()
         self._forces: list[Tensor | None] = [None] * len(walkers.positions)
@@ -182,6 +202,9 @@ class _Calibration:
         walkers.step = math.exp(float(np.mean([m.log_step for m in late])))
         self.acceptance = float(np.mean([m.acceptance for m in late]))
         self.heating = self._heating(late)
+        energy = float(np.mean([m.energy for m in late]))
+        variance = max(float(np.mean([m.squared_energy for m in late])) - energy**2, 0.0)
+        self.wall = max(energy + WALL * (1 + math.sqrt(variance)), 2 * energy)
 
     def _heating(self, moves: list[_Move]) -> float:
         r"""Energy that gradient noise adds: step^2 / 8 * (1 + c) / (1 - c) * |noise|^2, c the persistence.
@@ -215,6 +238,7 @@ class _Calibration:
         return _Move(
             acceptance=float(np.mean(acceptances)),
             energy=float(np.mean(energies)) if energies else 0.0,
+            squared_energy=float(np.mean(np.square(energies))) if energies else 0.0,
             noise=float(np.mean(noises)) if noises else 0.0,
             log_step=math.log(self.walkers.step),
         )

@@ -95,9 +95,7 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
             f"it takes at least {MIN_POINTS}. Train for longer, or measure more often."
         )
     else:
-        transitions = detect_transitions(
-            steps, values, standard_errors=errors, reliable=reliable, alpha=alpha
-        )
+        transitions = detect_transitions(steps, values, standard_errors=errors, reliable=reliable, alpha=alpha)
     return Analysis(run, tuple(transitions), tuple(names), alpha, note)
 
 

@@ -30,7 +30,7 @@ CHARACTER = 0.068
 NORMAL_95 = 1.959964
 # From here on the points of a series are drawn as a line only.
 MANY_POINTS = 150
-# A positive signal with this ratio of its extremes is drawn on a logarithmic axis.
+# A positive signal that decays by this factor is drawn on a logarithmic axis.
 WIDE = 10.0
 
 
@@ -43,16 +43,18 @@ class Panel:
         label: What it is called in the figure.
         color: Colour of its line.
         integer: Whether its values are counts.
+        decays: Whether it falls through orders of magnitude, and is to be drawn logarithmically when it did.
     """
 
     name: str
     label: str
     color: str
     integer: bool = False
+    decays: bool = False
 
 
 PANELS = (
-    Panel("loss", "loss on the probe", INK),
+    Panel("loss", "loss on the probe", INK, decays=True),
     Panel("llc", "learning coefficient λ", BLUE),
     Panel("hessian_max", "largest Hessian eigenvalue", GREEN),
     Panel("hessian_min", "smallest Hessian eigenvalue", GREEN),
@@ -64,8 +66,8 @@ PANELS = (
 def run_figure(analysis: Analysis) -> Figure:
     """Draw a run and its transitions.
 
-    Points that are not to be trusted are hollow and off the line; those beyond the axis stand as hollow triangles at its edge.
-    A transition is a line at its location, with the location's 95 % interval shaded and its whole extent barred
+    Points that are not to be trusted are hollow and off the line; those beyond the axis stand as triangles at its
+    edge. A transition is a line at its location, with the location's 95 % interval shaded and its extent barred
     on top.
 
     Args:
@@ -79,9 +81,7 @@ def run_figure(analysis: Analysis) -> Figure:
     height = TOP + strip + PANEL_HEIGHT * max(len(panels), 1) + BOTTOM
     figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
     if not panels:
-        figure.text(
-            0.5, 0.5, "Nothing has been measured yet.", ha="center", va="center", color=FAINT, fontsize=10
-        )
+        figure.text(0.5, 0.5, "Nothing has been measured yet.", ha="center", va="center", color=FAINT, fontsize=10)
         return figure
     top = height - TOP - strip
     axes: list[Axes] = []
@@ -104,7 +104,7 @@ def run_figure(analysis: Analysis) -> Figure:
 
 def _panels(analysis: Analysis) -> list[Panel]:
     known = {panel.name for panel in PANELS}
-    others = [Panel(name, name, INK) for name in analysis.signals if name not in known]
+    others = [Panel(name, name, INK, decays=True) for name in analysis.signals if name not in known]
     measured = analysis.run.names
     return [
         panel
@@ -168,25 +168,19 @@ def _draw_series(axis: Axes, panel: Panel, run: Run) -> None:
         high = _aligned(run.series(f"{panel.name}_upper"), steps, values)
         label += ", between its bounds"
     sure = (steps[trusted], values[trusted])
-    axis.fill_between(
-        steps[trusted], low[trusted], high[trusted], color=panel.color, alpha=0.18, linewidth=0, zorder=1
-    )
+    axis.fill_between(steps[trusted], low[trusted], high[trusted], color=panel.color, alpha=0.18, linewidth=0, zorder=1)
     axis.plot(*sure, color=panel.color, linewidth=1.2, zorder=2, solid_joinstyle="round")
     if len(values) <= MANY_POINTS:
         axis.plot(*sure, "o", color=panel.color, markersize=2.4, zorder=3)
-    logarithmic = bool(values.min() > 0 and values.max() / values.min() > WIDE)
+    logarithmic = bool(panel.decays and values.min() > 0 and values.max() / values.min() > WIDE)
     if logarithmic:
         axis.set_yscale("log")
     floor, ceiling = _value_limits(values, low, high, trusted, logarithmic)
     axis.set_ylim(floor, ceiling)
-    doubtful: dict[str, Any] = dict(
-        markerfacecolor="white", markeredgecolor=panel.color, linestyle="none", zorder=4
-    )
+    doubtful: dict[str, Any] = dict(markerfacecolor="white", markeredgecolor=panel.color, linestyle="none", zorder=4)
     axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
     for marker, beyond, edge in (("^", values > ceiling, ceiling), ("v", values < floor, floor)):
-        axis.plot(
-            steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful
-        )
+        axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
     if not trusted.all():
         label += f"; {(~trusted).sum()} of {len(trusted)} points unreliable (hollow)"
     title = axis.set_title(label, loc="left", fontsize=8.5, color=panel.color, pad=3)
@@ -218,8 +212,8 @@ def _value_limits(
     if reach > 0:
         floor = max(floor - reach, float(min(values.min(), low.min())))
         ceiling = min(ceiling + reach, float(max(values.max(), high.max())))
-    span = ceiling - floor or max(abs(ceiling), 1.0)
-    return floor - 0.08 * span, ceiling + 0.08 * span
+    margin = 0.08 * (ceiling - floor) or 0.1 * abs(ceiling) or 1.0
+    return floor - margin, ceiling + margin
 
 
 def _dress(axis: Axes, integer: bool, logarithmic: bool) -> None:
@@ -234,7 +228,7 @@ def _dress(axis: Axes, integer: bool, logarithmic: bool) -> None:
         axis.yaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
-        axis.yaxis.set_major_locator(MaxNLocator(4, integer=integer, steps=[1, 2, 2.5, 5, 10]))
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=integer, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1))
     axis.grid(axis="y", color="white", linewidth=0.8, zorder=0.7)
 
 
@@ -264,9 +258,7 @@ def _label_centres(transitions: Sequence[Transition], steps: NDArray[np.int64]) 
     """Centres of the labels in inches from the left of the axis, none sticking out of it."""
     width = WIDTH - LEFT - RIGHT
     centres = []
-    for fraction, transition in zip(
-        _fractions([t.step for t in transitions], steps), transitions, strict=True
-    ):
+    for fraction, transition in zip(_fractions([t.step for t in transitions], steps), transitions, strict=True):
         half = min(0.5 * CHARACTER * len(transition.kind), 0.5 * width)
         centres.append(min(max(fraction * width, half), width - half))
     return centres

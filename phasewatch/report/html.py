@@ -24,7 +24,8 @@ h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem
 img { width: 100%; height: auto; } .where { color: #6b6b6b; margin-top: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; } th, td { text-align: left; vertical-align: top;
   padding: .3rem .9rem .3rem 0; }
-th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; } td { overflow-wrap: anywhere; white-space: pre-line; }
+th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; }
+td { overflow-wrap: anywhere; white-space: pre-line; }
 .transitions td { white-space: pre; }
 .warning { border-left: 4px solid #d55e00; background: #fdf3ea; padding: .5rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; } summary { cursor: pointer; }
@@ -63,14 +64,14 @@ class ReportPaths:
     """Where a report was written.
 
     Attributes:
-        figure: The figure, PNG.
-        data: The analysis, JSON.
-        page: The page, HTML.
+        png: The figure.
+        json: The analysis.
+        html: The page that shows both.
     """
 
-    figure: Path
-    data: Path
-    page: Path
+    png: Path
+    json: Path
+    html: Path
 
 
 def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> ReportPaths:
@@ -88,9 +89,9 @@ def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> Repor
     paths = ReportPaths(*(directory / f"phasewatch.{suffix}" for suffix in ("png", "json", "html")))
     image = io.BytesIO()
     run_figure(analysis).savefig(image, format="png")
-    paths.figure.write_bytes(image.getvalue())
-    paths.data.write_text(json.dumps(analysis.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    paths.page.write_text(_page(analysis, image.getvalue()), encoding="utf-8")
+    paths.png.write_bytes(image.getvalue())
+    paths.json.write_text(json.dumps(analysis.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    paths.html.write_text(_page(analysis, image.getvalue()), encoding="utf-8")
     return paths
 
 
@@ -119,8 +120,7 @@ def _page(analysis: Analysis, image: bytes) -> str:
     unreliable = analysis.unreliable()
     if unreliable:
         doubts = [
-            (name, f"{bad} of {len(run.series(name))}", _reasons(analysis, name))
-            for name, bad in unreliable.items()
+            (name, f"{bad} of {len(run.series(name))}", _reasons(analysis, name)) for name, bad in unreliable.items()
         ]
         parts += ["<h2>Points not to be trusted</h2>", _table(("signal", "points", "because"), doubts)]
     if run.failures:

@@ -6,8 +6,8 @@ import math
 
 
 def format_step(step: float) -> str:
-    """A training step: ``12,000``."""
-    return f"{step:,.0f}"
+    """A training step: ``12,000``, from a million on ``1.2346M``."""
+    return f"{step:,.0f}" if step < 999_999.5 else f"{step / 1e6:.5g}M"
 
 
 def format_span(low: float, high: float) -> str:

@@ -31,7 +31,7 @@ def format_table(transitions: Sequence[Transition], markdown: bool = False) -> s
 
 
 def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tuple[str, ...]]:
-    """The cells of the table, one tuple a transition, in the order of ``COLUMNS``; one line for each change."""
+    """The cells of the table, in the order of ``COLUMNS``, with a line for each change."""
     return [
         (
             f"{format_step(t.step)} ({format_span(*t.interval)})",
@@ -61,7 +61,7 @@ def _text(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[k].replace("\n", ", ")) for row in [COLUMNS, *rows]) for k in range(len(COLUMNS))]
     widths[2] = min(widths[2], _WIDEST_KIND)
     room = WIDTH - sum(widths[:3]) - widths[4] - _GAP * (len(COLUMNS) - 1)
-    widths[3] = min(widths[3], max(room, 24))
+    widths[3] = min(widths[3], room)
     lines = [_line(COLUMNS, widths), _line(["-" * width for width in widths], widths)]
     for row in rows:
         kind = textwrap.wrap(row[2], widths[2])
@@ -82,13 +82,12 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _wrap_changes(changes: Sequence[str], width: int) -> list[str]:
-    """As many changes a line as fit, none broken."""
-    lines = [changes[0]]
-    for change in changes[1:]:
-        joined = f"{lines[-1]}, {change}"
-        if len(joined) < width:
-            lines[-1] = joined
+    """As many changes a line as fit; one is broken only where it is wider than the column."""
+    lines: list[str] = []
+    for k, change in enumerate(changes):
+        listed = change if k == len(changes) - 1 else f"{change},"
+        if lines and len(lines[-1]) + 1 + len(listed) <= width:
+            lines[-1] += f" {listed}"
         else:
-            lines[-1] += ","
-            lines.append(change)
+            lines += textwrap.wrap(listed, width)
     return lines

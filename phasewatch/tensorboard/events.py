@@ -82,7 +82,7 @@ def loss_tags(scalars: Mapping[str, object]) -> list[str]:
 def run_of_scalars(scalars: Scalars, tags: Sequence[str], source: str) -> Run:
     """Scalars as a run, so that they can be analysed like one.
 
-    A series of more than 240 points is averaged in groups; the standard errors are those of the group means.
+    A series of more than 240 points is averaged in groups, each at its last step.
 
     Args:
         scalars: As given by :func:`read_scalars`.
@@ -98,18 +98,12 @@ def run_of_scalars(scalars: Scalars, tags: Sequence[str], source: str) -> Run:
             f"{source} has no scalar {', '.join(map(repr, unknown))}; it has: {', '.join(scalars) or 'none'}."
         )
     values: dict[int, dict[str, float]] = {}
-    errors: dict[int, dict[str, float]] = {}
     for tag in tags:
         steps, column = scalars[tag]
-        finite = np.isfinite(column)
-        groups = np.array_split(np.flatnonzero(finite), min(MOST_POINTS, max(int(finite.sum()), 1)))
-        for group in groups:
-            if not len(group):
-                continue
-            step = int(steps[group[-1]])
-            values.setdefault(step, {})[tag] = float(column[group].mean())
-            if len(group) > 1:
-                error = float(column[group].std(ddof=1) / np.sqrt(len(group)))
-                errors.setdefault(step, {})[tag] = error
-    measurements = tuple(Measurement(step, values[step], errors.get(step, {})) for step in sorted(values))
+        finite = np.flatnonzero(np.isfinite(column))
+        if not len(finite):
+            continue
+        for group in np.array_split(finite, min(MOST_POINTS, len(finite))):
+            values.setdefault(int(steps[group[-1]]), {})[tag] = float(column[group].mean())
+    measurements = tuple(Measurement(step, values[step]) for step in sorted(values))
     return Run(None, {"source": source, "tags": list(tags)}, measurements, (), (), (), finished=True)

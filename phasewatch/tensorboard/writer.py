@@ -30,8 +30,8 @@ class TensorBoardWriter:
     """Writes measurements and transitions into the child run ``<log_dir>/phasewatch`` as they come.
 
     A run of its own keeps a custom-scalars layout that the user has in ``log_dir``. A tag is never written at
-    a step earlier than its last one, as that would delete what it holds: a transition is logged at the step at
-    which it was detected, and what is found after the run has tags of its own.
+    a step earlier than its last one, as that would delete what it holds: a transition is logged at the step
+    at which it was detected, and what is found after the run has tags of its own.
 
     Attributes:
         directory: The child run.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from phasewatch.isolation import RandomState
 from phasewatch.llc import LLCEstimate, Thresholds, estimate_llc
+from phasewatch.llc.sgld import balanced_batches
 from phasewatch.objective import Objective
 
 
@@ -45,12 +46,12 @@ def test_formulas_on_known_cases() -> None:
     assert reduced_rank_regression(4, 9, 3, 3) == (6.0, 1)
     assert reduced_rank_regression(5, 3, 5, 2) == (9.5, 2)
     assert deep_linear_network([2, 2, 2, 2], 0)[0] == 1.5
-    assert deep_linear_network([8] * 7, 4)[0] == 29
+    assert deep_linear_network([8] * 7, 4) == (pytest.approx(29), 9)
     for m, h, n in np.ndindex(5, 5, 5):
         for r in range(min(m, h, n) + 2):
             widths = (m + 1, h + 1, n + 1)
             if r <= min(widths):
-                assert deep_linear_network(widths, r) == reduced_rank_regression(*widths, r)
+                assert deep_linear_network(widths, r) == pytest.approx(reduced_rank_regression(*widths, r))
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 1), (7, 2), (12, 6)])
@@ -68,9 +69,9 @@ def test_regular_model(inputs: int, outputs: int, noise: float) -> None:
 
 
 def test_noise_of_small_batches_is_corrected() -> None:
-    """Batches of 10: the raw mean is far too high, the corrected one is not; 4 standard errors, P(fail) < 1e-3."""
-    objective, eigenvalues = regression(10, 4, noise=1.0, batch_size=10, seed=5)
-    estimate = estimate_llc(objective, seed=2)
+    """Batches of 50: the raw mean is far too high, the corrected one is not; 4 standard errors, P(fail) < 1e-3."""
+    objective, eigenvalues = regression(10, 4, noise=0.0, batch_size=50, seed=5)
+    estimate = estimate_llc(objective, seed=2, draws=1_000)
     exact = localized_quadratic(eigenvalues, estimate)
     assert abs(estimate.learning_coefficient - exact) < 4 * estimate.standard_error
     assert estimate.learning_coefficient + estimate.heating - exact > 4 * estimate.standard_error
@@ -92,13 +93,17 @@ def test_singular_linear_networks(widths: list[int], rank: int) -> None:
 
 
 def test_normal_crossing() -> None:
-    """L = (w1 w2)^2 / 2 against its expectation by quadrature; 4 standard errors, P(fail) < 1e-3."""
+    """L = (w1 w2)^2 / 2 against its expectation by quadrature; 4 standard errors, P(fail) < 1e-3.
+
+    The localization keeps the chains where the two valleys are of moderate stiffness: with two parameters a single
+    step size cannot serve the whole length of them.
+    """
 
     def loss_fn(module: nn.Module, batch: Tensor) -> Tensor:
         return 0.5 * module.values.prod().square() + 0 * batch.sum()
 
     objective = Objective(Parameters([0.0, 0.0]), [torch.zeros(1)], loss_fn=loss_fn)
-    estimate = estimate_llc(objective, n=5_000, seed=4, draws=3_000)
+    estimate = estimate_llc(objective, n=5_000, seed=4, draws=2_000, localization=20.0)
     t, gamma = estimate.nbeta, estimate.localization
 
     def density(w: float) -> float:
@@ -107,20 +112,21 @@ def test_normal_crossing() -> None:
     def energy(w: float) -> float:
         return density(w) * t * w**2 / (t * w**2 + gamma) / 2
 
-    exact = 2 * quad(energy, 0, 10, points=[0.05, 0.5])[0] / (2 * quad(density, 0, 10, points=[0.05, 0.5])[0])
-    assert 0.3 < exact < 0.5
+    exact = 2 * quad(energy, 0, 3, points=[0.05, 0.5])[0] / (2 * quad(density, 0, 3, points=[0.05, 0.5])[0])
+    assert exact < 0.5  # a regular model with two parameters: 1
     assert estimate.learning_coefficient == pytest.approx(exact, abs=4 * estimate.standard_error)
     assert estimate.standard_error < 0.1 * exact
 
 
 def test_unequal_batches_are_weighted() -> None:
-    """A last batch of 8 that disagrees with the others gets its share, 8 in 1,008; P(fail) < 1e-3 (4 se)."""
-    torch.manual_seed(0)
-    inputs = torch.randn(1_008, 4, dtype=torch.float64)
-    inputs[1_000:] *= 4
+    """Each batch is used as often as its share says, exactly over many passes; a short one spoils nothing."""
+    order = balanced_batches([0.4, 0.4, 0.15, 0.05], np.random.default_rng(0))
+    counts = np.bincount([next(order) for _ in range(4_000)])
+    assert counts / 4_000 == pytest.approx([0.4, 0.4, 0.15, 0.05], abs=0.02)
+    inputs = torch.randn(1_050, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     module = nn.Linear(4, 3, bias=False, dtype=torch.float64)
     batches = [(x, module(x).detach()) for x in inputs.split(500)]
-    estimate = estimate_llc(Objective(module, batches, loss_fn=half_squared_error), n=5_000, draws=1_000, seed=0)
+    estimate = estimate_llc(Objective(module, batches, loss_fn=half_squared_error), n=5_000, seed=0)
     eigenvalues = np.tile(torch.linalg.eigvalsh(inputs.T @ inputs / len(inputs)).numpy(), 3)
     exact = localized_quadratic(eigenvalues, estimate)
     assert abs(estimate.learning_coefficient - exact) < 4 * estimate.standard_error
@@ -140,16 +146,16 @@ def test_away_from_the_minimum() -> None:
 
 
 def test_slightly_away_from_the_minimum() -> None:
-    """A positive estimate that lacks a good part is flagged too, and says how much it lacks."""
+    """An estimate that lacks a good part but is still positive is flagged too, and says how much it lacks."""
     centred, eigenvalues = regression(5, 2, noise=1.0, batch_size=500, seed=3)
     shifted, _ = regression(5, 2, noise=1.0, batch_size=500, seed=3, shift=0.03)
-    estimate = estimate_llc(shifted, seed=0)
+    estimate = estimate_llc(shifted, seed=0, draws=1_000)
     missing = estimate.nbeta * float(shifted.loss() - centred.loss())
     assert estimate.descent == pytest.approx(missing, rel=0.3)
-    relaxed = estimate_llc(shifted, seed=0, thresholds=Thresholds(descent=0.9 * estimate.descent))
-    assert not any("near a minimum" in reason for reason in relaxed.reasons) or estimate.learning_coefficient < 1
-    strict = estimate_llc(shifted, seed=0, thresholds=Thresholds(descent=0.01))
-    assert any("near a minimum" in reason for reason in strict.reasons)
+    expected = localized_quadratic(eigenvalues, estimate) - missing
+    assert abs(estimate.learning_coefficient - expected) < 4 * estimate.standard_error
+    assert any("near a minimum" in reason for reason in estimate.reasons)
+    assert estimate_llc(shifted, seed=0, draws=1_000, thresholds=Thresholds(descent=2.0)).reliable
 
 
 def _bare(values: list[float], function: object) -> Objective:
@@ -167,16 +173,25 @@ def test_unbounded_loss_is_flagged() -> None:
 
 
 def test_diverged_chains_are_masked_and_counted() -> None:
-    """A pit a few standard deviations away catches some chains; the others give the estimate."""
+    """A cliff some standard deviations away, behind which there is no floor, takes some chains; the others count."""
 
-    def with_pit(w: Tensor) -> Tensor:
-        return torch.where(w[0] > 0.27, torch.nan, 0.5 * w.square().sum())
+    def with_cliff(w: Tensor) -> Tensor:
+        return torch.where(w[0] > 0.27, -torch.exp(200 * w[0]), 0.5 * w.square().sum())
 
-    estimate = estimate_llc(_bare([0.0] * 6, with_pit), n=1_000, chains=8, seed=1)
+    estimate = estimate_llc(_bare([0.0] * 6, with_cliff), n=1_000, chains=8, seed=1)
     assert 0 < estimate.diverged_chains < 8
-    assert math.isfinite(estimate.learning_coefficient)
+    assert estimate.learning_coefficient == pytest.approx(3, abs=0.7)
     assert any("diverged" in reason for reason in estimate.reasons)
     assert not estimate.reliable
+
+
+def test_a_steep_wall_ends_no_chain() -> None:
+    """Steps into a region where the loss is not finite are taken back; P(fail) < 1e-3 (4 se)."""
+    estimate = estimate_llc(
+        _bare([0.0] * 6, lambda w: torch.where(w[0] > 0.27, torch.nan, 0.5 * w.square().sum())), n=1_000
+    )
+    assert estimate.diverged_chains == 0
+    assert abs(estimate.learning_coefficient - 3) < 4 * estimate.standard_error
 
 
 def test_all_chains_diverged() -> None:

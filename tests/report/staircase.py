@@ -24,7 +24,7 @@ HEADER = {
 
 
 def measurements(steps: np.ndarray, jumps: list[float], seed: int = 0) -> list[Measurement]:
-    """A run that goes down a staircase in the loss and up one in the learning coefficient at the steps ``jumps``.
+    """A staircase: at each of the steps ``jumps``, the loss falls and the learning coefficient rises.
 
     The steps of the staircase are 20 or more noise standard deviations high, in every signal.
     """
@@ -66,7 +66,9 @@ def recorded_run(
     finished: bool = True,
 ) -> Run:
     """Such a run, written to a record and read back; with default arguments, linear in 6,000 steps."""
-    steps = np.unique(np.geomspace(1, 6001, points).astype(int) - 1) if log_spaced else np.arange(points) * 6000 // points
+    steps = (
+        np.unique(np.geomspace(1, 6001, points).astype(int) - 1) if log_spaced else np.arange(points) * 6000 // points
+    )
     ledger = Ledger(directory / "phasewatch.jsonl")
     ledger.append("header", HEADER)
     for measurement in measurements(steps, list(jumps)):

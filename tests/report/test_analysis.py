@@ -22,7 +22,7 @@ def test_finds_the_two_jumps_of_a_staircase(tmp_path: Path) -> None:
 
 
 def test_takes_signals_measured_at_different_steps(tmp_path: Path) -> None:
-    """The union of the steps: half of the loss is dropped, and each signal still shows what it shows alone."""
+    """The union of the steps: loss and λ are measured in turns, and both jumps are still found."""
     run = recorded_run(tmp_path)
     thinned = []
     for k, m in enumerate(run.measurements):

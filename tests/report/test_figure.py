@@ -84,9 +84,11 @@ def test_the_step_axis_follows_the_spacing(steps: np.ndarray, scale: str) -> Non
     assert {axis.get_xscale() for axis in figure.axes} == {scale}
     low, high = figure.axes[0].get_xlim()
     assert low < steps[0] and steps[-1] < high
-    inside = figure.axes[0].transAxes.inverted().transform(
-        figure.axes[0].transData.transform([(steps[0], 1.0), (steps[-1], 1.0)])
-    )[:, 0]
+    inside = (
+        figure.axes[0]
+        .transAxes.inverted()
+        .transform(figure.axes[0].transData.transform([(steps[0], 1.0), (steps[-1], 1.0)]))[:, 0]
+    )
     assert inside == pytest.approx([0.0, 1.0], abs=0.02) and inside[0] > 0 and inside[1] < 1
 
 
@@ -95,6 +97,16 @@ def test_the_loss_is_logarithmic_where_it_is_wide() -> None:
     one = run_figure(analyze_run(run_of(measurements(steps, [2000.0]))))
     four = run_figure(analyze_run(run_of(measurements(steps, [1000.0, 2000.0, 3000.0, 4000.0]))))
     assert panel(one, "loss").get_yscale() == "linear" and panel(four, "loss").get_yscale() == "log"
+    assert {axis.get_yscale() for name, axis in panels(four).items() if "loss" not in name} == {"linear"}
+
+
+def test_a_constant_count_has_whole_ticks() -> None:
+    found = [Measurement(k, {"nullity": 0.0}) for k in range(20)]
+    figure = run_figure(analyze_run(run_of(found)))
+    figure.draw_without_rendering()
+    axis = panel(figure, "zero eigenvalues")
+    low, high = axis.get_ylim()
+    assert [tick for tick in axis.get_yticks() if low <= tick <= high] == [-1.0, 0.0, 1.0]
 
 
 def test_labels_never_overlap() -> None:
@@ -103,9 +115,7 @@ def test_labels_never_overlap() -> None:
     analysis = analyze_run(run)
     assert len(analysis.transitions) > 3
     kinds = ["loss falls at constant llc", "A", "hessian_max rises, nullity falls", "llc falls, loss rises"]
-    renamed = tuple(
-        dataclasses.replace(t, kind=kinds[k % len(kinds)]) for k, t in enumerate(analysis.transitions)
-    )
+    renamed = tuple(dataclasses.replace(t, kind=kinds[k % len(kinds)]) for k, t in enumerate(analysis.transitions))
     figure = run_figure(Analysis(run, renamed, analysis.signals, 0.05, None))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for axis in figure.axes for text in axis.texts]
@@ -122,7 +132,7 @@ def test_labels_never_overlap() -> None:
         [Measurement(0, {"loss": math.nan})],
         [Measurement(5000, {"loss": 1.0, "llc": 3.0}, {"llc": 0.1})],
         [Measurement(k, {"loss": 0.0, "llc": 2.0}, {}, {"llc": ["no chain moved"]}) for k in range(20)],
-        [Measurement(0, {"loss": 1e-300}), Measurement(1, {"loss": 1e300})],
+        [Measurement(0, {"loss": 1e-30}), Measurement(1, {"loss": 1e30})],
     ],
     ids=["nothing", "only NaN", "one step", "constant and all unreliable", "extreme"],
 )

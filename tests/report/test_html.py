@@ -49,15 +49,23 @@ def parsed(page: Path) -> Checked:
 
 def test_writes_a_figure_the_data_and_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     paths = write_report(analyze_run(recorded_run(tmp_path)), tmp_path / "new" / "report")
-    assert [path.name for path in (paths.figure, paths.data, paths.page)] == [
+    assert [path.name for path in (paths.png, paths.json, paths.html)] == [
         f"phasewatch.{suffix}" for suffix in ("png", "json", "html")
     ]
-    assert paths.figure.read_bytes().startswith(b"\x89PNG")
-    assert len(json.loads(paths.data.read_text())["transitions"]) == 2
-    page = parsed(paths.page)
+    assert paths.png.read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads(paths.json.read_text())["transitions"]) == 2
+    page = parsed(paths.html)
     assert "script" not in page.tags and "link" not in page.tags
-    assert not re.search(r"https?:|url\(|@import", paths.page.read_text(encoding="utf-8"))
-    for told in ("2 transitions", "1,900-2,000", "nullity 60.0 → 50.0", "num_parameters", "650", "7 of 60", "R-hat 1.4"):
+    assert not re.search(r"https?:|url\(|@import", paths.html.read_text(encoding="utf-8"))
+    for told in (
+        "2 transitions",
+        "1,900-2,000",
+        "nullity 60.0 → 50.0",
+        "num_parameters",
+        "650",
+        "7 of 60",
+        "R-hat 1.4",
+    ):
         assert told in page.text
     assert "monitors.0.estimators.llc.chains" in page.text
 
@@ -70,7 +78,7 @@ def test_failures_and_what_the_user_named_are_escaped(tmp_path: Path) -> None:
         header={**run.header, "module": evil},
         failures=({"step": 120, "what": "llc", "error": f"RuntimeError: {evil}"},),
     )
-    page = parsed(write_report(analyze_run(run), tmp_path / "out").page)
+    page = parsed(write_report(analyze_run(run), tmp_path / "out").html)
     assert "script" not in page.tags
     assert page.text.count(evil) == 2
     assert "was not closed" in page.text
@@ -84,17 +92,17 @@ def test_damaged_lines_are_listed(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join(lines))
     with pytest.warns(UserWarning, match="1 damaged lines"):
         run = load_run(tmp_path)
-    page = parsed(write_report(analyze_run(run), tmp_path / "out").page)
+    page = parsed(write_report(analyze_run(run), tmp_path / "out").html)
     assert "Damaged lines" in page.text and "\n4\n" in page.text
 
 
 def test_flags_of_the_live_detector_are_shown_with_the_step_of_detection(tmp_path: Path) -> None:
     run = recorded_run(tmp_path)
     flagged = tuple({**t.to_dict(), "detected_at": 2300} for t in analyze_run(run).transitions[:1])
-    page = parsed(write_report(analyze_run(dataclasses.replace(run, transitions=flagged)), tmp_path / "out").page)
+    page = parsed(write_report(analyze_run(dataclasses.replace(run, transitions=flagged)), tmp_path / "out").html)
     assert "Flagged while the run went on" in page.text and "2,300" in page.text
 
 
 def test_too_few_measurements_are_said_to_be_too_few(tmp_path: Path) -> None:
-    page = parsed(write_report(analyze_run(recorded_run(tmp_path, points=5)), tmp_path / "out").page)
+    page = parsed(write_report(analyze_run(recorded_run(tmp_path, points=5)), tmp_path / "out").html)
     assert "5 usable measurements" in page.text and "No transitions were found" not in page.text

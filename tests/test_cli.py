@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+import phasewatch
+from phasewatch.cli import main
+from phasewatch.record import Ledger, Measurement
+
+
+def record(directory: Path, points: int = 40) -> Path:
+    """A record with one jump of 100 noise standard deviations in the loss, at step 2,000 of 4,000."""
+    rng = np.random.default_rng(0)
+    ledger = Ledger(directory / "phasewatch.jsonl")
+    ledger.append("header", {"schema_version": 1, "n": 100, "seed": 0})
+    for step in range(0, 100 * points, 100):
+        loss = (2.0 if step < 2000 else 1.0) + 0.01 * float(rng.standard_normal())
+        ledger.append("measurement", Measurement(step, {"loss": loss}).to_dict())
+    ledger.append("end", {"time": 0.0})
+    return directory / "phasewatch.jsonl"
+
+
+def test_analyze_prints_the_table_and_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path / "version_0")
+    assert main(["analyze", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "1,900-2,000" in printed.out and "loss falls" in printed.out and printed.err == ""
+    for suffix in ("png", "json", "html"):
+        path = tmp_path / "version_0" / "report" / f"phasewatch.{suffix}"
+        assert path.is_file() and str(path) in printed.out
+    data = json.loads((tmp_path / "version_0" / "report" / "phasewatch.json").read_text())
+    assert data["alpha"] == 0.05 and len(data["transitions"]) == 1
+
+
+def test_output_and_alpha_are_obeyed(tmp_path: Path) -> None:
+    path = record(tmp_path / "run")
+    assert main(["analyze", str(path), "--alpha", "0.01", "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "phasewatch.json").read_text())["alpha"] == 0.01
+    assert not (tmp_path / "run" / "report").exists()
+
+
+def test_too_short_a_run_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path, points=3)
+    assert main(["analyze", str(tmp_path)]) == 0
+    assert "3 usable measurements" in capsys.readouterr().out
+
+
+def test_damaged_lines_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = record(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b'"step":300,', b'"step":301,'))
+    assert main(["analyze", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "1 damaged lines were skipped (line 5" in error
+
+
+def _nowhere(tmp_path: Path) -> Path:
+    return tmp_path / "nowhere"
+
+
+def _empty(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def _several(tmp_path: Path) -> Path:
+    record(tmp_path / "version_0")
+    record(tmp_path / "version_1")
+    return tmp_path
+
+
+def _newer(tmp_path: Path) -> Path:
+    Ledger(tmp_path / "phasewatch.jsonl").append("header", {"schema_version": 99})
+    return tmp_path
+
+
+def _no_record(tmp_path: Path) -> Path:
+    (tmp_path / "notes.txt").write_text("something else\n")
+    return tmp_path / "notes.txt"
+
+
+def _binary(tmp_path: Path) -> Path:
+    (tmp_path / "phasewatch.jsonl").write_bytes(bytes(range(256)))
+    return tmp_path
+
+
+def _other_event_files(tmp_path: Path) -> Path:
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("accuracy", 1.0, 0)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (_nowhere, "does not exist"),
+        (_empty, "There is no phasewatch.jsonl"),
+        (_several, "holds 2 runs; give one of them"),
+        (_newer, "schema version 99"),
+        (_no_record, "is no run record"),
+        (_binary, "is no run record"),
+        (_other_event_files, "no scalar that looks like a loss; name some by --tags. It has: accuracy"),
+    ],
+    ids=lambda case: getattr(case, "__name__", ""),
+)
+def test_errors_are_told_without_a_traceback(
+    given: types.FunctionType, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", str(given(tmp_path))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("phasewatch: ") and told in error and "Traceback" not in error
+    assert error.count("\n") == (3 if given is _several else 1)
+
+
+def test_an_output_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["analyze", str(tmp_path), "--output", str(tmp_path / "file" / "out")]) == 2
+    assert "give another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alpha", ["0", "1", "-3", "nan", "many"])
+def test_a_bad_alpha_is_refused(alpha: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["analyze", "here", f"--alpha={alpha}"])
+    assert ended.value.code == 2 and "between 0 and 1" in capsys.readouterr().err
+
+
+def write_events(directory: Path) -> None:
+    rng = np.random.default_rng(0)
+    with SummaryWriter(str(directory)) as writer:
+        for step in range(0, 4000, 20):
+            writer.add_scalar("train_loss", (2.0 if step < 2000 else 1.0) + 0.01 * rng.standard_normal(), step)
+            writer.add_scalar("accuracy", (0.1 if step < 3000 else 0.9) + 0.01 * rng.standard_normal(), step)
+
+
+def test_event_files_are_read_where_there_is_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_events(tmp_path / "version_0")
+    assert main(["analyze", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "No phasewatch record here; reading train_loss from the TensorBoard event files" in printed
+    assert "1,980-2,000" in printed
+    assert (tmp_path / "version_0" / "report" / "phasewatch.html").is_file()
+    [events] = (tmp_path / "version_0").glob("*tfevents*")
+    assert main(["analyze", str(events)]) == 0
+
+
+def test_tags_are_read_beside_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path)
+    write_events(tmp_path)
+    assert main(["analyze", str(tmp_path), "--tags", "accuracy"]) == 0
+    assert "accuracy rises" in capsys.readouterr().out
+    assert main(["analyze", str(tmp_path), "--tags", "nothing"]) == 2
+    assert "no scalar 'nothing'; it has: train_loss, accuracy" in capsys.readouterr().err
+
+
+def test_demo_is_given_its_output_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Path, int]] = []
+    fake = types.ModuleType("phasewatch.demo")
+    fake.run = lambda output, seed: calls.append((output, seed))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "phasewatch.demo", fake)
+    monkeypatch.setattr(phasewatch, "demo", fake, raising=False)
+    assert main(["demo", "--output", str(tmp_path), "--seed", "3"]) == 0
+    assert calls == [(tmp_path, 3)]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["analyze", "--help"]])
+def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from phasewatch.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally:\n"
+        "    heavy = {'torch', 'numpy', 'matplotlib', 'tensorboard', 'scipy'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(f"phasewatch {phasewatch.__version__}" if arguments == ["--version"] else "usage:")
+
+
+def test_analyze_does_without_torch(tmp_path: Path) -> None:
+    record(tmp_path)
+    code = "import sys; from phasewatch.cli import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code, "analyze", str(tmp_path)], check=False, capture_output=True)
+    assert ran.returncode == 0, ran.stderr
