@@ -48,7 +48,8 @@ class TrainingStepLoss:
             if hasattr(module, "training_step") and hasattr(module, "_trainer"):
                 for compiled in ("forward", "training_step"):
                     module.__dict__.pop(compiled, None)
-                module.__class__ = _inert_class(type(module))
+                kind: Any = type(module)
+                module.__class__ = _inert_class(kind)
                 module._trainer = self._trainer
 
 
@@ -128,7 +129,7 @@ class _Swallow:
 
 
 @cache
-def _inert_class(kind: type) -> type:
+def _inert_class(kind: Any) -> type:
     return type(kind.__name__, (_Inert, kind), {"__module__": kind.__module__})
 
 

@@ -233,7 +233,7 @@ class WatchingCallback(CallbackBase):
         if trainer.is_global_zero:
             metrics = {name: float(value) for name, value in _latest(self._watch).items()}
         self._next_visit, metrics = trainer.strategy.broadcast((self._next_visit, metrics))
-        if not trainer.is_global_zero:
+        if metrics and not trainer.is_global_zero:
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
 
 
@@ -277,7 +277,9 @@ class MonitoringCallback(WatchingCallback):
             with isolated():
                 batches = list(self.probe)
             if not batches:
-                raise ValueError("probe is empty; give at least one batch, or leave it out to draw from the training set")
+                raise ValueError(
+                    "probe is empty; give at least one batch, or leave it out to draw from the training set"
+                )
         elif indices is None:
             return StreamProbe(self.probe_samples), "captured from the stream", None
         else:
@@ -295,17 +297,25 @@ class _TrainerMetrics:
 
     def on_measurement(self, measurement: Measurement) -> None:
         finite = {name: value for name, value in measurement.values.items() if math.isfinite(value)}
-        bands = {f"{name}_standard_error": e for name, e in measurement.standard_errors.items() if math.isfinite(e)}
+        half_widths = {name: 1.96 * e for name, e in measurement.standard_errors.items() if math.isfinite(e)}
+        logged = {f"phasewatch/{name}": value for name, value in finite.items()}
+        for name in finite.keys() & half_widths.keys() - {"nullity"}:  # its bracket is measured
+            logged[f"phasewatch/{name}_lower"] = finite[name] - half_widths[name]
+            logged[f"phasewatch/{name}_upper"] = finite[name] + half_widths[name]
         for logger in self._trainer.loggers:
-            logger.log_metrics({f"phasewatch/{k}": v for k, v in {**finite, **bands}.items()}, step=measurement.step)
+            logger.log_metrics(logged, step=measurement.step)
             logger.save()
         # the probe's loss stays out: "loss" may be a metric of the user's own
         own = {name: torch.tensor(value) for name, value in finite.items() if name != "loss"}
         self._trainer.callback_metrics.update(own)
 
+    def on_resume(self, run: Run) -> None: ...
+
     def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
         for transition in transitions:
-            _say(self._trainer, f"phasewatch: transition ({transition.kind}) at step {transition.step:g}, seen at {step}")
+            _say(
+                self._trainer, f"phasewatch: transition ({transition.kind}) at step {transition.step:g}, seen at {step}"
+            )
 
     def on_end(self, run: Run) -> None: ...
 
@@ -374,7 +384,7 @@ def _summary(watch: Watch) -> str:
     budgets = [m.schedule.max_overhead for m in watch.monitors if hasattr(m.schedule, "max_overhead")]
     if measured < 10 and budgets and None not in budgets:
         text += (
-            f"\n  One measurement took {watch.clock.last_measurement_seconds:.1f} s, and max_overhead={budgets[0]} of "
-            f"{watch.clock.training_seconds:.1f} s of training allows no more of them; max_overhead=None lifts the limit."
+            f"\n  One measurement took {watch.clock.last_measurement_seconds:.1f} s; max_overhead={budgets[0]} of "
+            f"{watch.clock.training_seconds:.1f} s of training allows no more. max_overhead=None lifts the limit."
         )
     return text

@@ -37,9 +37,7 @@ def half_mean_squared_error(module: nn.Module, batch: tuple[torch.Tensor, torch.
 def make_problem(seed: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """The network at its small, balanced, aligned start, and white inputs with noisy linear targets."""
     generator = torch.Generator().manual_seed(seed)
-    left, right = (
-        torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0] for _ in range(2)
-    )
+    left, right = (torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0] for _ in range(2))
     strengths = torch.zeros(WIDTH)
     strengths[: len(SINGULAR_VALUES)] = torch.tensor(SINGULAR_VALUES)
     inputs = torch.randn(SAMPLES, WIDTH, generator=generator)
@@ -79,7 +77,9 @@ def train(directory: str, seed: int) -> phasewatch.Run:
             half_mean_squared_error(network, (inputs[chosen], targets[chosen])).backward()
             optimizer.step()
             if step % 100 == 0:
-                print(f"\rtraining: step {step}/{STEPS}, {len(watch.transitions)} transitions flagged", end="", flush=True)
+                print(
+                    f"\rtraining: step {step}/{STEPS}, {len(watch.transitions)} transitions flagged", end="", flush=True
+                )
     print()
     return watch.run
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from phasewatch.hessian import hessian_spectrum
-from phasewatch.llc import estimate_llc
+from phasewatch.llc import check_settings, estimate_llc
 from phasewatch.objective import Objective
 from phasewatch.record import Histogram
 
-DETECTED_SIGNALS = ("loss", "llc", "hessian_max", "hessian_min", "hessian_trace", "nullity")
-"""Signals in which transitions are looked for."""
+WIDEST_BRACKET = 0.01
+"""Share of the parameters up to which a bracket around the number of zero eigenvalues counts as a measurement."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class LearningCoefficient:
     localization: float = 1.0
     name = "llc"
 
+    def __post_init__(self) -> None:
+        """Check the settings, long before the first measurement."""
+        check_settings(self.chains, self.draws, self.burn_in, self.nbeta, self.localization)
+
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc`` with standard error, ``llc_rhat``, ``llc_ess``, ``llc_acceptance``, ``llc_step_size``."""
         estimate = estimate_llc(
@@ -93,6 +97,11 @@ class HessianSpectrum:
     dense_below: int = 1500
     name = "hessian"
 
+    def __post_init__(self) -> None:
+        """Check the settings, long before the first measurement."""
+        if self.num_eigenvalues < 1:
+            raise ValueError(f"num_eigenvalues is {self.num_eigenvalues}; expected at least 1")
+
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``hessian_max``, ``hessian_min``, ``hessian_trace``, ``nullity`` with its bracket and threshold."""
         spectrum = hessian_spectrum(
@@ -103,8 +112,11 @@ class HessianSpectrum:
         )
         zeros = spectrum.zeros
         unreliable = {}
-        if not zeros.resolved:
-            unreliable["nullity"] = [f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}"]
+        width = zeros.upper - zeros.lower
+        if width > WIDEST_BRACKET * objective.num_parameters:
+            unreliable["nullity"] = [
+                f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}"
+            ]
         if not spectrum.converged:
             reason = "Lanczos has not converged"
             unreliable |= {"hessian_max": [reason], "hessian_min": [reason]}
@@ -119,7 +131,8 @@ class HessianSpectrum:
                 "nullity_upper": float(zeros.upper),
                 "nullity_threshold": zeros.threshold,
             },
-            standard_errors={"hessian_trace": spectrum.trace_standard_error},
+            # the bracket read as the 95 % interval of a normal law
+            standard_errors={"hessian_trace": spectrum.trace_standard_error, "nullity": width / (2 * 1.96)},
             unreliable=unreliable,
             histograms={
                 "hessian_eigenvalues": Histogram(
@@ -147,6 +160,4 @@ def mask_non_finite(reading: Reading) -> Reading:
     bad = {name: ["is not finite"] for name, value in reading.values.items() if not math.isfinite(value)}
     if not bad:
         return reading
-    return Reading(
-        reading.values, reading.standard_errors, {**bad, **reading.unreliable}, reading.histograms
-    )
+    return Reading(reading.values, reading.standard_errors, {**bad, **reading.unreliable}, reading.histograms)

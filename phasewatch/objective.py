@@ -198,8 +198,7 @@ class Objective:
         """The pieces of a flat vector of shape ``(num_parameters,)`` by parameter name, as views."""
         pieces = vector.split(self._sizes)
         return {
-            name: piece.view(shape)
-            for (name, shape), piece in zip(self.parameter_shapes.items(), pieces, strict=True)
+            name: piece.view(shape) for (name, shape), piece in zip(self.parameter_shapes.items(), pieces, strict=True)
         }
 
     def to(self, dtype: torch.dtype) -> Objective:
@@ -371,9 +370,7 @@ def _uncompiled(module: Any) -> Any:
 
 def _check_parameters(trainable: dict[str, nn.Parameter]) -> None:
     if not trainable:
-        raise ValueError(
-            "The module has no trainable parameters; at least one parameter needs requires_grad=True."
-        )
+        raise ValueError("The module has no trainable parameters; at least one parameter needs requires_grad=True.")
     for name, parameter in trainable.items():
         if type(parameter).__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id"):
             raise TypeError(f"Parameter {name!r} is sharded (FSDP, DeepSpeed); phasewatch needs whole parameters.")
@@ -421,9 +418,7 @@ def _as_batches(batches: Iterable[Any]) -> list[Any]:
 def _batch_sizes(batches: list[Any], given: Sequence[int] | None) -> list[int]:
     if given is not None:
         if len(given) != len(batches) or min(given) < 1:
-            raise ValueError(
-                f"batch_sizes is {list(given)}; expected {len(batches)} positive numbers, one a batch."
-            )
+            raise ValueError(f"batch_sizes is {list(given)}; expected {len(batches)} positive numbers, one a batch.")
         return list(given)
     sizes = []
     for batch in batches:

@@ -61,6 +61,7 @@ def draw_probe(loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: in
     private = DataLoader(
         loader.dataset,
         batch_size=None if loader.batch_size is None else min(loader.batch_size, len(chosen)),
+        drop_last=loader.batch_size is not None,  # the noise of a very short batch would dominate the sampler's
         sampler=chosen,
         collate_fn=loader.collate_fn,
         num_workers=0,
@@ -111,6 +112,4 @@ def batch_size(batch: Any) -> int:
 
 def clone_batch(batch: Any) -> Any:
     """A copy of a batch that shares no memory with it."""
-    return tree_map(
-        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf), batch
-    )
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf), batch)

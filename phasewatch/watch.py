@@ -21,7 +21,6 @@ from torch import nn
 
 from phasewatch._version import __version__
 from phasewatch.estimators import (
-    DETECTED_SIGNALS,
     Estimator,
     HessianSpectrum,
     LearningCoefficient,
@@ -35,13 +34,17 @@ from phasewatch.record import FILE_NAME, SCHEMA_VERSION, Histogram, Ledger, Meas
 from phasewatch.record.ledger import read_lines
 from phasewatch.record.run import assemble
 from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
-from phasewatch.transitions import LiveDetector, Transition
+from phasewatch.transitions import DETECTABLE, LiveDetector, Transition
 
 OnError = Literal["warn", "raise", "disable"]
 
 
 class Listener(Protocol):
     """Takes what a watch has found, for example :class:`phasewatch.tensorboard.TensorBoardWriter`."""
+
+    def on_resume(self, run: Run) -> None:
+        """The watch goes on from an earlier process; ``run`` holds what that one recorded."""
+        ...
 
     def on_measurement(self, measurement: Measurement) -> None:
         """A measurement was recorded."""
@@ -156,9 +159,7 @@ class Watch:
                 setting is out of its range.
             RecordError: If the directory cannot be written.
         """
-        monitor = Monitor(
-            tuple(estimators), list(probe), loss_fn, n, as_schedule(schedule, max_overhead), mode
-        )
+        monitor = Monitor(tuple(estimators), list(probe), loss_fn, n, as_schedule(schedule, max_overhead), mode)
         self._begin(
             module,
             [monitor],
@@ -333,8 +334,8 @@ class Watch:
             return
         if step is not None:
             self._advance_clock(step)
-            last = [m for m in self.monitors if m.schedule.measures_the_end and step > self._last_measured]
-            if last:
+            last = [m for m in self.monitors if m.schedule.measures_the_end or m.next_visit == step]
+            if last and step > self._last_measured:
                 self._measure(step, last)
         self._closed = True
         if self._recording:
@@ -402,6 +403,8 @@ class Watch:
             monitor.next_visit = next_visit
         self._last_measured = state["last_measured"]
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
+        for listener in self.listeners:
+            listener.on_resume(self.run)
 
     def _objective(self, monitor: Monitor) -> Objective:
         return Objective(self.module, monitor.probe, loss_fn=monitor.loss_fn, mode=monitor.mode, seed=self.seed)
@@ -465,7 +468,7 @@ class Watch:
     def _detect(self, measurement: Measurement) -> None:
         if self.detector is None:
             return
-        signals = [name for name in DETECTED_SIGNALS if name in measurement.values]
+        signals = [name for name in DETECTABLE if name in measurement.values]
         errors = measurement.standard_errors
         flagged = self.detector.update(
             measurement.step,

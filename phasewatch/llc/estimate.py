@@ -166,7 +166,9 @@ def estimate_llc(
         (True, True)
     """
     n = objective.num_samples if n is None else n
-    _check_arguments(n, chains, draws, burn_in, nbeta, localization, target_acceptance, max_heating, persistence)
+    if n < 2:
+        raise ValueError(f"n is {n}; expected the size of the training set, at least 2 (nbeta = n / log n).")
+    check_settings(chains, draws, burn_in, nbeta, localization, target_acceptance, max_heating, persistence)
     nbeta = n / math.log(n) if nbeta is None else nbeta
     with isolated():
         posterior = LocalizedPosterior(objective, nbeta, localization)
@@ -261,19 +263,21 @@ def _reasons(
     return tuple(reasons)
 
 
-def _check_arguments(
-    n: int,
+def check_settings(
     chains: int,
     draws: int,
     burn_in: int,
     nbeta: float | None,
     localization: float,
-    target_acceptance: float,
-    max_heating: float,
-    persistence: float,
+    target_acceptance: float = 0.92,
+    max_heating: float = 0.3,
+    persistence: float = 0.8,
 ) -> None:
-    if n < 2:
-        raise ValueError(f"n is {n}; expected the size of the training set, at least 2 (nbeta = n / log n).")
+    """Check the settings of :func:`estimate_llc` before there is anything to measure.
+
+    Raises:
+        ValueError: If one of them is out of its range.
+    """
     if chains < 1:
         raise ValueError(f"chains is {chains}; expected at least 1.")
     if draws < 4:

@@ -124,9 +124,7 @@ class Run:
         """
         import pandas
 
-        return pandas.DataFrame(
-            self.rows(), columns=["step", "name", "value", "standard_error", "reliable"]
-        )
+        return pandas.DataFrame(self.rows(), columns=["step", "name", "value", "standard_error", "reliable"])
 
     def __repr__(self) -> str:
         """Sizes."""
@@ -193,9 +191,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     return assemble(bodies, path=file, damaged=tuple(damaged))
 
 
-def assemble(
-    bodies: Iterable[dict[str, Any]], path: Path | None = None, damaged: tuple[DamagedLine, ...] = ()
-) -> Run:
+def assemble(bodies: Iterable[dict[str, Any]], path: Path | None = None, damaged: tuple[DamagedLine, ...] = ()) -> Run:
     """Build the run from the bodies of its lines.
 
     A ``header`` begins a new run; a ``resume`` line at step s supersedes what was recorded at s and later.

@@ -12,8 +12,7 @@ import numpy as np
 from phasewatch.record import Run
 from phasewatch.transitions import Transition, detect_transitions
 from phasewatch.transitions.detect import MIN_POINTS
-
-DETECTABLE = ("loss", "llc", "hessian_max", "hessian_min", "hessian_trace", "nullity")
+from phasewatch.transitions.kinds import DETECTABLE
 
 
 @dataclass(frozen=True)

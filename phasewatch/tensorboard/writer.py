@@ -15,8 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.record import Histogram, Measurement, Run
 from phasewatch.report import Analysis, analyze_run, format_table, run_figure
-from phasewatch.report.analysis import DETECTABLE
-from phasewatch.transitions import Transition
+from phasewatch.transitions import DETECTABLE, Transition
 
 CHILD_RUN = "phasewatch"
 SPECTRUM = "hessian_eigenvalues"

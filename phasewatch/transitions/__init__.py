@@ -2,8 +2,17 @@
 
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.detect import detect_transitions
+from phasewatch.transitions.kinds import DETECTABLE
 from phasewatch.transitions.live import LiveDetector
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.transition import Change, Transition
 
-__all__ = ["Change", "CostWeightedLine", "LiveDetector", "OptimalPartition", "Transition", "detect_transitions"]
+__all__ = [
+    "DETECTABLE",
+    "Change",
+    "CostWeightedLine",
+    "LiveDetector",
+    "OptimalPartition",
+    "Transition",
+    "detect_transitions",
+]

@@ -89,19 +89,23 @@ def detect_transitions(
     signals = [signal for signal in prepared if signal is not None]
     if not signals:
         return []
-    return _Detection(steps, time, signals, alpha).transitions()
+    trusted = np.column_stack([given[signal.name][2][measured] for signal in signals])
+    return _Detection(steps, time, signals, trusted, alpha).transitions()
 
 
 class _Detection:
     """One detection: the signals as columns of arrays, and their segmentation."""
 
-    def __init__(self, steps: np.ndarray, time: np.ndarray, signals: list[Signal], alpha: float) -> None:
+    def __init__(
+        self, steps: np.ndarray, time: np.ndarray, signals: list[Signal], trusted: np.ndarray, alpha: float
+    ) -> None:
         self.steps, self.time, self.signals, self.alpha = steps, time, signals, alpha
         # In units of its span about its middle, no signal is too large or too small to be squared.
         self.middle = np.array([np.nanmedian(signal.scaled) for signal in signals])
         self.span = np.array([signal.span for signal in signals])
         sigma = np.column_stack([signal.sigma for signal in signals]) / self.span
         self.present = np.isfinite(sigma)
+        self.trusted = trusted & self.present
         scaled = np.column_stack([signal.scaled for signal in signals])
         self.y = np.where(self.present, (scaled - self.middle) / self.span, 0.0)
         n, count = self.y.shape
@@ -172,6 +176,9 @@ class _Detection:
         p_value = min(1.0, len(self.steps) * float(chi2.sf(strength, len(self.signals))))
         if p_value > self.alpha:
             return None
+        # What no reliable point on one of the sides speaks for is reported, but names no kind.
+        known = self.trusted[stretch.before[0] : ramp.start + 1].any(axis=0)
+        known &= self.trusted[ramp.end : stretch.after[1]].any(axis=0)
         changes, changed = {}, {}
         for k, signal in enumerate(self.signals):
             if not np.isfinite(variance[k]):
@@ -186,7 +193,10 @@ class _Detection:
             end=float(self.steps[ramp.end]),
             step=self._step_at(ramp.location),
             interval=interval,
-            kind=name_kind(changes, changed),
+            kind=name_kind(
+                {s.name: changes[s.name] for s, k in zip(self.signals, known, strict=True) if k and s.name in changes},
+                changed,
+            ),
             changes=changes,
             score=float(np.sqrt((z**2).sum())),
             p_value=p_value,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from phasewatch.transitions.transition import Change
 
 LOSS, LLC = "loss", "llc"
+DETECTABLE = (LOSS, LLC, "hessian_max", "hessian_min", "hessian_trace", "nullity")
+"""Recorded signals in which transitions are looked for."""
 
 
 def name_kind(changes: Mapping[str, Change], changed: Mapping[str, bool]) -> str:
