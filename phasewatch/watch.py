@@ -337,6 +337,8 @@ class Watch:
             last = [m for m in self.monitors if m.schedule.measures_the_end or m.next_visit == step]
             if last and step > self._last_measured:
                 self._measure(step, last)
+            for monitor in last:
+                monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
         self._closed = True
         if self._recording:
             with self._guarded("record", step or 0):

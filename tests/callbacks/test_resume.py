@@ -79,7 +79,7 @@ def test_resuming_in_the_directory_of_the_run(tmp_path: Any) -> None:
     options = {**QUICK, "directory": str(tmp_path / "record"), "schedule": 2}
     train(tmp_path, PhaseWatch(**options), 12)
     train(tmp_path, PhaseWatch(**options), 12, ckpt_path=tmp_path / "step=6.ckpt")
-    assert [m.step for m in load_run(tmp_path / "record").measurements] == [0, 2, 4, 6, 8, 10]
+    assert [m.step for m in load_run(tmp_path / "record").measurements] == [0, 2, 4, 6, 8, 10, 12]
     lines = (tmp_path / "record" / "phasewatch.jsonl").read_text()
     assert lines.count('"kind":"resume"') == 1 and lines.count('"kind":"header"') == 1
 
@@ -108,7 +108,7 @@ def test_separate_callbacks_share_one_record_and_resume(tmp_path: Any) -> None:
         return load_run(trainer.log_dir)
 
     whole = fit(tmp_path / "whole", 10)
-    assert whole.series("llc").steps.tolist() == [0, 2, 4, 6, 8]
+    assert whole.series("llc").steps.tolist() == [0, 2, 4, 6, 8, 10]
     assert whole.series("nullity").steps.tolist() == [0, 3, 6, 9]
     fit(tmp_path / "cut", 5)
     resumed = fit(tmp_path / "cut", 10, tmp_path / "cut" / "step=5.ckpt")
@@ -122,4 +122,4 @@ def test_a_second_fit_of_the_same_trainer_continues_the_record(tmp_path: Any) ->
     trainer = train(tmp_path, watch, 6)
     trainer.fit_loop.epoch_loop.max_steps = 12
     trainer.fit(trainer.lightning_module, DataLoader(repeated(), batch_size=8))
-    assert [m.step for m in load_run(trainer.log_dir).measurements] == [0, 3, 6, 9]
+    assert [m.step for m in load_run(trainer.log_dir).measurements] == [0, 3, 6, 9, 12]
