@@ -32,6 +32,7 @@ def run(output: Path, seed: int = 0) -> None:
     from pytorch_lightning.loggers import TensorBoardLogger
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, TensorDataset
+    from tqdm import tqdm
 
     from phasewatch.callbacks import PhaseWatch
     from phasewatch.record import load_run
@@ -49,15 +50,31 @@ def run(output: Path, seed: int = 0) -> None:
 
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-            self.log("train_loss", loss, prog_bar=True)
+            self.log("train_loss", loss)
             return loss
 
         def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
             accuracy = (self.net(batch[0]).argmax(dim=1) == batch[1]).float().mean()
-            self.log("val_accuracy", accuracy, prog_bar=True)
+            self.log("val_accuracy", accuracy)
 
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Progress(pl.Callback):
+        """One bar over all steps, where Lightning's begins anew with every epoch."""
+
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.bar = tqdm(total=STEPS, unit="step", dynamic_ncols=True)
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.bar.update()
+            if trainer.global_step % MEASURE_EVERY == 0:
+                metrics = trainer.callback_metrics
+                shown = {name: metrics[name].item() for name in ("train_loss", "llc", "nullity") if name in metrics}
+                self.bar.set_postfix(shown)
+
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.bar.close()
 
     for name in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
@@ -74,7 +91,8 @@ def run(output: Path, seed: int = 0) -> None:
         max_steps=STEPS,
         accelerator="cpu",
         logger=logger,
-        callbacks=[PhaseWatch(schedule=MEASURE_EVERY, seed=seed)],
+        callbacks=[PhaseWatch(schedule=MEASURE_EVERY, seed=seed), Progress()],
+        enable_progress_bar=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         log_every_n_steps=10,

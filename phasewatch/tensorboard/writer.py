@@ -21,8 +21,15 @@ CHILD_RUN = "phasewatch"
 SPECTRUM = "hessian_eigenvalues"
 NORMAL_95 = 1.959964
 BINS = 60
-# Signals shown with a band, by the titles of their charts.
-BANDS = {"llc": "learning coefficient λ (95 % band)", "nullity": "zero eigenvalues of the Hessian (bounds)"}
+BANDS = ("llc", "nullity")
+# The charts of the custom-scalars page in their order there, with the signals that each shows.
+CHARTS = {
+    "loss on the probe": ("loss",),
+    "learning coefficient λ (95 % band)": ("llc",),
+    "zero eigenvalues of the Hessian (bounds)": ("nullity",),
+    "largest and smallest Hessian eigenvalue": ("hessian_max", "hessian_min"),
+    "trace of the Hessian": ("hessian_trace",),
+}
 
 
 class TensorBoardWriter:
@@ -49,7 +56,7 @@ class TensorBoardWriter:
         self._writer = SummaryWriter(str(self.directory))
         self._measurements: list[Measurement] = []
         self._transitions: list[Transition] = []
-        self._banded: list[str] = []
+        self._charted: set[str] = set()
 
     def on_resume(self, run: Run) -> None:
         """Take note of what was recorded before the run was cut off; nothing is written.
@@ -72,6 +79,7 @@ class TensorBoardWriter:
                 self._scalar(name, value, step)
         self._scalar("unreliable", len(measurement.unreliable), step)
         self._write_bands(measurement)
+        self._write_layout(measurement)
         if SPECTRUM in measurement.histograms:
             threshold = measurement.values.get("nullity_threshold", math.nan)
             self._write_spectrum(measurement.histograms[SPECTRUM], threshold, step)
@@ -117,20 +125,19 @@ class TensorBoardWriter:
             high = values.get(f"{name}_upper", value + error)
             if not all(math.isfinite(number) for number in (value, low, high)):
                 continue
-            if name not in self._banded:
-                self._banded.append(name)
-                self._write_layout()
             written = {name, f"{name}_lower", f"{name}_upper"} & set(values) if self._scalars else set()
             for tag, number in ((name, value), (f"{name}_lower", low), (f"{name}_upper", high)):
                 if tag not in written:
                     self._scalar(tag, number, step)
 
-    def _write_layout(self) -> None:
-        charts = {
-            BANDS[name]: ["Margin", [f"phasewatch/{name}{end}" for end in ("", "_lower", "_upper")]]
-            for name in self._banded
-        }
-        self._writer.add_custom_scalars({"phasewatch": charts})
+    def _write_layout(self, measurement: Measurement) -> None:
+        seen = self._charted | measurement.values.keys()
+        if seen == self._charted:
+            return
+        self._charted = seen
+        charts = {title: _chart(names) for title, names in CHARTS.items() if seen.intersection(names)}
+        if charts:
+            self._writer.add_custom_scalars({"phasewatch": charts})
 
     def _write_spectrum(self, spectrum: Histogram, threshold: float, step: int) -> None:
         positions = np.array(spectrum.positions, dtype=np.float64)
@@ -176,6 +183,12 @@ def spectrum_edges(positions: NDArray[np.float64], threshold: float) -> NDArray[
     negative = np.linspace(low, -zero, 1 + math.ceil((-zero - low) / width))
     positive = np.linspace(high, zero, 1 + math.ceil((high - zero) / width))[::-1]
     return np.concatenate([negative, positive])
+
+
+def _chart(names: Sequence[str]) -> list[str | list[str]]:
+    if names[0] in BANDS:
+        return ["Margin", [f"phasewatch/{names[0]}{end}" for end in ("", "_lower", "_upper")]]
+    return ["Multiline", [f"^phasewatch/{name}$" for name in names]]  # these are regular expressions
 
 
 def _rendered(figure: Figure) -> NDArray[np.uint8]:
