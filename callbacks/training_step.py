@@ -34,8 +34,7 @@ class TrainingStepLoss:
         """
         if not isinstance(module, _Inert):
             self._make_inert(module)
-        takes_index = "batch_idx" in inspect.signature(module.training_step).parameters
-        output = module.training_step(batch, 0) if takes_index else module.training_step(batch)
+        output = module.training_step(*((batch, 0) if _takes_index(module.training_step) else (batch,)))
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise ValueError(
@@ -60,6 +59,12 @@ def returns_nothing(training_step: Any) -> bool:
     except (OSError, TypeError, SyntaxError):
         return False
     return not any(isinstance(node, ast.Return) and node.value is not None for node in ast.walk(tree))
+
+
+def _takes_index(training_step: Any) -> bool:
+    """Whether Lightning would pass the index of the batch: by position, whatever the name of the argument."""
+    parameters = inspect.signature(training_step).parameters.values()
+    return len(parameters) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 class _Inert:

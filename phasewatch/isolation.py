@@ -74,15 +74,17 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Gradients on, inference mode and autocast off, random streams restored at the end.
+    """Gradients on; inference mode, autocast and anomaly detection off; random streams restored at the end.
 
     A measurement made inside may be started from any hook of a training framework (validation runs under
-    ``inference_mode``, mixed precision under ``autocast``) and computes the same numbers in each.
+    ``inference_mode``, mixed precision under ``autocast``) and computes the same numbers in each. Anomaly detection
+    watches the user's backward passes; ours are checked for finite values.
     """
     with ExitStack() as stack:
         stack.enter_context(preserved_randomness())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

@@ -81,6 +81,8 @@ class Objective:
         """
         if mode not in ("eval", "train"):
             raise ValueError(f"mode is {mode!r}; expected 'eval' or 'train'")
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module is a {type(module).__name__}; expected a torch.nn.Module.")
         self.loss_fn = loss_fn
         self.mode = mode
         self.seed = seed
@@ -240,6 +242,10 @@ class Objective:
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
         inputs = tree_map(fresh, self._batches[batch])
         loss = torch.func.functional_call(self._wrapper, named, (inputs,), tie_weights=False)
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor, the mean loss of the batch."
+            )
         return loss.to(self.dtype)
 
     def _first_evaluation(self) -> Tensor:
@@ -346,7 +352,12 @@ def _structure_copy(module: nn.Module) -> nn.Module:
     """The module tree with its Python state copied and its parameters, buffers and data sets shared."""
     memo: dict[int, Any] = {id(t): t for t in [*module.parameters(), *module.buffers()]}
     for submodule in module.modules():
-        memo.update({id(value): value for value in vars(submodule).values() if isinstance(value, _SHARED_TYPES)})
+        for value in vars(submodule).values():
+            if isinstance(value, _SHARED_TYPES):
+                memo[id(value)] = value
+            # kept losses and reparametrized weights are parts of a graph, which deepcopy refuses
+            graph = (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and not leaf.is_leaf)
+            memo.update({id(leaf): leaf.detach().clone() for leaf in graph})
     try:
         duplicate = copy.deepcopy(module, memo)
     except Exception as error:

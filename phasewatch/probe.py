@@ -31,9 +31,11 @@ def support(loader: Any) -> list[int] | range | None:
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
-    dataset, sampler = loader.dataset, loader.sampler
-    if type(loader.batch_sampler) not in (BatchSampler, type(None)) or not hasattr(dataset, "__len__"):
+    dataset: Any = loader.dataset
+    batch_sampler: Any = loader.batch_sampler
+    if type(batch_sampler) not in (BatchSampler, type(None)) or not hasattr(dataset, "__len__"):
         return None
+    sampler = loader.sampler if batch_sampler is None else batch_sampler.sampler
     if isinstance(sampler, SubsetRandomSampler):
         return list(sampler.indices)
     if type(sampler) in (RandomSampler, SequentialSampler, DistributedSampler):
@@ -58,10 +60,11 @@ def draw_probe(loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: in
         raise ValueError("The training data set is empty; there is nothing to measure on.")
     generator = torch.Generator().manual_seed(seed)
     chosen = [indices[i] for i in torch.randperm(len(indices), generator=generator)[:samples].tolist()]
+    batch_sampler: Any = loader.batch_sampler  # has the batch size also where the user gave a sampler of batches
     private = DataLoader(
         loader.dataset,
-        batch_size=None if loader.batch_size is None else min(loader.batch_size, len(chosen)),
-        drop_last=loader.batch_size is not None,  # the noise of a very short batch would dominate the sampler's
+        batch_size=None if batch_sampler is None else min(batch_sampler.batch_size, len(chosen)),
+        drop_last=batch_sampler is not None,  # the noise of a very short batch would dominate the sampler's
         sampler=chosen,
         collate_fn=loader.collate_fn,
         num_workers=0,
@@ -69,7 +72,7 @@ def draw_probe(loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: in
     )
     with isolated():
         seed_everything(seed)
-        if loader.batch_size is not None:
+        if batch_sampler is not None:
             return list(private)
         batches: list[Any] = []
         for batch in private:
