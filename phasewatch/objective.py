@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -147,15 +148,16 @@ class Objective:
             The loss, a scalar tensor, and the gradient, shape ``(num_parameters,)``, both detached.
         """
         vector = (self.parameters if parameters is None else parameters).detach().requires_grad_()
-        indices = range(self.num_batches) if batch is None else [batch]
-        loss, gradient = torch.zeros_like(vector[0]), torch.zeros_like(vector)
         with torch.enable_grad():
-            for i in indices:
-                weight = 1.0 if batch is not None else self.batch_weights[i]
+            if batch is not None:
+                batch_loss = self._evaluate(vector, batch)
+                return batch_loss.detach(), torch.autograd.grad(batch_loss, vector)[0]
+            loss, gradient = torch.zeros_like(self.batch_losses[0]), torch.zeros_like(vector)
+            for i, weight in enumerate(self.batch_weights):
                 batch_loss = self._evaluate(vector, i)
                 gradient.add_(torch.autograd.grad(batch_loss, vector)[0], alpha=weight)
                 loss.add_(batch_loss.detach(), alpha=weight)
-        return loss.detach(), gradient
+        return loss, gradient
 
     def gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
         """The gradient of :meth:`loss`, shape ``(num_parameters,)``."""
@@ -220,6 +222,37 @@ class Objective:
             other.batch_losses = other._first_evaluation()
         return other
 
+    def restricted_to(self, *patterns: str) -> Objective:
+        """The same loss as a function of some of the parameters, with the others fixed where they are.
+
+        Args:
+            patterns: Names of modules or parameters, or globs for them: ``"encoder"`` takes all parameters in that
+                module, ``"*.bias"`` all biases.
+
+        Raises:
+            ValueError: If a pattern matches nothing; lists what there is.
+        """
+        if not patterns:
+            raise ValueError("No pattern was given; expected at least one name of a module or parameter.")
+        chosen: set[str] = set()
+        for pattern in patterns:
+            matching = {name for name in self.parameter_shapes if _matches(name, pattern)}
+            if not matching:
+                raise ValueError(
+                    f"{pattern!r} matches no module or parameter that is trained; expected a name or a glob for one "
+                    f"of: {', '.join(self.parameter_shapes)}."
+                )
+            chosen |= matching
+        pieces = self.unflatten(self.parameters)
+        other = copy.copy(self)
+        other.parameter_shapes = {name: shape for name, shape in self.parameter_shapes.items() if name in chosen}
+        other._sizes = [shape.numel() for shape in other.parameter_shapes.values()]
+        other.parameters = torch.cat([pieces[name].flatten() for name in other.parameter_shapes])
+        other.num_parameters = other.parameters.numel()
+        others = {name: piece.clone() for name, piece in pieces.items() if name not in chosen}
+        other._fixed = {**self._fixed, **others}
+        return other
+
     def _cast(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return copy.deepcopy(leaf)
@@ -282,6 +315,11 @@ class Objective:
             f"Objective({self.num_parameters:,} parameters, {self.num_samples:,} samples in "
             f"{self.num_batches} batches, loss {loss:.6g})"
         )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
 @contextmanager
