@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from phasewatch._version import __version__
 
 if TYPE_CHECKING:
-    from phasewatch.hessian import Spectrum, hessian_spectrum
+    from phasewatch.hessian import Eigenpairs, Spectrum, hessian_spectrum, hessian_trace, leading_eigenpairs
     from phasewatch.llc import LLCEstimate, estimate_llc
     from phasewatch.objective import Objective
     from phasewatch.record import Run, load_run
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from phasewatch.watch import Watch
 
 _HOMES = {
+    "Eigenpairs": "phasewatch.hessian",
     "LLCEstimate": "phasewatch.llc",
     "Objective": "phasewatch.objective",
     "Run": "phasewatch.record",
@@ -28,10 +29,13 @@ _HOMES = {
     "detect_transitions": "phasewatch.transitions",
     "estimate_llc": "phasewatch.llc",
     "hessian_spectrum": "phasewatch.hessian",
+    "hessian_trace": "phasewatch.hessian",
+    "leading_eigenpairs": "phasewatch.hessian",
     "load_run": "phasewatch.record",
 }
 
 __all__ = [
+    "Eigenpairs",
     "LLCEstimate",
     "Objective",
     "Run",
@@ -42,6 +46,8 @@ __all__ = [
     "detect_transitions",
     "estimate_llc",
     "hessian_spectrum",
+    "hessian_trace",
+    "leading_eigenpairs",
     "load_run",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -102,6 +102,7 @@ class Objective:
                 if name not in trainable
             }
             self._aliases = _aliases(self._module)
+            self._recurrent = any(isinstance(m, nn.RNNBase) for m in self._module.modules())
             self._wrapper = _LossModule(self._module, loss_fn)
             self._batches = [tree_map(self._cast, batch) for batch in _as_batches(batches)]
             self.batch_sizes = _batch_sizes(self._batches, batch_sizes)
@@ -274,12 +275,19 @@ class Objective:
             tensors[alias] = tensors[name]
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
         inputs = tree_map(fresh, self._batches[batch])
-        loss = torch.func.functional_call(self._wrapper, named, (inputs,), tie_weights=False)
+        with self._differentiable_kernels():
+            loss = torch.func.functional_call(self._wrapper, named, (inputs,), tie_weights=False)
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor, the mean loss of the batch."
             )
         return loss.to(self.dtype)
+
+    def _differentiable_kernels(self) -> AbstractContextManager[None]:
+        """The recurrent layers of cuDNN have no gradient in evaluation mode; PyTorch's own do."""
+        if self._recurrent and self.device.type == "cuda":
+            return torch.backends.cudnn.flags(enabled=False)
+        return nullcontext()
 
     def _first_evaluation(self) -> Tensor:
         """Losses at the start, and what kind of function this is: does it draw, does it write to its inputs?"""

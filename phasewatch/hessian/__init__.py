@@ -1,8 +1,21 @@
 """The spectrum of the Hessian and of the Gauss-Newton matrix: operators, eigenvalues, density, zeros."""
 
 from phasewatch.hessian.density import Density
+from phasewatch.hessian.eigenpairs import Eigenpairs, leading_eigenpairs
 from phasewatch.hessian.operators import GaussNewtonOperator, HessianOperator
 from phasewatch.hessian.spectrum import Spectrum, hessian_spectrum
+from phasewatch.hessian.trace import TraceEstimate, hessian_trace
 from phasewatch.hessian.zeros import ZeroCount
 
-__all__ = ["Density", "GaussNewtonOperator", "HessianOperator", "Spectrum", "ZeroCount", "hessian_spectrum"]
+__all__ = [
+    "Density",
+    "Eigenpairs",
+    "GaussNewtonOperator",
+    "HessianOperator",
+    "Spectrum",
+    "TraceEstimate",
+    "ZeroCount",
+    "hessian_spectrum",
+    "hessian_trace",
+    "leading_eigenpairs",
+]

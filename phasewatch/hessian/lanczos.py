@@ -111,14 +111,14 @@ def lanczos(
     locked = start.new_zeros(0, size) if deflated is None else deflated
     basis = start.new_zeros(num_steps, size)
     diagonal, couplings, stray = [], [], []
-    vector = _orthogonalized(start / start.norm(), locked)[0]
+    vector = orthogonalized(start / start.norm(), locked)[0]
     invariant = False
     for step in range(num_steps):
         basis[step] = vector / vector.norm()
-        product = _orthogonalized(operator @ basis[step], locked)[0]
+        product = orthogonalized(operator @ basis[step], locked)[0]
         known = basis[: step + 1]
-        vector, coefficients = _orthogonalized(product, known)
-        vector, _ = _orthogonalized(vector, locked)
+        vector, coefficients = orthogonalized(product, known)
+        vector, _ = orthogonalized(vector, locked)
         diagonal.append(coefficients[step].item())
         couplings.append(vector.norm().item())
         if step > 0:
@@ -138,8 +138,16 @@ def lanczos(
     )
 
 
-def _orthogonalized(vector: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The part orthogonal to the rows, by two passes of Gram-Schmidt, and the coefficients taken off."""
+def orthogonalized(vector: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The part orthogonal to the rows, by two passes of Gram-Schmidt, and the coefficients taken off.
+
+    Args:
+        vector: Shape ``(N,)``.
+        rows: Orthonormal, shape ``(k, N)``.
+
+    Returns:
+        The part, shape ``(N,)``, and the coefficients, shape ``(k,)``.
+    """
     if len(rows) == 0:
         return vector, vector.new_zeros(0)
     coefficients = rows @ vector

@@ -190,6 +190,10 @@ class GaussNewtonOperator(CurvatureOperator):
         return product
 
 
+OPERATORS: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator}
+"""The operators by the names that users give."""
+
+
 def _pull_back(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], batched: bool
 ) -> list[Tensor]:

@@ -13,15 +13,10 @@ from torch import Tensor
 
 from phasewatch.hessian.density import Density, Probe, estimated_trace, pooled_density
 from phasewatch.hessian.lanczos import LanczosRun, lanczos, relative_rounding
-from phasewatch.hessian.operators import GRAPH_MEMORY, CurvatureOperator, GaussNewtonOperator, HessianOperator
+from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator
 from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
-
-_OPERATORS: dict[str, type[CurvatureOperator]] = {
-    "hessian": HessianOperator,
-    "gauss-newton": GaussNewtonOperator,
-}
 
 _ASYMMETRY_TO_NOISE = 100
 """The error of a matrix in single precision is about nine times its asymmetry; with a margin of ten."""
@@ -123,7 +118,7 @@ def hessian_spectrum(
         num_steps = max(64, 8 * num_eigenvalues)
     _check_arguments(objective, matrix, num_eigenvalues, num_steps, num_probes, tolerance)
     with isolated():
-        operator = _OPERATORS[matrix](_in_double_precision(objective), graph_memory=graph_memory)
+        operator = OPERATORS[matrix](_in_double_precision(objective), graph_memory=graph_memory)
         if objective.num_parameters <= dense_below:
             return _dense_spectrum(operator, matrix)
         search = _LanczosSearch(operator, torch.Generator().manual_seed(seed), num_eigenvalues, tolerance)
@@ -137,8 +132,8 @@ def hessian_spectrum(
 def _check_arguments(
     objective: Objective, matrix: str, num_eigenvalues: int, num_steps: int, num_probes: int, tolerance: float
 ) -> None:
-    if matrix not in _OPERATORS:
-        raise ValueError(f"matrix is {matrix!r}; expected one of {', '.join(map(repr, _OPERATORS))}")
+    if matrix not in OPERATORS:
+        raise ValueError(f"matrix is {matrix!r}; expected one of {', '.join(map(repr, OPERATORS))}")
     if not 1 <= num_eigenvalues <= objective.num_parameters:
         raise ValueError(
             f"num_eigenvalues is {num_eigenvalues}; expected at least 1 and at most the number of parameters, "

@@ -1,0 +1,166 @@
+"""Leading eigenpairs of an objective's curvature, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, relative_rounding
+from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS
+from phasewatch.isolation import isolated
+from phasewatch.objective import Objective
+
+End = Literal["magnitude", "top", "bottom"]
+_CHECK_EVERY = 4
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenpairs:
+    """Eigenvalues at one end of a spectrum, with their eigenvectors.
+
+    Attributes:
+        values: The leading one first, shape ``(k,)``.
+        vectors: Orthonormal rows in the same order, shape ``(k, N)``, on the device of the objective.
+        residuals: Norms of ``A v - value v``; an eigenvalue of ``A`` lies within each of them.
+        converged: Whether all residuals are within the tolerance.
+        products: Number of matrix-vector products that it took.
+    """
+
+    values: NDArray[np.float64]
+    vectors: Tensor
+    residuals: NDArray[np.float64]
+    converged: bool
+    products: int
+
+    def __repr__(self) -> str:
+        """The values, and whether they can be relied on."""
+        state = "" if self.converged else ", not converged"
+        shown = ", ".join(f"{value:.4g}" for value in self.values[:10]) + (", ..." if len(self.values) > 10 else "")
+        return f"Eigenpairs({shown}; {self.products} products{state})"
+
+
+def leading_eigenpairs(
+    objective: Objective,
+    num_eigenvalues: int = 10,
+    matrix: Literal["hessian", "gauss-newton"] = "hessian",
+    seed: int = 0,
+    *,
+    end: End = "magnitude",
+    tolerance: float = 1e-3,
+    basis_size: int = 64,
+    max_products: int = 1000,
+    graph_memory: int = GRAPH_MEMORY,
+) -> Eigenpairs:
+    """The leading eigenpairs of the Hessian or Gauss-Newton matrix, as precise as asked for and no more.
+
+    Lanczos with full reorthogonalisation and thick restarts (Wu & Simon 2000, "Thick-restart Lanczos method for large
+    symmetric eigenvalue problems", algorithm 1), in the objective's own precision; it stops as soon as all pairs wanted
+    have converged. One start vector sees one eigenvector of each eigenvalue: an eigenvalue with several exact copies is
+    listed once, or as often as rounding has revealed (:func:`phasewatch.hessian_spectrum` looks for copies).
+
+    Args:
+        objective: The loss; the matrix is taken at its parameters, over all of its batches.
+        num_eigenvalues: How many pairs.
+        matrix: The Hessian or the Gauss-Newton matrix.
+        seed: Seeds the start vector.
+        end: The largest magnitudes, the greatest (``"top"``) or the least (``"bottom"``) eigenvalues.
+        tolerance: Residual at which a pair has converged, relative to the largest magnitude.
+        basis_size: Greatest number of vectors kept, at least ``num_eigenvalues + 2``; memory is that many times the
+            parameters.
+        max_products: Products after which it gives up, with ``converged=False``.
+        graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
+
+    Returns:
+        The pairs, the leading one first.
+
+    Raises:
+        ValueError: If an argument is out of range, or if products are not finite.
+        RuntimeError: If an operation of the model has no second derivative.
+    """
+    size = objective.num_parameters
+    if matrix not in OPERATORS:
+        raise ValueError(f"matrix is {matrix!r}; expected one of {', '.join(map(repr, OPERATORS))}")
+    if end not in ("magnitude", "top", "bottom"):
+        raise ValueError(f"end is {end!r}; expected 'magnitude', 'top' or 'bottom'")
+    if not 1 <= num_eigenvalues <= size:
+        raise ValueError(
+            f"num_eigenvalues is {num_eigenvalues}; expected at least 1 and at most the number of parameters, {size}."
+        )
+    if basis_size < num_eigenvalues + 2:
+        raise ValueError(f"basis_size is {basis_size}; expected at least num_eigenvalues + 2 = {num_eigenvalues + 2}.")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}; expected a number between 0 and 1.")
+    if max_products < 1:
+        raise ValueError(f"max_products is {max_products}; expected at least 1.")
+    with isolated():
+        operator = OPERATORS[matrix](objective, graph_memory=graph_memory)
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw() -> Tensor:
+            return torch.randn(size, generator=generator, dtype=torch.float64).to(objective.parameters)
+
+        return _thick_restart_lanczos(operator, draw, num_eigenvalues, end, tolerance, basis_size, max_products)
+
+
+def _thick_restart_lanczos(
+    operator: SymmetricOperator,
+    draw: Callable[[], Tensor],
+    wanted: int,
+    end: End,
+    tolerance: float,
+    basis_size: int,
+    max_products: int,
+) -> Eigenpairs:
+    rest = draw()
+    size, coupling = rest.numel(), rest.norm().item()
+    rounding = relative_rounding(rest.dtype, size)
+    capacity = min(basis_size, size)
+    basis = rest.new_zeros(capacity, size)
+    projected = np.zeros((capacity, capacity))
+    length = products = 0
+    while True:
+        vector = rest / coupling
+        basis[length] = vector
+        rest, coefficients = orthogonalized(operator @ vector, basis[: length + 1])
+        products += 1
+        projected[: length + 1, length] = projected[length, : length + 1] = coefficients.double().cpu().numpy()
+        length += 1
+        coupling = rest.norm().item()
+        # An invariant basis holds one vector of each eigenvalue; the rest of the space is reached from a new start.
+        invariant = length == size or coupling <= rounding * np.abs(projected[:length, :length]).max()
+        done = length == size or products == max_products
+        if not (done or invariant or length == capacity or length % _CHECK_EVERY == 0):
+            continue
+        values, rotation = np.linalg.eigh(projected[:length, :length])
+        order = _from_the_end(values, end)
+        residuals = np.zeros(length) if invariant else coupling * np.abs(rotation[-1])
+        leading = order[:wanted]
+        within = residuals[leading] <= max(tolerance, rounding) * np.abs(values).max()
+        converged = len(leading) == wanted and bool(within.all())
+        if converged or done:
+            vectors = _rotated(basis[:length], rotation[:, leading])
+            return Eigenpairs(values[leading], vectors, residuals[leading], converged, products)
+        if length == capacity:
+            kept = order[: (wanted + capacity) // 2]
+            basis[: len(kept)] = _rotated(basis, rotation[:, kept])
+            projected[:] = 0.0
+            np.fill_diagonal(projected[: len(kept), : len(kept)], values[kept])
+            length = len(kept)
+        if invariant:
+            rest = orthogonalized(draw(), basis[:length])[0]
+            coupling = rest.norm().item()
+
+
+def _from_the_end(values: NDArray[np.float64], end: End) -> NDArray[np.intp]:
+    key = {"magnitude": -np.abs(values), "top": -values, "bottom": values}[end]
+    return np.argsort(key, kind="stable")
+
+
+def _rotated(basis: Tensor, rotation: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rotation.T)).to(basis) @ basis
