@@ -80,6 +80,10 @@ class CurvatureOperator(ABC):
         self.products += self.shape[0]
         return torch.cat([self._multiply_rows(rows) for rows in identity.split(_COLUMNS_AT_ONCE)])
 
+    def _product(self, batch: int) -> LinearMap:
+        with second_derivatives():
+            return self._linearize(batch)
+
     @abstractmethod
     def _linearize(self, batch: int) -> LinearMap:
         """The product with the matrix of one batch; holds the graph."""
@@ -90,7 +94,7 @@ class CurvatureOperator(ABC):
             result = torch.zeros_like(vectors)
             kept = self._kept_graphs()
             for batch, weight in enumerate(self.objective.batch_weights):
-                product = kept.get(batch) or self._linearize(batch)
+                product = kept.get(batch) or self._product(batch)
                 result.add_(product(vectors, batched=batched), alpha=weight)
         if not result.isfinite().all():
             raise ValueError(
@@ -116,7 +120,7 @@ class CurvatureOperator(ABC):
             for batch in range(self.objective.num_batches):
                 size = self._graph_size(batch)
                 if self.kept_bytes + size <= self._graph_memory:
-                    self._kept[batch] = self._linearize(batch)
+                    self._kept[batch] = self._product(batch)
                     self.kept_bytes += size
         return self._kept
 
@@ -131,7 +135,7 @@ class CurvatureOperator(ABC):
             return tensor
 
         with saved_tensors_hooks(count, lambda tensor: tensor):
-            self._linearize(batch)
+            self._product(batch)
         return sum(sizes.values())
 
     def __repr__(self) -> str:
@@ -238,7 +242,7 @@ def _check_differentiable_twice(outputs: Sequence[Tensor]) -> None:
 def _curvature_pass(name: str) -> Iterator[None]:
     """Autograd as it must be for second derivatives, and its errors in words that say what to do."""
     try:
-        with isolated(), second_derivatives():
+        with isolated():
             yield
     except RuntimeError as error:
         message = str(error)

@@ -1,0 +1,259 @@
+"""Curvature against its peers, in units of one gradient of the same batch, all measured in one process.
+
+Prints what each tool needs for the ten leading eigenvalues, the trace and the spectral density, with the error that it
+achieved, and writes the table to benchmarks/results/. Peers (curvlinops, hessian-eigenthings, PyHessian) are used where
+they are installed: pip install -r benchmarks/requirements.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import phasewatch
+from phasewatch.hessian import HessianOperator
+from phasewatch.hessian.lanczos import lanczos
+from phasewatch.isolation import isolated
+
+RESULTS = Path(__file__).parent / "results"
+LEADING = 10
+DENSITY_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tool on one task: cost in gradients, error as achieved, or why there is none."""
+
+    model: str
+    task: str
+    tool: str
+    gradients: float | None
+    relative_error: float | None
+    note: str = ""
+
+
+class Transformer(nn.Module):
+    """A causal language model of about 0.6 M parameters."""
+
+    def __init__(self, vocabulary: int = 64, width: int = 128, depth: int = 3, length: int = 32) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(length, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.head = nn.Linear(width, vocabulary)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.blocks(self.tokens(tokens) + self.positions, mask=self.mask)
+        return self.head(hidden).transpose(1, 2)
+
+
+def models() -> dict[str, tuple[nn.Module, tuple[Tensor, Tensor]]]:
+    """The networks, each trained for a moment so that its spectrum is one of training, and a batch for it."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(256, 1, 16, 16), torch.randint(10, (256,))
+    tokens = torch.cumsum(torch.randint(1, 4, (16, 33)), 1) % 64
+    convolutions = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(512, 184), nn.ReLU(), nn.Linear(184, 10),
+    )  # fmt: skip
+    perceptron = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    found: dict[str, tuple[nn.Module, tuple[Tensor, Tensor]]] = {
+        "MLP": (perceptron, (images[:, :, ::2, ::2].contiguous(), labels)),
+        "convnet": (convolutions, (images, labels)),
+        "transformer": (Transformer(), (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())),
+    }
+    for module, batch in found.values():
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss_fn(module, batch).backward()
+            optimizer.step()
+        module.eval()
+    return found
+
+
+def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy."""
+    return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+
+def seconds(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
+    """Median wall time and the last result."""
+    times, result = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), result
+
+
+def phasewatch_tools(module: nn.Module, batch: Any) -> dict[str, Callable[[], Any]]:
+    """Each task done by phasewatch; making the objective counts."""
+
+    def objective() -> phasewatch.Objective:
+        return phasewatch.Objective(module, [batch], loss_fn=loss_fn)
+
+    return {
+        "top": lambda: phasewatch.leading_eigenpairs(objective(), LEADING, tolerance=1e-3).values,
+        "trace": lambda: phasewatch.hessian_trace(objective(), tolerance=0.01).value,
+        "density": lambda: _density(objective()),
+    }
+
+
+def _density(objective: phasewatch.Objective) -> tuple[np.ndarray, np.ndarray]:
+    with isolated():
+        start = torch.randn(objective.num_parameters, generator=torch.Generator().manual_seed(0))
+        run = lanczos(HessianOperator(objective), start, DENSITY_STEPS)
+        return run.ritz_values, run.weights
+
+
+def curvlinops_tools(module: nn.Module, batch: Any) -> dict[str, Callable[[], Any]]:
+    """curvlinops' operator under SciPy's ARPACK, its XTrace, and its Lanczos density."""
+    import curvlinops
+
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def operator() -> Any:
+        return curvlinops.HessianLinearOperator(module, nn.CrossEntropyLoss(), parameters, [batch])
+
+    def top() -> np.ndarray:
+        linear = operator().to_scipy()
+        return np.asarray(eigsh(linear, k=LEADING, which="LM", tol=1e-3, return_eigenvectors=False))
+
+    return {"top": top, "trace": lambda: float(curvlinops.xtrace(operator(), 100))}
+
+
+def eigenthings_tools(module: nn.Module, batch: Any) -> dict[str, Callable[[], Any]]:
+    """hessian-eigenthings as its README uses it."""
+    import hessian_eigenthings as he
+
+    def operator() -> Any:
+        return he.HessianOperator(module, [batch], he.supervised_loss(nn.CrossEntropyLoss()))
+
+    return {
+        "top": lambda: he.lanczos(operator(), k=LEADING, seed=0).eigenvalues.numpy(),
+        "top, 64 steps": lambda: he.lanczos(operator(), k=LEADING, max_iter=64, reorthogonalize=True, seed=0)
+        .eigenvalues.numpy(),
+        "trace": lambda: float(he.trace(operator(), num_matvecs=100, seed=0).estimate),
+        "density": lambda: he.spectral_density(operator(), num_runs=1, lanczos_steps=DENSITY_STEPS, seed=0),
+    }  # fmt: skip
+
+
+def pyhessian_tools(module: nn.Module, batch: Any) -> dict[str, Callable[[], Any]]:
+    """PyHessian with its defaults."""
+    from pyhessian import hessian
+
+    def computer() -> Any:
+        return hessian(module, nn.CrossEntropyLoss(), data=batch, cuda=False)
+
+    return {
+        "top": lambda: np.array(computer().eigenvalues(top_n=LEADING)[0]),
+        "trace": lambda: float(np.mean(computer().trace())),
+        "density": lambda: computer().density(iter=DENSITY_STEPS, n_v=1),
+    }
+
+
+TOOLS: dict[str, tuple[str | None, Callable[[nn.Module, Any], dict[str, Callable[[], Any]]]]] = {
+    "phasewatch": (None, phasewatch_tools),
+    "curvlinops": ("curvlinops", curvlinops_tools),
+    "hessian-eigenthings": ("hessian_eigenthings", eigenthings_tools),
+    "PyHessian": ("pyhessian", pyhessian_tools),
+}
+
+
+def measure(name: str, module: nn.Module, batch: Any) -> list[Row]:
+    """All tools on all tasks of one model."""
+
+    def gradient() -> None:
+        module.zero_grad()
+        loss_fn(module, batch).backward()
+
+    gradient()
+    unit, _ = seconds(gradient, 15)
+    objective = phasewatch.Objective(module, [batch], loss_fn=loss_fn)
+    operator = HessianOperator(objective)
+    vector = torch.randn(objective.num_parameters)
+    operator @ vector
+    product, _ = seconds(lambda: operator @ vector, 9)
+    rows = [Row(name, "one product, graph kept", "phasewatch", product / unit, None)]
+    exact = phasewatch.leading_eigenpairs(objective.to(torch.float64), LEADING, tolerance=1e-9).values
+    exact_trace = _exact_trace(objective)
+    for tool, (package, make) in TOOLS.items():
+        if package is not None and importlib.util.find_spec(package) is None:
+            rows.append(Row(name, "-", tool, None, None, "not installed"))
+            continue
+        for task, work in make(module, batch).items():
+            try:
+                with sdpa_kernel(SDPBackend.MATH):  # peers fail on the other kernels
+                    taken, result = seconds(work)
+            except Exception as error:  # a peer that fails is a result of the comparison
+                rows.append(Row(name, task, tool, None, None, f"{type(error).__name__}: {error}"[:80]))
+                continue
+            wrong = None
+            if task.startswith("top"):
+                wrong = _worst_error(np.asarray(result, dtype=float), exact)
+            elif task == "trace":
+                wrong = abs(result - exact_trace) / abs(exact_trace)
+            rows.append(Row(name, task, tool, taken / unit, wrong))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _exact_trace(objective: phasewatch.Objective) -> float:
+    double = objective.to(torch.float64)
+    if objective.num_parameters <= 6000:
+        return float(HessianOperator(double).dense().trace())
+    return phasewatch.hessian_trace(double, tolerance=0.0015, seed=99, max_products=600).value
+
+
+def _worst_error(found: np.ndarray, exact: np.ndarray) -> float:
+    found = found[np.argsort(-np.abs(found))][: len(exact)]
+    if len(found) < len(exact):
+        return float("inf")
+    return float((np.abs(np.sort(found) - np.sort(exact)) / np.abs(np.sort(exact))).max())
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["MLP", "convnet", "transformer"], help="one model only")
+    only = parser.parse_args().only
+    rows: list[Row] = []
+    for name, (module, batch) in models().items():
+        if only in (None, name):
+            size = sum(p.numel() for p in module.parameters())
+            rows += measure(f"{name}, {size:,} parameters", module, batch)
+    lines = ["| model | task | tool | cost (gradients) | relative error | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cost = (
+            "" if row.gradients is None else f"{row.gradients:.0f}" if row.gradients >= 10 else f"{row.gradients:.2f}"
+        )
+        error = "" if row.relative_error is None else f"{row.relative_error:.2%}"
+        lines.append(f"| {row.model} | {row.task} | {row.tool} | {cost} | {error} | {row.note} |")
+    table = "\n".join(lines)
+    print(table)
+    setting = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "hessian.json").write_text(json.dumps({"setting": setting, "rows": [asdict(r) for r in rows]}, indent=1))
+    (RESULTS / "hessian.md").write_text(f"{table}\n\n{setting}\n")
+
+
+if __name__ == "__main__":
+    main()
