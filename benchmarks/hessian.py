@@ -59,6 +59,7 @@ class Transformer(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Logits, shape ``(batch, vocabulary, length)``."""
         hidden = self.blocks(self.tokens(tokens) + self.positions, mask=self.mask)
         return self.head(hidden).transpose(1, 2)
 
@@ -125,7 +126,7 @@ def _density(objective: phasewatch.Objective) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curvlinops_tools(module: nn.Module, batch: Any) -> dict[str, Callable[[], Any]]:
-    """curvlinops' operator under SciPy's ARPACK, its XTrace, and its Lanczos density."""
+    """The operator of curvlinops under SciPy's ARPACK, and its XTrace."""
     import curvlinops
 
     parameters = [p for p in module.parameters() if p.requires_grad]

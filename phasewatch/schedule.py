@@ -150,7 +150,7 @@ class Spread:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.max_overhead is not None and not self.max_overhead > 0:
+        if self.max_overhead is not None and not 0 < self.max_overhead < math.inf:
             raise ValueError(
                 f"max_overhead is {self.max_overhead}; expected a positive share of the training time such as 0.1, or "
                 "None for no limit"

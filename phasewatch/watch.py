@@ -398,7 +398,7 @@ class Watch:
             for line in history:
                 self._ledger.append(line["kind"], {k: v for k, v in line.items() if k != "kind"})
         self._recording = True
-        self.transitions = [Transition.from_dict(line) for line in state["transitions"]]
+        self.transitions = [Transition.from_dict(line["transition"]) for line in state["transitions"]]
         if self.detector and state["detector"]:
             self.detector.load_state_dict(state["detector"])
         for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
@@ -406,7 +406,8 @@ class Watch:
         self._last_measured = state["last_measured"]
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
         for listener in self.listeners:
-            listener.on_resume(self.run)
+            with self._guarded(type(listener).__name__, max(self._last_measured, 0)):
+                listener.on_resume(self.run)
 
     def _objective(self, monitor: Monitor) -> Objective:
         return Objective(self.module, monitor.probe, loss_fn=monitor.loss_fn, mode=monitor.mode, seed=self.seed)
@@ -482,15 +483,15 @@ class Watch:
             return
         self.transitions.extend(flagged)
         for transition in flagged:
-            self._record("transition", {**transition.to_dict(), "detected_at": measurement.step})
+            self._record("transition", {"detected_at": measurement.step, "transition": transition.to_dict()})
         for listener in self.listeners:
             with self._guarded(type(listener).__name__, measurement.step):
                 listener.on_transitions(measurement.step, flagged)
 
     def _record(self, kind: str, body: dict[str, Any]) -> None:
         if not self._recording:
-            self._ledger.append("header", self._header)
             self._recording = True
+            self._ledger.append("header", self._header)
         self._ledger.append(kind, body)
 
     @contextmanager
@@ -512,8 +513,8 @@ class Watch:
                         "time": time.time(),
                     },
                 )
-            except OSError:
-                pass  # the disk itself may be what failed; the warning below is then all there is
+            except Exception:
+                pass  # recording itself may be what failed; the warning below is then all there is
             if self.on_error == "raise":
                 raise
             if first:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 FILE_NAME = "phasewatch.jsonl"
 SCHEMA_VERSION = 1
 KINDS = ("header", "resume", "measurement", "transition", "failure", "end")
@@ -51,6 +53,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path)
         self.lines: list[dict[str, Any]] = []
+        self._unwritten = b""
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,17 +65,23 @@ class Ledger:
                 ) from error
 
     def append(self, kind: str, body: dict[str, Any]) -> None:
-        """Add one line.
+        """Add one line. If it cannot be written now, it is written with the next one.
 
         Args:
             kind: One of ``header``, ``resume``, ``measurement``, ``transition``, ``failure``, ``end``.
-            body: Plain Python values; floats must be finite.
+            body: Plain Python values; floats must be finite. Of what JSON cannot hold, the text is written.
+
+        Raises:
+            OSError: If the file cannot be written.
+            ValueError: If a float is not finite.
         """
         line = {"kind": kind, **body}
-        text = json.dumps(line, allow_nan=False, separators=(",", ":"))
-        if self.path is not None:
-            self._write(encode_line(text))
+        text = json.dumps(line, allow_nan=False, separators=(",", ":"), default=_plain)
         self.lines.append(line)
+        if self.path is not None:
+            self._unwritten += encode_line(text)
+            self._write(self._unwritten)
+            self._unwritten = b""
 
     def _write(self, data: bytes) -> None:
         assert self.path is not None
@@ -106,6 +115,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any] | DamagedLine]:
             yield DamagedLine(number, "is torn, or its checksum does not match")
             continue
         yield json.loads(body)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else repr(value)
 
 
 def _ends_torn(descriptor: int) -> bool:

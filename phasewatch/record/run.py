@@ -221,7 +221,7 @@ def assemble(bodies: Iterable[dict[str, Any]], path: Path | None = None, damaged
             measurement = Measurement.from_dict(body)
             measurements[measurement.step] = measurement
         elif kind == "transition":
-            transitions.append(_without_kind(body))
+            transitions.append({**body["transition"], "detected_at": body["detected_at"]})
         elif kind == "failure":
             failures.append(_without_kind(body))
         finished = kind == "end"

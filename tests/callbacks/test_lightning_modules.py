@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_cases import QUICK, fit, same
+from pytorch_lightning.demos import transformer
 from pytorch_lightning.demos.boring_classes import BoringModel, RandomIterableDataset
 from pytorch_lightning.demos.transformer import LightningTransformer
 from torch import Tensor, nn
@@ -32,6 +33,10 @@ class Tokens(Dataset[Any]):
 
 
 class Transformer(LightningTransformer):
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.model = transformer.Transformer(vocab_size, ninp=32, nhid=32)  # 200 by default, and slow
+
     def prepare_data(self) -> None:
         """The original downloads a text here; the tokens are generated instead."""
 

@@ -1,0 +1,455 @@
+"""The engine in a plain training loop: what fails in it never ends the run, and what it measures is recorded."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Reading
+from phasewatch.objective import Objective
+from phasewatch.record import Measurement, RecordError, Run, load_run
+from phasewatch.transitions import Transition
+from phasewatch.watch import Watch
+
+GENERATOR = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(64, 3, generator=GENERATOR)
+TARGETS = INPUTS.sum(dim=1, keepdim=True) + 0.1 * torch.randn(64, 1, generator=GENERATOR)
+PROBE = [(INPUTS, TARGETS)]
+
+
+def half_mean_squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return 0.5 * (module(batch[0]) - batch[1]).square().mean()
+
+
+def zeroed() -> nn.Linear:
+    module = nn.Linear(3, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    return module
+
+
+@dataclass
+class Weight:
+    """The first weight: known at every step."""
+
+    name: str = "weight"
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        return Reading({"weight": objective.parameters[0].item()})
+
+
+@dataclass
+class Fails:
+    """Fails at some steps, counted by its calls."""
+
+    at: Sequence[int]
+    error: type[BaseException] = FloatingPointError
+    name: str = "fails"
+    calls: int = field(default=0)
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        self.calls += 1
+        torch.rand(2)
+        if self.calls - 1 in self.at:
+            raise self.error("planted")
+        return Reading({"survived": 1.0})
+
+
+class Listener:
+    """Notes what it is told; raises on the kinds of news named."""
+
+    def __init__(self, *raises: str) -> None:
+        self.raises = raises
+        self.told: list[tuple[str, Any]] = []
+
+    def tell(self, what: str, news: Any = None) -> None:
+        self.told.append((what, news))
+        if what in self.raises:
+            raise RuntimeError(f"planted in {what}")
+
+    def on_resume(self, run: Run) -> None:
+        self.tell("resume", run)
+
+    def on_measurement(self, measurement: Measurement) -> None:
+        self.tell("measurement", measurement.step)
+
+    def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
+        self.tell("transitions", step)
+
+    def on_end(self, run: Run) -> None:
+        self.tell("end", len(run.measurements))
+
+    def close(self) -> None:
+        self.tell("close")
+
+
+def train(watch: Watch, steps: int = 40, rate: float = 0.1) -> list[float]:
+    """Full-batch gradient descent; the first weight before each step."""
+    weights = []
+    for step in range(steps + 1):
+        watch.at(step)
+        weights.append(watch.module.weight[0, 0].item())  # type: ignore[index, union-attr, operator]
+        watch.module.zero_grad()
+        half_mean_squared_error(watch.module, PROBE[0]).backward()
+        with torch.no_grad():
+            for p in watch.module.parameters():
+                p -= rate * p.grad  # type: ignore[operator]
+    return weights
+
+
+def make(*estimators: Any, **options: Any) -> Watch:
+    return Watch(zeroed(), PROBE, loss_fn=half_mean_squared_error, estimators=estimators, **{"schedule": 10, **options})
+
+
+def unwatched() -> list[float]:
+    return train(make(schedule=[1000]))
+
+
+def test_it_measures_the_weights_as_they_are_before_the_step(tmp_path: Path) -> None:
+    listener = Listener()
+    with make(Weight(), directory=tmp_path, listeners=[listener]) as watch:
+        weights = train(watch)
+    run = load_run(tmp_path)
+    assert run.series("weight").steps.tolist() == [0, 10, 20, 30, 40]
+    assert run.series("weight").values.tolist() == weights[::10]
+    assert run.finished and not run.failures
+    assert listener.told == [*(("measurement", s) for s in (0, 10, 20, 30, 40)), ("end", 5), ("close", None)]
+    assert run.measurements == watch.run.measurements
+    assert weights == unwatched()
+
+
+def test_a_step_is_late_or_skipped() -> None:
+    watch = make(Weight())
+    measured = [step for step in (0, 7, 13, 14, 19, 20, 55, 56, 60) if watch.at(step) is not None]
+    assert measured == [0, 13, 20, 55, 60]
+
+
+@pytest.mark.parametrize("calls", [[0], [2], range(5)])
+def test_warn_warns_once_records_every_failure_and_keeps_the_rest(calls: Sequence[int], tmp_path: Path) -> None:
+    fails = Fails(calls)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with make(fails, Weight(), directory=tmp_path, on_error="warn") as watch:
+            weights = train(watch)
+    assert [str(w.message) for w in caught if "planted" in str(w.message)] == [
+        f"phasewatch: fails failed at step {10 * calls[0]} (FloatingPointError: planted). Training goes on; "
+        "further failures are only recorded."
+    ]
+    assert fails.calls == 5
+    run = load_run(tmp_path)
+    assert [(f["step"], f["what"], f["error"]) for f in run.failures] == [
+        (10 * c, "fails", "FloatingPointError: planted") for c in calls
+    ]
+    assert "in read" in run.failures[0]["traceback"]
+    assert run.series("weight").values.tolist() == weights[::10] == unwatched()[::10]
+    survived = [m.step for m in run.measurements if "survived" in m.values]
+    assert survived == [10 * c for c in range(5) if c not in calls]
+
+
+def test_disable_does_not_try_again(tmp_path: Path) -> None:
+    fails = Fails([1])
+    with (
+        pytest.warns(UserWarning, match="fails failed at step 10"),
+        make(fails, Weight(), directory=tmp_path, on_error="disable") as watch,
+    ):
+        train(watch)
+    assert fails.calls == 2
+    run = load_run(tmp_path)
+    assert len(run.failures) == 1
+    assert [m.step for m in run.measurements if "survived" in m.values] == [0]
+    assert len(run.series("weight")) == 5
+
+
+def test_raise_raises_and_the_failure_is_in_the_record(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FloatingPointError, match="planted"),
+        make(Fails([2]), directory=tmp_path, on_error="raise") as watch,
+    ):
+        train(watch)
+    run = load_run(tmp_path)
+    assert [f["step"] for f in run.failures] == [20]
+    assert [m.step for m in run.measurements] == [0, 10]
+    assert run.finished  # the context manager closes the record
+
+
+@pytest.mark.parametrize("on_error", ["warn", "disable"])
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_interrupts_pass_through_at_once_and_leave_a_record(
+    on_error: Any, interrupt: type[BaseException], tmp_path: Path
+) -> None:
+    watch = make(Fails([1], interrupt), Weight(), directory=tmp_path, on_error=on_error)
+    state = torch.get_rng_state()
+    with pytest.raises(interrupt), watch:
+        train(watch)
+    run = load_run(tmp_path)
+    assert [m.step for m in run.measurements] == [0]
+    assert not run.failures
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_unknown_way_to_handle_errors() -> None:
+    with pytest.raises(ValueError, match="on_error is 'ignore'; expected 'warn', 'raise' or 'disable'"):
+        make(Weight(), on_error="ignore")
+
+
+@pytest.mark.parametrize("what", ["measurement", "end", "close"])
+def test_a_listener_that_raises_harms_neither_the_run_nor_the_others(what: str, tmp_path: Path) -> None:
+    broken, sound = Listener(what), Listener()
+    with (
+        pytest.warns(UserWarning, match=f"Listener failed at step .*planted in {what}"),
+        make(Weight(), directory=tmp_path, listeners=[broken, sound]) as watch,
+    ):
+        weights = train(watch)
+    assert [news for told, news in sound.told if told == "measurement"] == [0, 10, 20, 30, 40]
+    assert sound.told[-1] == ("close", None)
+    assert load_run(tmp_path).series("weight").values.tolist() == weights[::10]
+    assert len([f for f in watch.run.failures if f["what"] == "Listener"]) == (5 if what == "measurement" else 1)
+
+
+def test_a_run_that_diverges_is_recorded_as_failing_and_goes_on(tmp_path: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="objective failed at step 20 .*loss of batch 0 is"),
+        make(Weight(), directory=tmp_path, schedule=20) as watch,
+    ):
+        train(watch, steps=60, rate=1000.0)
+    assert {f["what"] for f in load_run(tmp_path).failures} == {"objective"}
+    assert [m.step for m in watch.run.measurements] == [0]
+
+
+def test_a_record_directory_removed_in_mid_run(tmp_path: Path) -> None:
+    listener = Listener()
+    watch = make(Weight(), directory=tmp_path / "record", listeners=[listener])
+    watch.at(0)
+    shutil.rmtree(tmp_path / "record")
+    with pytest.warns(UserWarning, match="record failed at step 10 .*No such file") as caught:
+        weights = train(watch)
+        watch.close()
+    assert weights == unwatched()
+    assert len(caught) == 1
+    assert [news for told, news in listener.told if told == "measurement"] == [0, 10, 20, 30, 40]
+    assert watch.run.series("weight").values.tolist() == weights[::10]
+    assert not (tmp_path / "record").exists()
+
+
+def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: Any) -> None:
+    """A full disk takes half a line and refuses the rest; once there is room, nothing is missing."""
+    watch = make(Weight(), directory=tmp_path)
+    write = os.write
+    seen: list[int] = []
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not 10 <= watch._last_measured <= 20:
+            return write(descriptor, data)
+        seen.append(watch._last_measured)
+        if len(seen) == 1:
+            return write(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.warns(UserWarning, match="record failed at step 10 .*No space left"), watch:
+        weights = train(watch)
+    assert set(seen) == {10, 20}
+    with pytest.warns(UserWarning, match="1 damaged lines were skipped"):
+        run = load_run(tmp_path)
+    assert run.series("weight").values.tolist() == weights[::10] == unwatched()[::10]
+    assert run.header["num_parameters"] == 3 and run.finished
+    assert [(f["step"], f["what"]) for f in run.failures] == [(10, "record"), (20, "record")]
+
+
+def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot be written"):
+        make(Weight(), directory=tmp_path / "file")
+
+
+def test_settings_that_json_cannot_hold_do_not_harm_the_record(tmp_path: Path) -> None:
+    @dataclass
+    class Odd(Weight):
+        kind: Any = np.float64
+        generator: Any = None
+        share: Any = np.float32(0.5)
+
+    with make(Odd(), directory=tmp_path, seed=np.int64(3), n=np.int64(64), on_error="raise") as watch:
+        train(watch)
+    header = load_run(tmp_path).header
+    assert (header["seed"], header["n"]) == (3, 64)
+    settings = header["monitors"][0]["estimators"]["weight"]
+    assert settings["share"] == 0.5 and settings["kind"] == "<class 'numpy.float64'>"
+
+
+def test_an_error_that_cannot_even_be_recorded_does_not_end_the_run(monkeypatch: Any) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("planted in the ledger")
+
+    watch = make(Weight())
+    monkeypatch.setattr(watch._ledger, "append", broken)
+    with pytest.warns(UserWarning, match="record failed at step 0 .*planted in the ledger"):
+        assert train(watch) == unwatched()
+
+
+def test_what_is_not_finite_is_marked(tmp_path: Path) -> None:
+    @dataclass
+    class Infinite:
+        name: str = "infinite"
+
+        def read(self, objective: Objective, n: int, seed: int) -> Reading:
+            return Reading({"infinite": float("inf"), "finite": 1.0})
+
+    make(Infinite(), directory=tmp_path).measure(0)
+    (measurement,) = load_run(tmp_path).measurements
+    assert measurement.unreliable == {"infinite": ["is not finite"]}
+
+
+def test_a_model_that_does_not_move_has_no_transitions() -> None:
+    """60 measurements at a minimum, each with chains of its own; at alpha 1e-4 a flag is a false alarm at that rate."""
+    module = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.linalg.lstsq(INPUTS, TARGETS).solution.T)
+    estimators = (LearningCoefficient(chains=2, draws=20, burn_in=30), HessianSpectrum(num_eigenvalues=1))
+    with Watch(
+        module,
+        PROBE,
+        loss_fn=half_mean_squared_error,
+        schedule=1,
+        estimators=estimators,
+        on_error="raise",
+        alpha=1e-4,
+    ) as watch:
+        for step in range(60):
+            watch.at(step)
+    assert watch.transitions == [] and not watch.run.transitions
+    llc = watch.run.series("llc")
+    assert len(llc) == 60 and llc.values.std() > 0  # λ is measured anew each time
+    assert watch.run.series("nullity").values.tolist() == [0.0] * 60
+
+
+def test_a_jump_is_flagged_recorded_and_told(tmp_path: Path) -> None:
+    """The counterpart of the model that does not move."""
+    listener = Listener()
+    module = zeroed()
+    with Watch(
+        module,
+        PROBE,
+        loss_fn=half_mean_squared_error,
+        schedule=1,
+        estimators=(),
+        directory=tmp_path,
+        on_error="raise",
+        listeners=[listener],
+    ) as watch:
+        noise = torch.Generator().manual_seed(1)
+        for step in range(40):
+            with torch.no_grad():
+                module.weight.fill_(0.0 if step < 20 else 0.9).add_(0.01 * torch.randn(1, 3, generator=noise))
+            watch.at(step)
+    (transition,) = watch.transitions
+    assert transition.start <= 20 <= transition.end + 1
+    (recorded,) = load_run(tmp_path).transitions
+    assert recorded == {**transition.to_dict(), "detected_at": recorded["detected_at"]}
+    assert ("transitions", recorded["detected_at"]) in listener.told
+    assert 20 <= recorded["detected_at"] <= 25
+
+    again = Listener()
+    resumed = Watch(module, PROBE, loss_fn=half_mean_squared_error, estimators=(), listeners=[again])
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.transitions == [transition]
+    ((told, run),) = again.told
+    assert told == "resume" and run.transitions == (recorded,)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+@pytest.mark.parametrize("cost", [0.02, 0.3])
+def test_the_default_schedule_keeps_its_share_of_the_time(share: float, cost: float, monkeypatch: Any) -> None:
+    """A real loop on a clock that only steps (0.01 s) and measurements (``cost``) move."""
+    clock = SimpleNamespace(now=0.0)
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
+    monkeypatch.setattr("phasewatch.watch.time", fake)
+
+    @dataclass
+    class Dear:
+        name: str = "dear"
+
+        def read(self, objective: Objective, n: int, seed: int) -> Reading:
+            clock.now += cost
+            return Reading({"dear": cost})
+
+    steps = 6000
+    watch = make(Dear(), schedule="auto", max_overhead=share, total_steps=steps)
+    for step in range(steps):
+        watch.at(step)
+        clock.now += 0.01
+    watch.close(steps)
+    measured = len(watch.run.measurements)
+    assert clock.now == pytest.approx(steps * 0.01 + measured * cost)
+    assert watch.clock.training_seconds == pytest.approx(steps * 0.01)
+    assert watch.clock.measuring_seconds == pytest.approx(measured * cost)
+    assert watch.clock.overhead <= share
+    assert measured >= 0.5 * min(60, share * steps * 0.01 / cost)
+    assert [watch.run.measurements[i].step for i in (0, -1)] == [0, steps]
+    assert watch.run.measurements[-1].values["overhead"] == pytest.approx(watch.clock.overhead)
+
+
+def test_the_module_its_modes_gradients_and_the_random_streams_are_left_alone() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    module[2].eval()
+    half_mean_squared_error(module, PROBE[0]).backward()
+    modes = [m.training for m in module.modules()]
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    gradients = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    stream = torch.get_rng_state()
+    estimators = (LearningCoefficient(chains=2, draws=5, burn_in=20), HessianSpectrum(num_eigenvalues=1))
+    watch = Watch(module, PROBE, loss_fn=half_mean_squared_error, estimators=estimators, on_error="raise")
+    assert watch.measure(0) is not None
+    assert [m.training for m in module.modules()] == modes
+    assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())
+    assert all(torch.equal(g, p.grad) for g, p in zip(gradients, module.parameters(), strict=True))  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_continued_from_its_state_it_is_the_run_that_was_never_stopped(tmp_path: Path) -> None:
+    def estimators() -> tuple[Any, ...]:
+        return Weight(), LearningCoefficient(chains=2, draws=5, burn_in=20)
+
+    with make(*estimators()) as whole:
+        train(whole)
+    first = make(*estimators(), directory=tmp_path / "first")
+    train(first, steps=24)
+    listener = Listener()
+    second = make(*estimators(), directory=tmp_path / "second", listeners=[listener])
+    second.load_state_dict(first.state_dict())
+    second.module = first.module
+    for step in range(25, 41):
+        second.at(step)
+        second.module.zero_grad()
+        half_mean_squared_error(second.module, PROBE[0]).backward()
+        with torch.no_grad():
+            second.module.weight -= 0.1 * second.module.weight.grad  # type: ignore[operator, union-attr]
+    second.close()
+    assert [told for told, _ in listener.told][0] == "resume"
+    resumed = load_run(tmp_path / "second")
+    for name in ("weight", "loss", "llc"):
+        assert resumed.series(name).steps.tolist() == [0, 10, 20, 30, 40]
+        assert resumed.series(name).values.tolist() == whole.run.series(name).values.tolist()
+    assert resumed.header["run_id"] == first.run.header["run_id"]
+    with pytest.raises(ValueError, match="after the first measurement"):
+        second.load_state_dict(first.state_dict())
+
+
+def test_closing_twice_ends_once(tmp_path: Path) -> None:
+    listener = Listener()
+    with make(Weight(), directory=tmp_path, listeners=[listener]) as watch:
+        train(watch)
+        watch.close()
+    assert [told for told, _ in listener.told].count("end") == 1
+    assert (tmp_path / "phasewatch.jsonl").read_text().count('"kind":"end"') == 1
