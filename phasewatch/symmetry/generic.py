@@ -28,7 +28,7 @@ def generic_directions(architecture: Architecture, parameters: Array) -> Iterato
     for space in architecture.spaces:
         if space.norms:
             yield from _before_norm(space, parameters)
-        elif space.linear and (space.readers or space.fixed_norms):
+        elif space.linear and space.writers and (space.readers or space.fixed_norms):
             yield from _changes_of_basis(space, parameters)
         if space.shift and not space.norms and (space.readers or space.fixed_norms):
             yield from _shifts(space, parameters)
@@ -135,11 +135,70 @@ def _before_norm(space: Space, parameters: Array) -> Iterator[Directions]:
                 undone &= undo_shift(columns, 0, space, parameters, int(unit))
             if undone:
                 yield Directions("norm", space.layer, tuple(units.tolist()), columns.matrix())
+    if set(space.norms) == {"layer_norm"} and not space.activations and not space.readers:
+        for writer in space.writers:  # what all units get alike is centred away, whatever the input
+            columns = Columns(parameters.size)
+            for column, indices in enumerate(writer.rows.T if not writer.diagonal else []):
+                columns.add(column, indices, 1.0)
+            yield Directions("norm", space.layer, (), columns.matrix())
+    if "batch_norm" not in space.norms:
+        yield from _rotations(space, parameters)
+
+
+def _rotations(space: Space, parameters: Array) -> Iterator[Directions]:
+    """Turning a space keeps the norms of what is in it; the readers behind the norms turn back."""
+    spaces = [space, *space.normalized]
+    known = all(s.linear or not s.writers for s in space.normalized) and space.linear
+    if not known or any(s.activations or s.heads or s.norms or s.fixed_norms or s.final for s in space.normalized):
+        return
+    if space.activations or any(w.diagonal for w in space.writers) or len(np.unique(space.blocks)) > 1:
+        return
+    entries = sum(w.rows.shape[1] for w in space.writers) + sum(len(r.weights) for s in spaces for r in s.readers)
+    if space.width**3 * entries > MOST_ENTRIES and space.width**2 * entries > MOST_ENTRIES:
+        space.broken.append(f"the rotations of {space.layer}, which are too many")
+        return
+    centring = np.eye(space.width)
+    if "layer_norm" in space.norms:
+        centring -= 1 / space.width
+    columns = Columns(parameters.size)
+    for a in range(space.width):
+        for b in range(a):
+            turn = centring[:, a : a + 1] @ centring[b : b + 1] - centring[:, b : b + 1] @ centring[a : a + 1]
+            column = columns.count
+            for writer in space.writers:
+                columns.add(column, writer.rows, turn @ parameters[writer.rows])
+            for reader in space.readers:
+                columns.add(column, reader.weights, -parameters[reader.weights] @ turn)
+            for normalized in space.normalized:
+                if not _turn_back(columns, column, normalized, turn, parameters):
+                    return
+    yield Directions("norm", space.layer, (), columns.matrix())
+
+
+def _turn_back(columns: Columns, column: int, normalized: Space, turn: Array, parameters: Array) -> bool:
+    scale, shift = np.ones(normalized.width), np.zeros(normalized.width)
+    for writer in normalized.writers:
+        for indices, is_shift in zip(writer.rows.T, writer.shifts, strict=True):
+            if is_shift:
+                shift = parameters[indices]
+            else:
+                scale = parameters[indices]
+    if not scale.all():
+        return False
+    inner = scale[:, None] * turn / scale
+    for reader in normalized.readers:
+        change = parameters[reader.weights] @ inner
+        columns.add(column, reader.weights, -change)
+        if reader.biases is not None:
+            columns.add(column, reader.biases, change @ shift)
+        elif shift.any():
+            return False
+    return True
 
 
 def _centred(space: Space, parameters: Array) -> Iterator[Directions]:
     """What LayerNorm writes adds up to zero before its affine part: the readers may add any multiple of it."""
-    writer = space.writers[0]
+    writer = space.writers[0] if space.writers else Writer(np.zeros((space.width, 0), int), np.zeros(0, bool))
     scales, shifts = writer.rows[:, ~writer.shifts], writer.rows[:, writer.shifts]
     if scales.size and not parameters[scales].all():
         return

@@ -107,6 +107,7 @@ class Space:
         readers: Linear layers that read.
         fixed_norms: BatchNorms in evaluation mode that read.
         norms: Names of the functions of other norms that read.
+        normalized: The spaces that these write.
         activations: Elementwise functions in between.
         blocks: Number of the block of each unit: what is between commutes with linear maps inside of blocks.
         linear: Whether linear maps can be undone by the readers at all.
@@ -124,6 +125,7 @@ class Space:
     readers: list[Reader] = field(default_factory=list)
     fixed_norms: list[FixedNorm] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
+    normalized: list[Space] = field(default_factory=list)
     activations: list[Activation] = field(default_factory=list)
     blocks: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     linear: bool = True
@@ -280,8 +282,8 @@ class _Walk:
     def _track(self, tensor: Tensor, space: Space, labels: Tensor) -> None:
         self._tracked[id(tensor)] = (_root(space), labels)
 
-    def _new_space(self, layer: str, width: int) -> Space:
-        space = Space(layer, width)
+    def _new_space(self, layer: str, width: int | None) -> Space:
+        space = Space(layer, width or 0)
         self._spaces.append(space)
         return space
 
@@ -355,9 +357,12 @@ class _Walk:
         if call.name != "embedding":
             self._add_site(layer, rows, call, space, bias is not None)
 
-    def _write(self, output: Tensor, layer: str, writer: Writer, axis: int) -> Space:
-        space = self._new_space(layer, len(writer.rows))
-        space.writers.append(writer)
+    def _write(
+        self, output: Tensor, layer: str, writer: Writer | None, axis: int, width: int | None = None
+    ) -> Space:
+        space = self._new_space(layer, width if writer is None else len(writer.rows))
+        if writer is not None:
+            space.writers.append(writer)
         shape = [1] * output.dim()
         shape[axis] = space.width
         self._track(output, space, _encoded(np.arange(space.width)).view(shape).expand(output.shape))
@@ -405,23 +410,24 @@ class _Walk:
         layer = self._layer(given[0]) if given else (found[0].layer if found else call.name)
         for indices in given:
             self._layer(indices)
-        if found is not None:
-            space, channels = found
-            trained = call.argument(5, "training", False) or call.argument(1, "running_mean") is None
-            if is_batch and not trained:
-                self._fixed_norm(call, space, channels, scale, shift)
-            else:
-                space.norms.append(call.name)
         axis = 1 if is_batch else -1
-        if given:
-            writer = Writer(np.stack(given, axis=1), np.array([i is shift for i in given]), diagonal=True)
-            written = self._write(call.output, layer, writer, axis)
-            written.separate()
-            written.standardized = call.name == "layer_norm"
-            if scale is None:
-                written.linear = False
-            if shift is None:
-                written.shift = False
+        writer = Writer(np.stack(given, axis=1), np.array([i is shift for i in given]), diagonal=True) if given else None
+        width = len(given[0]) if given else found[0].width if found else 0
+        if not width:
+            return
+        written = self._write(call.output, layer, writer, axis, width)
+        written.separate()
+        written.standardized = call.name == "layer_norm"
+        written.linear = scale is not None
+        written.shift = shift is not None
+        if found is None:
+            return
+        space, channels = found
+        if is_batch and not call.argument(5, "training", False):
+            self._fixed_norm(call, space, channels, scale, shift)
+        else:
+            space.norms.append(call.name)
+            space.normalized.append(written)
 
     def _fixed_norm(
         self, call: Call, space: Space, channels: Indices, scale: Indices | None, shift: Indices | None
@@ -522,7 +528,7 @@ class _Walk:
             self._note_redundant(space, other.writers[0])
         if space.activations or other.activations:  # units of a sum are no units of either
             space.activations, other.activations = [], []
-        for name in ("writers", "readers", "fixed_norms", "norms", "broken"):
+        for name in ("writers", "readers", "fixed_norms", "norms", "normalized", "broken"):
             getattr(space, name).extend(getattr(other, name))
         space.refine(other.blocks)
         space.linear &= other.linear and bool(other.writers) == bool(space.writers)
@@ -631,7 +637,7 @@ class _Walk:
     def _multi_head_attention(self, call: Call) -> None:
         heads, out_weight = call.args[4], call.indices(11, "out_proj_weight")
         in_weight, in_bias = call.indices(5, "in_proj_weight"), call.indices(6, "in_proj_bias")
-        separate = [call.indices(99, f"{name}_proj_weight") for name in "qkv"]
+        separate = [call.parameters.get(id(call.kwargs.get(f"{name}_proj_weight"))) for name in "qkv"]
         weights = separate if in_weight is None else np.split(in_weight, 3)
         if any(w is None for w in weights) or out_weight is None:
             self._give_up(call)
