@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 Array = NDArray[np.float64]
 
 RANK_TOLERANCE = 1e-9
-"""A unit direction adds a dimension if it is this far from the span of those before it."""
+"""Unit directions span a dimension more if a singular value of what is new in them is above this."""
 
 _SKETCH = 3
 """Rows kept for every column where a matrix with many more rows is compressed before its rank is taken."""
@@ -109,17 +109,17 @@ def verified(
     return kept + more_kept, broken + more_broken
 
 
-def added_dimensions(sets: Sequence[Directions], rng: np.random.Generator) -> list[int]:
-    """How many dimensions each set adds to the span of the sets before it.
+def added_dimensions(groups: Sequence[Sequence[scipy.sparse.csc_matrix]], rng: np.random.Generator) -> list[int]:
+    """How many dimensions the columns of each group add to the span of the groups before it.
 
     Directions that share no parameter, not even through others, are independent; the rank is taken separately in
     each connected part, where it is never overestimated: compressing the rows can only lower a rank.
     """
-    if not sets:
+    if not groups:
         return []
-    matrix = scipy.sparse.hstack([s.matrix for s in sets], format="csc")
-    owner = np.repeat(np.arange(len(sets)), [s.count for s in sets])
-    added = np.zeros(len(sets), dtype=int)
+    matrix = scipy.sparse.hstack([columns for group in groups for columns in group], format="csc")
+    owner = np.repeat(np.arange(len(groups)), [sum(columns.shape[1] for columns in group) for group in groups])
+    added = np.zeros(len(groups), dtype=int)
     for columns in _connected(matrix):
         part = matrix[:, columns]
         rows = np.unique(part.indices)
@@ -162,6 +162,6 @@ def _incremental_ranks(columns: Array, owner: NDArray[np.intp]) -> Iterable[tupl
         for _ in range(2):
             block = block - basis @ (basis.T @ block)
         left, values, _ = np.linalg.svd(block, full_matrices=False)
-        rank = int((values > RANK_TOLERANCE * max(1.0, np.sqrt(block.shape[1]))).sum())
+        rank = int((values > RANK_TOLERANCE).sum())
         yield int(position), rank
         basis = np.hstack([basis, left[:, :rank]])

@@ -70,9 +70,7 @@ def undo_shift(columns: Columns, column: int, space: Space, parameters: Array, u
     for norm in space.fixed_norms:
         if norm.shifts is None:
             return False
-        columns.add(
-            column, norm.shifts[unit : unit + 1], -value * parameters[norm.scales[unit]] / norm.deviation[unit]
-        )
+        columns.add(column, norm.shifts[unit : unit + 1], -value * parameters[norm.scales[unit]] / norm.deviation[unit])
     return True
 
 
@@ -97,7 +95,7 @@ def _changes_of_basis(space: Space, parameters: Array) -> Iterator[Directions]:
         columns = Columns(parameters.size)
         for a in units:
             for b in units:
-                add_map(columns, columns.count, space, parameters, {(a, b): 1.0})
+                add_map(columns, columns.count, space, parameters, {(int(a), int(b)): 1.0})
         yield Directions(kind, space.layer, tuple(units.tolist()), columns.matrix())
 
 
@@ -124,7 +122,7 @@ def _before_norm(space: Space, parameters: Array) -> Iterator[Directions]:
         if space.linear:
             columns = Columns(parameters.size)
             for unit in units:
-                add_map(columns, 0, space, parameters, {(unit, unit): 1.0})
+                add_map(columns, 0, space, parameters, {(int(unit), int(unit)): 1.0})
             yield Directions("norm", space.layer, tuple(units.tolist()), columns.matrix())
         writer = _shifting(space)
         if space.shift and writer is not None and "rms_norm" not in space.norms:
@@ -223,8 +221,12 @@ def _query_key(pairing: Pairing, parameters: Array) -> Iterator[Directions]:
         size = len(keys)
         units = tuple(keys.tolist())
 
-        def directions(maps: list[list[tuple[int, int, float]]], keys: Indices = keys, units: tuple[int, ...] = units,
-                       several: list[Indices] = several) -> Directions:
+        def directions(
+            maps: list[list[tuple[int, int, float]]],
+            keys: Indices = keys,
+            units: tuple[int, ...] = units,
+            several: list[Indices] = several,
+        ) -> Directions:
             columns = Columns(parameters.size)
             for column, entries in enumerate(maps):
                 for a, b, value in entries:

@@ -179,13 +179,17 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     effect = _RelativeEffect(exact, seed)
     kept, failed = verified(candidates, effect, tolerance, rng)
     order = {kind: i for i, kind in enumerate(GENERIC_KINDS + NON_GENERIC_KINDS)}
-    kept.sort(key=lambda c: order[c.kind])
-    dimensions = added_dimensions(kept, rng)
-    generic = sum(d for c, d in zip(kept, dimensions, strict=True) if c.kind in GENERIC_KINDS)
-    non_generic = {kind: 0 for kind in NON_GENERIC_KINDS}
-    for directions, dimension in zip(kept, dimensions, strict=True):
-        if directions.kind in non_generic:
-            non_generic[directions.kind] += dimension
+    groups: dict[tuple[str, str], list[Directions]] = defaultdict(list)
+    for directions in sorted(kept, key=lambda d: order[d.kind]):
+        groups[directions.kind, directions.layer].append(directions)
+    dimensions = added_dimensions([[d.matrix for d in group] for group in groups.values()], rng)
+    findings = [
+        Finding(kind, layer, tuple(dict.fromkeys(d.units for d in group if d.units)), count)
+        for ((kind, layer), group), count in zip(groups.items(), dimensions, strict=True)
+        if count
+    ]
+    generic = sum(f.dimensions for f in findings if f.kind in GENERIC_KINDS)
+    non_generic = {kind: sum(f.dimensions for f in findings if f.kind == kind) for kind in NON_GENERIC_KINDS}
     zeros = None
     if exact.num_parameters <= dense_below:
         zeros = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
@@ -195,7 +199,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         unknown.append("what changes from batch to batch in the order of calls")
     return ZeroLedger(
         num_parameters=exact.num_parameters,
-        findings=_findings(kept, dimensions),
+        findings=tuple(findings),
         generic=generic,
         non_generic=non_generic,
         certified=certified,
@@ -203,7 +207,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         unexplained=None if zeros is None else zeros.count - certified,
         closeness=tuple(layer.closeness(parameters) for layer in layers),
         unknown=tuple(unknown),
-        broken=_broken(failed, kept),
+        broken=_broken(failed),
         tolerance=tolerance,
         samples_too_few=effect.num_outputs < exact.num_parameters,
     )
@@ -261,23 +265,11 @@ def _untouched(gradient: Tensor, objective: Objective) -> list[Directions]:
     return found
 
 
-def _findings(kept: list[Directions], dimensions: list[int]) -> tuple[Finding, ...]:
-    units: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
-    totals: dict[tuple[str, str], int] = defaultdict(int)
-    for directions, dimension in zip(kept, dimensions, strict=True):
-        if dimension:
-            key = (directions.kind, directions.layer)
-            totals[key] += dimension
-            if directions.units and directions.units not in units[key]:
-                units[key].append(directions.units)
-    return tuple(Finding(kind, layer, tuple(units[kind, layer]), total) for (kind, layer), total in totals.items())
-
-
-def _broken(failed: list[tuple[Directions, float]], kept: list[Directions]) -> tuple[str, ...]:
-    """Expected symmetries that do not hold, unless they were tried as one of several possibilities."""
+def _broken(failed: list[tuple[Directions, float]]) -> tuple[str, ...]:
+    """Expected symmetries that do not hold, as a norm's scaling does not for its epsilon."""
     worst: dict[tuple[str, str], float] = {}
     for directions, size in failed:
-        if directions.kind in GENERIC_KINDS:
+        if directions.kind in GENERIC_KINDS and directions.kind != "redundant bias":
             key = (directions.kind, directions.layer)
             worst[key] = max(size, worst.get(key, 0.0))
     return tuple(f"{kind} of {layer} changes the outputs by {size:.1e}" for (kind, layer), size in worst.items())

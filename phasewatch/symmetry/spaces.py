@@ -342,24 +342,16 @@ class _Walk:
                 read[0].block(None if weight is None else f"a grouped convolution after {read[0].layer}")
             return
         layer = self._layer(weight)
-        if bias is not None:
-            self._layer(bias)
         if call.name == "embedding":
-            rows, shifts = weight.T, np.ones(len(weight), dtype=bool)
-        else:
-            matrix = weight.reshape(len(weight), -1)
-            rows = matrix if bias is None else np.hstack([matrix, bias[:, None]])
-            shifts = np.zeros(rows.shape[1], dtype=bool)
-            shifts[matrix.shape[1] :] = True
-            if read is not None:
-                self._read(layer, weight, bias, read, call)
-        space = self._write(call.output, layer, Writer(rows, shifts), axis)
-        if call.name != "embedding":
-            self._add_site(layer, rows, call, space, bias is not None)
+            self._write(call.output, layer, Writer(weight.T, np.full(len(weight), True)), axis)
+            return
+        if read is not None:
+            self._read(layer, weight, bias, read, call)
+        writer = self._affine_writer(weight, bias)
+        space = self._write(call.output, layer, writer, axis)
+        self._add_site(layer, writer.rows, call, space, bias is not None)
 
-    def _write(
-        self, output: Tensor, layer: str, writer: Writer | None, axis: int, width: int | None = None
-    ) -> Space:
+    def _write(self, output: Tensor, layer: str, writer: Writer | None, axis: int, width: int | None = None) -> Space:
         space = self._new_space(layer, width if writer is None else len(writer.rows))
         if writer is not None:
             space.writers.append(writer)
@@ -396,8 +388,10 @@ class _Walk:
             self._sites[rows.tobytes()] = Site(layer, rows, inputs, gradients, space)
             return
         known.inputs = np.vstack([known.inputs, inputs])
-        both = known.gradients is not None and gradients is not None
-        known.gradients = np.vstack([known.gradients, gradients]) if both else None
+        if known.gradients is None or gradients is None:
+            known.gradients = None
+        else:
+            known.gradients = np.vstack([known.gradients, gradients])
 
     def _norm(self, call: Call) -> None:
         is_batch = call.name == "batch_norm"
@@ -411,7 +405,9 @@ class _Walk:
         for indices in given:
             self._layer(indices)
         axis = 1 if is_batch else -1
-        writer = Writer(np.stack(given, axis=1), np.array([i is shift for i in given]), diagonal=True) if given else None
+        writer = (
+            Writer(np.stack(given, axis=1), np.array([i is shift for i in given]), diagonal=True) if given else None
+        )
         width = len(given[0]) if given else found[0].width if found else 0
         if not width:
             return
@@ -471,10 +467,10 @@ class _Walk:
         )
         try:
             with torch.no_grad():
-                labels = (
-                    getattr(args[0], call.name) if call.name in ("T", "mT") else call.function(*args, **kwargs)
-                )
-            for tensor, label in zip(call.outputs(), [x for x in tree_leaves(labels) if isinstance(x, Tensor)], strict=False):
+                labels = getattr(args[0], call.name) if call.name in ("T", "mT") else call.function(*args, **kwargs)
+            for tensor, label in zip(
+                call.outputs(), [x for x in tree_leaves(labels) if isinstance(x, Tensor)], strict=False
+            ):
                 _decoded(label, space.width)
                 self._track(tensor, space, label)
         except (RuntimeError, TypeError, ValueError):
@@ -589,9 +585,7 @@ class _Walk:
 
     # attention
 
-    def _pair(
-        self, queries: tuple[Space, Tensor] | None, keys: tuple[Space, Tensor] | None, key_axis: int
-    ) -> None:
+    def _pair(self, queries: tuple[Space, Tensor] | None, keys: tuple[Space, Tensor] | None, key_axis: int) -> None:
         if queries is None or keys is None:
             for found in (queries, keys):
                 if found is not None:
@@ -637,25 +631,23 @@ class _Walk:
     def _multi_head_attention(self, call: Call) -> None:
         heads, out_weight = call.args[4], call.indices(11, "out_proj_weight")
         in_weight, in_bias = call.indices(5, "in_proj_weight"), call.indices(6, "in_proj_bias")
-        separate = [call.parameters.get(id(call.kwargs.get(f"{name}_proj_weight"))) for name in "qkv"]
-        weights = separate if in_weight is None else np.split(in_weight, 3)
-        if any(w is None for w in weights) or out_weight is None:
+        if in_weight is not None:
+            weights = list(np.split(in_weight, 3))
+        else:
+            given = [call.parameters.get(id(call.kwargs.get(f"{name}_proj_weight"))) for name in "qkv"]
+            weights = [weight for weight in given if weight is not None]
+        if len(weights) != 3 or out_weight is None:
             self._give_up(call)
             return
-        biases = [None] * 3 if in_bias is None else np.split(in_bias, 3)
+        biases = [None] * 3 if in_bias is None else list(np.split(in_bias, 3))
         layer = self._layer(weights[0])
         spaces = []
         for position, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             self._layer(weight)
-            if bias is not None:
-                self._layer(bias)
             if (read := self._along(call.args[position], -1)) is not None:
                 self._read(layer, weight, bias, read, None)
-            rows = weight if bias is None else np.hstack([weight, bias[:, None]])
-            shifts = np.zeros(rows.shape[1], dtype=bool)
-            shifts[weight.shape[1] :] = True
-            space = self._new_space(layer, len(rows))
-            space.writers.append(Writer(rows, shifts))
+            space = self._new_space(layer, len(weight))
+            space.writers.append(self._affine_writer(weight, bias))
             spaces.append(space)
         queries, keys, values = spaces
         units = np.split(np.arange(queries.width), heads)
@@ -667,13 +659,17 @@ class _Walk:
         out_bias = call.indices(12, "out_proj_bias")
         out_layer = self._layer(out_weight)
         self._read(out_layer, out_weight, out_bias, (values, np.arange(values.width)), None)
-        rows = out_weight
-        if out_bias is not None:
-            self._layer(out_bias)
-            rows = np.hstack([out_weight, out_bias[:, None]])
-        shifts = np.zeros(rows.shape[1], dtype=bool)
-        shifts[out_weight.shape[1] :] = True
-        self._write(call.outputs()[0], out_layer, Writer(rows, shifts), -1)
+        self._write(call.outputs()[0], out_layer, self._affine_writer(out_weight, out_bias), -1)
+
+    def _affine_writer(self, weight: Indices, bias: Indices | None) -> Writer:
+        """The rows of a linear layer; the bias is a column of them."""
+        matrix = weight.reshape(len(weight), -1)
+        shifts = np.full(matrix.shape[1] + (bias is not None), False)
+        if bias is None:
+            return Writer(matrix, shifts)
+        self._layer(bias)
+        shifts[-1] = True
+        return Writer(np.hstack([matrix, bias[:, None]]), shifts)
 
 
 def _root(space: Space) -> Space:
@@ -726,14 +722,13 @@ def _positions(call: Call, inputs: Tensor) -> NDArray[np.float64]:
         return _numpy(inputs.reshape(-1, inputs.shape[-1]))
     weight = call.argument(1, "weight")
     stride, padding, dilation = (
-        call.argument(i, name, default) for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+        call.argument(i, name, default)
+        for i, name, default in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     )
     kernel: Sequence[int] = weight.shape[2:]
     if call.name == "conv1d":
         inputs = inputs.unsqueeze(2)
-        stride, padding, dilation = (
-            (first, *_tuple(x, 1)) for first, x in ((1, stride), (0, padding), (1, dilation))
-        )
+        stride, padding, dilation = ((first, *_tuple(x, 1)) for first, x in ((1, stride), (0, padding), (1, dilation)))
         kernel = (1, *kernel)
     if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(_tuple(dilation, 2), kernel, strict=True)]

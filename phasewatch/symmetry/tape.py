@@ -128,7 +128,9 @@ def pull_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: S
     if not pairs:
         return [torch.zeros_like(x) for x in inputs]
     return list(
-        torch.autograd.grad([o for o, _ in pairs], inputs, [c for _, c in pairs], retain_graph=True, materialize_grads=True)
+        torch.autograd.grad(
+            [o for o, _ in pairs], inputs, [c for _, c in pairs], retain_graph=True, materialize_grads=True
+        )
     )
 
 

@@ -81,7 +81,7 @@ class Layer:
     def constant(self) -> NDArray[np.bool_]:
         """Which units have the same activation everywhere."""
         spread = np.abs(self.activations - self.activations[:, :1]).max(1)
-        return spread <= EXACT * max(float(np.abs(self.activations).max()), 1e-300)
+        return np.asarray(spread <= EXACT * max(float(np.abs(self.activations).max()), 1e-300))
 
     def effective(self) -> NDArray[np.bool_]:
         """Which units' inputs have an effect on the outputs somewhere."""
@@ -94,7 +94,7 @@ class Layer:
         """Which units' activation function has no slope on the probe."""
         if self.slopes is None:
             return np.zeros(self.space.width, dtype=bool)
-        return ~(np.abs(self.slopes) > 0).any(1)
+        return np.asarray(~(np.abs(self.slopes) > 0).any(1))
 
     def closeness(self, parameters: Array) -> Closeness:
         """The graded measures."""
@@ -132,12 +132,12 @@ def unit_directions(layer: Layer, parameters: Array) -> Iterator[Directions]:
     dead = constant & closed
     for unit in np.flatnonzero(dead):
         columns = Columns(parameters.size)
-        _incoming(columns, space, unit)
+        _incoming(columns, space, int(unit))
         _outgoing(columns, space, {int(unit): 1.0}, float(layer.means[unit]))
         yield Directions("dead", name, (int(unit),), columns.matrix())
     for unit in np.flatnonzero(~dead & ~effective):
         columns = Columns(parameters.size)
-        _incoming(columns, space, unit)
+        _incoming(columns, space, int(unit))
         yield Directions("zero outgoing", name, (int(unit),), columns.matrix())
     for unit in np.flatnonzero(constant & ~dead):
         columns = Columns(parameters.size)
