@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.symmetry.directions import Array, Columns, Directions
-from phasewatch.symmetry.spaces import Architecture, Pairing, Space, Writer
+from phasewatch.symmetry.spaces import Architecture, Pairing, Redundancy, Space, Writer
 from phasewatch.symmetry.tape import Indices
 
 MOST_ENTRIES = 50_000_000
@@ -36,13 +36,23 @@ def generic_directions(architecture: Architecture, parameters: Array) -> Iterato
             yield from _centred(space, parameters)
     for pairing in architecture.pairings:
         yield from _query_key(pairing, parameters)
-    for layer, first, second in architecture.redundant:
+    for redundancy in architecture.redundant:
+        yield from _moved_constants(redundancy, parameters)
+
+
+def _moved_constants(redundancy: Redundancy, parameters: Array) -> Iterator[Directions]:
+    sides = (
+        (1.0, redundancy.first, redundancy.first_readers),
+        (-1.0, redundancy.second, redundancy.second_readers),
+    )
+    for unit in range(len(redundancy.first.rows)):
         columns = Columns(parameters.size)
-        for unit in range(len(first.rows)):
-            column = columns.count
-            columns.add(column, first.rows[unit, first.shifts], 1.0)
-            columns.add(column, second.rows[unit, second.shifts], -1.0)
-        yield Directions("redundant bias", layer, (), columns.matrix())
+        for sign, writer, readers in sides:
+            columns.add(0, writer.rows[unit, writer.shifts], sign)
+            for reader in readers:
+                if reader.biases is not None:
+                    columns.add(0, reader.biases, -sign * parameters[reader.weights[:, unit]])
+        yield Directions("redundant bias", redundancy.layer, (unit,), columns.matrix())
 
 
 def add_map(

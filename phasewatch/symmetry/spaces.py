@@ -174,6 +174,25 @@ class Pairing:
 
 
 @dataclass(eq=False)
+class Redundancy:
+    """Two writers that are added up, so that a constant can move from one to the other.
+
+    Attributes:
+        layer: Name of the module of the first.
+        first: One writer.
+        second: The other.
+        first_readers: What reads the first before the two are added.
+        second_readers: What reads the second before that.
+    """
+
+    layer: str
+    first: Writer
+    second: Writer
+    first_readers: list[Reader]
+    second_readers: list[Reader]
+
+
+@dataclass(eq=False)
 class Site:
     """A linear layer as such: what enters it and how the outputs depend on what leaves it.
 
@@ -200,14 +219,14 @@ class Architecture:
         spaces: All spaces.
         pairings: All attentions.
         sites: All linear layers.
-        redundant: Pairs of writers that are added up, so that a constant can move from one to the other.
+        redundant: Pairs of writers that are added up.
         unknown: What is not known, in words.
     """
 
     spaces: list[Space]
     pairings: list[Pairing]
     sites: list[Site]
-    redundant: list[tuple[str, Writer, Writer]]
+    redundant: list[Redundancy]
     unknown: list[str]
 
 
@@ -235,7 +254,7 @@ class _Walk:
         self._spaces: list[Space] = []
         self._pairings: list[Pairing] = []
         self._sites: dict[bytes, Site] = {}
-        self._redundant: list[tuple[str, Writer, Writer]] = []
+        self._redundant: list[Redundancy] = []
         self._unknown: list[str] = []
 
     def architecture(self) -> Architecture:
@@ -521,7 +540,7 @@ class _Walk:
             self._give_up(call)
             return
         if space.writers and other.writers:
-            self._note_redundant(space, other.writers[0])
+            self._note_redundant(space, other.writers[0], other)
         if space.activations or other.activations:  # units of a sum are no units of either
             space.activations, other.activations = [], []
         for name in ("writers", "readers", "fixed_norms", "norms", "normalized", "broken"):
@@ -535,10 +554,11 @@ class _Walk:
         other.merged_into = space
         self._track(call.output, space, labels)
 
-    def _note_redundant(self, space: Space, writer: Writer) -> None:
+    def _note_redundant(self, space: Space, writer: Writer, other: Space | None = None) -> None:
         first = next((w for w in space.writers if w.shifts.any()), None)
         if first is not None and writer.shifts.any():
-            self._redundant.append((space.layer, first, writer))
+            readers = [] if other is None else list(other.readers)
+            self._redundant.append(Redundancy(space.layer, first, writer, list(space.readers), readers))
 
     def _multiply(self, call: Call) -> None:
         left, right = call.args[0], call.argument(1, "other")

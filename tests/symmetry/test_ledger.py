@@ -319,7 +319,7 @@ def test_convolutions_through_batch_norm_and_pooling() -> None:
 
 
 def test_residual_stream_without_norm() -> None:
-    """Change of basis of the stream d^2, its shift d, and the units of the branch."""
+    """Change of basis of the stream d^2, its shift d, and d more between the biases of stem and branch."""
 
     class Residual(nn.Module):
         def __init__(self) -> None:
@@ -331,19 +331,20 @@ def test_residual_stream_without_norm() -> None:
             hidden = self.embed(x)
             return self.unembed(hidden + self.down(torch.tanh(self.up(hidden))))
 
-    account(seeded(Residual()), normal(300, 5), generic=None or dense_nullity(seeded(Residual()), normal(300, 5)))
+    ledger = account(seeded(Residual()), normal(300, 5), 4**2 + 4 + 4, generic=24)
+    assert {f.kind: f.dimensions for f in ledger.findings} == {"change of basis": 20, "redundant bias": 4}
 
 
 def test_embedding_of_tokens_that_do_not_occur() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embed, self.first, self.last = nn.Embedding(9, 3), nn.Linear(3, 8), nn.Linear(8, 4)
+            self.embed, self.first, self.last = nn.Embedding(9, 3), nn.Linear(6, 8), nn.Linear(8, 4)
 
         def forward(self, tokens: Tensor) -> Tensor:
-            return self.last(torch.tanh(self.first(self.embed(tokens))))
+            return self.last(torch.tanh(self.first(self.embed(tokens).flatten(1))))
 
-    tokens = torch.arange(7).repeat(3)
+    tokens = torch.cartesian_prod(torch.arange(7), torch.arange(7))
     module = seeded(Tokens())
     ledger = explain_zeros(module, at_own_outputs(module, tokens))
     assert ledger.certified == ledger.nullity == dense_nullity(module, tokens)
