@@ -37,6 +37,8 @@ NON_GENERIC_KINDS = (
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative change of the outputs up to which a direction counts as a zero."""
 
+_MOST_COTANGENTS = 16
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -162,7 +164,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     exact = _in_double_precision(objective)
     tolerance = TOLERANCE[exact.dtype]
     rng = np.random.default_rng(seed)
-    recording = record(exact, torch.Generator().manual_seed(seed))
+    recording = record(exact, torch.Generator().manual_seed(seed), _cotangents(exact, dense_below))
     architecture = find_architecture(exact, recording)
     parameters = exact.parameters.double().cpu().numpy()
 
@@ -278,6 +280,15 @@ def _broken(failed: list[tuple[Directions, float]]) -> tuple[str, ...]:
 def _listed(units: tuple[tuple[int, ...], ...]) -> str:
     shown = ["+".join(map(str, group)) if len(group) <= 4 else f"{len(group)} units" for group in units[:8]]
     return ", ".join(shown) + (f", … ({len(units)} in all)" if len(units) > 8 else "")
+
+
+def _cotangents(objective: Objective, dense_below: int) -> int:
+    """As many as a sample has outputs tell all that a layer's gradients can; a large network makes do with one."""
+    if objective.num_parameters > dense_below:
+        return 1
+    with isolated(), second_derivatives(), torch.enable_grad():
+        outputs, _, _ = objective.split_loss(objective.parameters.clone().requires_grad_(), 0)
+    return min(max(output.shape[-1] if output.dim() else 1 for output in outputs), _MOST_COTANGENTS)
 
 
 def _check_model(model: nn.Module, objective: Objective) -> None:

@@ -92,15 +92,20 @@ class Recording:
     alike: bool = True
 
 
-def record(objective: Objective, generator: torch.Generator) -> Recording:
-    """Run the network on all batches and pull a random cotangent back through each.
+def record(objective: Objective, generator: torch.Generator, cotangents: int = 1) -> Recording:
+    """Run the network on all batches and pull random cotangents back through each.
 
-    The cotangent is ``H_l r`` with normal ``r`` and the Hessian ``H_l`` of the loss in the outputs: a gradient
+    A cotangent is ``H_l r`` with normal ``r`` and the Hessian ``H_l`` of the loss in the outputs: a gradient
     that vanishes then means, with probability one, that no output that the loss can tell apart depends on it.
+
+    Args:
+        objective: The loss on the probe.
+        generator: Draws the cotangents.
+        cotangents: How many; inputs and gradients of the calls are repeated for each.
     """
-    recording = _record(objective, 0, generator)
+    recording = _record(objective, 0, generator, cotangents)
     for batch in range(1, objective.num_batches):
-        other = _record(objective, batch, generator)
+        other = _record(objective, batch, generator, cotangents)
         recording.gradient += other.gradient
         recording.alike &= [call.name for call in recording.calls] == [call.name for call in other.calls]
         if recording.alike:
@@ -110,16 +115,22 @@ def record(objective: Objective, generator: torch.Generator) -> Recording:
     return recording
 
 
-def _record(objective: Objective, batch: int, generator: torch.Generator) -> Recording:
+def _record(objective: Objective, batch: int, generator: torch.Generator, count: int) -> Recording:
     with isolated(), second_derivatives(), torch.enable_grad():
         vector = objective.parameters.detach().clone().requires_grad_()
         with _Tape(vector) as tape:
             outputs, leaves, loss = objective.split_loss(vector, batch)
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in leaves]
-        cotangents = pull_back(slopes, leaves, directions)
-        (gradient,) = torch.autograd.grad(outputs, vector, cotangents, materialize_grads=True)
-    return Recording(_leading_to(outputs, tape.calls), outputs, gradient.detach().square())
+        total = torch.zeros_like(vector)
+        for _ in range(count):
+            directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in leaves]
+            cotangents = pull_back(slopes, leaves, directions)
+            (gradient,) = pull_back(outputs, [vector], cotangents)
+            total += gradient.detach().square()
+    calls = _leading_to(outputs, tape.calls)
+    for call in calls:
+        call.inputs *= count
+    return Recording(calls, outputs, total)
 
 
 def pull_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:

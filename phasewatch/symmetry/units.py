@@ -255,6 +255,7 @@ def annihilating_directions(site: Site, num_parameters: int) -> Iterator[Directi
 
 def data_rank_directions(site: Site, num_parameters: int) -> Iterator[Directions]:
     """Changes of a unit's incoming weights that no sample sees on which the unit has an effect."""
+    yield from _jointly_unseen(site, num_parameters)
     positions, features = site.inputs.shape
     common = null_vectors(site.inputs)
     if common.size * len(site.rows) > MOST_ENTRIES:
@@ -286,6 +287,20 @@ def data_rank_directions(site: Site, num_parameters: int) -> Iterator[Directions
             for column, vector in enumerate(vectors):
                 columns.add(column, site.rows[unit], vector)
             yield Directions("data rank", site.layer, (int(unit),), columns.matrix())
+
+
+def _jointly_unseen(site: Site, num_parameters: int) -> Iterator[Directions]:
+    """Changes of several units' incoming weights whose effects cancel on each sample: for small layers."""
+    if site.gradients is None or len(site.gradients) != len(site.inputs):
+        return
+    rows, size = len(site.inputs), site.rows.size
+    if rows * size**2 > 2e10 or rows * size > MOST_ENTRIES:
+        return
+    vectors = null_vectors((site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size))
+    columns = Columns(num_parameters)
+    for column, vector in enumerate(vectors):
+        columns.add(column, site.rows, vector)
+    yield Directions("data rank", site.layer, (), columns.matrix())
 
 
 def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:

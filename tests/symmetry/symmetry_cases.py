@@ -65,8 +65,8 @@ def at_own_outputs(module: nn.Module, inputs: Tensor, batches: int = 1) -> Objec
     return Objective(module, pairs, loss_fn=squared_error)
 
 
-def dense_nullity(module: nn.Module, inputs: Tensor, softmax: bool = False) -> int:
-    """Parameters less the rank of the Jacobian by its singular values, in which there must be a gap."""
+def dense_nullity(module: nn.Module, inputs: Tensor, softmax: bool = False, gap: float = 1e-9) -> int:
+    """Parameters less the rank of the Jacobian by its singular values, none of which may lie below ``gap`` else."""
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
     def outputs(parameters: dict[str, Tensor]) -> Tensor:
@@ -79,7 +79,7 @@ def dense_nullity(module: nn.Module, inputs: Tensor, softmax: bool = False) -> i
     values = torch.linalg.svdvals(matrix)
     values = torch.cat([values, values.new_zeros(max(matrix.shape[1] - len(values), 0))])
     relative = values / values[0]
-    counts = [int((relative < threshold).sum()) for threshold in (1e-11, 1e-9)]
+    counts = [int((relative < threshold).sum()) for threshold in (1e-11, gap)]
     assert counts[0] == counts[1], "no gap: the case is ill conditioned"
     return counts[0]
 

@@ -26,7 +26,11 @@ def agrees(module: nn.Module, inputs: Tensor) -> None:
         assume(False)  # ill conditioned: there is no right answer
     ledger = explain_zeros(module, at_own_outputs(module, inputs))
     assert ledger.certified == dense, f"{dense}\n{ledger.table()}"
-    assert ledger.unexplained == 0 or not ledger.zeros.resolved, ledger.table()
+    try:
+        dense_nullity(module, inputs, gap=1e-6)
+    except AssertionError:
+        return  # an eigenvalue is less than rounding, though not zero: it is counted, and rightly unexplained
+    assert ledger.unexplained == 0, ledger.table()
 
 
 def plant(module: nn.Sequential, fault: str, seed: int) -> None:
