@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from phasewatch.llc import LLCEstimate, estimate_llc
     from phasewatch.objective import Objective
     from phasewatch.record import Run, load_run
+    from phasewatch.symmetry import ZeroLedger, explain_zeros
     from phasewatch.transitions import Transition, detect_transitions
     from phasewatch.watch import Watch
 
@@ -26,8 +27,10 @@ _HOMES = {
     "Spectrum": "phasewatch.hessian",
     "Transition": "phasewatch.transitions",
     "Watch": "phasewatch.watch",
+    "ZeroLedger": "phasewatch.symmetry",
     "detect_transitions": "phasewatch.transitions",
     "estimate_llc": "phasewatch.llc",
+    "explain_zeros": "phasewatch.symmetry",
     "hessian_spectrum": "phasewatch.hessian",
     "hessian_trace": "phasewatch.hessian",
     "leading_eigenpairs": "phasewatch.hessian",
@@ -42,9 +45,11 @@ __all__ = [
     "Spectrum",
     "Transition",
     "Watch",
+    "ZeroLedger",
     "__version__",
     "detect_transitions",
     "estimate_llc",
+    "explain_zeros",
     "hessian_spectrum",
     "hessian_trace",
     "leading_eigenpairs",

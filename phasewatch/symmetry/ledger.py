@@ -1,0 +1,309 @@
+"""Which zero eigenvalues a network has, and why."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phasewatch.hessian import ZeroCount, hessian_spectrum
+from phasewatch.isolation import isolated
+from phasewatch.objective import Objective, second_derivatives
+from phasewatch.symmetry.directions import Array, Columns, Directions, added_dimensions, verified
+from phasewatch.symmetry.generic import generic_directions
+from phasewatch.symmetry.spaces import find_architecture
+from phasewatch.symmetry.tape import pull_back, record
+from phasewatch.symmetry.units import (
+    Closeness,
+    annihilating_directions,
+    data_rank_directions,
+    layers_of,
+    unit_directions,
+)
+
+GENERIC_KINDS = ("rescaling", "change of basis", "norm", "redundant bias", "softmax", "attention")
+"""Kinds of zeros that the architecture forces, whatever the weights are."""
+
+NON_GENERIC_KINDS = (
+    *("dead", "zero outgoing", "zero incoming", "constant", "parallel", "annihilating"),
+    *("always on", "same pattern", "data rank"),
+)
+"""Kinds of zeros that come and go in training, in the order in which dimensions are credited to them."""
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Relative change of the outputs up to which a direction counts as a zero."""
+
+_MOST_COTANGENTS = 16
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Zeros of one kind in one layer.
+
+    Attributes:
+        kind: One of ``GENERIC_KINDS`` or ``NON_GENERIC_KINDS``.
+        layer: Name of the module whose units they concern.
+        units: The units, in groups that belong together; empty where all of the layer is meant.
+        dimensions: Dimensions that these directions add to those listed before.
+    """
+
+    kind: str
+    layer: str
+    units: tuple[tuple[int, ...], ...]
+    dimensions: int
+
+
+@dataclass(frozen=True, repr=False)
+class ZeroLedger:
+    """The zero eigenvalues of the Gauss-Newton matrix by what causes them.
+
+    Every direction counted was verified to leave the outputs on the probe as they are, as far as the loss sees
+    them; where the gradient is zero they are zeros of the Hessian too.
+
+    Attributes:
+        num_parameters: Number of rows of the matrix.
+        findings: What was found, in the order in which dimensions were credited.
+        generic: Dimensions that the architecture forces.
+        non_generic: Dimensions of each non-generic kind beyond those listed before it.
+        certified: Dimension of the span of all verified directions: a lower bound of the nullity.
+        zeros: Count of the zero eigenvalues of the dense matrix in double precision; None above ``dense_below``.
+        unexplained: Zeros counted but not explained; None where they were not counted.
+        closeness: How far each hidden layer is from degenerate.
+        unknown: Parts of the architecture that are not known; their zeros are among the unexplained.
+        broken: Symmetries that were expected but do not hold exactly, with the relative change of the outputs.
+        tolerance: Relative change of the outputs up to which a direction counted as a zero.
+        samples_too_few: Whether the probe has fewer outputs than parameters, which alone makes zeros.
+    """
+
+    num_parameters: int
+    findings: tuple[Finding, ...]
+    generic: int
+    non_generic: Mapping[str, int]
+    certified: int
+    zeros: ZeroCount | None
+    unexplained: int | None
+    closeness: tuple[Closeness, ...]
+    unknown: tuple[str, ...]
+    broken: tuple[str, ...]
+    tolerance: float
+    samples_too_few: bool
+
+    @property
+    def nullity(self) -> int | None:
+        """Number of zero eigenvalues, where they were counted."""
+        return None if self.zeros is None else self.zeros.count
+
+    def of_kind(self, kind: str) -> tuple[Finding, ...]:
+        """The findings of one kind.
+
+        Raises:
+            ValueError: If there is no such kind.
+        """
+        if kind not in GENERIC_KINDS + NON_GENERIC_KINDS:
+            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(GENERIC_KINDS + NON_GENERIC_KINDS)}.")
+        return tuple(finding for finding in self.findings if finding.kind == kind)
+
+    def table(self) -> str:
+        """The ledger as text, one line for each kind and layer."""
+        lines = [f"{'kind':<16} {'layer':<24} {'zeros':>7}  units"]
+        lines += [f"{f.kind:<16} {f.layer:<24} {f.dimensions:>7,}  {_listed(f.units)}" for f in self.findings]
+        lines.append(f"{'certified':<41} {self.certified:>7,}  of {self.num_parameters:,} parameters")
+        if self.zeros is not None:
+            lines.append(f"{'unexplained':<41} {self.unexplained:>7,}")
+            lines.append(f"{'nullity':<41} {self.zeros.count:>7,}  {self.zeros!r}")
+        lines += [f"not exact: {text}" for text in self.broken]
+        lines += [f"not known: {text}" for text in self.unknown]
+        if self.samples_too_few:
+            lines.append("the probe has fewer outputs than the network has parameters, which makes zeros by itself")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """The account in one line."""
+        parts = [f"generic {self.generic}", *(f"{kind} {count}" for kind, count in self.non_generic.items() if count)]
+        if self.zeros is None:
+            return f"ZeroLedger({' + '.join(parts)} = {self.certified} certified, nullity not counted)"
+        state = "" if self.zeros.resolved else " (unresolved)"
+        return f"ZeroLedger({' + '.join(parts)} + unexplained {self.unexplained} = nullity {self.nullity}{state})"
+
+
+def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 5000, seed: int = 0) -> ZeroLedger:
+    r"""Count the zero eigenvalues of the Gauss-Newton matrix by what causes them.
+
+    Candidates are built from the structure of the network, which is read off one forward pass, and from what its
+    units do on the probe. A candidate :math:`\xi` counts only if :math:`H_\ell J \xi = 0` up to ``tolerance``, with
+    the Jacobian :math:`J` of the outputs and the Hessian :math:`H_\ell` of the loss in them. Away from a critical
+    point such a direction is no zero of the Hessian: there :math:`H \xi = -(D\xi)^\top g`.
+
+    Args:
+        model: The network of the objective, with the same parameters by name and shape.
+        objective: The loss on the probe; its parameters are the point at which zeros are counted.
+        dense_below: All eigenvalues are computed, and the unexplained zeros counted, up to this many parameters.
+        seed: Seeds the random combinations by which candidates are found and verified.
+
+    Returns:
+        The ledger. ``generic + sum(non_generic.values()) + unexplained`` is the nullity; no direction counts twice.
+
+    Raises:
+        ValueError: If the model is not that of the objective, or if the loss is computed inside the network, so
+            that there are no outputs to look at.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+        >>> x = torch.randn(200, 3, dtype=torch.float64)
+        >>> def loss_fn(module, batch):
+        ...     return (module(batch[0]) - batch[1]).square().mean()
+        >>> explain_zeros(net, Objective(net, [(x, net(x).detach())], loss_fn=loss_fn))
+        ZeroLedger(generic 4 + unexplained 0 = nullity 4)
+    """
+    _check_model(model, objective)
+    exact = _in_double_precision(objective)
+    tolerance = TOLERANCE[exact.dtype]
+    rng = np.random.default_rng(seed)
+    recording = record(exact, torch.Generator().manual_seed(seed), _cotangents(exact, dense_below))
+    architecture = find_architecture(exact, recording)
+    parameters = exact.parameters.double().cpu().numpy()
+
+    layers = layers_of(architecture)
+    candidates = list(generic_directions(architecture, parameters))
+    for layer in layers:
+        candidates += unit_directions(layer, parameters)
+    for site in architecture.sites:
+        candidates += annihilating_directions(site, parameters.size)
+        candidates += data_rank_directions(site, parameters.size)
+    candidates += _untouched(recording.gradient, exact)
+    candidates = [c for c in candidates if c.count]
+
+    effect = _RelativeEffect(exact, seed)
+    kept, failed = verified(candidates, effect, tolerance, rng)
+    order = {kind: i for i, kind in enumerate(GENERIC_KINDS + NON_GENERIC_KINDS)}
+    groups: dict[tuple[str, str], list[Directions]] = defaultdict(list)
+    for directions in sorted(kept, key=lambda d: order[d.kind]):
+        groups[directions.kind, directions.layer].append(directions)
+    dimensions = added_dimensions([[d.matrix for d in group] for group in groups.values()], rng)
+    findings = [
+        Finding(kind, layer, tuple(dict.fromkeys(d.units for d in group if d.units)), count)
+        for ((kind, layer), group), count in zip(groups.items(), dimensions, strict=True)
+        if count
+    ]
+    generic = sum(f.dimensions for f in findings if f.kind in GENERIC_KINDS)
+    non_generic = {kind: sum(f.dimensions for f in findings if f.kind == kind) for kind in NON_GENERIC_KINDS}
+    zeros = None
+    if exact.num_parameters <= dense_below:
+        zeros = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
+    certified = sum(dimensions)
+    unknown = list(architecture.unknown)
+    if not recording.alike:
+        unknown.append("what changes from batch to batch in the order of calls")
+    return ZeroLedger(
+        num_parameters=exact.num_parameters,
+        findings=tuple(findings),
+        generic=generic,
+        non_generic=non_generic,
+        certified=certified,
+        zeros=zeros,
+        unexplained=None if zeros is None else zeros.count - certified,
+        closeness=tuple(layer.closeness(parameters) for layer in layers),
+        unknown=tuple(unknown),
+        broken=_broken(failed),
+        tolerance=tolerance,
+        samples_too_few=effect.num_outputs < exact.num_parameters,
+    )
+
+
+class _RelativeEffect:
+    """Size of the change of the outputs along a direction, weighted as the loss sees it, relative to the largest."""
+
+    def __init__(self, objective: Objective, seed: int) -> None:
+        self._objective = objective
+        self._products = []
+        self.num_outputs = 0
+        with isolated(), second_derivatives(), torch.enable_grad():
+            for batch in range(objective.num_batches):
+                vector = objective.parameters.detach().clone().requires_grad_()
+                outputs, leaves, loss = objective.split_loss(vector, batch)
+                slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+                cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
+                (transposed,) = torch.autograd.grad(
+                    outputs, vector, cotangents, create_graph=True, materialize_grads=True
+                )
+                self._products.append((slopes, leaves, cotangents, transposed))
+                self.num_outputs += sum(leaf.numel() for leaf in leaves)
+        random = np.random.default_rng(seed).standard_normal(objective.num_parameters)
+        self._scale = self._size(random)  # the Frobenius norm, up to chance
+
+    def __call__(self, direction: Array) -> float:
+        norm = float(np.linalg.norm(direction))
+        return self._size(direction) / (self._scale * norm) if norm and self._scale else 0.0
+
+    def _size(self, direction: Array) -> float:
+        vector = torch.as_tensor(direction).to(self._objective.parameters)
+        total = 0.0
+        with isolated(), second_derivatives():
+            for weight, (slopes, leaves, cotangents, transposed) in zip(
+                self._objective.batch_weights, self._products, strict=True
+            ):
+                tangents = pull_back([transposed], cotangents, [vector])
+                curved = pull_back(slopes, leaves, tangents)
+                total += float(sum(c.double().square().sum() for c in curved)) * weight**2
+        return float(np.sqrt(total))
+
+
+def _untouched(gradient: Tensor, objective: Objective) -> list[Directions]:
+    """Parameters that nothing depends on: unused ones, rows of embeddings for tokens that are not in the probe."""
+    zero = (gradient == 0).cpu().numpy()
+    found, start = [], 0
+    for name, shape in objective.parameter_shapes.items():
+        places = start + np.flatnonzero(zero[start : start + shape.numel()])
+        start += shape.numel()
+        if places.size:
+            columns = Columns(objective.num_parameters)
+            columns.add_each(places)
+            found.append(Directions("data rank", name.rpartition(".")[0] or name, (), columns.matrix()))
+    return found
+
+
+def _broken(failed: list[tuple[Directions, float]]) -> tuple[str, ...]:
+    """Expected symmetries that do not hold, as a norm's scaling does not for its epsilon."""
+    worst: dict[tuple[str, str], float] = {}
+    for directions, size in failed:
+        if directions.kind in GENERIC_KINDS and directions.kind != "redundant bias":
+            key = (directions.kind, directions.layer)
+            worst[key] = max(size, worst.get(key, 0.0))
+    return tuple(f"{kind} of {layer} changes the outputs by {size:.1e}" for (kind, layer), size in worst.items())
+
+
+def _listed(units: tuple[tuple[int, ...], ...]) -> str:
+    shown = ["+".join(map(str, group)) if len(group) <= 4 else f"{len(group)} units" for group in units[:8]]
+    return ", ".join(shown) + (f", … ({len(units)} in all)" if len(units) > 8 else "")
+
+
+def _cotangents(objective: Objective, dense_below: int) -> int:
+    """As many as a sample has outputs tell all that a layer's gradients can; a large network makes do with one."""
+    if objective.num_parameters > dense_below:
+        return 1
+    with isolated(), second_derivatives(), torch.enable_grad():
+        outputs, _, _ = objective.split_loss(objective.parameters.clone().requires_grad_(), 0)
+    return min(max(output.shape[-1] if output.dim() else 1 for output in outputs), _MOST_COTANGENTS)
+
+
+def _check_model(model: nn.Module, objective: Objective) -> None:
+    given = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    for name, shape in objective.parameter_shapes.items():
+        if given.get(name) != shape:
+            found = f"shape {tuple(given[name])}" if name in given else "no such trainable parameter"
+            raise ValueError(
+                f"The objective has a parameter {name!r} of shape {tuple(shape)}, the model has {found}. Give the "
+                "model from which the objective was made."
+            )
+
+
+def _in_double_precision(objective: Objective) -> Objective:
+    try:
+        return objective.to(torch.float64)
+    except RuntimeError:  # the model's code fixes its type
+        return objective if objective.dtype in TOLERANCE else objective.to(torch.float32)

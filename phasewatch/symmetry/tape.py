@@ -1,0 +1,193 @@
+"""The forward pass as a list of calls, with every parameter known by its place in the flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from phasewatch.isolation import isolated
+from phasewatch.objective import Objective, second_derivatives
+
+Indices = NDArray[np.int64]
+
+LINEAR_MAPS = {"linear", "conv1d", "conv2d", "embedding"}
+"""Calls whose gradients at the output are kept."""
+
+HOMOGENEOUS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
+"""Elementwise functions that commute with positive factors."""
+
+NONLINEAR = {"tanh", "tanh_", "sigmoid", "sigmoid_", "gelu", "silu", "elu", "elu_", "selu", "celu", "mish"} | {
+    *("softplus", "hardtanh", "relu6", "hardswish", "hardsigmoid", "softsign", "logsigmoid", "sin", "cos", "erf"),
+    *("exp", "square", "pow", "__pow__", "abs"),
+}
+"""Elementwise functions of which no continuous symmetry is known."""
+
+_INPUT_KEPT = LINEAR_MAPS | HOMOGENEOUS | NONLINEAR | {"multi_head_attention_forward"}
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a PyTorch function.
+
+    Attributes:
+        name: Name of the function, ``"T"`` and the like for attributes.
+        function: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        output: What it returned.
+        parameters: Flat indices of the arguments that are parameters, by the id of the argument.
+        inputs: The first argument in each batch, when it was called: it may be written over later.
+        gradients: Gradient, in each batch, of the random combination of outputs of :func:`record` at the output.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    parameters: dict[int, Indices]
+    inputs: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def indices(self, position: int, name: str) -> Indices | None:
+        """Places of the elements of an argument in the flat vector; None if it is no trainable parameter."""
+        return self.parameters.get(id(self.argument(position, name)))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        return [leaf for leaf in tree_leaves([self.args, self.kwargs]) if isinstance(leaf, Tensor)]
+
+    def outputs(self) -> list[Tensor]:
+        """All tensors among what was returned."""
+        return [leaf for leaf in tree_leaves(self.output) if isinstance(leaf, Tensor)]
+
+
+@dataclass(eq=False)
+class Recording:
+    """The calls that lead to the outputs of the network.
+
+    Attributes:
+        calls: The calls on which the outputs depend, in the order in which they were made on the first batch, with
+            the inputs and gradients of all batches.
+        outputs: The outputs of the network on the first batch.
+        gradient: Sum of the squared gradients of the random combinations, shape ``(num_parameters,)``.
+        alike: Whether all batches took the same calls; otherwise inputs and gradients are of the first batch only.
+    """
+
+    calls: list[Call]
+    outputs: list[Tensor]
+    gradient: Tensor = field(repr=False)
+    alike: bool = True
+
+
+def record(objective: Objective, generator: torch.Generator, cotangents: int = 1) -> Recording:
+    """Run the network on all batches and pull random cotangents back through each.
+
+    A cotangent is ``H_l r`` with normal ``r`` and the Hessian ``H_l`` of the loss in the outputs: a gradient
+    that vanishes then means, with probability one, that no output that the loss can tell apart depends on it.
+
+    Args:
+        objective: The loss on the probe.
+        generator: Draws the cotangents.
+        cotangents: How many; inputs and gradients of the calls are repeated for each.
+    """
+    recording = _record(objective, 0, generator, cotangents)
+    for batch in range(1, objective.num_batches):
+        other = _record(objective, batch, generator, cotangents)
+        recording.gradient += other.gradient
+        recording.alike &= [call.name for call in recording.calls] == [call.name for call in other.calls]
+        if recording.alike:
+            for call, same in zip(recording.calls, other.calls, strict=True):
+                call.inputs += same.inputs
+                call.gradients += same.gradients
+    return recording
+
+
+def _record(objective: Objective, batch: int, generator: torch.Generator, count: int) -> Recording:
+    with isolated(), second_derivatives(), torch.enable_grad():
+        vector = objective.parameters.detach().clone().requires_grad_()
+        with _Tape(vector) as tape:
+            outputs, leaves, loss = objective.split_loss(vector, batch)
+        slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        total = torch.zeros_like(vector)
+        for _ in range(count):
+            directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in leaves]
+            cotangents = pull_back(slopes, leaves, directions)
+            (gradient,) = pull_back(outputs, [vector], cotangents)
+            total += gradient.detach().square()
+    calls = _leading_to(outputs, tape.calls)
+    for call in calls:
+        call.inputs *= count
+    return Recording(calls, outputs, total)
+
+
+def pull_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
+    """Vector-Jacobian products, zero where nothing depends on an input."""
+    pairs = [(output, c) for output, c in zip(outputs, cotangents, strict=True) if output.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    return list(
+        torch.autograd.grad(
+            [o for o, _ in pairs], inputs, [c for _, c in pairs], retain_graph=True, materialize_grads=True
+        )
+    )
+
+
+def _leading_to(outputs: Sequence[Tensor], calls: Sequence[Call]) -> list[Call]:
+    needed = {id(output) for output in outputs}
+    kept = []
+    for call in reversed(calls):
+        if any(id(output) in needed for output in call.outputs()):
+            needed.update(id(tensor) for tensor in call.tensors())
+            kept.append(call)
+    return kept[::-1]
+
+
+class _Tape(TorchFunctionMode):
+    """Records calls; tensors stay alive with it, so that their ids are unique."""
+
+    def __init__(self, vector: Tensor) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._storage = vector.untyped_storage().data_ptr()
+        self._places = np.arange(vector.numel())
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", type(func).__name__)
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+        inputs = [args[0].detach().clone()] if name in _INPUT_KEPT and args and isinstance(args[0], Tensor) else []
+        output = func(*args, **kwargs)
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+            return output
+        call = Call(name, func, args, kwargs, output, {}, inputs)
+        call.parameters = {id(t): places for t in call.tensors() if (places := self._indices(t)) is not None}
+        self.calls.append(call)
+        if name in LINEAR_MAPS and output.requires_grad:
+            output.register_hook(lambda gradient: call.gradients.append(gradient.detach()))
+        return output
+
+    def _indices(self, tensor: Tensor) -> Indices | None:
+        """A view of the flat vector has its storage; shape, strides and offset say which elements it is of."""
+        if tensor.layout != torch.strided or tensor.untyped_storage().data_ptr() != self._storage:
+            return None
+        if not tensor.requires_grad:
+            return None
+        strides = [self._places.itemsize * stride for stride in tensor.stride()]
+        start = self._places[tensor.storage_offset() :]
+        return np.array(np.lib.stride_tricks.as_strided(start, tuple(tensor.shape), strides))

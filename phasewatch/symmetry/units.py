@@ -1,0 +1,368 @@
+"""Directions that are zero because of what the weights and the data happen to be: the non-generic ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+
+from phasewatch.symmetry.directions import Array, Columns, Directions
+from phasewatch.symmetry.generic import MOST_ENTRIES, add_map, undo_shift
+from phasewatch.symmetry.spaces import Activation, Architecture, Reader, Site, Space
+
+EXACT = 1e-9
+"""Relative size up to which a difference counts as none when candidates are sought; each is verified after that."""
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How far the units of a layer are from degenerate; 1.0 and 0.0 are the exact cases.
+
+    Attributes:
+        layer: Name of the module.
+        parallel: Largest absolute cosine between the activations of two units on the probe.
+        parallel_units: These two; None in a layer of one unit.
+        active: Least share of the probe on which a unit's activation function has a slope.
+        active_unit: This unit.
+        outgoing: Least norm of the outgoing weights of a unit, relative to the largest.
+        outgoing_unit: This unit.
+        variation: Least standard deviation of a unit's activation, relative to the largest.
+        variation_unit: This unit.
+    """
+
+    layer: str
+    parallel: float
+    parallel_units: tuple[int, int] | None
+    active: float
+    active_unit: int
+    outgoing: float
+    outgoing_unit: int
+    variation: float
+    variation_unit: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether some unit is degenerate already, to a relative ``EXACT``."""
+        return self.parallel > 1 - EXACT or min(self.active, self.outgoing, self.variation) < EXACT
+
+
+class Layer:
+    """The units of a hidden space on the probe.
+
+    Attributes:
+        space: The space.
+        activations: What the readers see, one row a unit, shape ``(width, positions)``.
+        slopes: Derivative of the activation function, shape ``(width, positions)``; None without just one function.
+        reach: Gradients at what the layer writes, shape ``(positions, width)``; None if unknown.
+    """
+
+    def __init__(self, space: Space, sites: list[Site]) -> None:
+        self.space = space
+        read = next(r for r in space.readers if r.call is not None and r.call.inputs)
+        self.activations = _read_by_unit(read, space.width)
+        self.slopes = _slopes(space.activations[0], space.width) if len(space.activations) == 1 else None
+        reach = [s.gradients for s in sites if s.space is space]
+        self.reach = reach[0] if reach else None
+
+    @property
+    def means(self) -> Array:
+        """Mean activation of each unit."""
+        return self.activations.mean(1)
+
+    @property
+    def deviations(self) -> Array:
+        """Standard deviation of each unit's activation."""
+        return self.activations.std(1)
+
+    def constant(self) -> NDArray[np.bool_]:
+        """Which units have the same activation everywhere."""
+        spread = np.abs(self.activations - self.activations[:, :1]).max(1)
+        return np.asarray(spread <= EXACT * max(float(np.abs(self.activations).max()), 1e-300))
+
+    def effective(self) -> NDArray[np.bool_]:
+        """Which units' inputs have an effect on the outputs somewhere."""
+        if self.reach is None:
+            return np.ones(self.space.width, dtype=bool)
+        size = np.abs(self.reach).max(0)
+        return size > EXACT * max(float(size.max()), 1e-300)
+
+    def closed(self) -> NDArray[np.bool_]:
+        """Which units' activation function has no slope on the probe."""
+        if self.slopes is None:
+            return np.zeros(self.space.width, dtype=bool)
+        return np.asarray(~(np.abs(self.slopes) > 0).any(1))
+
+    def closeness(self, parameters: Array) -> Closeness:
+        """The graded measures."""
+        cosines = _cosines(self.activations)
+        np.fill_diagonal(cosines, 0.0)
+        size = len(cosines)
+        pair = divmod(int(np.argmax(np.abs(cosines))), size)
+        outgoing = np.sqrt(sum(np.square(parameters[r.weights]).sum(0) for r in self.space.readers))
+        outgoing = outgoing / max(float(outgoing.max()), 1e-300)
+        variation = self.deviations / max(float(self.deviations.max()), 1e-300)
+        active = np.ones(size) if self.slopes is None else (np.abs(self.slopes) > 0).mean(1)
+        return Closeness(
+            self.space.layer,
+            float(np.abs(cosines[pair])),
+            (min(pair), max(pair)) if size > 1 else None,
+            *_least(active),
+            *_least(outgoing),
+            *_least(variation),
+        )
+
+
+def layers_of(architecture: Architecture) -> list[Layer]:
+    """All hidden spaces that are read by a linear layer whose input is known."""
+    return [
+        Layer(space, architecture.sites)
+        for space in architecture.spaces
+        if any(r.call is not None and r.call.inputs for r in space.readers)
+    ]
+
+
+def unit_directions(layer: Layer, parameters: Array) -> Iterator[Directions]:
+    """Candidates of units that are dead, without effect, constant, parallel or share their slope."""
+    space, name = layer.space, layer.space.layer
+    constant, closed, effective = layer.constant(), layer.closed(), layer.effective()
+    dead = constant & closed
+    for unit in np.flatnonzero(dead):
+        columns = Columns(parameters.size)
+        _incoming(columns, space, int(unit))
+        _outgoing(columns, space, {int(unit): 1.0}, float(layer.means[unit]))
+        yield Directions("dead", name, (int(unit),), columns.matrix())
+    for unit in np.flatnonzero(~dead & ~effective):
+        columns = Columns(parameters.size)
+        _incoming(columns, space, int(unit))
+        yield Directions("zero outgoing", name, (int(unit),), columns.matrix())
+    for unit in np.flatnonzero(constant & ~dead):
+        columns = Columns(parameters.size)
+        _outgoing(columns, space, {int(unit): 1.0}, float(layer.means[unit]))
+        silent = not any(parameters[w.rows[unit, ~w.shifts]].any() for w in space.writers)
+        kind = "zero incoming" if silent else "constant"
+        yield Directions(kind, name, (int(unit),), columns.matrix())
+        writer = next((w for w in space.writers if w.shifts.any()), None)
+        if writer is not None and layer.slopes is not None:
+            columns = Columns(parameters.size)
+            columns.add(0, writer.rows[unit, writer.shifts], 1.0)
+            if undo_shift(columns, 0, space, parameters, int(unit), float(layer.slopes[unit, 0])):
+                yield Directions(kind, name, (int(unit),), columns.matrix())
+    yield from _parallel(layer, ~constant, parameters)
+    if layer.slopes is not None and not space.heads and not space.norms:
+        yield from _sharing_slopes(layer, ~closed, parameters)
+
+
+def _incoming(columns: Columns, space: Space, unit: int) -> None:
+    for writer in space.writers:
+        columns.add_each(writer.rows[unit])
+
+
+def _outgoing(columns: Columns, space: Space, mixture: dict[int, float], constant: float) -> None:
+    """A combination of units that is constant: every row of every reader may add a multiple of it."""
+    for reader in space.readers:
+        if reader.biases is None and constant != 0.0:
+            continue
+        for row in range(len(reader.weights)):
+            column = columns.count
+            for unit, factor in mixture.items():
+                columns.add(column, reader.weights[row, unit : unit + 1], factor)
+            if reader.biases is not None:
+                columns.add(column, reader.biases[row : row + 1], -constant)
+
+
+def _parallel(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:
+    values = layer.activations
+    near = np.abs(_cosines(values)) > 1 - 1e-9
+    taken = ~among
+    for first in range(len(values)):
+        if taken[first]:
+            continue
+        norm = values[first] @ values[first]
+        for second in np.flatnonzero(near[first] & ~taken):
+            if second == first:
+                continue
+            factor = float(values[first] @ values[second] / norm)
+            if np.linalg.norm(values[second] - factor * values[first]) > EXACT * np.linalg.norm(values[second]):
+                continue
+            taken[second] = True
+            columns = Columns(parameters.size)
+            _outgoing(columns, layer.space, {first: -factor, int(second): 1.0}, 0.0)
+            yield Directions("parallel", layer.space.layer, (first, int(second)), columns.matrix())
+
+
+def _sharing_slopes(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:
+    """Units whose slopes are proportional everywhere are a linear layer of their own, with its change of basis."""
+    assert layer.slopes is not None
+    space, slopes = layer.space, layer.slopes
+    if not (space.linear and len(np.unique(space.blocks)) == space.width):
+        return
+    scaled = slopes / np.abs(slopes).max(1, keepdims=True).clip(min=1e-300)
+    _, group = np.unique(np.round(scaled, 12), axis=0, return_inverse=True)
+    for number in np.unique(group.ravel()[among]):
+        units = np.flatnonzero((group.ravel() == number) & among)
+        steady = bool(np.ptp(slopes[units]) == 0 or np.all(np.ptp(slopes[units], axis=1) == 0))
+        if len(units) < 2 and not steady:
+            continue
+        peaks = np.abs(slopes[units]).max(1)
+        kind = "always on" if steady else "same pattern"
+        where = tuple(units.tolist())
+        columns = Columns(parameters.size)
+        for i, a in enumerate(units):
+            for j, b in enumerate(units):
+                # what is written changes by h_a += h_b, what is read by slope_a / slope_b times the activation of b
+                column = columns.count
+                for writer in space.writers:
+                    columns.add(column, writer.rows[a], parameters[writer.rows[b]])
+                for reader in space.readers:
+                    factor = -peaks[i] / peaks[j]
+                    columns.add(column, reader.weights[:, b], factor * parameters[reader.weights[:, a]])
+        if space.fixed_norms:
+            columns = Columns(parameters.size)
+            for unit in units:
+                add_map(columns, columns.count, space, parameters, {(int(unit), int(unit)): 1.0})
+        yield Directions(kind, space.layer, where, columns.matrix())
+        shifting = next((w for w in space.writers if w.shifts.any()), None)
+        if steady and shifting is not None:
+            columns = Columns(parameters.size)
+            undone = True
+            for column, unit in enumerate(units):
+                columns.add(column, shifting.rows[unit, shifting.shifts], 1.0)
+                undone &= undo_shift(columns, column, space, parameters, int(unit), float(slopes[unit, 0]))
+            if undone:
+                yield Directions(kind, space.layer, where, columns.matrix())
+
+
+def annihilating_directions(site: Site, num_parameters: int) -> Iterator[Directions]:
+    """Combinations of units whose effects cancel: any input may be added to all of them at once.
+
+    At the last layer a combination of all outputs in equal parts is the shift that a softmax does not see.
+    """
+    if site.gradients is None:
+        return
+    for mixture in null_vectors(site.gradients, skip_zero=True):
+        units = np.flatnonzero(np.abs(mixture) > 1e-7)
+        columns = Columns(num_parameters)
+        for feature in range(site.rows.shape[1]):
+            columns.add(feature, site.rows[units, feature], mixture[units])
+        softmax = site.space.final and len(units) == len(mixture) and np.ptp(mixture) < 1e-6 * np.abs(mixture).max()
+        kind = "softmax" if softmax else "annihilating"
+        yield Directions(kind, site.layer, () if softmax else tuple(units.tolist()), columns.matrix())
+
+
+def data_rank_directions(site: Site, num_parameters: int) -> Iterator[Directions]:
+    """Changes of a unit's incoming weights that no sample sees on which the unit has an effect."""
+    yield from _jointly_unseen(site, num_parameters)
+    positions, features = site.inputs.shape
+    common = null_vectors(site.inputs)
+    if common.size * len(site.rows) > MOST_ENTRIES:
+        return
+    if len(common):
+        columns = Columns(num_parameters)
+        for row in site.rows:
+            for vector in common:
+                columns.add(columns.count, row, vector)
+        yield Directions("data rank", site.layer, (), columns.matrix())
+    if site.gradients is None or len(site.gradients) != positions:
+        return
+    size = np.abs(site.gradients)
+    seen = size > EXACT * max(float(size.max()), 1e-300)
+    patterns, group = np.unique(seen.T, axis=0, return_inverse=True)
+    work = 0
+    for number, pattern in enumerate(patterns):
+        units = np.flatnonzero(group.ravel() == number)
+        if pattern.all() or not pattern.any():
+            continue
+        work += int(pattern.sum()) * features**2
+        if work > 2e10:
+            return
+        vectors = null_vectors(site.inputs[pattern])
+        if len(vectors) <= len(common) or vectors.size * len(units) > MOST_ENTRIES:
+            continue
+        for unit in units:
+            columns = Columns(num_parameters)
+            for column, vector in enumerate(vectors):
+                columns.add(column, site.rows[unit], vector)
+            yield Directions("data rank", site.layer, (int(unit),), columns.matrix())
+
+
+def _jointly_unseen(site: Site, num_parameters: int) -> Iterator[Directions]:
+    """Changes of several units' incoming weights whose effects cancel on each sample: for small layers."""
+    if site.gradients is None or len(site.gradients) != len(site.inputs):
+        return
+    rows, size = len(site.inputs), site.rows.size
+    if rows * size**2 > 2e10 or rows * size > MOST_ENTRIES:
+        return
+    vectors = null_vectors((site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size))
+    columns = Columns(num_parameters)
+    for column, vector in enumerate(vectors):
+        columns.add(column, site.rows, vector)
+    yield Directions("data rank", site.layer, (), columns.matrix())
+
+
+def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
+    """A basis of the vectors that a matrix maps to zero, one a row, each with as few entries as elimination gives.
+
+    Args:
+        matrix: Shape ``(rows, columns)``.
+        skip_zero: Leave columns of zeros out of it.
+    """
+    norms = np.linalg.norm(matrix, axis=0)
+    used = np.flatnonzero(norms > EXACT * max(float(norms.max(initial=0.0)), 1e-300))
+    zero = np.setdiff1d(np.arange(matrix.shape[1]), used)
+    basis = [] if skip_zero else list(np.eye(matrix.shape[1])[zero])
+    if not used.size:
+        return np.reshape(basis, (-1, matrix.shape[1]))
+    scaled = matrix[:, used] / norms[used]
+    if len(scaled) > 2 * len(used):
+        scaled = np.linalg.qr(scaled, mode="r")
+    upper, pivots = scipy.linalg.qr(scaled, mode="r", pivoting=True)
+    diagonal = np.abs(np.diag(upper))
+    rank = int((diagonal > EXACT * diagonal[0]).sum())
+    if rank < len(used):
+        expansion = scipy.linalg.solve_triangular(upper[:rank, :rank], upper[:rank, rank:])
+        for i in range(len(used) - rank):
+            vector = np.zeros(matrix.shape[1])
+            vector[used[pivots[rank + i]]] = 1.0
+            vector[used[pivots[:rank]]] = -np.where(np.abs(expansion[:, i]) > 1e-10, expansion[:, i], 0.0)
+            vector[used] /= norms[used]
+            basis.append(vector / np.abs(vector).max())
+    return np.reshape(basis, (-1, matrix.shape[1]))
+
+
+def _read_by_unit(reader: Reader, width: int) -> Array:
+    assert reader.call is not None and reader.channels is not None
+    axis = -1 if reader.call.name == "linear" else 1
+    order = np.argsort(reader.channels, kind="stable")
+    found = [x.movedim(axis, 0).flatten(1)[torch.as_tensor(order)].reshape(width, -1) for x in reader.call.inputs]
+    return torch.cat(found, dim=1).double().cpu().numpy()
+
+
+def _slopes(activation: Activation, width: int) -> Array | None:
+    call = activation.call
+    order = torch.as_tensor(np.argsort(activation.channels, kind="stable"))
+    kwargs = {**call.kwargs, **({"inplace": False} if "inplace" in call.kwargs else {})}
+    if call.name.endswith("_") and not call.name.endswith("__"):
+        function = getattr(torch, call.name.rstrip("_"))
+    else:
+        function = call.function
+    slopes = []
+    for inputs in call.inputs:
+        with torch.enable_grad():
+            x = inputs.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(function(x, *call.args[1:], **kwargs).sum(), x)
+        slopes.append(slope.movedim(activation.axis, 0).flatten(1)[order].reshape(width, -1))
+    return torch.cat(slopes, dim=1).double().cpu().numpy()
+
+
+def _cosines(values: Array) -> Array:
+    norms = np.linalg.norm(values, axis=1)
+    scaled = values / np.where(norms > 0, norms, 1.0)[:, None]
+    return np.asarray(scaled @ scaled.T)
+
+
+def _least(values: Array) -> tuple[float, int]:
+    return float(values.min()), int(values.argmin())

@@ -1,0 +1,428 @@
+"""Ledgers against nullities known by theory and against dense ones computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from symmetry_cases import (
+    Attention,
+    at_own_outputs,
+    cross_entropy,
+    dense_nullity,
+    mlp,
+    normal,
+    seeded,
+    squared_error,
+    switching,
+)
+from torch import Tensor, nn
+
+import phasewatch
+from phasewatch.objective import Objective
+from phasewatch.symmetry import NON_GENERIC_KINDS, ZeroLedger, explain_zeros
+
+
+def account(module: nn.Module, inputs: Tensor, nullity: int | None = None, **kinds: int) -> ZeroLedger:
+    """The ledger, after its sum is seen to be the theory's and the dense nullity, and its kinds those expected."""
+    ledger = explain_zeros(module, at_own_outputs(module, inputs))
+    dense = dense_nullity(module, inputs)
+    assert nullity is None or dense == nullity
+    assert ledger.certified == ledger.nullity == dense, ledger.table()
+    assert ledger.unexplained == 0
+    assert ledger.generic + sum(ledger.non_generic.values()) == dense
+    for kind in ("generic", *NON_GENERIC_KINDS):
+        expected = kinds.get(kind.replace(" ", "_"), 0)
+        if kinds:
+            assert (ledger.generic if kind == "generic" else ledger.non_generic[kind]) == expected, ledger.table()
+    return ledger
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
+@pytest.mark.parametrize("widths", [(5, 9, 4), (4, 7, 6, 3)])
+def test_rescaling(widths: tuple[int, ...], activation: type[nn.Module]) -> None:
+    inputs = normal(400, widths[0])
+    module = switching(inputs, *widths, activation=activation)
+    account(module, inputs, sum(widths[1:-1]), generic=sum(widths[1:-1]))
+
+
+def test_what_the_functional_interface_computes_is_followed_too() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu_(self.first(x.flatten(1))) * 2)
+
+    inputs = normal(300, 4)
+    module = Functional()
+    module.load_state_dict(
+        {
+            name.replace("0.", "first.").replace("2.", "second."): value
+            for name, value in switching(inputs, 4, 6, 3).state_dict().items()
+        }
+    )
+    account(module.double(), inputs, 6, generic=6)
+
+
+@pytest.mark.parametrize("widths", [(5, 7, 4), (6, 5, 6, 3)])
+def test_softmax_shift(widths: tuple[int, ...]) -> None:
+    """At random labels: of the Gauss-Newton matrix both the rescalings and the shift are zeros."""
+    inputs = normal(500, widths[0])
+    module = switching(inputs, *widths)
+    batches = [
+        (inputs[:300], torch.arange(300) % widths[-1]),
+        (inputs[300:], torch.arange(200) % widths[-1]),
+    ]
+    ledger = explain_zeros(module, Objective(module, batches, loss_fn=cross_entropy))
+    assert ledger.generic == sum(widths[1:-1]) + widths[-2] + 1
+    assert sum(f.dimensions for f in ledger.of_kind("softmax")) == widths[-2] + 1
+    assert ledger.nullity == ledger.certified == dense_nullity(module, inputs, softmax=True)
+
+
+@pytest.mark.parametrize(("inputs", "width", "outputs"), [(4, 7, 3), (6, 5, 2)])
+def test_dead_unit(inputs: int, width: int, outputs: int) -> None:
+    """d_in + 1 + d_out, of which the rescaling is one."""
+    x = normal(400, inputs)
+    module = switching(x, inputs, width, outputs)
+    module[0].bias.data[2] = -100.0
+    ledger = account(module, x, width - 1 + inputs + 1 + outputs, generic=width, dead=inputs + outputs)
+    assert ledger.of_kind("dead")[0].units == ((2,),)
+    assert ledger.of_kind("dead")[0].layer == "0"
+
+
+def test_always_on_units() -> None:
+    """k^2 + k in place of k."""
+    x = normal(400, 4)
+    module = switching(x, 4, 8, 5)
+    module[0].bias.data[[1, 5, 6]] = 20.0
+    ledger = account(module, x, 8 + 9, generic=8, always_on=9)
+    assert ledger.of_kind("always on")[0].units == ((1, 5, 6),)
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_tanh_units(outputs: int) -> None:
+    inputs = 5
+    x = normal(300, inputs)
+
+    def net() -> nn.Sequential:
+        return seeded(mlp(inputs, 6, outputs, activation=nn.Tanh))
+
+    assert account(net(), x, 0).findings == ()
+
+    module = net()
+    module[2].weight.data[:, 3] = 0
+    ledger = account(module, x, inputs + 1, zero_outgoing=inputs + 1)
+    assert ledger.findings[0].units == ((3,),)
+
+    module = net()
+    module[0].weight.data[3] = 0
+    ledger = account(module, x, outputs + 1, zero_incoming=outputs + 1)
+    assert ledger.findings[0].units == ((3,),)
+
+    module = net()
+    module[0].weight.data[3] = -module[0].weight.data[1]
+    module[0].bias.data[3] = -module[0].bias.data[1]
+    cancelling = inputs + 1 if outputs == 1 else 0
+    ledger = account(module, x, outputs + cancelling, parallel=outputs, annihilating=cancelling)
+    assert ledger.findings[0].units == ((1, 3),)
+    assert ledger.closeness[0].parallel == pytest.approx(1.0, abs=1e-12)
+    assert ledger.closeness[0].parallel_units == (1, 3)
+
+    module[2].weight.data[:, 3] = 0.7 * module[2].weight.data[:, 1]
+    ledger = account(module, x, outputs + inputs + 1, parallel=outputs, annihilating=inputs + 1)
+    assert ledger.of_kind("annihilating")[0].units == ((1, 3),)
+
+
+def test_zero_outgoing_and_constant_in_an_inner_layer() -> None:
+    """The unit of the first layer feeds only what has no effect itself; the second has a dead unit."""
+    x = normal(400, 4)
+    module = seeded(mlp(4, 6, 5, 3, activation=nn.Tanh))
+    module[2].weight.data[:, 1] = 0
+    module[2].weight.data[4] = 0
+    ledger = account(module, x, 5 + 3 + 1, zero_outgoing=5, zero_incoming=4)
+    assert {(f.kind, f.layer, f.units) for f in ledger.findings} == {
+        ("zero outgoing", "0", ((1,),)),
+        ("zero incoming", "2", ((4,),)),
+    }
+
+
+def test_relu_pair_that_points_the_same_way() -> None:
+    """Positively parallel: the outgoing weights can move from one to the other, in place of nothing."""
+    x = normal(400, 5)
+    module = switching(x, 5, 6, 4)
+    module[0].weight.data[2] = 1.7 * module[0].weight.data[0]
+    module[0].bias.data[2] = 1.7 * module[0].bias.data[0]
+    ledger = account(module, x)
+    assert ledger.generic == 6
+    assert ledger.of_kind("parallel")[0].units == ((0, 2),)
+    assert ledger.non_generic["parallel"] == 4
+
+
+def test_dead_pixels() -> None:
+    """Inputs that are always zero: their weights into every unit do nothing."""
+    x = normal(400, 6)
+    x[:, [1, 4]] = 0.0
+    module = seeded(mlp(6, 5, 3, activation=nn.Tanh))
+    account(module, x, 2 * 5, data_rank=10)
+
+
+def test_few_samples() -> None:
+    """#alive + sum over units of what their active samples leave free + k^2 for equal patterns; here against dense."""
+    for seed in range(4):
+        x = normal(26, 5, seed=seed)
+        module = seeded(mlp(5, 6, 8), seed, scale=1.0)
+        account(module, x)
+
+
+@pytest.mark.parametrize(
+    ("widths", "ranks", "input_rank"),
+    [((7, 5, 6), (5, 5), 7), ((6, 4, 7, 5), (3, 2, 4), 5), ((9, 3, 8), (3, 3), 6), ((4, 6, 6, 3), (1, 5, 2), 4)],
+)
+def test_deep_linear_net(widths: tuple[int, ...], ranks: tuple[int, ...], input_rank: int) -> None:
+    """N - [sum a_i b_i - sum a_i b_{i+1}], also for weights and data that are rank deficient."""
+    module = mlp(*widths, activation=nn.Identity, bias=False)
+    weights = list(module.parameters())
+    for i, (weight, rank) in enumerate(zip(weights, ranks, strict=True)):
+        rows, columns = weight.shape
+        weight.data.copy_(normal(rows, rank, seed=3 * i + 1) @ normal(rank, columns, seed=3 * i + 2))
+        weight.data /= (rows * columns) ** 0.5
+    x = normal(40, input_rank, seed=20) @ normal(input_rank, widths[0], seed=21)
+    depth = len(weights)
+
+    def rank(*factors: Tensor) -> int:
+        return int(torch.linalg.matrix_rank(torch.linalg.multi_dot(factors) if len(factors) > 1 else factors[0]))
+
+    after = [rank(*weights[:i:-1]) if i + 1 < depth else widths[-1] for i in range(depth)]
+    before = [rank(*weights[:i][::-1], x.T) if i else rank(x) for i in range(depth)]
+    total = sum(a * b for a, b in zip(after, before, strict=True))
+    total -= sum(a * b for a, b in zip(after, before[1:], strict=False))
+    account(module, x, sum(w.numel() for w in weights) - total)
+
+
+def test_biases_between_linear_layers() -> None:
+    """The change of basis, and the shift of the hidden units: h^2 + h."""
+    account(mlp(7, 4, 6, activation=nn.Identity), normal(60, 7), 4 * 4 + 4, generic=20)
+
+
+@pytest.mark.parametrize("width", [5, 8])
+@pytest.mark.parametrize("affine", [False, True])
+def test_layer_norm(width: int, affine: bool) -> None:
+    """Before the norm what all units get alike and the scale, behind it its centring; rotations in between.
+
+    (d_in + 1) + 1, and d_out, and O(width - 1) where the span of the inputs does not cut it; with affine parameters
+    2 width more. Without bias in the norm the sum rule needs none.
+    """
+    x = normal(300, width + 1)
+    module = seeded(
+        nn.Sequential(
+            nn.Linear(width + 1, width),
+            nn.LayerNorm(width, eps=0.0, elementwise_affine=affine),
+            nn.Linear(width, 3),
+        )
+    )
+    rotations = (width - 1) * (width - 2) // 2
+    expected = (width + 2) + 1 + 3 + rotations + 2 * width * affine
+    ledger = account(module, x, expected, generic=expected)
+    assert {finding.kind for finding in ledger.findings} == {"norm"}
+
+
+def test_layer_norm_before_relu() -> None:
+    """Per unit the affine parameters against the outgoing weights, and (d_in + 1) + 1."""
+    x = normal(400, 5)
+    for seed in range(200):
+        module = seeded(nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6, eps=0.0), nn.ReLU(), nn.Linear(6, 3)), seed)
+        share = (module[:3](x) > 0).double().mean(0)
+        if share.min() > 0.1 and share.max() < 0.9:
+            break
+    account(module, x, 6 + 6 + 1, generic=13)
+
+
+def test_epsilon_of_a_norm_breaks_its_scale_and_is_named() -> None:
+    x = normal(300, 5)
+    module = seeded(nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6, eps=1e-5), nn.Tanh(), nn.Linear(6, 3)))
+    ledger = explain_zeros(module, at_own_outputs(module, x))
+    assert ledger.generic == 6  # what all units get alike, but not the scale
+    assert any(text.startswith("norm of 0") for text in ledger.broken)
+
+
+def test_rms_norm_scale_and_rotations() -> None:
+    x = normal(300, 6)
+    module = seeded(nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5, eps=0.0, elementwise_affine=False), nn.Linear(5, 4)))
+    account(module, x, 1 + 10, generic=11)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize(("inputs", "heads", "head", "outputs"), [(6, 2, 3, 6), (7, 1, 4, 5)])
+def test_attention(inputs: int, heads: int, head: int, outputs: int, bias: bool, by_hand: bool) -> None:
+    module = seeded(Attention(inputs, heads, head, outputs, bias, by_hand=by_hand))
+    nullity = heads * (2 * head**2 + 2 * head * bias)
+    account(module, normal(30, 5, inputs), nullity, generic=nullity)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_multi_head_attention(bias: bool) -> None:
+    class SelfAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(6, 2, bias=bias, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    module = seeded(SelfAttention())
+    nullity = 2 * (2 * 3**2 + 2 * 3 * bias)
+    account(module, normal(40, 5, 6), nullity, generic=nullity)
+
+
+def test_grouped_heads() -> None:
+    """One change of basis of queries and keys, and one of values, for each key/value head."""
+    module = seeded(Attention(7, 4, 3, 6, bias=False, key_heads=2))
+    account(module, normal(40, 5, 7), 2 * 2 * 3**2, generic=36)
+
+
+def test_rotary_embeddings() -> None:
+    """Queries and keys: d_h, values: d_h^2."""
+    module = seeded(Attention(7, 2, 4, 6, bias=False, rotary=True))
+    account(module, normal(40, 6, 7), 2 * (4 + 16), generic=40)
+
+
+def _switching_convnet(inputs: Tensor, make: Callable[[], nn.Sequential]) -> nn.Sequential:
+    for seed in range(500):
+        module = seeded(make(), seed, scale=1.0)
+        hidden, shares = inputs, []
+        for layer in module:
+            if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
+                shares.append((hidden > 0).double().transpose(0, 1).flatten(1).mean(1))
+            hidden = layer(hidden)
+        share = torch.cat(shares)
+        if share.min() > 0.1 and share.max() < 0.9:
+            return module
+    raise AssertionError("no such net among 500")
+
+
+def test_convolutions_through_batch_norm_and_pooling() -> None:
+    """Linear to BatchNorm is scale and shift, then one rescaling: 3 a channel; 1 a channel without the norm."""
+    inputs = normal(150, 2, 6, 6)
+    module = _switching_convnet(
+        inputs,
+        lambda: nn.Sequential(
+            *(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(3, 4, 2), nn.LeakyReLU(), nn.Flatten(), nn.Linear(16, 3)),
+        ),
+    )
+    ledger = account(module, inputs, 3 * 3 + 4, generic=13)
+    assert {(f.layer, f.dimensions) for f in ledger.findings} >= {("4", 4)}
+
+
+def test_residual_stream_without_norm() -> None:
+    """Change of basis of the stream d^2, its shift d, and d more between the biases of stem and branch."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.unembed = nn.Linear(5, 4), nn.Linear(4, 4)
+            self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.embed(x)
+            return self.unembed(hidden + self.down(torch.tanh(self.up(hidden))))
+
+    ledger = account(seeded(Residual()), normal(300, 5), 4**2 + 4 + 4, generic=24)
+    assert {f.kind: f.dimensions for f in ledger.findings} == {"change of basis": 20, "redundant bias": 4}
+
+
+def test_embedding_of_tokens_that_do_not_occur() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.first, self.last = nn.Embedding(9, 3), nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.first(self.embed(tokens).flatten(1))))
+
+    tokens = torch.cartesian_prod(torch.arange(7), torch.arange(7))
+    module = seeded(Tokens())
+    ledger = explain_zeros(module, at_own_outputs(module, tokens))
+    assert ledger.certified == ledger.nullity == dense_nullity(module, tokens)
+    assert sum(f.dimensions for f in ledger.of_kind("data rank") if f.layer == "embed") == 2 * 3
+
+
+def test_unknown_architecture_is_said_to_be_unknown() -> None:
+    class Unknown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.cumsum(self.first(x), dim=-1))
+
+    x = normal(100, 4)
+    module = seeded(Unknown())
+    ledger = explain_zeros(module, at_own_outputs(module, x))
+    assert any("cumsum" in text for text in ledger.unknown)
+    assert ledger.unexplained == ledger.nullity - ledger.certified > 0
+    assert "not known" in ledger.table()
+
+
+def test_away_from_a_critical_point_the_hessian_has_less() -> None:
+    """The certified directions are zeros of the Gauss-Newton matrix, whatever the gradient."""
+    x = normal(400, 4)
+    module = switching(x, 4, 6, 3)
+    objective = Objective(module, [(x, normal(400, 3, seed=5))], loss_fn=squared_error)
+    ledger = explain_zeros(module, objective)
+    assert (ledger.certified, ledger.nullity, ledger.unexplained) == (6, 6, 0)
+    assert phasewatch.hessian_spectrum(objective).nullity == 0
+
+
+def test_closeness_sees_degeneracy_coming() -> None:
+    x = normal(300, 5)
+    parallel, outgoing = [], []
+    for distance in (1.0, 0.1, 0.01, 0.0):
+        module = seeded(mlp(5, 6, 3, activation=nn.Tanh))
+        first, last = module[0], module[2]
+        first.weight.data[3] = -first.weight.data[1] + distance * first.weight.data[3]
+        first.bias.data[3] = -first.bias.data[1] + distance * first.bias.data[3]
+        last.weight.data[:, 0] *= distance
+        closeness = explain_zeros(module, at_own_outputs(module, x)).closeness[0]
+        parallel.append(1 - closeness.parallel)
+        outgoing.append(closeness.outgoing)
+    assert parallel == sorted(parallel, reverse=True)
+    assert outgoing == sorted(outgoing, reverse=True)
+    assert closeness.parallel_units == (1, 3)
+    assert closeness.outgoing_unit == 0
+    assert closeness.exact
+
+
+def test_same_in_single_precision_and_in_batches() -> None:
+    x = normal(400, 4)
+    module = switching(x, 4, 7, 3)
+    module[0].bias.data[2] = -100.0
+    whole = explain_zeros(module, at_own_outputs(module, x))
+    for other in (at_own_outputs(module, x, batches=3), at_own_outputs(module.float(), x.float())):
+        ledger = explain_zeros(module, other)
+        assert ledger.findings == whole.findings
+
+
+def test_nothing_is_touched() -> None:
+    x = normal(300, 4)
+    module = switching(x, 4, 6, 3)
+    objective = at_own_outputs(module, x)
+    before = torch.random.get_rng_state(), [p.clone() for p in module.parameters()], objective.parameters.clone()
+    explain_zeros(module, objective)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before[1], module.parameters(), strict=True))
+    assert torch.equal(before[2], objective.parameters)
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_another_model_is_refused() -> None:
+    x = normal(50, 4)
+    objective = at_own_outputs(mlp(4, 6, 3), x)
+    with pytest.raises(ValueError, match="shape"):
+        explain_zeros(mlp(4, 5, 3), objective)
+    with pytest.raises(ValueError, match="expected one of"):
+        explain_zeros(mlp(4, 6, 3), objective).of_kind("daed")
