@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -108,9 +110,12 @@ class Objective:
             self.batch_sizes = _batch_sizes(self._batches, batch_sizes)
             self.num_samples = sum(self.batch_sizes)
             self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
+            self._vectorizes: bool | None
             self._draws_random_numbers = False
             self._writes_to_its_inputs = False
             self.batch_losses = self._first_evaluation()
+            # None until it has been tried.
+            self._vectorizes = False if self._draws_random_numbers or self._writes_to_its_inputs else None
 
     @property
     def num_batches(self) -> int:
@@ -159,6 +164,43 @@ class Objective:
                 gradient.add_(torch.autograd.grad(batch_loss, vector)[0], alpha=weight)
                 loss.add_(batch_loss.detach(), alpha=weight)
         return loss, gradient
+
+    def losses_and_gradients(self, vectors: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """The loss of one batch and its gradient at several places, in one call where the network allows.
+
+        Args:
+            vectors: Shape ``(places, num_parameters)``.
+            batch: Index of the batch.
+
+        Returns:
+            The losses, shape ``(places,)``, and gradients, shape ``(places, num_parameters)``, both detached.
+        """
+        if len(vectors) > 1 and self._vectorizes is not False:
+            try:
+                with torch.enable_grad(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # slow batching rules of single operators
+                    leaves = vectors.detach().requires_grad_()
+                    losses = torch.func.vmap(partial(self._call, batch=batch))(leaves)
+                    (gradients,) = torch.autograd.grad(losses.sum(), leaves)
+            except Exception:
+                if self._vectorizes:
+                    raise
+                self._vectorizes = False
+            else:
+                if self._vectorizes or self._agrees(losses, gradients, vectors, batch):
+                    return losses.detach(), gradients
+        pairs = [self.loss_and_gradient(vector, batch) for vector in vectors]
+        return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+
+    def _agrees(self, losses: Tensor, gradients: Tensor, vectors: Tensor, batch: int) -> bool:
+        """Once, whether calls for several places say what a call for one says."""
+        loss, gradient = self.loss_and_gradient(vectors[-1], batch)
+        tolerance = float(torch.finfo(self.dtype).eps) ** 0.5
+        self._vectorizes = bool(
+            torch.allclose(losses[-1], loss, rtol=tolerance, equal_nan=True)
+            and (gradients[-1] - gradient).norm() <= tolerance * gradient.norm() + tolerance**2
+        )
+        return self._vectorizes
 
     def gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
         """The gradient of :meth:`loss`, shape ``(num_parameters,)``."""

@@ -12,18 +12,16 @@ from scipy import stats
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
 from phasewatch.llc.diagnostics import FloatArray
+from phasewatch.llc.hmc import Sample, sample_hmc
 from phasewatch.llc.posterior import LocalizedPosterior
-from phasewatch.llc.sgld import Chains, sample_sgld
 from phasewatch.objective import Objective
 
-HEATING_ERROR = 0.1
-"""Relative error of the first-order correction for gradient noise; part of the standard error."""
-DIVERGED = 0.2
-"""A chain with a larger share of refused draws than this has diverged."""
+WARMING_ERROR = 0.1
+"""Relative error of the correction for the change of batches; part of the standard error."""
+STUCK = 0.05
+"""A chain that accepts a smaller share of its moves than this has diverged."""
 FALLEN = 1e12
 """So has one whose nbeta (L - L(w*)) is below minus this: the loss has no floor."""
-EXCURSION = 10.0
-"""Draws more robust standard deviations than this above the median betray steps too long for where a chain went."""
 DRIFT_SIGNIFICANCE = 3.0
 """A drift counts only where it is this many standard errors from none."""
 
@@ -35,20 +33,18 @@ class Thresholds:
     Attributes:
         rhat: Largest split R-hat.
         ess: Smallest effective sample size.
-        acceptance: Smallest acceptance probability of the moves of late burn-in.
-        refused: Largest share of draws taken back, among the chains that did not diverge.
+        acceptance: Smallest share of accepted moves.
         drift: Largest change of the mean from the first to the second half of the draws, as a share of it.
         descent: Largest ``descent`` as a share of the estimate.
-        heating: Largest ``heating`` as a share of the estimate.
+        warming: Largest ``warming`` as a share of the estimate.
     """
 
     rhat: float = 1.1
     ess: float = 30.0
-    acceptance: float = 0.6
-    refused: float = 0.01
+    acceptance: float = 0.3
     drift: float = 0.1
     descent: float = 0.25
-    heating: float = 0.5
+    warming: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -56,24 +52,24 @@ class LLCEstimate:
     """A local learning coefficient with its uncertainty and the diagnostics of its chains.
 
     Attributes:
-        learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``heating``. Negative where w* is far from a minimum;
+        learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``warming``. Negative where w* is far from a minimum;
             never clipped. NaN only where all chains diverged.
-        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``heating``.
+        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``warming``.
         interval: 95 % interval (low, high) for the expectation under the localized posterior, by Student's t.
         reliable: Whether every check passed.
         reasons: What did not pass, one phrase a check.
         rhat: Split R-hat of the loss; NaN where all draws are equal or all chains diverged.
         ess: Effective number of independent draws; NaN likewise.
-        acceptance: Mean probability with which Metropolis' rule would take a move, over late burn-in.
+        acceptance: Share of accepted moves.
         step_size: The frozen step, in units of the preconditioner.
         nbeta: Inverse temperature times n.
         localization: Precision gamma of the Gaussian that holds the chains at w*.
         n: Data-set size.
         loss: The baseline L(w*).
-        heating: What the noise of minibatch gradients added to the raw mean, to first order; subtracted.
+        warming: What the change of batches added to the raw mean; subtracted.
         descent: By how much nbeta L can fall from w* to the minimum nearby, from the slope of the loss at w*; an
             estimate at that minimum is larger by about as much.
-        distance: Root mean square distance from w* after the last draw.
+        distance: Root mean square distance of the draws from w*.
         chains: Number of chains run.
         diverged_chains: Number of chains that could not stay where the loss is finite and near L(w*); left out.
         draws: Draws a chain.
@@ -93,7 +89,7 @@ class LLCEstimate:
     localization: float
     n: int
     loss: float
-    heating: float
+    warming: float
     descent: float
     distance: float
     chains: int
@@ -113,22 +109,19 @@ def estimate_llc(
     seed: int = 0,
     *,
     chains: int = 4,
-    draws: int = 200,
-    burn_in: int = 200,
+    draws: int = 3_000,
+    burn_in: int = 1_000,
     nbeta: float | None = None,
     localization: float = 1.0,
-    target_acceptance: float = 0.92,
-    max_heating: float = 0.3,
-    persistence: float = 0.8,
     thresholds: Thresholds | None = None,
 ) -> LLCEstimate:
     r"""Estimate the local learning coefficient at ``objective.parameters``.
 
     :math:`\hat\lambda = n\beta\,(E[L_n(w)] - L_n(w^*))` under the density :math:`\propto \exp(-n\beta L_n(w) -
     \tfrac{\gamma}{2}|w - w^*|^2)` (Lau et al. 2023, "The local learning coefficient: a singularity-aware complexity
-    measure", eq. 14), by underdamped SGLD (:mod:`phasewatch.llc.sgld`). Each draw is the loss on a batch less the
-    loss of w* on the same batch. The step size sets itself. It costs ``chains * (burn_in + draws)`` minibatch
-    gradients, one a batch, and twelve.
+    measure", eq. 14), by Hamiltonian Monte Carlo on minibatches (:mod:`phasewatch.llc.hmc`). Each draw is the loss on a
+    batch less the loss of w* on the same batch. The sampler sets itself up. It costs ``chains * (burn_in + draws)``
+    minibatch gradients, one a batch, and a dozen.
 
     Args:
         objective: The loss, on a fixed probe.
@@ -140,10 +133,6 @@ def estimate_llc(
         nbeta: Inverse temperature times n; default n / log n.
         localization: Precision gamma of the Gaussian around w*. It lowers the estimate where it is not small
             against nbeta times the curvature.
-        target_acceptance: Mean probability with which Metropolis' rule would take a step.
-        max_heating: Largest share of the estimate that the noise of minibatch gradients may add to it before it
-            is corrected for; shortens the steps.
-        persistence: Part of the momentum that survives a step, in [0, 1).
         thresholds: When the estimate is unreliable.
 
     Returns:
@@ -168,33 +157,26 @@ def estimate_llc(
     n = objective.num_samples if n is None else n
     if n < 2:
         raise ValueError(f"n is {n}; expected the size of the training set, at least 2 (nbeta = n / log n).")
-    check_settings(chains, draws, burn_in, nbeta, localization, target_acceptance, max_heating, persistence)
+    check_settings(chains, draws, burn_in, nbeta, localization)
     nbeta = n / math.log(n) if nbeta is None else nbeta
     with isolated():
         posterior = LocalizedPosterior(objective, nbeta, localization)
-        sample = sample_sgld(
-            posterior,
-            chains=chains,
-            draws=draws,
-            burn_in=burn_in,
-            target_acceptance=target_acceptance,
-            max_heating=max_heating,
-            persistence=persistence,
-            seed=seed,
-        )
-    kept = (sample.refused <= DIVERGED) & (nbeta * sample.excess_losses > -FALLEN).all(axis=1)
-    values = nbeta * sample.excess_losses[kept] - sample.heating
-    mean = error = rhat = ess = descent = distance = half_width = math.nan
+        sample = sample_hmc(posterior, chains=chains, draws=draws, burn_in=burn_in, seed=seed)
+    kept = (sample.acceptance > STUCK) & (np.abs(sample.energies) < FALLEN).all(axis=1)
+    values = sample.energies[kept] - sample.warming[kept].mean() if kept.any() else sample.energies[kept]
+    mean = error = rhat = ess = descent = distance = warming = half_width = math.nan
     if kept.any():
+        warming = float(sample.warming[kept].mean())
+        warming_error = float(np.sqrt(np.square(sample.warming_error[kept]).sum()) / kept.sum())
         mean = float(values.mean())
-        error = math.hypot(diagnostics.standard_error(values), HEATING_ERROR * sample.heating)
+        error = math.hypot(diagnostics.standard_error(values), warming_error, WARMING_ERROR * warming)
         rhat, ess = diagnostics.split_rhat(values), diagnostics.effective_sample_size(values)
         # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
         half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
         # In a quadratic well at -K^-1 g from w* the mean slope g.(w - w*) is -g K^-1 g, twice the well's depth.
         descent = float(-sample.slopes[kept].mean() / 2)
-        distance = float(np.sqrt(np.square(sample.distances[kept]).mean()))
-    reasons = _reasons(sample, kept, values, mean, rhat, ess, descent, thresholds or Thresholds())
+        distance = float(np.sqrt(sample.squared_distances[kept].mean()))
+    reasons = _reasons(sample, kept, values, mean, warming, rhat, ess, descent, thresholds or Thresholds())
     return LLCEstimate(
         learning_coefficient=mean,
         standard_error=error,
@@ -203,13 +185,13 @@ def estimate_llc(
         reasons=reasons,
         rhat=rhat,
         ess=ess,
-        acceptance=sample.acceptance,
+        acceptance=float(sample.acceptance[kept].mean()) if kept.any() else 0.0,
         step_size=sample.step_size,
         nbeta=nbeta,
         localization=localization,
         n=n,
         loss=float(np.dot(objective.batch_weights, objective.batch_losses.tolist())),
-        heating=sample.heating,
+        warming=warming,
         descent=descent,
         distance=distance,
         chains=chains,
@@ -220,10 +202,11 @@ def estimate_llc(
 
 
 def _reasons(
-    sample: Chains,
+    sample: Sample,
     kept: NDArray[np.bool_],
     values: FloatArray,
     mean: float,
+    warming: float,
     rhat: float,
     ess: float,
     descent: float,
@@ -241,25 +224,20 @@ def _reasons(
         reasons.append(f"the chains disagree (R-hat {rhat:.2f})")
     if ess < limits.ess:
         reasons.append(f"too few independent draws ({ess:.0f})")
-    if sample.acceptance < limits.acceptance:
-        reasons.append(f"the step size did not settle (acceptance {sample.acceptance:.2f})")
+    if (acceptance := float(sample.acceptance[kept].mean())) < limits.acceptance:
+        reasons.append(f"the chains often stick (acceptance {acceptance:.2f})")
     half = values.shape[1] // 2
     drift = float(values[:, half:].mean() - values[:, :half].mean())
     # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
     drift_error = 2 * diagnostics.standard_error(values)
     if abs(drift) > max(limits.drift * abs(mean), DRIFT_SIGNIFICANCE * drift_error):
         reasons.append(f"the loss still drifts ({drift:+.3g} from one half of the draws to the other)")
-    if (refused := float(sample.refused[kept].mean())) > limits.refused:
-        reasons.append(f"the chains leave the region of w* ({refused:.0%} of the draws were taken back)")
-    median = np.median(values)
-    if values.max() - median > EXCURSION * (1 + 1.4826 * np.median(np.abs(values - median))):
-        reasons.append(f"the steps are too long for where a chain went (a draw at {values.max():.3g})")
     if mean < 0:
         reasons.append("negative: the chains found lower loss than w*")
     elif descent > limits.descent * mean:
         reasons.append(f"w* is not near a minimum (nbeta L falls by {descent:.3g} nearby)")
-    if sample.heating > limits.heating * max(abs(mean), 1.0):
-        reasons.append(f"gradient noise added {sample.heating:.3g}: larger batches are needed")
+    if warming > limits.warming * max(abs(mean), 1.0):
+        reasons.append(f"the change of batches added {warming:.3g}: larger batches are needed")
     return tuple(reasons)
 
 
@@ -269,9 +247,6 @@ def check_settings(
     burn_in: int,
     nbeta: float | None,
     localization: float,
-    target_acceptance: float = 0.92,
-    max_heating: float = 0.3,
-    persistence: float = 0.8,
 ) -> None:
     """Check the settings of :func:`estimate_llc` before there is anything to measure.
 
@@ -288,9 +263,3 @@ def check_settings(
         raise ValueError(f"nbeta is {nbeta}; expected a positive number, or None for n / log n.")
     if not (localization >= 0 and math.isfinite(localization)):
         raise ValueError(f"localization is {localization}; expected 0 or a positive number.")
-    if not 0 < target_acceptance < 1:
-        raise ValueError(f"target_acceptance is {target_acceptance}; expected a number between 0 and 1.")
-    if not max_heating > 0:
-        raise ValueError(f"max_heating is {max_heating}; expected a positive number.")
-    if not 0 <= persistence < 1:
-        raise ValueError(f"persistence is {persistence}; expected a number from 0 to below 1.")

@@ -14,8 +14,8 @@ CONTROL_VARIATE_BYTES = 2**28
 class LocalizedPosterior:
     r"""Minibatch views of :math:`U(w) = n\beta\,(L(w) - L(w^*)) + \tfrac{\gamma}{2} |w - w^*|^2`.
 
-    The gradient of batch b is corrected by its known error at w* (a control variate: Baker et al. 2019,
-    "Control variates for stochastic gradient MCMC"), so that its noise vanishes at w* and stays small near it.
+    The loss of batch b is corrected by its known slope at w* (a control variate: Baker et al. 2019, "Control
+    variates for stochastic gradient MCMC"), so that the noise of its gradient vanishes at w* and stays small near it.
 
     Attributes:
         center: w*, shape ``(num_parameters,)``.
@@ -30,41 +30,41 @@ class LocalizedPosterior:
         self.localization = localization
         self.center = objective.parameters
         self.gradients = 0
-        self._batch_losses = objective.batch_losses
         count = objective.num_batches
         size = self.center.numel() * self.center.element_size()
-        self._kept = count * size <= CONTROL_VARIATE_BYTES
-        self._corrections = self.center.new_empty(count if self._kept else 0, self.center.numel())
+        kept = count * size <= CONTROL_VARIATE_BYTES
+        self._corrections = self.center.new_empty(count if kept else 0, self.center.numel())
         self.full_gradient = torch.zeros_like(self.center)
         for batch, weight in enumerate(objective.batch_weights):
-            _, gradient = self._loss_and_gradient(self.center, batch)
+            _, gradient = objective.loss_and_gradient(self.center, batch)
+            self.gradients += 1
             self.full_gradient.add_(gradient, alpha=weight)
-            if self._kept:
+            if kept:
                 self._corrections[batch] = gradient
         torch.sub(self.full_gradient, self._corrections, out=self._corrections)
 
-    def excess_loss_and_force(self, position: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """L_b(w) - L_b(w*), a scalar, and minus the estimate from this batch of the gradient of U."""
-        loss, force = self._loss_and_gradient(position, batch)
-        if self._kept:
-            force.add_(self._corrections[batch])
-        force.mul_(-self.nbeta)
-        if self.localization:
-            force.add_(self.center, alpha=self.localization).sub_(position, alpha=self.localization)
-        return loss - self._batch_losses[batch], force
+    def evaluate(self, positions: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What a batch says of U at several positions.
 
-    def potential(self, position: Tensor, batch: int, excess_loss: Tensor) -> Tensor:
-        """The potential whose exact negative gradient is the force from this batch; a float64 scalar."""
-        displacement = position - self.center
-        energy = self.nbeta * excess_loss.double() + self.localization / 2 * displacement.square().sum().double()
-        if self._kept:
-            energy += self.nbeta * torch.dot(self._corrections[batch], displacement).double()
-        return energy
+        Args:
+            positions: Shape ``(chains, num_parameters)``.
+            batch: Index of the batch.
 
-    def slope(self, position: Tensor) -> Tensor:
-        """First-order change of nbeta L from w* to ``position``, a scalar."""
-        return self.nbeta * torch.dot(self.full_gradient, position - self.center)
+        Returns:
+            nbeta times the excess loss and U, shape ``(chains,)`` and in float64, and the exact gradient of that U,
+            shape ``(chains, num_parameters)``.
+        """
+        losses, gradients = self.objective.losses_and_gradients(positions, batch)
+        self.gradients += len(positions)
+        displacements = positions - self.center
+        excess = (losses - self.objective.batch_losses[batch]).double()
+        if len(self._corrections):
+            excess += (displacements @ self._corrections[batch]).double()
+            gradients += self._corrections[batch]
+        energies = self.nbeta * excess
+        potentials = energies + self.localization / 2 * displacements.square().sum(dim=1).double()
+        return energies, potentials, gradients.mul_(self.nbeta).add_(displacements, alpha=self.localization)
 
-    def _loss_and_gradient(self, position: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        self.gradients += 1
-        return self.objective.loss_and_gradient(position, batch)
+    def slopes(self, positions: Tensor) -> Tensor:
+        """First-order change of nbeta L from w* to each position, shape ``(chains,)``."""
+        return self.nbeta * ((positions - self.center) @ self.full_gradient)

@@ -1,0 +1,285 @@
+"""Generalized Hamiltonian Monte Carlo on minibatches; step, masses and friction set themselves in burn-in.
+
+A move is one leapfrog step with a momentum that mostly persists (Horowitz 1991, "A generalized guided Monte Carlo
+algorithm"), accepted or refused by Metropolis' rule with the loss of one batch at both ends, so that the step size
+biases nothing. Refusals, which reverse the momentum, are made to cluster (Neal 2020, "Non-reversibly updating a uniform
+[0,1] value for Metropolis accept/reject decisions"): between them the chains run straight. A batch serves several
+moves. The energy that comes in when the next takes over would warm the chains; the friction is set to drain it, and
+what it leaves is known, since what comes in is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from phasewatch.llc.posterior import LocalizedPosterior
+
+TARGET_ACCEPTANCE = 0.95
+ADAPTATION_RATE, ADAPTATION_DECAY = 1.5, 0.6
+"""Move k of burn-in changes log(step) by ``rate * k ** -decay`` times the error: Robbins-Monro."""
+PRECONDITIONED_FROM = 1 / 3
+"""Share of burn-in after which the masses are frozen."""
+CURVATURE_FLOOR = 0.1
+"""Added to the curvatures of the masses, in units of their mean: few draws underestimate small ones."""
+POWER_ITERATIONS = 5
+MOVES_PER_BATCH = 16
+MOVES_PER_REFRESHMENT = 4
+FREE_PATH, FREE_PATHS = 50, 20
+"""Momentum lasts this many moves, or less where the draws are fewer than so many times that."""
+MAX_WARMING = 0.1
+"""Share of nbeta L that may come from the change of batches."""
+WARMING_CHECKS = 8
+THRESHOLD_DRIFT = 0.04
+"""Largest change per move of the variable that decides on acceptance."""
+CHAINS_AT_ONCE_BELOW = {"cpu": 20_000, "cuda": 2_000_000}
+"""Parameters up to which all chains are evaluated in one call; larger nets hold one chain at a time."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the chains saw after burn-in.
+
+    Attributes:
+        energies: nbeta (L_b(w_t) - L_b(w*)) on the batch b of each draw, its slope at w* replaced by that of all
+            batches; shape ``(chains, draws)``.
+        slopes: First-order change of nbeta L on all batches from w* to w_t, same shape.
+        squared_distances: Of each draw from w*, same shape.
+        acceptance: Share of accepted moves, shape ``(chains,)``.
+        warming: What the change of batches adds to nbeta L, shape ``(chains,)``.
+        warming_error: Its standard error, same shape.
+        step_size: The frozen step, in units of the preconditioner, mean over the chains.
+    """
+
+    energies: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+    squared_distances: NDArray[np.float64]
+    acceptance: NDArray[np.float64]
+    warming: NDArray[np.float64]
+    warming_error: NDArray[np.float64]
+    step_size: float
+
+
+def sample_hmc(posterior: LocalizedPosterior, *, chains: int, draws: int, burn_in: int, seed: int) -> Sample:
+    """Run all chains from w*: ``burn_in`` gradients each that set the sampler up, then ``draws`` with it frozen.
+
+    Args:
+        posterior: What to sample.
+        chains: Number of chains.
+        draws: Draws a chain, one minibatch gradient each.
+        burn_in: Minibatch gradients a chain before them.
+        seed: Seeds one generator a chain and the order of the batches.
+    """
+    seeds = np.random.SeedSequence(seed).spawn(chains)
+    at_once = posterior.center.numel() <= CHAINS_AT_ONCE_BELOW.get(posterior.center.device.type, 0)
+    blocks = [seeds] if at_once else [[one] for one in seeds]
+    samples = [_Block(posterior, block).run(burn_in, draws) for block in blocks]
+    return Sample(
+        energies=np.concatenate([s.energies for s in samples]),
+        slopes=np.concatenate([s.slopes for s in samples]),
+        squared_distances=np.concatenate([s.squared_distances for s in samples]),
+        acceptance=np.concatenate([s.acceptance for s in samples]),
+        warming=np.concatenate([s.warming for s in samples]),
+        warming_error=np.concatenate([s.warming_error for s in samples]),
+        step_size=float(np.mean([s.step_size for s in samples])),
+    )
+
+
+class _Block:
+    """Chains that move together: positions, momenta of unit mass in scaled coordinates, one batch for all."""
+
+    def __init__(self, posterior: LocalizedPosterior, seeds: list[np.random.SeedSequence]) -> None:
+        center = posterior.center
+        self.posterior = posterior
+        self.generators = [
+            torch.Generator(center.device).manual_seed(int(one.generate_state(1, np.uint64)[0] >> 1)) for one in seeds
+        ]
+        self.host = np.random.default_rng(seeds[0].spawn(1)[0])
+        self.batches = balanced_batches(posterior.objective.batch_weights, self.host)
+        self.batch = next(self.batches)
+        self.scale = torch.ones_like(center)
+        self.positions = center.repeat(len(seeds), 1)
+        self.momenta = self._normal()
+        self.energies, self.potentials, self.gradients = posterior.evaluate(self.positions, self.batch)
+        # Uniform on (-1, 1); its absolute value decides, its sign is the direction in which that moves.
+        self.thresholds = torch.as_tensor(self.host.uniform(-1, 1, len(seeds)), device=center.device)
+        self.log_step = torch.zeros((), device=center.device, dtype=torch.float64)
+        self.moves_per_batch = MOVES_PER_BATCH if posterior.objective.num_batches > 1 else None
+        self.persistence = 0.0
+        self._moves = 0
+
+    def run(self, burn_in: int, draws: int) -> Sample:
+        free_path = min(FREE_PATH, max(2.0, draws / FREE_PATHS))
+        self.persistence = 1 - 1 / free_path
+        self._calibrate(burn_in)
+        shape = (draws, len(self.positions))
+        energies = self.potentials.new_empty(shape)
+        slopes, squared_distances = torch.empty_like(energies), torch.empty_like(energies)
+        accepted, jumps = torch.zeros_like(self.potentials), []
+        moves = 0
+        for draw in range(draws):
+            if self._batch_is_used_up():
+                jumps.append(self._change_batch())
+            else:
+                accepted += self._move()[1]
+                moves += 1
+            energies[draw] = self.energies
+            slopes[draw] = self.posterior.slopes(self.positions)
+            squared_distances[draw] = (self.positions - self.posterior.center).square().sum(dim=1)
+        warming, warming_error = self._warming(jumps)
+        return Sample(
+            energies=energies.T.cpu().numpy(),
+            slopes=slopes.T.cpu().numpy(),
+            squared_distances=squared_distances.T.cpu().numpy(),
+            acceptance=accepted.cpu().numpy() / moves,
+            warming=warming,
+            warming_error=warming_error,
+            step_size=float(self.log_step.exp()),
+        )
+
+    def _calibrate(self, burn_in: int) -> None:
+        """Set the step size by acceptance, the masses by the mean squared force, the friction by the warming."""
+        self.log_step.fill_(math.log(self._first_step()))
+        squared_forces = torch.zeros_like(self.scale)
+        masses_at = int(PRECONDITIONED_FROM * burn_in)
+        checks = {masses_at + (burn_in - masses_at) * (k + 1) // WARMING_CHECKS for k in range(WARMING_CHECKS)}
+        late = masses_at + (burn_in - masses_at) // 2
+        late_log_step, late_moves, moves = torch.zeros_like(self.log_step), 0, 0
+        jumps: list[Tensor] = []
+        energy = torch.zeros_like(self.log_step)
+        for gradient in range(burn_in):
+            if gradient == masses_at:
+                # At equilibrium the mean squared force is the diagonal of the Hessian of the potential.
+                curvatures = squared_forces / masses_at + self.posterior.localization
+                self.scale = (curvatures + CURVATURE_FLOOR * curvatures.mean()).rsqrt()
+                self.log_step.fill_(math.log(self._first_step()))
+                jumps, moves = [], 0
+                energy.zero_()
+            if self._batch_is_used_up():
+                jumps.append(self._change_batch())
+            else:
+                acceptance, _ = self._move()
+                moves += 1
+                change = ADAPTATION_RATE * moves**-ADAPTATION_DECAY
+                self.log_step += change * (acceptance.mean() - TARGET_ACCEPTANCE)
+            if gradient < masses_at:
+                squared_forces += self.gradients.square().mean(dim=0)
+            if gradient >= late:
+                late_log_step += self.log_step
+                late_moves += 1
+            energy += self.energies.mean()
+            if gradient + 1 in checks and jumps:
+                self._limit_warming(jumps, float(energy) / ((burn_in - masses_at) / WARMING_CHECKS))
+                jumps = []
+                energy.zero_()
+        self.log_step = late_log_step / late_moves
+
+    def _limit_warming(self, jumps: list[Tensor], energy: float) -> None:
+        """More friction where the change of batches warms the chains, then shorter stays with a batch."""
+        share = float(np.mean(self._warming(jumps)[0])) / max(energy, 1.0)
+        if not share > MAX_WARMING:
+            return
+        drained = self._drained()
+        if drained * MOVES_PER_REFRESHMENT < 1:
+            wanted = min(1.0, drained * MOVES_PER_REFRESHMENT * share / MAX_WARMING)
+            self.persistence = (1 - wanted) ** (0.5 / MOVES_PER_REFRESHMENT)
+        elif self.moves_per_batch is not None:
+            self.moves_per_batch = max(1, self.moves_per_batch // 2)
+
+    def _drained(self) -> float:
+        """Share of the surplus of kinetic energy that refreshment takes away per move."""
+        moves = min(MOVES_PER_REFRESHMENT, self.moves_per_batch or MOVES_PER_REFRESHMENT)
+        return (1 - self.persistence ** (2 * moves)) / moves
+
+    def _warming(self, jumps: list[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What jumps of the potential leave in kinetic energy, and so in potential energy, with its standard error."""
+        if not jumps or self.moves_per_batch is None:
+            return np.zeros(len(self.positions)), np.zeros(len(self.positions))
+        values = torch.stack(jumps).cpu().numpy() / (self.moves_per_batch * self._drained())
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.abs(values[0])
+        return values.mean(axis=0), spread / math.sqrt(len(values))
+
+    def _batch_is_used_up(self) -> bool:
+        return self.moves_per_batch is not None and self._moves >= self.moves_per_batch
+
+    def _change_batch(self) -> Tensor:
+        """Go on with the next batch; returns by how much the potential changes."""
+        before = self.potentials
+        self.batch = next(self.batches)
+        self._moves = 0
+        self.energies, self.potentials, self.gradients = self.posterior.evaluate(self.positions, self.batch)
+        return self.potentials - before
+
+    def _move(self) -> tuple[Tensor, Tensor]:
+        """One step of all chains; returns Metropolis' probabilities, and which were accepted."""
+        if self._moves % MOVES_PER_REFRESHMENT == 0:
+            persistence = self.persistence ** min(MOVES_PER_REFRESHMENT, self.moves_per_batch or MOVES_PER_REFRESHMENT)
+            self.momenta.mul_(persistence).add_(self._normal(), alpha=math.sqrt(1 - persistence**2))
+        self._moves += 1
+        stride = (self.log_step.exp() * self.scale).to(self.scale.dtype)
+        half_kicked = self.momenta - stride / 2 * self.gradients
+        positions = self.positions + stride * half_kicked
+        energies, potentials, gradients = self.posterior.evaluate(positions, self.batch)
+        momenta = half_kicked.addcmul_(stride, gradients, value=-0.5)
+        work = potentials - self.potentials + (_kinetic(momenta) - _kinetic(self.momenta))
+        work = torch.where(work.isnan(), torch.inf, work)
+        acceptance = torch.exp(-work.clamp(min=0))
+        self.thresholds += self.host.uniform(0, THRESHOLD_DRIFT)
+        self.thresholds = torch.where(self.thresholds > 1, self.thresholds - 2, self.thresholds)
+        accepted = self.thresholds.abs() < acceptance
+        self.thresholds = torch.where(accepted, self.thresholds * work.exp(), self.thresholds)
+        row = accepted[:, None]
+        self.positions = torch.where(row, positions, self.positions)
+        self.momenta = torch.where(row, momenta, -self.momenta)
+        self.gradients = torch.where(row, gradients, self.gradients)
+        self.energies = torch.where(accepted, energies, self.energies)
+        self.potentials = torch.where(accepted, potentials, self.potentials)
+        return acceptance, accepted
+
+    def _normal(self) -> Tensor:
+        noise = torch.empty_like(self.positions)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.normal_(generator=generator)
+        return noise
+
+    def _first_step(self) -> float:
+        """One over the root of the largest scaled curvature, by power iteration on differences of the gradient."""
+        position = self.positions[:1]
+        gradient = self.gradients[:1]
+        direction = torch.empty_like(position).normal_(generator=self.generators[0])
+        curvature = 1.0
+        for _ in range(POWER_ITERATIONS):
+            reach = 1 / (curvature**0.5 * float(direction.norm()))
+            _, _, moved = self.posterior.evaluate(position + reach * self.scale * direction, self.batch)
+            change = (moved - gradient).mul_(self.scale).mul_(curvature**0.5)
+            size = float(change.norm())
+            if not (math.isfinite(size) and size > 0):
+                break
+            direction, curvature = change, size
+        return 1 / math.sqrt(curvature)
+
+
+def _kinetic(momenta: Tensor) -> Tensor:
+    return momenta.square().sum(dim=1).double() / 2
+
+
+def balanced_batches(weights: list[float], random: np.random.Generator) -> Iterator[int]:
+    """Batch numbers without end, each as often as its weight says, in random order, pass by pass.
+
+    Args:
+        weights: Share of each batch; they sum to 1.
+        random: Draws the order.
+    """
+    count = len(weights)
+    while True:
+        order = random.permutation(count)
+        edges = np.cumsum(np.asarray(weights)[order])
+        points = (np.arange(count) + random.random()) / count
+        chosen = order[np.minimum(np.searchsorted(edges, points, side="right"), count - 1)]
+        yield from random.permutation(chosen).tolist()
