@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint wheel-test bench-hessian clean
+.PHONY: help demo test quick lint wheel-test bench-hessian bench-llc clean
 
 help:
 	@echo "make demo        train a real network with phasewatch watching, and say where to look"
 	@echo "make test        all tests, lint and types"
 	@echo "make quick       the same without the slow tests"
+	@echo "make bench-llc      learning coefficients against exact answers and peers"
 	@echo "make bench-hessian  curvature against its peers, in units of one gradient"
 	@echo "make wheel-test  build the wheel and try it in an environment of its own"
 
@@ -47,6 +48,9 @@ $(VENV)/.peers: $(BIN)/phasewatch benchmarks/requirements.txt
 
 bench-hessian: $(VENV)/.peers
 	$(BIN)/python benchmarks/hessian.py
+
+bench-llc: $(VENV)/.peers
+	$(BIN)/python benchmarks/llc.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

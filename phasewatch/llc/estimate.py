@@ -20,7 +20,7 @@ WARMING_ERROR = 0.1
 """Relative error of the correction for the change of batches; part of the standard error."""
 STUCK = 0.05
 """A chain that accepts a smaller share of its moves than this has diverged."""
-FALLEN = 1e12
+FALLEN = 1e9
 """So has one whose nbeta (L - L(w*)) is below minus this: the loss has no floor."""
 DRIFT_SIGNIFICANCE = 3.0
 """A drift counts only where it is this many standard errors from none."""
@@ -108,11 +108,11 @@ def estimate_llc(
     n: int | None = None,
     seed: int = 0,
     *,
-    chains: int = 4,
+    chains: int = 8,
     draws: int = 3_000,
     burn_in: int = 1_000,
     nbeta: float | None = None,
-    localization: float = 1.0,
+    localization: float = 0.3,
     thresholds: Thresholds | None = None,
 ) -> LLCEstimate:
     r"""Estimate the local learning coefficient at ``objective.parameters``.

@@ -26,12 +26,16 @@ ADAPTATION_RATE, ADAPTATION_DECAY = 1.5, 0.6
 """Move k of burn-in changes log(step) by ``rate * k ** -decay`` times the error: Robbins-Monro."""
 PRECONDITIONED_FROM = 1 / 3
 """Share of burn-in after which the masses are frozen."""
+SPREADING = 16.0
+"""Until then nbeta is less by this factor: chains that start at one point spread over its flat directions sooner."""
+GRADIENTS_OF_SPREADING = 60
+"""Burn-in needed per unit of that factor, or it is less: a short one could not cool the chains again."""
 CURVATURE_FLOOR = 0.1
 """Added to the curvatures of the masses, in units of their mean: few draws underestimate small ones."""
 POWER_ITERATIONS = 5
 MOVES_PER_BATCH = 16
 MOVES_PER_REFRESHMENT = 4
-FREE_PATH, FREE_PATHS = 50, 20
+FREE_PATH, FREE_PATHS = 100, 20
 """Momentum lasts this many moves, or less where the draws are fewer than so many times that."""
 MAX_WARMING = 0.1
 """Share of nbeta L that may come from the change of batches."""
@@ -106,7 +110,7 @@ class _Block:
         self.scale = torch.ones_like(center)
         self.positions = center.repeat(len(seeds), 1)
         self.momenta = self._normal()
-        self.energies, self.potentials, self.gradients = posterior.evaluate(self.positions, self.batch)
+        self._evaluate()
         # Uniform on (-1, 1); its absolute value decides, its sign is the direction in which that moves.
         self.thresholds = torch.as_tensor(self.host.uniform(-1, 1, len(seeds)), device=center.device)
         self.log_step = torch.zeros((), device=center.device, dtype=torch.float64)
@@ -145,6 +149,10 @@ class _Block:
 
     def _calibrate(self, burn_in: int) -> None:
         """Set the step size by acceptance, the masses by the mean squared force, the friction by the warming."""
+        nbeta = self.posterior.nbeta
+        spreading = min(SPREADING, max(1.0, burn_in / GRADIENTS_OF_SPREADING))
+        self.posterior.nbeta = nbeta / spreading
+        self._evaluate()
         self.log_step.fill_(math.log(self._first_step()))
         squared_forces = torch.zeros_like(self.scale)
         masses_at = int(PRECONDITIONED_FROM * burn_in)
@@ -155,8 +163,10 @@ class _Block:
         energy = torch.zeros_like(self.log_step)
         for gradient in range(burn_in):
             if gradient == masses_at:
+                self.posterior.nbeta = nbeta
+                self._evaluate()
                 # At equilibrium the mean squared force is the diagonal of the Hessian of the potential.
-                curvatures = squared_forces / masses_at + self.posterior.localization
+                curvatures = spreading * squared_forces / masses_at + self.posterior.localization
                 self.scale = (curvatures + CURVATURE_FLOOR * curvatures.mean()).rsqrt()
                 self.log_step.fill_(math.log(self._first_step()))
                 jumps, moves = [], 0
@@ -213,8 +223,11 @@ class _Block:
         before = self.potentials
         self.batch = next(self.batches)
         self._moves = 0
-        self.energies, self.potentials, self.gradients = self.posterior.evaluate(self.positions, self.batch)
+        self._evaluate()
         return self.potentials - before
+
+    def _evaluate(self) -> None:
+        self.energies, self.potentials, self.gradients = self.posterior.evaluate(self.positions, self.batch)
 
     def _move(self) -> tuple[Tensor, Tensor]:
         """One step of all chains; returns Metropolis' probabilities, and which were accepted."""

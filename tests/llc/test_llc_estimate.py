@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from phasewatch.isolation import RandomState
 from phasewatch.llc import LLCEstimate, Thresholds, estimate_llc
-from phasewatch.llc.sgld import balanced_batches
+from phasewatch.llc.hmc import balanced_batches
 from phasewatch.objective import Objective
 
 
@@ -69,43 +69,39 @@ def test_regular_model(inputs: int, outputs: int, noise: float) -> None:
 
 
 def test_noise_of_small_batches_is_corrected() -> None:
-    """Batches of 50: the raw mean is far too high, the corrected one is not; 4 standard errors, P(fail) < 1e-3."""
+    """Batches of 50: what their change adds is seen and taken off; 4 standard errors, P(fail) < 1e-3."""
     objective, eigenvalues = regression(10, 4, noise=0.0, batch_size=50, seed=5)
-    estimate = estimate_llc(objective, seed=2, draws=1_000)
+    estimate = estimate_llc(objective, seed=2)
     exact = localized_quadratic(eigenvalues, estimate)
     assert abs(estimate.learning_coefficient - exact) < 4 * estimate.standard_error
-    assert estimate.learning_coefficient + estimate.heating - exact > 4 * estimate.standard_error
+    assert estimate.warming > 0.02 * exact
 
 
 @pytest.mark.parametrize(("widths", "rank"), [([4, 3, 6], 1), ([10, 6, 7], 3), ([5, 5, 5], 0), ([7, 5, 5, 7], 3)])
 def test_singular_linear_networks(widths: list[int], rank: int) -> None:
-    """Within 12 % of the formula with its finite-n term, over three seeds.
+    """Within 8 % of the formula with its finite-n term; d / 2 is wrong by 40 % and more.
 
-    Chains of the default length start at w* and have not fully spread over its flat directions, hence a tolerance
-    above the standard error, which three seeds bring to 2 %; d / 2 is wrong by 40 % and more.
+    The standard error is 2 %, and localization takes off up to 2 %: P(fail) < 1e-2 a case.
     """
     value, multiplicity = deep_linear_network(widths, rank)
-    estimates = [estimate_llc(linear_network(widths, rank, seed=seed), seed=seed) for seed in range(3)]
+    estimates = [estimate_llc(linear_network(widths, rank, seed=seed), seed=seed) for seed in range(1)]
     expected = value - (multiplicity - 1) / math.log(estimates[0].nbeta)
     mean = np.mean([estimate.learning_coefficient for estimate in estimates])
-    assert mean == pytest.approx(expected, rel=0.12)
-    assert sum(estimate.reliable for estimate in estimates) >= 2
+    assert mean == pytest.approx(expected, rel=0.08)
+    assert sum(estimate.reliable for estimate in estimates) >= 1
 
 
 def test_normal_crossing() -> None:
     """L = (w1 w2)^2 / 2 against its expectation by quadrature; 4 standard errors, P(fail) < 1e-3.
 
-    Short steps and a localization that keeps the valleys short: their walls steepen with the distance from w*, and
-    one step size does not serve the whole length of them. (At the defaults most seeds are flagged.)
+    A localization that keeps the valleys short: their walls steepen with the distance from w*.
     """
 
     def loss_fn(module: nn.Module, batch: Tensor) -> Tensor:
         return 0.5 * module.values.prod().square() + 0 * batch.sum()
 
     objective = Objective(Parameters([0.0, 0.0]), [torch.zeros(1)], loss_fn=loss_fn)
-    estimate = estimate_llc(
-        objective, n=5_000, seed=4, burn_in=500, draws=2_000, localization=20.0, target_acceptance=0.99
-    )
+    estimate = estimate_llc(objective, n=5_000, seed=4, localization=20.0)
     t, gamma = estimate.nbeta, estimate.localization
 
     def density(w: float) -> float:
@@ -151,13 +147,13 @@ def test_slightly_away_from_the_minimum() -> None:
     """An estimate that lacks a good part but is still positive is flagged too, and says how much it lacks."""
     centred, eigenvalues = regression(5, 2, noise=1.0, batch_size=500, seed=3)
     shifted, _ = regression(5, 2, noise=1.0, batch_size=500, seed=3, shift=0.03)
-    estimate = estimate_llc(shifted, seed=0, draws=400)
+    estimate = estimate_llc(shifted, seed=0)
     missing = estimate.nbeta * float(shifted.loss() - centred.loss())
     assert estimate.descent == pytest.approx(missing, rel=0.3)
     expected = localized_quadratic(eigenvalues, estimate) - missing
     assert abs(estimate.learning_coefficient - expected) < 4 * estimate.standard_error
     assert any("near a minimum" in reason for reason in estimate.reasons)
-    assert estimate_llc(shifted, seed=0, draws=400, thresholds=Thresholds(descent=2.0)).reliable
+    assert estimate_llc(shifted, seed=0, thresholds=Thresholds(descent=2.0)).reliable
 
 
 def _bare(values: list[float], function: object) -> Objective:
@@ -175,12 +171,14 @@ def test_unbounded_loss_is_flagged() -> None:
 
 
 def test_diverged_chains_are_masked_and_counted() -> None:
-    """A cliff some standard deviations away, behind which there is no floor, takes some chains; the others count."""
+    """A slope some standard deviations away that has no floor takes some chains; the others count."""
 
-    def with_cliff(w: Tensor) -> Tensor:
-        return torch.where(w[0] > 0.27, -torch.exp(200 * w[0]), 0.5 * w.square().sum())
+    edge = 0.4
 
-    estimate = estimate_llc(_bare([0.0] * 6, with_cliff), n=1_000, chains=8, seed=1)
+    def with_slope(w: Tensor) -> Tensor:
+        return torch.where(w[0] > edge, 0.5 * edge**2 - 100 * (w[0] - edge).square(), 0.5 * w.square().sum())
+
+    estimate = estimate_llc(_bare([0.0] * 6, with_slope), n=1_000, chains=8, seed=1)
     assert 0 < estimate.diverged_chains < 8
     assert estimate.learning_coefficient == pytest.approx(3, abs=0.7)
     assert any("diverged" in reason for reason in estimate.reasons)
@@ -199,9 +197,9 @@ def test_a_steep_wall_ends_no_chain() -> None:
 def test_all_chains_diverged() -> None:
     """No number is made up."""
     estimate = estimate_llc(_bare([0.0], lambda w: torch.where(w[0].abs() > 1e-300, torch.nan, w.sum())), n=1_000)
-    assert estimate.diverged_chains == 4
+    assert estimate.diverged_chains == 8
     assert math.isnan(estimate.learning_coefficient)
-    assert estimate.reasons == ("4 of 4 chains diverged",)
+    assert estimate.reasons == ("8 of 8 chains diverged",)
 
 
 def test_same_seed_same_numbers_and_no_trace() -> None:
@@ -221,16 +219,24 @@ def test_cost_and_repr() -> None:
     """The gradients spent are counted by the objective itself."""
     objective = linear_network([4, 3, 4], 2, seed=0)
     calls = 0
-    evaluate = objective.loss_and_gradient
+    one, several = objective.loss_and_gradient, objective.losses_and_gradients
 
-    def counted(*args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def counted(*args: object) -> tuple[Tensor, Tensor]:
         nonlocal calls
         calls += 1
-        return evaluate(*args, **kwargs)  # type: ignore[arg-type]
+        return one(*args)  # type: ignore[arg-type]
 
-    objective.loss_and_gradient = counted  # type: ignore[method-assign]
+    def counted_together(vectors: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += len(vectors) if len(vectors) > 1 else 0  # one alone is counted above
+        return several(vectors, batch)
+
+    several(objective.parameters.repeat(2, 1), 0)  # the first call compares with single ones
+    objective.loss_and_gradient = counted  # type: ignore[method-assign, assignment]
+    objective.losses_and_gradients = counted_together  # type: ignore[method-assign]
     estimate = estimate_llc(objective, draws=50, burn_in=50, chains=2)
-    assert estimate.gradients == calls == 2 * (50 + 50) + objective.num_batches + 12
+    assert estimate.gradients == calls
+    assert 2 * (50 + 50) <= calls <= 2 * (50 + 50) + objective.num_batches + 18
     assert f"lambda = {estimate.learning_coefficient:.4g}" in repr(estimate)
     assert estimate.loss == pytest.approx(float(objective.loss()))
     assert estimate.n == 5_000
@@ -247,9 +253,6 @@ def test_cost_and_repr() -> None:
         ({"burn_in": 2}, "burn_in is 2"),
         ({"n": 1}, "n is 1"),
         ({"localization": -1.0}, "localization is -1.0"),
-        ({"target_acceptance": 1.0}, "target_acceptance is 1.0"),
-        ({"max_heating": 0.0}, "max_heating is 0.0"),
-        ({"persistence": 1.0}, "persistence is 1.0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
