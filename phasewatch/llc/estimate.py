@@ -69,6 +69,8 @@ class LLCEstimate:
         warming: What the change of batches added to the raw mean; subtracted.
         descent: By how much nbeta L can fall from w* to the minimum nearby, from the slope of the loss at w*; an
             estimate at that minimum is larger by about as much.
+        heat_capacity: Variance of nbeta L over the draws of a chain, (nbeta)^2 Var L; near lambda where the
+            posterior has its asymptotic form.
         distance: Root mean square distance of the draws from w*.
         chains: Number of chains run.
         diverged_chains: Number of chains that could not stay where the loss is finite and near L(w*); left out.
@@ -91,11 +93,17 @@ class LLCEstimate:
     loss: float
     warming: float
     descent: float
+    heat_capacity: float
     distance: float
     chains: int
     diverged_chains: int
     draws: int
     gradients: int
+
+    @property
+    def free_energy(self) -> float:
+        """Local free energy n L(w*) + lambda log n; at nbeta = n / log n that is WBIC (Watanabe 2013, eq. 14)."""
+        return self.n * self.loss + self.learning_coefficient * math.log(self.n)
 
     def __repr__(self) -> str:
         """The estimate, its standard error, and why it should not be believed where it should not."""
@@ -164,7 +172,7 @@ def estimate_llc(
         sample = sample_hmc(posterior, chains=chains, draws=draws, burn_in=burn_in, seed=seed)
     kept = (sample.acceptance > STUCK) & (np.abs(sample.energies) < FALLEN).all(axis=1)
     values = sample.energies[kept] - sample.warming[kept].mean() if kept.any() else sample.energies[kept]
-    mean = error = rhat = ess = descent = distance = warming = half_width = math.nan
+    mean = error = rhat = ess = descent = heat_capacity = distance = warming = half_width = math.nan
     if kept.any():
         warming = float(sample.warming[kept].mean())
         warming_error = float(np.sqrt(np.square(sample.warming_error[kept]).sum()) / kept.sum())
@@ -174,6 +182,7 @@ def estimate_llc(
         # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
         half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
         # In a quadratic well at -K^-1 g from w* the mean slope g.(w - w*) is -g K^-1 g, twice the well's depth.
+        heat_capacity = float(values.var(axis=1, ddof=1).mean())
         descent = float(-sample.slopes[kept].mean() / 2)
         distance = float(np.sqrt(sample.squared_distances[kept].mean()))
     reasons = _reasons(sample, kept, values, mean, warming, rhat, ess, descent, thresholds or Thresholds())
@@ -193,6 +202,7 @@ def estimate_llc(
         loss=float(np.dot(objective.batch_weights, objective.batch_losses.tolist())),
         warming=warming,
         descent=descent,
+        heat_capacity=heat_capacity,
         distance=distance,
         chains=chains,
         diverged_chains=int((~kept).sum()),

@@ -66,6 +66,8 @@ def test_regular_model(inputs: int, outputs: int, noise: float) -> None:
     assert abs(estimate.learning_coefficient - exact) < 4 * estimate.standard_error
     assert estimate.standard_error < 0.1 * exact
     assert abs(estimate.descent) < 0.3
+    # nbeta L is chi-squared / 2 with inputs * outputs degrees of freedom: its variance is its mean.
+    assert estimate.heat_capacity == pytest.approx(exact, rel=0.3)
 
 
 def test_noise_of_small_batches_is_corrected() -> None:
@@ -240,6 +242,8 @@ def test_cost_and_repr() -> None:
     assert f"lambda = {estimate.learning_coefficient:.4g}" in repr(estimate)
     assert estimate.loss == pytest.approx(float(objective.loss()))
     assert estimate.n == 5_000
+    draws_mean = estimate.loss + estimate.learning_coefficient / estimate.nbeta
+    assert estimate.free_energy == pytest.approx(5_000 * draws_mean)  # n E[L], the definition of WBIC
     assert estimate.nbeta == pytest.approx(5_000 / math.log(5_000))
 
 
