@@ -70,7 +70,8 @@ class ZeroLedger:
         generic: Dimensions that the architecture forces.
         non_generic: Dimensions of each non-generic kind beyond those listed before it.
         certified: Dimension of the span of all verified directions: a lower bound of the nullity.
-        zeros: Count of the zero eigenvalues of the dense matrix in double precision; None above ``dense_below``.
+        zeros: Count of the zero eigenvalues of the dense matrix in double precision, with what is certified; None above
+            ``dense_below``.
         unexplained: Zeros counted but not explained; None where they were not counted.
         closeness: How far each hidden layer is from degenerate.
         unknown: Parts of the architecture that are not known; their zeros are among the unexplained.
@@ -193,9 +194,10 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     generic = sum(f.dimensions for f in findings if f.kind in GENERIC_KINDS)
     non_generic = {kind: sum(f.dimensions for f in findings if f.kind == kind) for kind in NON_GENERIC_KINDS}
     zeros = None
-    if exact.num_parameters <= dense_below:
-        zeros = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
     certified = sum(dimensions)
+    if exact.num_parameters <= dense_below:
+        counted = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
+        zeros = counted.certified_by(certified)
     unknown = list(architecture.unknown)
     if not recording.alike:
         unknown.append("what changes from batch to batch in the order of calls")
