@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
-from phasewatch.symmetry.directions import Array, Columns, Directions, added_dimensions, verified
+from phasewatch.symmetry.directions import MOST_DENSE, Array, Columns, Directions, added_dimensions, verified
 from phasewatch.symmetry.generic import generic_directions
 from phasewatch.symmetry.spaces import find_architecture
 from phasewatch.symmetry.tape import pull_back, record
@@ -38,6 +38,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative change of the outputs up to which a direction counts as a zero."""
 
 _MOST_COTANGENTS = 16
+
+_MOST_PRODUCTS = 40
+"""Products spent on verifying candidates above ``dense_below``; below, so many times fifty."""
+
+_MOST_DENSE_IF_LARGE = 100
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     """
     _check_model(model, objective)
     exact = _in_double_precision(objective)
+    large = exact.num_parameters > dense_below
     tolerance = TOLERANCE[exact.dtype]
     rng = np.random.default_rng(seed)
     recording = record(exact, torch.Generator().manual_seed(seed), _cotangents(exact, dense_below))
@@ -175,17 +181,24 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         candidates += unit_directions(layer, parameters)
     for site in architecture.sites:
         candidates += annihilating_directions(site, parameters.size)
-        candidates += data_rank_directions(site, parameters.size)
+        candidates += data_rank_directions(site, parameters.size, jointly=not large)
     candidates += _untouched(recording.gradient, exact)
     candidates = [c for c in candidates if c.count]
 
     effect = _RelativeEffect(exact, seed)
-    kept, failed = verified(candidates, effect, tolerance, rng)
     order = {kind: i for i, kind in enumerate(GENERIC_KINDS + NON_GENERIC_KINDS)}
+    candidates.sort(key=lambda d: order[d.kind])
+    most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
+    kept, failed, untested = verified(candidates, effect, tolerance, rng, most_products)
     groups: dict[tuple[str, str], list[Directions]] = defaultdict(list)
     for directions in sorted(kept, key=lambda d: order[d.kind]):
         groups[directions.kind, directions.layer].append(directions)
-    dimensions = added_dimensions([[d.matrix for d in group] for group in groups.values()], rng)
+    dimensions, left_out = added_dimensions(
+        [[d.matrix for d in group] for group in groups.values()],
+        sum(kind in GENERIC_KINDS for kind, _ in groups),
+        rng,
+        most_dense=_MOST_DENSE_IF_LARGE if large else MOST_DENSE,
+    )
     findings = [
         Finding(kind, layer, tuple(dict.fromkeys(d.units for d in group if d.units)), count)
         for ((kind, layer), group), count in zip(groups.items(), dimensions, strict=True)
@@ -195,10 +208,14 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     non_generic = {kind: sum(f.dimensions for f in findings if f.kind == kind) for kind in NON_GENERIC_KINDS}
     zeros = None
     certified = sum(dimensions)
-    if exact.num_parameters <= dense_below:
+    if not large:
         counted = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
         zeros = counted.certified_by(certified)
     unknown = list(architecture.unknown)
+    if untested:
+        unknown.append(f"whether {sum(d.count for d in untested):,} further directions are zeros")
+    if left_out:
+        unknown.append("how many dimensions all directions span: some were left out")
     if not recording.alike:
         unknown.append("what changes from batch to batch in the order of calls")
     return ZeroLedger(

@@ -50,6 +50,10 @@ class Closeness:
         return self.parallel > 1 - EXACT or min(self.active, self.outgoing, self.variation) < EXACT
 
 
+_MOST_WORK = 2e10
+"""Multiplications that may be spent on one layer's unseen directions."""
+
+
 class Layer:
     """The units of a hidden space on the probe.
 
@@ -253,40 +257,49 @@ def annihilating_directions(site: Site, num_parameters: int) -> Iterator[Directi
         yield Directions(kind, site.layer, () if softmax else tuple(units.tolist()), columns.matrix())
 
 
-def data_rank_directions(site: Site, num_parameters: int) -> Iterator[Directions]:
-    """Changes of a unit's incoming weights that no sample sees on which the unit has an effect."""
-    yield from _jointly_unseen(site, num_parameters)
+def data_rank_directions(site: Site, num_parameters: int, jointly: bool) -> Iterator[Directions]:
+    """Changes of a unit's incoming weights that no sample sees on which the unit has an effect.
+
+    Args:
+        site: The linear layer.
+        num_parameters: Length of a direction.
+        jointly: Whether to look for changes of several units that cancel, too, which is dear.
+    """
+    if jointly:
+        yield from _jointly_unseen(site, num_parameters)
     positions, features = site.inputs.shape
     common = null_vectors(site.inputs)
     if common.size * len(site.rows) > MOST_ENTRIES:
         return
+    alone: set[int] = set()
+    if site.gradients is not None and len(site.gradients) == positions:
+        size = np.abs(site.gradients)
+        seen = size > EXACT * max(float(size.max()), 1e-300)
+        patterns, group = np.unique(seen.T, axis=0, return_inverse=True)
+        work = 0
+        for number, pattern in enumerate(patterns):
+            units = np.flatnonzero(group.ravel() == number)
+            if pattern.all() or not pattern.any():
+                continue
+            work += int(pattern.sum()) * features**2
+            if work > _MOST_WORK:
+                break
+            vectors = null_vectors(site.inputs[pattern])
+            if len(vectors) <= len(common) or vectors.size * len(units) > MOST_ENTRIES:
+                continue
+            for index in units.tolist():
+                alone.add(index)
+                columns = Columns(num_parameters)
+                for column, vector in enumerate(vectors):
+                    columns.add(column, site.rows[index], vector)
+                yield Directions("data rank", site.layer, (index,), columns.matrix())
     if len(common):
         columns = Columns(num_parameters)
-        for row in site.rows:
-            for vector in common:
-                columns.add(columns.count, row, vector)
+        for unit, row in enumerate(site.rows):
+            if unit not in alone:  # what no sample sees is among what the unit's own samples do not see
+                for vector in common:
+                    columns.add(columns.count, row, vector)
         yield Directions("data rank", site.layer, (), columns.matrix())
-    if site.gradients is None or len(site.gradients) != positions:
-        return
-    size = np.abs(site.gradients)
-    seen = size > EXACT * max(float(size.max()), 1e-300)
-    patterns, group = np.unique(seen.T, axis=0, return_inverse=True)
-    work = 0
-    for number, pattern in enumerate(patterns):
-        units = np.flatnonzero(group.ravel() == number)
-        if pattern.all() or not pattern.any():
-            continue
-        work += int(pattern.sum()) * features**2
-        if work > 2e10:
-            return
-        vectors = null_vectors(site.inputs[pattern])
-        if len(vectors) <= len(common) or vectors.size * len(units) > MOST_ENTRIES:
-            continue
-        for unit in units:
-            columns = Columns(num_parameters)
-            for column, vector in enumerate(vectors):
-                columns.add(column, site.rows[unit], vector)
-            yield Directions("data rank", site.layer, (int(unit),), columns.matrix())
 
 
 def _jointly_unseen(site: Site, num_parameters: int) -> Iterator[Directions]:
@@ -294,7 +307,7 @@ def _jointly_unseen(site: Site, num_parameters: int) -> Iterator[Directions]:
     if site.gradients is None or len(site.gradients) != len(site.inputs):
         return
     rows, size = len(site.inputs), site.rows.size
-    if rows * size**2 > 2e10 or rows * size > MOST_ENTRIES:
+    if rows * size**2 > _MOST_WORK or rows * size > MOST_ENTRIES:
         return
     vectors = null_vectors((site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size))
     columns = Columns(num_parameters)
