@@ -78,7 +78,7 @@ class ZeroLedger:
         zeros: Count of the zero eigenvalues of the dense matrix in double precision, with what is certified; None above
             ``dense_below``.
         unexplained: Zeros counted but not explained; None where they were not counted.
-        closeness: How far each hidden layer is from degenerate.
+        closeness: How far each hidden layer is from degenerate; the table lists what is within ``NEARLY``.
         unknown: Parts of the architecture that are not known; their zeros are among the unexplained.
         broken: Symmetries that were expected but do not hold exactly, with the relative change of the outputs.
         tolerance: Relative change of the outputs up to which a direction counted as a zero.
@@ -121,6 +121,9 @@ class ZeroLedger:
         if self.zeros is not None:
             lines.append(f"{'unexplained':<41} {self.unexplained:>7,}")
             lines.append(f"{'nullity':<41} {self.zeros.count:>7,}  {self.zeros!r}")
+        for layer in self.closeness:
+            for kind, (distance, units) in layer.nearly().items():
+                lines.append(f"{'nearly ' + kind:<21} {layer.layer:<19} {distance:>7.1e}  {_listed((units,))}")
         lines += [f"not exact: {text}" for text in self.broken]
         lines += [f"not known: {text}" for text in self.unknown]
         if self.samples_too_few:

@@ -17,6 +17,9 @@ from phasewatch.symmetry.spaces import Activation, Architecture, Reader, Site, S
 EXACT = 1e-9
 """Relative size up to which a difference counts as none when candidates are sought; each is verified after that."""
 
+NEARLY = 0.01
+"""Distance from a degeneracy up to which units are reported as being near it."""
+
 
 @dataclass(frozen=True)
 class Closeness:
@@ -32,6 +35,9 @@ class Closeness:
         outgoing_unit: This unit.
         variation: Least standard deviation of a unit's activation, relative to the largest.
         variation_unit: This unit.
+        cancelling: Length of what is left of the effects on the outputs, each taken at unit length, in the combination
+            of units whose effects cancel best; 1.0 where the effects are not known.
+        cancelling_units: The units with a share in it.
     """
 
     layer: str
@@ -43,11 +49,28 @@ class Closeness:
     outgoing_unit: int
     variation: float
     variation_unit: int
+    cancelling: float
+    cancelling_units: tuple[int, ...]
+
+    @property
+    def distances(self) -> dict[str, tuple[float, tuple[int, ...]]]:
+        """For each kind of degeneracy how far the nearest units are from it, 0.0 being the exact case, and which."""
+        return {
+            "dead": (self.active, (self.active_unit,)),
+            "zero outgoing": (self.outgoing, (self.outgoing_unit,)),
+            "constant": (self.variation, (self.variation_unit,)),
+            "parallel": (max(1 - self.parallel, 0.0), self.parallel_units or ()),
+            "annihilating": (self.cancelling, self.cancelling_units),
+        }
 
     @property
     def exact(self) -> bool:
         """Whether some unit is degenerate already, to a relative ``EXACT``."""
-        return self.parallel > 1 - EXACT or min(self.active, self.outgoing, self.variation) < EXACT
+        return any(distance < EXACT for distance, _ in self.distances.values())
+
+    def nearly(self, tolerance: float = NEARLY) -> dict[str, tuple[float, tuple[int, ...]]]:
+        """Those of the distances that are within a tolerance, the exact cases not among them."""
+        return {kind: found for kind, found in self.distances.items() if EXACT <= found[0] <= tolerance}
 
 
 _MOST_WORK = 2e10
@@ -117,7 +140,18 @@ class Layer:
             *_least(active),
             *_least(outgoing),
             *_least(variation),
+            *self._cancelling(),
         )
+
+    def _cancelling(self) -> tuple[float, tuple[int, ...]]:
+        units = np.flatnonzero(self.effective())
+        if self.reach is None or not len(units) or len(self.reach) < len(units):
+            return 1.0, ()
+        effects = self.reach[:, units]
+        effects = effects / np.linalg.norm(effects, axis=0)
+        _, values, vectors = np.linalg.svd(np.linalg.qr(effects, mode="r"))
+        mixture = np.abs(vectors[-1])
+        return float(values[-1]), tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
 
 def layers_of(architecture: Architecture) -> list[Layer]:
