@@ -1,8 +1,8 @@
 """Curvature against its peers, in units of one gradient of the same batch, all measured in one process.
 
 Prints what each tool needs for the ten leading eigenvalues, the trace and the spectral density, with the error that it
-achieved, and what the ledger of zeros costs; then the number of zeros of networks for which theory knows it. Writes both
-tables to benchmarks/results/. Peers (curvlinops, hessian-eigenthings, PyHessian) are used where
+achieved, and what the ledger of zeros costs; then the number of zeros of networks for which theory knows it. Both
+tables go to benchmarks/results/. Peers (curvlinops, hessian-eigenthings, PyHessian) are used where
 they are installed: pip install -r benchmarks/requirements.txt
 """
 
@@ -265,11 +265,11 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "hessian.json").write_text(json.dumps({"setting": setting, "rows": [asdict(r) for r in rows]}, indent=1))
     (RESULTS / "hessian.md").write_text(
-        "Written by `make bench-hessian`. Costs are in gradients of the same batch (the ledger and phasewatch's spectra of "
-        "zeros run in float64); density: 100 Lanczos steps of one probe, for all tools alike.\n\n"
+        "Written by `make bench-hessian`. Costs are in gradients of the same batch (the ledger runs in float64); "
+        "density: 100 Lanczos steps of one probe, for all tools alike.\n\n"
         f"{table}\n\n{setting}\n\n## Zeros that theory knows\n\n"
-        "Sizes and weights are drawn by the seed. `count` is the dense one, `certified` the span of verified directions, "
-        f"`unexplained` their difference; the bracket is by Lanczos.\n\n{zeros}\n"
+        "Sizes and weights are drawn by the seed. `count` is the dense one, `certified` the span of verified "
+        f"directions, `unexplained` their difference; the bracket is by Lanczos.\n\n{zeros}\n"
     )
 
 

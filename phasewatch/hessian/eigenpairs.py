@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, relative_rounding
+from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, own_generator, relative_rounding
 from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, Patterns, of_parameters
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
@@ -103,7 +103,7 @@ def leading_eigenpairs(
         raise ValueError(f"max_products is {max_products}; expected at least 1.")
     with isolated():
         operator = OPERATORS[matrix](objective, graph_memory=graph_memory)
-        generator = torch.Generator().manual_seed(seed)
+        generator = own_generator(seed)
 
         def draw() -> Tensor:
             return torch.randn(size, generator=generator, dtype=torch.float64).to(objective.parameters)

@@ -19,7 +19,7 @@ from phasewatch.hessian.density import (
     estimated_trace,
     pooled_density,
 )
-from phasewatch.hessian.lanczos import LanczosRun, lanczos, relative_rounding
+from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator, relative_rounding
 from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator, Patterns, of_parameters
 from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
 from phasewatch.isolation import isolated
@@ -140,7 +140,7 @@ def hessian_spectrum(
         operator = OPERATORS[matrix](_in_double_precision(objective), graph_memory=graph_memory)
         if objective.num_parameters <= dense_below:
             return _dense_spectrum(operator, matrix)
-        search = _LanczosSearch(operator, torch.Generator().manual_seed(seed), num_eigenvalues, tolerance)
+        search = _LanczosSearch(operator, own_generator(seed), num_eigenvalues, tolerance)
         search.run(num_steps)
         for number in range(2 * num_probes):
             if number < num_probes or not search.settled:

@@ -11,7 +11,7 @@ import torch
 from scipy.linalg import solve_triangular
 from torch import Tensor
 
-from phasewatch.hessian.lanczos import orthogonalized, relative_rounding
+from phasewatch.hessian.lanczos import orthogonalized, own_generator, relative_rounding
 from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator, Patterns, of_parameters
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
@@ -81,7 +81,7 @@ def hessian_trace(
         size = objective.num_parameters
         if size <= max_products:
             return TraceEstimate(float(operator.dense().diagonal().double().sum()), 0.0, True, operator.products)
-        sketch = _Sketch(operator, torch.Generator().manual_seed(seed))
+        sketch = _Sketch(operator, own_generator(seed))
         while True:
             sketch.grow(min(max(FIRST_VECTORS, sketch.count), max_products // 2 - sketch.count))
             value, error = sketch.estimate()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.hessian import ZeroCount, hessian_spectrum
+from phasewatch.hessian.lanczos import own_generator
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
 from phasewatch.symmetry.directions import MOST_DENSE, Array, Columns, Directions, added_dimensions, verified
@@ -174,7 +175,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     large = exact.num_parameters > dense_below
     tolerance = TOLERANCE[exact.dtype]
     rng = np.random.default_rng(seed)
-    recording = record(exact, torch.Generator().manual_seed(seed), _cotangents(exact, dense_below))
+    recording = record(exact, own_generator(seed), _cotangents(exact, dense_below))
     architecture = find_architecture(exact, recording)
     parameters = exact.parameters.double().cpu().numpy()
 
