@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
-from phasewatch.estimators import HessianSpectrum, LearningCoefficient
+from phasewatch.estimators import HessianSpectrum, LearningCoefficient, SymmetryLedger
 from phasewatch.objective import LossFn
 from phasewatch.probe import DEFAULT_SAMPLES
 from phasewatch.schedule import as_schedule
@@ -15,7 +15,7 @@ from phasewatch.watch import OnError
 
 
 class PhaseWatch(MonitoringCallback):
-    """Measures λ and the Hessian spectrum while a model trains, and flags phase transitions.
+    """Measures λ, the Hessian spectrum and the causes of its zeros while a model trains, and flags phase transitions.
 
     Everything goes to the trainer's loggers (as ``phasewatch/<signal>``), to TensorBoard, to the run record beside the
     logger's files, and λ (``llc``) and ``nullity`` among others to ``trainer.callback_metrics``. The run itself is not
@@ -71,6 +71,7 @@ class PhaseWatch(MonitoringCallback):
         self.estimators = (
             LearningCoefficient(chains, draws, burn_in, nbeta, localization),
             HessianSpectrum(num_eigenvalues),
+            SymmetryLedger(),
         )
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe
@@ -123,7 +124,7 @@ class LLCMonitor(MonitoringCallback):
 
 
 class HessianMonitor(MonitoringCallback):
-    """Measures the Hessian spectrum alone, zero eigenvalues included; arguments as for :class:`PhaseWatch`."""
+    """Measures the Hessian spectrum alone, zeros and their causes included; arguments as for :class:`PhaseWatch`."""
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class HessianMonitor(MonitoringCallback):
         on_error: OnError = "warn",
     ) -> None:
         super().__init__()
-        self.estimators = (HessianSpectrum(num_eigenvalues),)
+        self.estimators = (HessianSpectrum(num_eigenvalues), SymmetryLedger())
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe
         self.probe_samples = probe_samples

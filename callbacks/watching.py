@@ -299,7 +299,7 @@ class _TrainerMetrics:
         finite = {name: value for name, value in measurement.values.items() if math.isfinite(value)}
         half_widths = {name: 1.96 * e for name, e in measurement.standard_errors.items() if math.isfinite(e)}
         logged = {f"phasewatch/{name}": value for name, value in finite.items()}
-        for name in finite.keys() & half_widths.keys() - {"nullity"}:  # its bracket is measured
+        for name in finite.keys() & half_widths.keys() - {"nullity", "nullity_ggn"}:  # their brackets are measured
             logged[f"phasewatch/{name}_lower"] = finite[name] - half_widths[name]
             logged[f"phasewatch/{name}_upper"] = finite[name] + half_widths[name]
         for logger in self._trainer.loggers:

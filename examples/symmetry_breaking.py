@@ -20,7 +20,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from phasewatch import Objective, ZeroLedger, explain_zeros
+from phasewatch import Objective, Watch, ZeroLedger, explain_zeros
+from phasewatch.estimators import HessianSpectrum, SymmetryLedger
+from phasewatch.tensorboard import TensorBoardWriter
 
 INPUTS, WIDTH, SAMPLES, BATCH = 3, 10, 128, 8
 LEARNING_RATE, STEPS = 0.06, 300
@@ -31,8 +33,8 @@ def mean_squared_error(module: nn.Module, batch: tuple[torch.Tensor, torch.Tenso
     return (module(inputs) - targets).square().mean()
 
 
-def train(seed: int) -> tuple[list[ZeroLedger], list[float]]:
-    """Train with SGD, with a ledger at every step."""
+def train(seed: int, directory: str) -> tuple[list[ZeroLedger], list[float]]:
+    """Train with SGD, with a ledger at every step, and every third in TensorBoard."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(SAMPLES, INPUTS, generator=generator)
     targets = 2 * torch.sin(2 * inputs[:, :1]) * inputs[:, 1:2] + 0.3 * torch.randn(SAMPLES, 1, generator=generator)
@@ -43,16 +45,27 @@ def train(seed: int) -> tuple[list[ZeroLedger], list[float]]:
     optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
 
     ledgers, losses = [], []
+    watch = Watch(
+        network,
+        [(inputs, targets)],
+        loss_fn=mean_squared_error,
+        directory=directory,
+        schedule=3,
+        estimators=(HessianSpectrum(), SymmetryLedger()),
+        listeners=[TensorBoardWriter(directory)],
+    )
     for step in range(STEPS + 1):
         objective = Objective(network, [(inputs, targets)], loss_fn=mean_squared_error)
         ledgers.append(explain_zeros(network, objective))
         losses.append(objective.loss().item())
+        watch.at(step)
         chosen = torch.randint(SAMPLES, (BATCH,), generator=generator)
         optimizer.zero_grad()
         mean_squared_error(network, (inputs[chosen], targets[chosen])).backward()
         optimizer.step()
         if step % 20 == 0:
             print(f"\rtraining: step {step}/{STEPS}, {ledgers[-1].certified} zeros", end="", flush=True)
+    watch.close(STEPS)
     print()
     return ledgers, losses
 
@@ -114,9 +127,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", default="runs/symmetry_breaking.png", help="where the figure is saved")
+    parser.add_argument(
+        "--directory", default="runs/symmetry_breaking", help="where the record and TensorBoard's files go"
+    )
     arguments = parser.parse_args()
 
-    ledgers, losses = train(arguments.seed)
+    ledgers, losses = train(arguments.seed, arguments.directory)
     columns = f"{'step':>5} {'loss':>8} {'generic':>8} {'dead':>5} {'other':>6} {'unexplained':>12} {'nullity':>8}"
     print(f"{columns}  what happens")
     happened = events(ledgers)
@@ -130,7 +146,7 @@ def main() -> None:
         )
     print(f"\nThe ledger at the end:\n{ledgers[-1].table()}")
     draw(ledgers, losses, arguments.figure)
-    print(f"\nfigure: {arguments.figure}")
+    print(f"\nfigure: {arguments.figure}; curves: tensorboard --logdir {arguments.directory}")
 
 
 if __name__ == "__main__":

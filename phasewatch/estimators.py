@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from phasewatch.hessian import hessian_spectrum
+from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.llc import check_settings, estimate_llc
 from phasewatch.objective import Objective
 from phasewatch.record import Histogram
+from phasewatch.symmetry import explain_zeros
 
 WIDEST_BRACKET = 0.01
 """Share of the parameters up to which a bracket around the number of zero eigenvalues counts as a measurement."""
@@ -103,20 +104,21 @@ class HessianSpectrum:
             raise ValueError(f"num_eigenvalues is {self.num_eigenvalues}; expected at least 1")
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
-        """Signals ``hessian_max``, ``hessian_min``, ``hessian_trace``, ``nullity`` with its bracket and threshold."""
+        """Signals ``hessian_max``, ``_min``, ``_trace`` and ``_negative``, ``nullity`` and ``rank_half``.
+
+        The number of zeros comes with its bracket and threshold (``nullity_lower``, ``nullity_upper``,
+        ``nullity_threshold``); half the rank is the learning coefficient of a model that is regular but for them.
+        """
         spectrum = hessian_spectrum(
             objective,
             seed=seed,
             num_eigenvalues=min(self.num_eigenvalues, objective.num_parameters),
             dense_below=self.dense_below,
         )
-        zeros = spectrum.zeros
-        unreliable = {}
-        width = zeros.upper - zeros.lower
-        if width > WIDEST_BRACKET * objective.num_parameters:
-            unreliable["nullity"] = [
-                f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}"
-            ]
+        nullity = _count("nullity", spectrum.zeros)
+        unreliable = dict(nullity.unreliable)
+        if "nullity" in unreliable:
+            unreliable["rank_half"] = unreliable["nullity"]
         if not spectrum.converged:
             reason = "Lanczos has not converged"
             unreliable |= {"hessian_max": [reason], "hessian_min": [reason]}
@@ -126,13 +128,16 @@ class HessianSpectrum:
                 "hessian_max": spectrum.largest,
                 "hessian_min": spectrum.smallest,
                 "hessian_trace": spectrum.trace,
-                "nullity": float(spectrum.nullity),
-                "nullity_lower": float(zeros.lower),
-                "nullity_upper": float(zeros.upper),
-                "nullity_threshold": zeros.threshold,
+                "hessian_negative": spectrum.num_negative,
+                "rank_half": (objective.num_parameters - spectrum.nullity) / 2,
+                **nullity.values,
             },
-            # the bracket read as the 95 % interval of a normal law
-            standard_errors={"hessian_trace": spectrum.trace_standard_error, "nullity": width / (2 * 1.96)},
+            standard_errors={
+                "hessian_trace": spectrum.trace_standard_error,
+                "hessian_negative": spectrum.num_negative_standard_error,
+                "rank_half": nullity.standard_errors["nullity"] / 2,
+                **nullity.standard_errors,
+            },
             unreliable=unreliable,
             histograms={
                 "hessian_eigenvalues": Histogram(
@@ -141,6 +146,73 @@ class HessianSpectrum:
                 )
             },
         )
+
+
+@dataclass(frozen=True)
+class SymmetryLedger:
+    """Zeros of the Gauss-Newton matrix by cause, see :func:`phasewatch.explain_zeros`, and how near more of them are.
+
+    Where there are many parameters not all is measured, so that the costs stay those of some dozens of gradients.
+
+    Attributes:
+        dense_below: Up to so many parameters all zeros are counted, above they are bracketed.
+        ledger_below: Up to so many parameters they are explained.
+    """
+
+    dense_below: int = 1500
+    ledger_below: int = 5000
+    name = "zeros"
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        """Signals ``nullity_ggn`` with its bracket, ``zeros_<cause>`` and ``distance_<kind>``.
+
+        The causes are ``certified`` (all that are known), ``generic``, each non-generic kind and, where all zeros are
+        counted, ``unexplained``. The distance is that of the units nearest to a kind of degeneracy, 0 if it is there.
+        """
+        values: dict[str, float] = {}
+        zeros = None
+        certified = 0
+        if objective.num_parameters <= self.ledger_below:
+            ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
+            zeros, certified = ledger.zeros, ledger.certified
+            values = {"zeros_certified": float(certified), "zeros_generic": float(ledger.generic)}
+            for kind, dimensions in ledger.non_generic.items():
+                values[_signal("zeros", kind)] = float(dimensions)
+            if ledger.unexplained is not None:
+                values["zeros_unexplained"] = float(ledger.unexplained)
+            for layer in ledger.closeness:
+                for kind, (distance, _) in layer.distances.items():
+                    name = _signal("distance", kind)
+                    values[name] = min(distance, values.get(name, math.inf))
+        if zeros is None:
+            spectrum = hessian_spectrum(
+                objective, "gauss-newton", seed, num_eigenvalues=1, dense_below=0, num_steps=32, num_probes=1
+            )
+            zeros = spectrum.zeros.certified_by(certified)
+        count = _count("nullity_ggn", zeros)
+        return Reading({**count.values, **values}, count.standard_errors, count.unreliable)
+
+
+def _count(name: str, zeros: ZeroCount) -> Reading:
+    """A number of zeros with its bracket, which is read as the 95 % interval of a normal law."""
+    width = zeros.upper - zeros.lower
+    unreliable = {}
+    if width > WIDEST_BRACKET * zeros.size:
+        unreliable[name] = [f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}"]
+    return Reading(
+        values={
+            name: float(zeros.count),
+            f"{name}_lower": float(zeros.lower),
+            f"{name}_upper": float(zeros.upper),
+            f"{name}_threshold": zeros.threshold,
+        },
+        standard_errors={name: width / (2 * 1.96)},
+        unreliable=unreliable,
+    )
+
+
+def _signal(what: str, kind: str) -> str:
+    return f"{what}_{kind.replace(' ', '_')}"
 
 
 @dataclass(frozen=True)

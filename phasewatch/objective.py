@@ -25,6 +25,10 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 _SHARED_TYPES = (Dataset, DataLoader)
 
 
+class NoOutputsError(ValueError):
+    """The loss cannot be cut at the network's outputs, so that there is no Gauss-Newton matrix."""
+
+
 class Objective:
     r"""The mean loss :math:`L(w)` over a fixed set of batches, as a pure function of a flat vector :math:`w`.
 
@@ -116,6 +120,11 @@ class Objective:
             self.batch_losses = self._first_evaluation()
             # None until it has been tried.
             self._vectorizes = False if self._draws_random_numbers or self._writes_to_its_inputs else None
+
+    @property
+    def module(self) -> nn.Module:
+        """The copy of the network's structure that is evaluated; its tensors are those of the original."""
+        return self._module
 
     @property
     def num_batches(self) -> int:
@@ -221,7 +230,7 @@ class Objective:
             function of those leaves.
 
         Raises:
-            ValueError: If ``loss_fn`` calls no module with parameters, if what it calls returns a scalar (a loss
+            NoOutputsError: If ``loss_fn`` calls no module with parameters, if what it calls returns a scalar (a loss
                 computed inside ``forward``), or if the loss depends on the parameters by another way too.
         """
         advice = (
@@ -234,11 +243,11 @@ class Objective:
             loss = self._evaluate(parameters, batch)
         outputs, leaves = cut.outputs, cut.leaves
         if not outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in outputs):
-            raise ValueError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
+            raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
         if loss.requires_grad:
             (past_cut,) = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
             if past_cut is not None:
-                raise ValueError(f"The loss depends on the parameters not only through the outputs. {advice}")
+                raise NoOutputsError(f"The loss depends on the parameters not only through the outputs. {advice}")
         return outputs, leaves, loss
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
@@ -415,7 +424,7 @@ class _OutputCut:
 
     def choose_call(self, advice: str) -> None:
         if self._calls == 0:
-            raise ValueError(f"loss_fn calls no module with trainable parameters. {advice}")
+            raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
         self._chosen, self._calls = self._calls - 1, 0
 
     def _enter_call(self, *_: Any) -> None:

@@ -26,10 +26,11 @@ from phasewatch.estimators import (
     LearningCoefficient,
     ProbeLoss,
     Reading,
+    SymmetryLedger,
     mask_non_finite,
 )
 from phasewatch.isolation import isolated
-from phasewatch.objective import LossFn, Objective
+from phasewatch.objective import LossFn, NoOutputsError, Objective
 from phasewatch.record import FILE_NAME, SCHEMA_VERSION, Histogram, Ledger, Measurement, Run
 from phasewatch.record.ledger import read_lines
 from phasewatch.record.run import assemble
@@ -129,7 +130,7 @@ class Watch:
         total_steps: int | None = None,
         schedule: ScheduleLike = "auto",
         max_overhead: float | None = 0.1,
-        estimators: Sequence[Estimator] = (LearningCoefficient(), HessianSpectrum()),
+        estimators: Sequence[Estimator] = (LearningCoefficient(), HessianSpectrum(), SymmetryLedger()),
         mode: Literal["eval", "train"] = "eval",
         alpha: float = 0.05,
         seed: int = 0,
@@ -238,6 +239,7 @@ class Watch:
         self._last_seen: tuple[int, float] | None = None
         self._last_measured = -1
         self._failed: set[str] = set()
+        self._impossible: set[str] = set()
         self._closed = False
 
     def _describe(self) -> dict[str, Any]:
@@ -431,7 +433,8 @@ class Watch:
                 if objective is None:
                     continue
                 for estimator in (ProbeLoss(), *monitor.estimators):
-                    if self.on_error == "disable" and estimator.name in self._failed:
+                    disabled = self.on_error == "disable" and estimator.name in self._failed
+                    if disabled or estimator.name in self._impossible:
                         continue
                     with self._guarded(estimator.name, step):
                         n = monitor.n or objective.num_samples
@@ -515,6 +518,9 @@ class Watch:
                 )
             except Exception:
                 pass  # recording itself may be what failed; the warning below is then all there is
+            if isinstance(error, NoOutputsError):
+                self._impossible.add(what)  # lies in how the loss is written, and is no mistake
+                return
             if self.on_error == "raise":
                 raise
             if first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -110,3 +111,36 @@ def estimated_trace(probes: Sequence[Probe]) -> tuple[float, float]:
     ]
     pooled = max(float(np.mean(variances)), 0.0)
     return float(np.mean(estimates)), float(np.sqrt(pooled / len(probes)))
+
+
+def estimated_frobenius_norm(probes: Sequence[Probe]) -> tuple[float, float]:
+    """The Frobenius norm and its standard error, from the quadratures of the second and fourth moment.
+
+    The square is the trace of the squared matrix; its variance for a uniform direction in ``d`` dimensions is
+    ``2 (d tr(A^4) - tr(A^2)^2) / (d + 2)``, as for the trace itself.
+    """
+    squares, variances = [], []
+    for probe in probes:
+        second, fourth = probe.weights @ probe.nodes**2, probe.weights @ probe.nodes**4
+        squares.append(float((probe.known**2).sum() + probe.dimension * second))
+        variances.append(2 * probe.dimension**2 / (probe.dimension + 2) * max(float(fourth - second**2), 0.0))
+    norm = float(np.sqrt(np.mean(squares)))
+    return norm, float(np.sqrt(np.mean(variances) / len(probes))) / (2 * norm) if norm else 0.0
+
+
+def estimated_number_below(probes: Sequence[Probe], limit: float) -> tuple[float, float]:
+    """Number of eigenvalues below a limit, and its standard error.
+
+    The error is chance (as of a Beta distribution) and, beside it, half of the weights of the two nodes next to the
+    limit: Chebyshev, Markov and Stieltjes leave that much open.
+    """
+    numbers, variances, doubts = [], [], []
+    for probe in probes:
+        share = float(probe.weights[probe.nodes < limit].sum())
+        numbers.append(float((probe.known < limit).sum()) + probe.dimension * share)
+        variances.append(2 * probe.dimension * share * (1 - share))
+        cut = int(np.searchsorted(probe.nodes, limit))
+        nearest = 0.0 if probe.exact else float(probe.weights[max(cut - 1, 0) : cut + 1].sum())
+        doubts.append(probe.dimension * nearest / 2)
+    chance = max(float(np.mean(variances)), 0.0) / len(probes)
+    return float(np.mean(numbers)), math.hypot(math.sqrt(chance), float(np.mean(doubts)))

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, relative_rounding
-from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS
+from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, own_generator, relative_rounding
+from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, Patterns, of_parameters
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
@@ -51,6 +51,7 @@ def leading_eigenpairs(
     matrix: Literal["hessian", "gauss-newton"] = "hessian",
     seed: int = 0,
     *,
+    parameters: Patterns | None = None,
     end: End = "magnitude",
     tolerance: float = 1e-3,
     basis_size: int = 64,
@@ -69,6 +70,7 @@ def leading_eigenpairs(
         num_eigenvalues: How many pairs.
         matrix: The Hessian or the Gauss-Newton matrix.
         seed: Seeds the start vector.
+        parameters: The block of these parameters only: names of modules or parameters, or globs for them; default all.
         end: The largest magnitudes, the greatest (``"top"``) or the least (``"bottom"``) eigenvalues.
         tolerance: Residual at which a pair has converged, relative to the largest magnitude.
         basis_size: Greatest number of vectors kept, at least ``num_eigenvalues + 2``; memory is that many times the
@@ -83,6 +85,7 @@ def leading_eigenpairs(
         ValueError: If an argument is out of range, or if products are not finite.
         RuntimeError: If an operation of the model has no second derivative.
     """
+    objective = of_parameters(objective, parameters)
     size = objective.num_parameters
     if matrix not in OPERATORS:
         raise ValueError(f"matrix is {matrix!r}; expected one of {', '.join(map(repr, OPERATORS))}")
@@ -100,7 +103,7 @@ def leading_eigenpairs(
         raise ValueError(f"max_products is {max_products}; expected at least 1.")
     with isolated():
         operator = OPERATORS[matrix](objective, graph_memory=graph_memory)
-        generator = torch.Generator().manual_seed(seed)
+        generator = own_generator(seed)
 
         def draw() -> Tensor:
             return torch.randn(size, generator=generator, dtype=torch.float64).to(objective.parameters)

@@ -73,6 +73,15 @@ class LanczosRun:
         return rotation.to(self.basis) @ self.basis
 
 
+def own_generator(seed: int) -> torch.Generator:
+    """A random stream that no ``manual_seed(seed)`` starts.
+
+    Weights drawn by ``torch.manual_seed(0)`` and a start vector drawn by the same seed would be made of the same random
+    numbers; such a vector is no uniform direction with respect to the curvature at these weights.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([0x7068617365, seed]).generate_state(1)[0]))
+
+
 def relative_rounding(dtype: torch.dtype, size: int) -> float:
     """Rounding error to allow for in a matrix of curvature, in units of its norm.
 

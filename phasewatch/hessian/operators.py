@@ -116,6 +116,7 @@ class CurvatureOperator(ABC):
 
     def _kept_graphs(self) -> dict[int, LinearMap]:
         if self._kept is None:
+            self._check_repeatable()
             self._kept = {}
             for batch in range(self.objective.num_batches):
                 size = self._graph_size(batch)
@@ -123,6 +124,20 @@ class CurvatureOperator(ABC):
                     self._kept[batch] = self._product(batch)
                     self.kept_bytes += size
         return self._kept
+
+    def _check_repeatable(self) -> None:
+        """A second gradient tells a loss with a memory or randomness of its own from a function."""
+        (first, gradient), (second, again) = (self.objective.loss_and_gradient() for _ in range(2))
+        tolerance = 1e3 * torch.finfo(self.objective.dtype).eps
+        scale = max(float(gradient.norm()), float(again.norm()))
+        same = abs(float(first - second)) <= tolerance * (abs(float(first)) + 1e-300)
+        if not same or float((gradient - again).norm()) > max(tolerance, 1e-6) * scale + tolerance:
+            raise ValueError(
+                f"Two evaluations of the loss at the same parameters give {float(first):.10g} and "
+                f"{float(second):.10g}, or differ in their gradients, so that there is no second derivative. Look for "
+                "what changes from call to call in the module or in loss_fn: counters, buffers updated in Python, "
+                "random numbers from NumPy generators of their own."
+            )
 
     def _graph_size(self, batch: int) -> int:
         """Bytes that a batch's graph holds on to; the graph is dropped, since hooks make its products slower."""
@@ -192,6 +207,17 @@ class GaussNewtonOperator(CurvatureOperator):
             return _pull_back(outputs, [parameters], curved, batched)[0]
 
         return product
+
+
+Patterns = str | Sequence[str]
+"""Names of modules or parameters, or globs for them."""
+
+
+def of_parameters(objective: Objective, patterns: Patterns | None) -> Objective:
+    """The objective as a function of the parameters that match; of all of them by default."""
+    if patterns is None:
+        return objective
+    return objective.restricted_to(*([patterns] if isinstance(patterns, str) else patterns))
 
 
 OPERATORS: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator}

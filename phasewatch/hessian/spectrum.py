@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 from scipy.special import chdtri
 from torch import Tensor
 
-from phasewatch.hessian.density import Density, Probe, estimated_trace, pooled_density
-from phasewatch.hessian.lanczos import LanczosRun, lanczos, relative_rounding
-from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator
+from phasewatch.hessian.density import (
+    Density,
+    Probe,
+    estimated_frobenius_norm,
+    estimated_number_below,
+    estimated_trace,
+    pooled_density,
+)
+from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator, relative_rounding
+from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator, Patterns, of_parameters
 from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
@@ -34,6 +41,10 @@ class Spectrum:
         smallest: Least eigenvalue, or the best upper bound for it.
         trace: Sum of all eigenvalues.
         trace_standard_error: Standard error of the trace; 0.0 if dense.
+        frobenius_norm: Root of the sum of all squared eigenvalues.
+        frobenius_norm_standard_error: Its standard error; 0.0 if dense.
+        num_negative: Number of eigenvalues below minus the threshold of ``zeros``.
+        num_negative_standard_error: Its standard error; 0.0 if dense.
         zeros: How many eigenvalues are zero, with threshold and bracket.
         density: Distribution of all eigenvalues.
         num_parameters: Number of rows of the matrix.
@@ -50,6 +61,10 @@ class Spectrum:
     smallest: float
     trace: float
     trace_standard_error: float
+    frobenius_norm: float
+    frobenius_norm_standard_error: float
+    num_negative: float
+    num_negative_standard_error: float
     zeros: ZeroCount
     density: Density
     num_parameters: int
@@ -78,6 +93,7 @@ def hessian_spectrum(
     matrix: Literal["hessian", "gauss-newton"] = "hessian",
     seed: int = 0,
     *,
+    parameters: Patterns | None = None,
     num_eigenvalues: int | None = None,
     dense_below: int = 5000,
     num_steps: int | None = None,
@@ -96,6 +112,8 @@ def hessian_spectrum(
         objective: The loss; the matrix is taken at its parameters, over all of its batches.
         matrix: The Hessian, or the Gauss-Newton matrix, whose zeros do not need a gradient of zero.
         seed: Seeds the start vectors.
+        parameters: The block of these parameters only: names of modules or parameters, or globs for them such as
+            ``"layers.0.*"``; default all.
         num_eigenvalues: Leading eigenvalues wanted at each end (Lanczos); default 5, or all where there are less.
         dense_below: Greatest number of parameters for which the whole matrix is built.
         num_steps: Products of the first Lanczos run, the others take half of it; default 64, and not less than 8
@@ -108,10 +126,11 @@ def hessian_spectrum(
         The spectrum.
 
     Raises:
-        ValueError: If an argument is out of range, if products are not finite, or if the Gauss-Newton matrix
-            cannot be formed from this ``loss_fn``.
+        ValueError: If an argument is out of range, if ``parameters`` match nothing, if products are not finite, if the
+            loss is not the same function each time, or if the Gauss-Newton matrix cannot be formed from it.
         RuntimeError: If an operation of the model has no second derivative.
     """
+    objective = of_parameters(objective, parameters)
     if num_eigenvalues is None:
         num_eigenvalues = min(5, objective.num_parameters)
     if num_steps is None:
@@ -121,7 +140,7 @@ def hessian_spectrum(
         operator = OPERATORS[matrix](_in_double_precision(objective), graph_memory=graph_memory)
         if objective.num_parameters <= dense_below:
             return _dense_spectrum(operator, matrix)
-        search = _LanczosSearch(operator, torch.Generator().manual_seed(seed), num_eigenvalues, tolerance)
+        search = _LanczosSearch(operator, own_generator(seed), num_eigenvalues, tolerance)
         search.run(num_steps)
         for number in range(2 * num_probes):
             if number < num_probes or not search.settled:
@@ -162,6 +181,7 @@ def _dense_spectrum(operator: CurvatureOperator, matrix: str) -> Spectrum:
     norm = float(np.abs(eigenvalues).max())
     rounding = relative_rounding(operator.objective.dtype, size) * norm
     noise = _ASYMMETRY_TO_NOISE * _norm_of_skew((computed - computed.T) / 2)
+    zeros = count_zeros(eigenvalues, rounding, noise)
     return Spectrum(
         eigenvalues=eigenvalues,
         residuals=np.full(size, max(rounding, noise)),
@@ -170,7 +190,11 @@ def _dense_spectrum(operator: CurvatureOperator, matrix: str) -> Spectrum:
         smallest=float(eigenvalues[0]),
         trace=float(computed.trace()),
         trace_standard_error=0.0,
-        zeros=count_zeros(eigenvalues, rounding, noise),
+        frobenius_norm=float(np.linalg.norm(eigenvalues)),
+        frobenius_norm_standard_error=0.0,
+        num_negative=float((eigenvalues < -zeros.threshold).sum()),
+        num_negative_standard_error=0.0,
+        zeros=zeros,
         density=Density(eigenvalues, np.full(size, 1 / size)),
         num_parameters=size,
         matrix=matrix,
@@ -249,20 +273,27 @@ class _LanczosSearch:
         leading = np.union1d(at_top, at_bottom)
         seen = np.concatenate([values, *(probe.nodes for probe in self.probes)])
         # The first run is the one whose directions were not deflated: its trace is by far the noisiest.
-        trace, error = estimated_trace(self.probes[1:] or self.probes)
+        probes = self.probes[1:] or self.probes
         if complete:
-            trace, error = float(values.sum()), 0.0
             zeros = count_zeros(values, self.rounding, 0.0)
+            trace, norm = (float(values.sum()), 0.0), (float(np.linalg.norm(values)), 0.0)
+            negative = float((values < -zeros.threshold).sum()), 0.0
         else:
             zeros = bracket_zeros(self.probes, self.rounding)
+            trace, norm = estimated_trace(probes), estimated_frobenius_norm(probes)
+            negative = estimated_number_below(probes, -zeros.threshold)
         return Spectrum(
             eigenvalues=values[leading],
             residuals=residuals[leading],
             converged=self.settled and len(at_top) == len(at_bottom) == self.wanted,
             largest=float(seen.max()),
             smallest=float(seen.min()),
-            trace=trace,
-            trace_standard_error=error,
+            trace=trace[0],
+            trace_standard_error=trace[1],
+            frobenius_norm=norm[0],
+            frobenius_norm_standard_error=norm[1],
+            num_negative=negative[0],
+            num_negative_standard_error=negative[1],
             zeros=zeros,
             density=Density(values, np.full(self.size, 1 / self.size)) if complete else pooled_density(self.probes),
             num_parameters=self.size,

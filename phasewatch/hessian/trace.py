@@ -11,8 +11,8 @@ import torch
 from scipy.linalg import solve_triangular
 from torch import Tensor
 
-from phasewatch.hessian.lanczos import orthogonalized, relative_rounding
-from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator
+from phasewatch.hessian.lanczos import orthogonalized, own_generator, relative_rounding
+from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator, Patterns, of_parameters
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
@@ -41,6 +41,7 @@ def hessian_trace(
     matrix: Literal["hessian", "gauss-newton"] = "hessian",
     seed: int = 0,
     *,
+    parameters: Patterns | None = None,
     tolerance: float = 0.01,
     max_products: int = 512,
     graph_memory: int = GRAPH_MEMORY,
@@ -56,6 +57,7 @@ def hessian_trace(
         objective: The loss; the matrix is taken at its parameters, over all of its batches.
         matrix: The Hessian or the Gauss-Newton matrix.
         seed: Seeds the test vectors.
+        parameters: The block of these parameters only: names of modules or parameters, or globs for them; default all.
         tolerance: Standard error wanted, relative to the trace.
         max_products: Products after which it stops, with ``converged=False``; a matrix of no more rows is summed.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
@@ -67,6 +69,7 @@ def hessian_trace(
         ValueError: If an argument is out of range, or if products are not finite.
         RuntimeError: If an operation of the model has no second derivative.
     """
+    objective = of_parameters(objective, parameters)
     if matrix not in OPERATORS:
         raise ValueError(f"matrix is {matrix!r}; expected one of {', '.join(map(repr, OPERATORS))}")
     if not 0 < tolerance < 1:
@@ -78,7 +81,7 @@ def hessian_trace(
         size = objective.num_parameters
         if size <= max_products:
             return TraceEstimate(float(operator.dense().diagonal().double().sum()), 0.0, True, operator.products)
-        sketch = _Sketch(operator, torch.Generator().manual_seed(seed))
+        sketch = _Sketch(operator, own_generator(seed))
         while True:
             sketch.grow(min(max(FIRST_VECTORS, sketch.count), max_products // 2 - sketch.count))
             value, error = sketch.estimate()

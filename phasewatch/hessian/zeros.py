@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,11 @@ class ZeroCount:
             all eigenvalues wide. If False, ``count`` must not be taken for a number of zeros.
         gap: Ratio of the least magnitude counted as not zero to the greatest counted as zero (or to a tenth of the
             threshold, if that is greater); None where the single eigenvalues are not known.
+        size: Number of all eigenvalues.
         note: What to know about the count, in words; empty if there is nothing.
+        certified: Dimension of a space of zeros that was verified direction by direction, as the ledger of
+            :func:`phasewatch.explain_zeros` does: at least so many are zero for a reason, whatever the threshold. None
+            where nobody asked.
     """
 
     count: int
@@ -41,11 +45,38 @@ class ZeroCount:
     upper: int
     resolved: bool
     gap: float | None
+    size: int
     note: str = ""
+    certified: int | None = None
+
+    def certified_by(self, dimensions: int) -> ZeroCount:
+        """The same count, knowing that a space of so many dimensions consists of zeros.
+
+        The lower limit rises to it, and the bracket may become narrow enough to count as resolved. Where the count
+        leaves no room for so many zeros one of the two is wrong: then it is not resolved, and the note says so.
+
+        Args:
+            dimensions: Dimension of the verified space, of this matrix.
+
+        Raises:
+            ValueError: If there are not so many eigenvalues.
+        """
+        if not 0 <= dimensions <= self.size:
+            raise ValueError(f"dimensions is {dimensions}; expected at least 0 and at most {self.size}, the size.")
+        lower, upper = max(self.lower, dimensions), max(self.upper, dimensions)
+        narrow = lower == upper or (self.gap is None and upper - lower <= RESOLVED_WIDTH * self.size)
+        resolved, note = self.resolved or narrow, self.note
+        if resolved and not self.resolved:
+            note = ""
+        if dimensions > self.upper:
+            resolved, note = False, f"{dimensions} zeros are certified, but at most {self.upper} were counted"
+        count = max(self.count, dimensions)
+        return replace(self, count=count, lower=lower, upper=upper, resolved=resolved, note=note, certified=dimensions)
 
     def __repr__(self) -> str:
         """The count, or that it is not resolved."""
         counted = f"{self.count}" if self.lower == self.upper else f"{self.count} in [{self.lower}, {self.upper}]"
+        counted += "" if self.certified is None else f", {self.certified} certified"
         state = "" if self.resolved else ", unresolved"
         note = f", note={self.note!r}" if self.note else ""
         return f"ZeroCount({counted} at |λ| <= {self.threshold:.3g}{state}{note})"
@@ -67,7 +98,7 @@ def count_zeros(eigenvalues: NDArray[np.float64], rounding: float, noise: float)
     threshold = max(rounding, noise)
     if magnitudes[-1] == 0.0:
         zeros = len(magnitudes)
-        return ZeroCount(zeros, 0.0, zeros, zeros, True, float("inf"), "the matrix is zero")
+        return ZeroCount(zeros, 0.0, zeros, zeros, True, float("inf"), zeros, "the matrix is zero")
     count = _number_within(magnitudes, threshold)
     floor = threshold / 10
     ladder = np.concatenate([[floor], np.maximum(magnitudes, floor)])
@@ -82,7 +113,7 @@ def count_zeros(eigenvalues: NDArray[np.float64], rounding: float, noise: float)
             f"{threshold:.1e}, {threshold * 10:.1e}; the widest gap is above {by_gap}"
         )
     gap = float(ratios[count]) if count < len(ratios) else float("inf")
-    return ZeroCount(count, threshold, min(counts), max(counts), resolved, gap, note)
+    return ZeroCount(count, threshold, min(counts), max(counts), resolved, gap, len(magnitudes), note)
 
 
 def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
@@ -123,7 +154,7 @@ def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
     count = min(max(guess, lower), upper)
     resolved = upper - lower <= RESOLVED_WIDTH * size
     note = "" if resolved else f"unresolved below {threshold:.1e}: more Lanczos steps would narrow the bracket"
-    return ZeroCount(count, threshold, lower, upper, resolved, None, note)
+    return ZeroCount(count, threshold, lower, upper, resolved, None, size, note)
 
 
 def _share_within(probe: Probe, threshold: float) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from phasewatch.record import Run, Series
 from phasewatch.report.analysis import Analysis
 from phasewatch.transitions import Transition
+from phasewatch.transitions.kinds import DEGENERACIES
 
 # Okabe & Ito's palette, told apart by colour-blind readers.
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#007A5A", "#8A4A8B", "#56B4E9", "#E69F00"
@@ -104,13 +105,21 @@ def run_figure(analysis: Analysis) -> Figure:
 
 def _panels(analysis: Analysis) -> list[Panel]:
     known = {panel.name for panel in PANELS}
-    others = [Panel(name, name, INK, decays=True) for name in analysis.signals if name not in known]
     measured = analysis.run.names
+    others = [
+        Panel(name, name.replace("_", " "), INK, integer=name in DEGENERACIES, decays=name not in DEGENERACIES)
+        for name in analysis.signals
+        if name not in known and not (name in DEGENERACIES and _is_constant(analysis.run.series(name)))
+    ]
     return [
         panel
         for panel in [*PANELS, *others]
         if panel.name in measured and np.isfinite(analysis.run.series(panel.name).values).any()
     ]
+
+
+def _is_constant(series: Series) -> bool:
+    return bool(np.ptp(series.values) == 0)
 
 
 def _log_spaced(steps: NDArray[np.int64]) -> bool:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.hessian import ZeroCount, hessian_spectrum
+from phasewatch.hessian.lanczos import own_generator
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
-from phasewatch.symmetry.directions import Array, Columns, Directions, added_dimensions, verified
+from phasewatch.symmetry.directions import MOST_DENSE, Array, Columns, Directions, added_dimensions, verified
 from phasewatch.symmetry.generic import generic_directions
 from phasewatch.symmetry.spaces import find_architecture
 from phasewatch.symmetry.tape import pull_back, record
@@ -38,6 +39,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative change of the outputs up to which a direction counts as a zero."""
 
 _MOST_COTANGENTS = 16
+
+_MOST_PRODUCTS = 40
+"""Products spent on verifying candidates above ``dense_below``; below, so many times fifty."""
+
+_MOST_DENSE_IF_LARGE = 100
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,10 @@ class ZeroLedger:
         generic: Dimensions that the architecture forces.
         non_generic: Dimensions of each non-generic kind beyond those listed before it.
         certified: Dimension of the span of all verified directions: a lower bound of the nullity.
-        zeros: Count of the zero eigenvalues of the dense matrix in double precision; None above ``dense_below``.
+        zeros: Count of the zero eigenvalues of the dense matrix in double precision, with what is certified; None above
+            ``dense_below``.
         unexplained: Zeros counted but not explained; None where they were not counted.
-        closeness: How far each hidden layer is from degenerate.
+        closeness: How far each hidden layer is from degenerate; the table lists what is within ``NEARLY``.
         unknown: Parts of the architecture that are not known; their zeros are among the unexplained.
         broken: Symmetries that were expected but do not hold exactly, with the relative change of the outputs.
         tolerance: Relative change of the outputs up to which a direction counted as a zero.
@@ -115,6 +122,9 @@ class ZeroLedger:
         if self.zeros is not None:
             lines.append(f"{'unexplained':<41} {self.unexplained:>7,}")
             lines.append(f"{'nullity':<41} {self.zeros.count:>7,}  {self.zeros!r}")
+        for layer in self.closeness:
+            for kind, (distance, units) in layer.nearly().items():
+                lines.append(f"{'nearly ' + kind:<21} {layer.layer:<19} {distance:>7.1e}  {_listed((units,))}")
         lines += [f"not exact: {text}" for text in self.broken]
         lines += [f"not known: {text}" for text in self.unknown]
         if self.samples_too_few:
@@ -162,9 +172,10 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     """
     _check_model(model, objective)
     exact = _in_double_precision(objective)
+    large = exact.num_parameters > dense_below
     tolerance = TOLERANCE[exact.dtype]
     rng = np.random.default_rng(seed)
-    recording = record(exact, torch.Generator().manual_seed(seed), _cotangents(exact, dense_below))
+    recording = record(exact, own_generator(seed), _cotangents(exact, dense_below))
     architecture = find_architecture(exact, recording)
     parameters = exact.parameters.double().cpu().numpy()
 
@@ -174,17 +185,24 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         candidates += unit_directions(layer, parameters)
     for site in architecture.sites:
         candidates += annihilating_directions(site, parameters.size)
-        candidates += data_rank_directions(site, parameters.size)
+        candidates += data_rank_directions(site, parameters.size, jointly=not large)
     candidates += _untouched(recording.gradient, exact)
     candidates = [c for c in candidates if c.count]
 
     effect = _RelativeEffect(exact, seed)
-    kept, failed = verified(candidates, effect, tolerance, rng)
     order = {kind: i for i, kind in enumerate(GENERIC_KINDS + NON_GENERIC_KINDS)}
+    candidates.sort(key=lambda d: order[d.kind])
+    most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
+    kept, failed, untested = verified(candidates, effect, tolerance, rng, most_products)
     groups: dict[tuple[str, str], list[Directions]] = defaultdict(list)
     for directions in sorted(kept, key=lambda d: order[d.kind]):
         groups[directions.kind, directions.layer].append(directions)
-    dimensions = added_dimensions([[d.matrix for d in group] for group in groups.values()], rng)
+    dimensions, left_out = added_dimensions(
+        [[d.matrix for d in group] for group in groups.values()],
+        sum(kind in GENERIC_KINDS for kind, _ in groups),
+        rng,
+        most_dense=_MOST_DENSE_IF_LARGE if large else MOST_DENSE,
+    )
     findings = [
         Finding(kind, layer, tuple(dict.fromkeys(d.units for d in group if d.units)), count)
         for ((kind, layer), group), count in zip(groups.items(), dimensions, strict=True)
@@ -193,10 +211,15 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     generic = sum(f.dimensions for f in findings if f.kind in GENERIC_KINDS)
     non_generic = {kind: sum(f.dimensions for f in findings if f.kind == kind) for kind in NON_GENERIC_KINDS}
     zeros = None
-    if exact.num_parameters <= dense_below:
-        zeros = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
     certified = sum(dimensions)
+    if not large:
+        counted = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
+        zeros = counted.certified_by(certified)
     unknown = list(architecture.unknown)
+    if untested:
+        unknown.append(f"whether {sum(d.count for d in untested):,} further directions are zeros")
+    if left_out:
+        unknown.append("how many dimensions all directions span: some were left out")
     if not recording.alike:
         unknown.append("what changes from batch to batch in the order of calls")
     return ZeroLedger(

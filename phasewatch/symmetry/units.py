@@ -17,6 +17,9 @@ from phasewatch.symmetry.spaces import Activation, Architecture, Reader, Site, S
 EXACT = 1e-9
 """Relative size up to which a difference counts as none when candidates are sought; each is verified after that."""
 
+NEARLY = 0.01
+"""Distance from a degeneracy up to which units are reported as being near it."""
+
 
 @dataclass(frozen=True)
 class Closeness:
@@ -32,6 +35,9 @@ class Closeness:
         outgoing_unit: This unit.
         variation: Least standard deviation of a unit's activation, relative to the largest.
         variation_unit: This unit.
+        cancelling: Length of what is left of the effects on the outputs, each taken at unit length, in the combination
+            of units whose effects cancel best; 1.0 where the effects are not known.
+        cancelling_units: The units with a share in it.
     """
 
     layer: str
@@ -43,11 +49,32 @@ class Closeness:
     outgoing_unit: int
     variation: float
     variation_unit: int
+    cancelling: float
+    cancelling_units: tuple[int, ...]
+
+    @property
+    def distances(self) -> dict[str, tuple[float, tuple[int, ...]]]:
+        """For each kind of degeneracy how far the nearest units are from it, 0.0 being the exact case, and which."""
+        return {
+            "dead": (self.active, (self.active_unit,)),
+            "zero outgoing": (self.outgoing, (self.outgoing_unit,)),
+            "constant": (self.variation, (self.variation_unit,)),
+            "parallel": (max(1 - self.parallel, 0.0), self.parallel_units or ()),
+            "annihilating": (self.cancelling, self.cancelling_units),
+        }
 
     @property
     def exact(self) -> bool:
         """Whether some unit is degenerate already, to a relative ``EXACT``."""
-        return self.parallel > 1 - EXACT or min(self.active, self.outgoing, self.variation) < EXACT
+        return any(distance < EXACT for distance, _ in self.distances.values())
+
+    def nearly(self, tolerance: float = NEARLY) -> dict[str, tuple[float, tuple[int, ...]]]:
+        """Those of the distances that are within a tolerance, the exact cases not among them."""
+        return {kind: found for kind, found in self.distances.items() if EXACT <= found[0] <= tolerance}
+
+
+_MOST_WORK = 2e10
+"""Multiplications that may be spent on one layer's unseen directions."""
 
 
 class Layer:
@@ -113,7 +140,18 @@ class Layer:
             *_least(active),
             *_least(outgoing),
             *_least(variation),
+            *self._cancelling(),
         )
+
+    def _cancelling(self) -> tuple[float, tuple[int, ...]]:
+        units = np.flatnonzero(self.effective())
+        if self.reach is None or not len(units) or len(self.reach) < len(units):
+            return 1.0, ()
+        effects = self.reach[:, units]
+        effects = effects / np.linalg.norm(effects, axis=0)
+        _, values, vectors = np.linalg.svd(np.linalg.qr(effects, mode="r"))
+        mixture = np.abs(vectors[-1])
+        return float(values[-1]), tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
 
 def layers_of(architecture: Architecture) -> list[Layer]:
@@ -253,40 +291,49 @@ def annihilating_directions(site: Site, num_parameters: int) -> Iterator[Directi
         yield Directions(kind, site.layer, () if softmax else tuple(units.tolist()), columns.matrix())
 
 
-def data_rank_directions(site: Site, num_parameters: int) -> Iterator[Directions]:
-    """Changes of a unit's incoming weights that no sample sees on which the unit has an effect."""
-    yield from _jointly_unseen(site, num_parameters)
+def data_rank_directions(site: Site, num_parameters: int, jointly: bool) -> Iterator[Directions]:
+    """Changes of a unit's incoming weights that no sample sees on which the unit has an effect.
+
+    Args:
+        site: The linear layer.
+        num_parameters: Length of a direction.
+        jointly: Whether to look for changes of several units that cancel, too, which is dear.
+    """
+    if jointly:
+        yield from _jointly_unseen(site, num_parameters)
     positions, features = site.inputs.shape
     common = null_vectors(site.inputs)
     if common.size * len(site.rows) > MOST_ENTRIES:
         return
+    alone: set[int] = set()
+    if site.gradients is not None and len(site.gradients) == positions:
+        size = np.abs(site.gradients)
+        seen = size > EXACT * max(float(size.max()), 1e-300)
+        patterns, group = np.unique(seen.T, axis=0, return_inverse=True)
+        work = 0
+        for number, pattern in enumerate(patterns):
+            units = np.flatnonzero(group.ravel() == number)
+            if pattern.all() or not pattern.any():
+                continue
+            work += int(pattern.sum()) * features**2
+            if work > _MOST_WORK:
+                break
+            vectors = null_vectors(site.inputs[pattern])
+            if len(vectors) <= len(common) or vectors.size * len(units) > MOST_ENTRIES:
+                continue
+            for index in units.tolist():
+                alone.add(index)
+                columns = Columns(num_parameters)
+                for column, vector in enumerate(vectors):
+                    columns.add(column, site.rows[index], vector)
+                yield Directions("data rank", site.layer, (index,), columns.matrix())
     if len(common):
         columns = Columns(num_parameters)
-        for row in site.rows:
-            for vector in common:
-                columns.add(columns.count, row, vector)
+        for unit, row in enumerate(site.rows):
+            if unit not in alone:  # what no sample sees is among what the unit's own samples do not see
+                for vector in common:
+                    columns.add(columns.count, row, vector)
         yield Directions("data rank", site.layer, (), columns.matrix())
-    if site.gradients is None or len(site.gradients) != positions:
-        return
-    size = np.abs(site.gradients)
-    seen = size > EXACT * max(float(size.max()), 1e-300)
-    patterns, group = np.unique(seen.T, axis=0, return_inverse=True)
-    work = 0
-    for number, pattern in enumerate(patterns):
-        units = np.flatnonzero(group.ravel() == number)
-        if pattern.all() or not pattern.any():
-            continue
-        work += int(pattern.sum()) * features**2
-        if work > 2e10:
-            return
-        vectors = null_vectors(site.inputs[pattern])
-        if len(vectors) <= len(common) or vectors.size * len(units) > MOST_ENTRIES:
-            continue
-        for unit in units:
-            columns = Columns(num_parameters)
-            for column, vector in enumerate(vectors):
-                columns.add(column, site.rows[unit], vector)
-            yield Directions("data rank", site.layer, (int(unit),), columns.matrix())
 
 
 def _jointly_unseen(site: Site, num_parameters: int) -> Iterator[Directions]:
@@ -294,7 +341,7 @@ def _jointly_unseen(site: Site, num_parameters: int) -> Iterator[Directions]:
     if site.gradients is None or len(site.gradients) != len(site.inputs):
         return
     rows, size = len(site.inputs), site.rows.size
-    if rows * size**2 > 2e10 or rows * size > MOST_ENTRIES:
+    if rows * size**2 > _MOST_WORK or rows * size > MOST_ENTRIES:
         return
     vectors = null_vectors((site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size))
     columns = Columns(num_parameters)

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.record import Histogram, Measurement, Run
-from phasewatch.report import Analysis, analyze_run, format_table, run_figure
+from phasewatch.report import Analysis, analyze_run, density_figure, format_table, run_figure
 from phasewatch.transitions import DETECTABLE, Transition
+from phasewatch.transitions.kinds import DEGENERACIES
 
 CHILD_RUN = "phasewatch"
 SPECTRUM = "hessian_eigenvalues"
 NORMAL_95 = 1.959964
 BINS = 60
-BANDS = ("llc", "nullity")
+BANDS = ("llc", "nullity", "nullity_ggn")
+CAUSES = "zeros by cause"
 # The charts of the custom-scalars page in their order there, with the signals that each shows.
 CHARTS = {
     "loss on the probe": ("loss",),
@@ -29,6 +31,12 @@ CHARTS = {
     "zero eigenvalues of the Hessian (bounds)": ("nullity",),
     "largest and smallest Hessian eigenvalue": ("hessian_max", "hessian_min"),
     "trace of the Hessian": ("hessian_trace",),
+    "zero eigenvalues of the Gauss-Newton matrix (bounds)": ("nullity_ggn",),
+    CAUSES: ("zeros_generic", *DEGENERACIES, "zeros_unexplained"),
+    "distance of the nearest units from degeneracy": (
+        *("distance_dead", "distance_zero_outgoing", "distance_constant", "distance_parallel"),
+        "distance_annihilating",
+    ),
 }
 
 
@@ -83,6 +91,9 @@ class TensorBoardWriter:
         if SPECTRUM in measurement.histograms:
             threshold = measurement.values.get("nullity_threshold", math.nan)
             self._write_spectrum(measurement.histograms[SPECTRUM], threshold, step)
+        number = len(self._measurements)
+        if number & (number - 1) == 0:  # at 1, 2, 4, 8, ...: drawing costs as long as the run grows, and no more
+            self._write_density(step)
         self._writer.flush()
 
     def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
@@ -106,6 +117,7 @@ class TensorBoardWriter:
         step = run.measurements[-1].step
         self._text("transitions_found", analysis.transitions, analysis.note, step)
         self._figure("run", analysis, step)
+        self._write_density(step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -131,11 +143,17 @@ class TensorBoardWriter:
                     self._scalar(tag, number, step)
 
     def _write_layout(self, measurement: Measurement) -> None:
-        seen = self._charted | measurement.values.keys()
+        # causes of zeros that never occur would only be lines at zero
+        shown = {name for name, value in measurement.values.items() if value or name not in CHARTS[CAUSES]}
+        seen = self._charted | shown
         if seen == self._charted:
             return
         self._charted = seen
-        charts = {title: _chart(names) for title, names in CHARTS.items() if seen.intersection(names)}
+        charts = {
+            title: _chart([name for name in names if name in seen or title != CAUSES])
+            for title, names in CHARTS.items()
+            if seen.intersection(names)
+        }
         if charts:
             self._writer.add_custom_scalars({"phasewatch": charts})
 
@@ -159,6 +177,11 @@ class TensorBoardWriter:
             bucket_counts=counts.tolist(),
             global_step=step,
         )
+
+    def _write_density(self, step: int) -> None:
+        figure = density_figure(self._measurements)
+        if figure is not None:
+            self._writer.add_image("phasewatch/hessian_density", _rendered(figure), step, dataformats="HWC")
 
     def _text(self, name: str, transitions: Sequence[Transition], note: str | None, step: int) -> None:
         self._writer.add_text(f"phasewatch/{name}", note or format_table(transitions, markdown=True), step)

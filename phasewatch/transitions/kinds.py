@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from phasewatch.transitions.transition import Change
 
 LOSS, LLC = "loss", "llc"
-DETECTABLE = (LOSS, LLC, "hessian_max", "hessian_min", "hessian_trace", "nullity")
+DEGENERACIES = (
+    *("zeros_dead", "zeros_zero_outgoing", "zeros_zero_incoming", "zeros_constant", "zeros_parallel"),
+    *("zeros_annihilating", "zeros_always_on", "zeros_same_pattern", "zeros_data_rank"),
+)
+DETECTABLE = (LOSS, LLC, "hessian_max", "hessian_min", "hessian_trace", "nullity", *DEGENERACIES)
 """Recorded signals in which transitions are looked for."""
 
 

@@ -253,3 +253,33 @@ def test_bracket_on_a_net_holds_the_dense_count() -> None:
     for matrix in ("hessian", "gauss-newton"):
         zeros = hessian_spectrum(objective, matrix=matrix, dense_below=0).zeros
         assert zeros.lower <= 16 <= zeros.upper
+
+
+def test_certified_zeros_raise_the_lower_limit_and_nothing_else() -> None:
+    """Zeros known one by one narrow a wide bracket from below; the truth is 150, and 140 of it are known."""
+    zeros = hessian_spectrum(planted(BRACKETED["small eigenvalues"]), dense_below=0).zeros
+    assert zeros.certified is None
+    known = zeros.certified_by(140)
+    assert (known.certified, known.lower, known.upper) == (140, max(zeros.lower, 140), zeros.upper)
+    assert known.lower <= known.count <= known.upper
+    assert not known.resolved
+    assert "140 certified" in repr(known)
+    with pytest.raises(ValueError, match="at most 500"):
+        zeros.certified_by(501)
+
+
+def test_certified_zeros_up_to_the_upper_limit_resolve_the_count() -> None:
+    eigenvalues = np.concatenate([np.full(3, 1e-17), np.full(4, 3e-13), np.full(5, 1.0)])
+    zeros = count_zeros(eigenvalues, rounding=1e-14, noise=0.0)
+    assert not zeros.resolved
+    assert not zeros.certified_by(6).resolved
+    whole = zeros.certified_by(7)
+    assert whole.resolved and whole.count == 7 and not whole.note
+
+
+def test_more_certified_than_counted_is_a_contradiction_and_no_certainty() -> None:
+    zeros = count_zeros(np.array([1e-17, 1.0, 2.0]), rounding=1e-14, noise=0.0)
+    assert zeros.resolved
+    contradicted = zeros.certified_by(2)
+    assert not contradicted.resolved
+    assert "at most 1 were counted" in contradicted.note

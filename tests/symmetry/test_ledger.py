@@ -397,6 +397,30 @@ def test_closeness_sees_degeneracy_coming() -> None:
     assert closeness.exact
 
 
+def test_units_that_nearly_cancel_are_named_with_their_distance() -> None:
+    """Two tanh units with near equal weights and one output: their effects differ by no more than the weights do."""
+    x = normal(300, 5)
+    module = seeded(mlp(5, 6, 1, activation=nn.Tanh))
+    first = module[0]
+    before = explain_zeros(module, at_own_outputs(module, x))
+    assert before.closeness[0].nearly() == {}
+    assert "nearly" not in before.table()
+    distances = []
+    for distance in (3e-2, 3e-3, 3e-4):
+        step = distance * normal(5, seed=7)
+        first.weight.data[3] = first.weight.data[1] + step
+        first.bias.data[3] = first.bias.data[1]
+        ledger = explain_zeros(module, at_own_outputs(module, x))
+        assert ledger.non_generic["annihilating"] == ledger.non_generic["parallel"] == 0
+        found = ledger.closeness[0].nearly(tolerance=0.1)["annihilating"]
+        assert found[1] == (1, 3)
+        distances.append(found[0])
+    assert distances[1] / distances[0] == pytest.approx(0.1, rel=0.3)
+    assert distances[2] / distances[1] == pytest.approx(0.1, rel=0.1)
+    assert "nearly annihilating" in ledger.table()
+    assert ledger.closeness[0].nearly()["parallel"][1] == (1, 3)
+
+
 def test_same_in_single_precision_and_in_batches() -> None:
     x = normal(400, 4)
     module = switching(x, 4, 7, 3)

@@ -31,7 +31,9 @@ def test_units_die_at_the_steps_that_are_named(tmp_path: Path, monkeypatch: Any,
 
     monkeypatch.setattr(script, "explain_zeros", watched)
     figure = tmp_path / "figure.png"
-    monkeypatch.setattr(sys, "argv", ["symmetry_breaking.py", "--figure", str(figure)])
+    monkeypatch.setattr(
+        sys, "argv", ["symmetry_breaking.py", "--figure", str(figure), "--directory", str(tmp_path / "run")]
+    )
     script.main()
     output = capsys.readouterr().out
     said = [

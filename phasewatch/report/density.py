@@ -1,0 +1,66 @@
+"""The spectral density over the course of a run, as a heat map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from phasewatch.record import Measurement
+
+SPECTRUM = "hessian_eigenvalues"
+ROWS = 90
+DECADES = 8
+"""Magnitudes of eigenvalues that the axis shows on each side of zero, below the largest."""
+
+
+def density_figure(measurements: Sequence[Measurement]) -> Figure | None:
+    """How many eigenvalues lie where, step by step; None where fewer than two spectra were measured.
+
+    The axis is logarithmic on both sides of a band in the middle, which holds all that is smaller than ``DECADES``
+    decades below the largest modulus of the run. Each column is one measurement.
+
+    Args:
+        measurements: In the order of their steps.
+    """
+    spectra = [m for m in measurements if SPECTRUM in m.histograms and m.histograms[SPECTRUM].positions]
+    if len(spectra) < 2:
+        return None
+    steps = np.array([m.step for m in spectra], dtype=float)
+    largest = max(float(np.abs(m.histograms[SPECTRUM].positions).max()) for m in spectra)
+    if not largest > 0:
+        return None
+    edges = np.linspace(-1 - DECADES, 1 + DECADES, ROWS + 1)
+    counts = np.stack([_column(m, largest, edges) for m in spectra], axis=1)
+    figure = Figure(figsize=(9.0, 4.2), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.pcolormesh(
+        np.arange(len(steps) + 1) - 0.5,
+        edges,
+        np.ma.masked_less(counts, 1e-3),
+        norm=LogNorm(vmin=max(float(counts[counts > 1e-3].min()), 0.1), vmax=float(counts.max())),
+        cmap="viridis",
+    )
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 9)).round().astype(int))
+    axes.set_xticks(shown, [f"{steps[i]:,.0f}" for i in shown])
+    magnitudes = [d for d in range(0, DECADES + 1, 2) if d < DECADES]
+    ticks = [(DECADES - d, largest * 10.0**-d) for d in magnitudes]
+    positions = [-p for p, _ in ticks] + [0] + [p for p, _ in ticks[::-1]]
+    labels = [f"−{v:.0e}" for _, v in ticks] + ["0"] + [f"{v:.0e}" for _, v in ticks[::-1]]
+    axes.set_yticks(positions, labels)
+    axes.set_xlabel("training step (one column a measurement)")
+    axes.set_ylabel("eigenvalue of the Hessian")
+    figure.colorbar(image, label="number of eigenvalues")
+    return figure
+
+
+def _column(measurement: Measurement, largest: float, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    spectrum = measurement.histograms[SPECTRUM]
+    positions, weights = np.array(spectrum.positions), np.array(spectrum.weights)
+    with np.errstate(divide="ignore"):
+        places = np.sign(positions) * np.maximum(DECADES + np.log10(np.abs(positions) / largest), 0.0)
+    counts, _ = np.histogram(places, bins=edges, weights=weights)
+    return counts

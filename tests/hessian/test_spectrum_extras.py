@@ -1,0 +1,132 @@
+"""Blocks of parameters, Frobenius norm, negative eigenvalues, and input that cannot be measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from curvature_cases import mlp, normal, planted, squared_error
+from torch import Tensor, nn
+
+from phasewatch.hessian import HessianOperator, hessian_spectrum, hessian_trace, leading_eigenpairs
+from phasewatch.objective import Objective
+
+MIXED = [*np.linspace(-3, -0.5, 60), *np.zeros(150), *np.linspace(0.1, 2, 190)]
+
+
+def test_dense_norm_and_negative_count() -> None:
+    spectrum = hessian_spectrum(planted(MIXED))
+    assert spectrum.frobenius_norm == pytest.approx(np.linalg.norm(MIXED), rel=1e-10)
+    assert spectrum.num_negative == 60
+    assert spectrum.frobenius_norm_standard_error == spectrum.num_negative_standard_error == 0.0
+
+
+def test_lanczos_norm_and_negative_count_lie_within_their_errors() -> None:
+    """Ten seeds, two quantities: within four standard errors each, false failure about 20 x 6e-5."""
+    objective = planted(MIXED)
+    for seed in range(10):
+        found = hessian_spectrum(objective, dense_below=0, seed=seed, num_eigenvalues=2)
+        assert abs(found.frobenius_norm - np.linalg.norm(MIXED)) <= 4 * found.frobenius_norm_standard_error
+        assert 0 < found.frobenius_norm_standard_error < 0.1 * found.frobenius_norm
+        assert abs(found.num_negative - 60) <= 4 * found.num_negative_standard_error
+        assert found.num_negative_standard_error > 0
+    resolved = hessian_spectrum(objective, dense_below=0, num_steps=360)
+    assert abs(resolved.num_negative - 60) <= 4 * resolved.num_negative_standard_error < 80
+
+
+def _net() -> tuple[nn.Sequential, Objective]:
+    module = mlp(4, 5, 3)
+    return module, Objective(module, [(normal(80, 4), normal(80, 3, seed=1))], loss_fn=squared_error)
+
+
+@pytest.mark.parametrize(("patterns", "rows"), [("0", range(25)), ("*.bias", [*range(20, 25), *range(40, 43)])])
+def test_block_of_named_parameters(patterns: str, rows: Any) -> None:
+    _, objective = _net()
+    rows = list(rows)
+    block = HessianOperator(objective).dense()[rows][:, rows]
+    exact = torch.linalg.eigvalsh((block + block.T) / 2).numpy()
+    found = hessian_spectrum(objective, parameters=patterns)
+    assert found.eigenvalues == pytest.approx(exact, abs=1e-9)
+    assert hessian_trace(objective, parameters=[patterns]).value == pytest.approx(exact.sum(), abs=1e-9)
+    leading = leading_eigenpairs(objective, 1, parameters=patterns, tolerance=1e-8).values[0]
+    assert abs(leading) == pytest.approx(np.abs(exact).max(), rel=1e-6)
+
+
+@pytest.mark.parametrize("measure", [hessian_spectrum, hessian_trace, leading_eigenpairs])
+def test_patterns_that_match_nothing(measure: Callable[..., Any]) -> None:
+    _, objective = _net()
+    with pytest.raises(ValueError, match=r"'encoder\.\*' matches no module or parameter.*0\.weight"):
+        measure(objective, parameters="encoder.*")
+
+
+def test_more_eigenvalues_than_parameters() -> None:
+    _, objective = _net()
+    with pytest.raises(ValueError, match="at most the number of parameters, 43"):
+        hessian_spectrum(objective, num_eigenvalues=44)
+
+
+@pytest.mark.parametrize("dense_below", [0, 5000])
+def test_loss_linear_in_the_parameters_is_all_zeros(dense_below: int) -> None:
+    module = nn.Linear(6, 1).double()
+    objective = Objective(module, [normal(30, 6)], loss_fn=lambda module, x: module(x).mean())
+    spectrum = hessian_spectrum(objective, dense_below=dense_below)
+    assert spectrum.zeros.resolved
+    assert spectrum.zeros.lower == spectrum.nullity == spectrum.zeros.upper == 7
+    assert spectrum.zeros.note == "the matrix is zero"
+    assert spectrum.num_negative == spectrum.frobenius_norm == 0.0
+
+
+def test_loss_with_a_memory_is_refused() -> None:
+    calls = [0]
+
+    def loss_fn(module: nn.Module, batch: Tensor) -> Tensor:
+        calls[0] += 1
+        return module(batch).square().mean() * (1 + calls[0] % 2)
+
+    objective = Objective(nn.Linear(3, 2), [torch.ones(4, 3)], loss_fn=loss_fn)
+    with pytest.raises(ValueError, match="same parameters give"):
+        hessian_spectrum(objective)
+
+
+def test_products_that_are_not_finite() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight.abs().pow(1.5) * x
+
+    objective = Objective(Root(), [normal(5, 3)], loss_fn=lambda module, x: module(x).sum())
+    with pytest.raises(ValueError, match="is not finite although the loss is"):
+        hessian_spectrum(objective)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * gradient * x**2
+
+
+def test_operation_without_second_derivative_is_named() -> None:
+    module = nn.Linear(3, 2).double()
+    objective = Objective(module, [normal(5, 3)], loss_fn=lambda module, x: _Once.apply(module(x)).mean())
+    with pytest.raises(RuntimeError, match="_Once has no second derivative.*Replace"):
+        hessian_spectrum(objective)
+
+
+def test_norm_of_one_value_is_exact() -> None:
+    found = hessian_spectrum(planted([2.0] * 50), dense_below=0)
+    assert found.frobenius_norm == pytest.approx(2 * math.sqrt(50))
+    assert found.frobenius_norm_standard_error == pytest.approx(0.0, abs=1e-6)

@@ -1,0 +1,139 @@
+"""Zeros and their causes as signals: from a network to the record, the detector and TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phasewatch import Objective, Watch, load_run
+from phasewatch.estimators import HessianSpectrum, SymmetryLedger
+from phasewatch.record import Histogram, Measurement
+from phasewatch.report import density_figure
+from phasewatch.symmetry import NON_GENERIC_KINDS
+from phasewatch.transitions.kinds import DEGENERACIES
+
+
+def squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (module(batch[0]) - batch[1]).square().mean()
+
+
+def tanh_net(outputs: int = 2) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    x = torch.randn(300, 4, generator=generator, dtype=torch.float64)
+    return module, (x, torch.randn(300, outputs, generator=generator, dtype=torch.float64))
+
+
+def test_detectable_degeneracies_are_the_kinds_of_the_ledger() -> None:
+    assert set(DEGENERACIES) == {f"zeros_{kind.replace(' ', '_')}" for kind in NON_GENERIC_KINDS}
+
+
+def test_causes_are_counted_by_theory() -> None:
+    """A tanh unit without outgoing weights: d_in + 1 zeros, none generic, none of the Hessian away from a minimum."""
+    module, batch = tanh_net()
+    with torch.no_grad():
+        module[2].weight[:, 3] = 0
+        module[2].weight[:, 1] *= 1e-3
+    objective = Objective(module, [batch], loss_fn=squared_error)
+    values = SymmetryLedger().read(objective, 300, 0).values
+    assert values["zeros_zero_outgoing"] == values["zeros_certified"] == values["nullity_ggn"] == 5
+    assert values["zeros_generic"] == values["zeros_unexplained"] == values["zeros_dead"] == 0
+    assert values["distance_zero_outgoing"] == 0
+    assert values["distance_dead"] == 1
+    assert 0 < values["distance_parallel"] < 1
+    hessian = HessianSpectrum().read(objective, 300, 0).values
+    assert hessian["rank_half"] == (37 - hessian["nullity"]) / 2
+    matrix = torch.func.hessian(lambda w: objective.loss(w))(objective.parameters)
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    assert hessian["hessian_negative"] == int((eigenvalues < -1e-10).sum())
+
+
+@pytest.mark.parametrize(("ledger_below", "explained"), [(5000, True), (10, False)])
+def test_large_networks_are_bracketed(ledger_below: int, explained: bool) -> None:
+    module, batch = tanh_net()
+    with torch.no_grad():
+        module[2].weight[:, 3] = 0
+    objective = Objective(module, [batch], loss_fn=squared_error)
+    values = SymmetryLedger(dense_below=0, ledger_below=ledger_below).read(objective, 300, 0).values
+    assert values["nullity_ggn_lower"] <= 5 <= values["nullity_ggn_upper"]
+    assert ("zeros_certified" in values) == explained
+    assert "zeros_unexplained" not in values
+    if explained:
+        assert values["nullity_ggn_lower"] >= values["zeros_certified"] == 5
+
+
+def test_a_loss_without_outputs_costs_only_the_causes(tmp_path: Path) -> None:
+    """No warning and no error, though the rest raises; the record says why there is no ledger."""
+
+    class OwnLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.weight).square().mean()
+
+    watch = Watch(
+        OwnLoss(),
+        [torch.ones(4, 3)],
+        loss_fn=lambda module, x: module(x),
+        schedule=1,
+        estimators=[SymmetryLedger(), HessianSpectrum()],
+        directory=tmp_path,
+        on_error="raise",
+    )
+    with watch:
+        watch.at(0)
+        watch.at(1)
+    run = load_run(tmp_path)
+    assert run.series("nullity").values.tolist() == [2, 2]
+    assert "nullity_ggn" not in run.names
+    assert [failure["what"] for failure in run.failures] == ["zeros"]
+
+
+def test_death_of_a_unit_is_flagged_where_it_happens() -> None:
+    """A unit is pushed out of reach at step 23 of a run in which nothing else happens; measured at 20 and 24."""
+    generator = torch.Generator().manual_seed(1)
+    module = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    x = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    batch = (x, torch.randn(300, 2, generator=generator, dtype=torch.float64))
+    with torch.no_grad():
+        module[0].bias.zero_()
+        module[2].weight[:, 2] = 1e-3  # so that the loss does not see it
+    with Watch(module, [batch], loss_fn=squared_error, schedule=4, estimators=[SymmetryLedger()]) as watch:
+        for step in range(61):
+            watch.at(step)
+            with torch.no_grad():
+                for p in module.parameters():
+                    p.add_(1e-4 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+                if step == 22:
+                    module[0].bias[2] = -100.0
+    dead = watch.run.series("zeros_dead")
+    assert dead.values.tolist() == [0.0] * 6 + [3.0 + 2.0] * 10
+    assert any("zeros_dead" in t.changes and 20 <= t.step <= 24 for t in watch.transitions)
+
+
+def _spectrum(step: int, positions: list[float]) -> Measurement:
+    return Measurement(step, {}, histograms={"hessian_eigenvalues": Histogram(positions, [1.0] * len(positions))})
+
+
+def test_heat_map_counts_each_eigenvalue_once_and_zeros_in_the_middle() -> None:
+    figure = density_figure([_spectrum(0, [-1.0, 0.0, 0.0, 2.0]), _spectrum(7, [-1e-12, 1e-3, 1.0, 10.0])])
+    assert figure is not None
+    (mesh,) = figure.axes[0].collections
+    counts = np.ma.filled(mesh.get_array(), 0.0)
+    assert counts.sum(axis=0).tolist() == [4.0, 4.0]
+    middle = counts[counts.shape[0] // 2 - 1 : counts.shape[0] // 2 + 1]
+    assert middle.sum(axis=0).tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("measurements", [[], [_spectrum(0, [1.0])], [_spectrum(0, [0.0]), _spectrum(1, [0.0])]])
+def test_no_heat_map_without_two_spectra(measurements: list[Measurement]) -> None:
+    assert density_figure(measurements) is None
