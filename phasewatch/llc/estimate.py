@@ -18,6 +18,8 @@ from phasewatch.objective import Objective
 
 WARMING_ERROR = 0.1
 """Relative error of the correction for the change of batches; part of the standard error."""
+SYSTEMATIC_ERROR = 0.01
+"""Relative, part of the standard error: what localization and unfinished spreading take off where the answer is known."""
 STUCK = 0.05
 """A chain that accepts a smaller share of its moves than this has diverged."""
 FALLEN = 1e9
@@ -54,7 +56,8 @@ class LLCEstimate:
     Attributes:
         learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``warming``. Negative where w* is far from a minimum;
             never clipped. NaN only where all chains diverged.
-        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``warming``.
+        standard_error: Its standard error, from autocorrelation, spread between chains, error of ``warming`` and a
+            systematic part of 1 %.
         interval: 95 % interval (low, high) for the expectation under the localized posterior, by Student's t.
         reliable: Whether every check passed.
         reasons: What did not pass, one phrase a check.
@@ -177,7 +180,9 @@ def estimate_llc(
         warming = float(sample.warming[kept].mean())
         warming_error = float(np.sqrt(np.square(sample.warming_error[kept]).sum()) / kept.sum())
         mean = float(values.mean())
-        error = math.hypot(diagnostics.standard_error(values), warming_error, WARMING_ERROR * warming)
+        error = math.hypot(
+            diagnostics.standard_error(values), warming_error, WARMING_ERROR * warming, SYSTEMATIC_ERROR * mean
+        )
         rhat, ess = diagnostics.split_rhat(values), diagnostics.effective_sample_size(values)
         # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
         half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0

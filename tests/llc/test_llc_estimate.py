@@ -118,6 +118,18 @@ def test_normal_crossing() -> None:
     assert estimate.standard_error < 0.1 * exact
 
 
+def test_refined_to_some_parameters() -> None:
+    """The second layer alone is a regular model: lambda is half its parameters; 4 standard errors, P(fail) < 1e-3."""
+    generator = torch.Generator().manual_seed(8)
+    network = nn.Sequential(nn.Linear(6, 4, dtype=torch.float64), nn.Tanh(), nn.Linear(4, 3, dtype=torch.float64))
+    inputs = 2 * torch.randn(2_000, 6, generator=generator, dtype=torch.float64)
+    batches = [(x, network(x).detach()) for x in inputs.split(500)]
+    objective = Objective(network, batches, loss_fn=half_squared_error).restricted_to("2")
+    estimate = estimate_llc(objective, n=1_000_000, seed=0, draws=1_000)
+    assert estimate.learning_coefficient == pytest.approx(15 / 2, abs=4 * estimate.standard_error)
+    assert estimate.standard_error < 0.5
+
+
 def test_unequal_batches_are_weighted() -> None:
     """Each batch is used as often as its share says, exactly over many passes; a short one spoils nothing."""
     order = balanced_batches([0.4, 0.4, 0.15, 0.05], np.random.default_rng(0))
