@@ -70,18 +70,22 @@ def effective_sample_size(draws: FloatArray) -> float:
 
 
 def standard_error(draws: FloatArray) -> float:
-    """Standard error of the mean of all draws: from autocorrelation or from the spread of the chains, the larger.
+    """Standard error of the mean of all draws, from autocorrelation and the spread between chains.
 
     Args:
         draws: Shape ``(chains, draws)``, at least 4 draws.
     """
     pooled = _pooled_variance(split_chains(draws))
-    if not pooled:
-        return 0.0
-    within = float(np.sqrt(pooled / effective_sample_size(draws)))
-    # Autocorrelation over times as long as a chain cannot be seen within one.
-    means = draws.mean(axis=1)
-    return max(within, float(means.std(ddof=1)) / math.sqrt(len(means))) if len(means) > 2 else within
+    return float(np.sqrt(pooled / effective_sample_size(draws))) if pooled else 0.0
+
+
+def standard_error_between_chains(draws: FloatArray) -> float:
+    """Standard error of the mean from the scatter of the chains alone, which sees what lasts as long as a chain.
+
+    Args:
+        draws: Shape ``(chains, draws)``, at least 2 chains.
+    """
+    return float(draws.mean(axis=1).std(ddof=1)) / math.sqrt(len(draws))
 
 
 def _pooled_variance(chains: FloatArray) -> float:

@@ -19,7 +19,7 @@ from phasewatch.objective import Objective
 WARMING_ERROR = 0.1
 """Relative error of the correction for the change of batches; part of the standard error."""
 SYSTEMATIC_ERROR = 0.01
-"""Relative, part of the standard error: what localization and unfinished spreading take off where the answer is known."""
+"""Relative, part of the standard error: localization and unfinished spreading take off as much where λ is known."""
 STUCK = 0.05
 """A chain that accepts a smaller share of its moves than this has diverged."""
 FALLEN = 1e9
@@ -180,9 +180,10 @@ def estimate_llc(
         warming = float(sample.warming[kept].mean())
         warming_error = float(np.sqrt(np.square(sample.warming_error[kept]).sum()) / kept.sum())
         mean = float(values.mean())
-        error = math.hypot(
-            diagnostics.standard_error(values), warming_error, WARMING_ERROR * warming, SYSTEMATIC_ERROR * mean
-        )
+        sampling_error = diagnostics.standard_error(values)
+        if len(values) > 2:
+            sampling_error = max(sampling_error, diagnostics.standard_error_between_chains(values))
+        error = math.hypot(sampling_error, warming_error, WARMING_ERROR * warming, SYSTEMATIC_ERROR * mean)
         rhat, ess = diagnostics.split_rhat(values), diagnostics.effective_sample_size(values)
         # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
         half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from phasewatch.llc.diagnostics import effective_sample_size, split_rhat, standard_error
+from phasewatch.llc.diagnostics import effective_sample_size, split_rhat, standard_error, standard_error_between_chains
 
 
 def autoregressive(phi: float, chains: int, draws: int, seed: int) -> np.ndarray:
@@ -28,7 +28,8 @@ def test_standard_error_is_the_scatter_of_the_mean() -> None:
     """Over 400 reruns the scatter of the mean is known to 3.5 %: 15 % is 4 sd, P(fail) < 1e-3."""
     runs = [autoregressive(0.8, chains=4, draws=300, seed=seed) for seed in range(400)]
     scatter = np.std([run.mean() for run in runs])
-    assert np.sqrt(np.mean([standard_error(run) ** 2 for run in runs])) == pytest.approx(scatter, rel=0.15)
+    for error in (standard_error, standard_error_between_chains):
+        assert np.sqrt(np.mean([error(run) ** 2 for run in runs])) == pytest.approx(scatter, rel=0.15)
 
 
 def test_rhat_by_its_definition() -> None:
