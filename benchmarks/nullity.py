@@ -110,14 +110,18 @@ class Drawn:
         return net
 
     def switching(self, x: Tensor, *widths: int) -> nn.Sequential:
-        """A ReLU net whose units are on for 8 to 92 % of the samples."""
+        """A ReLU net whose units are on for 8 to 92 % of the samples, and each together with each of the layer before.
+
+        A unit that is never on while one before it is does not see it, which is a zero that the formulas leave out.
+        """
         while True:
-            net, hidden, shares = self.mlp(*widths, act=nn.ReLU), x, []
+            net, hidden, on = self.mlp(*widths, act=nn.ReLU), x, []
             for layer in list(net)[:-1]:
                 hidden = layer(hidden)
-                shares.append((hidden > 0).double().mean(0))
-            share = torch.cat(shares[::2])
-            if share.min() > 0.08 and share.max() < 0.92:
+                on.append((hidden > 0).double())
+            share = torch.cat([o.mean(0) for o in on[::2]])
+            together = [a.T @ b for a, b in zip(on[::2], on[2::2], strict=False)]
+            if share.min() > 0.08 and share.max() < 0.92 and all(t.min() > 5 for t in together):
                 return net
 
 

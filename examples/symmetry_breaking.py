@@ -102,7 +102,7 @@ def draw(ledgers: list[ZeroLedger], losses: list[float], path: str) -> None:
         linewidth=0,
     )
     middle.set_ylabel("zero eigenvalues")
-    middle.legend(loc="upper left", fontsize="small")
+    middle.legend(loc="lower right", fontsize="small")
     active = [ledger.closeness[0].active for ledger in ledgers]
     bottom.plot(steps, active, color="#c0392b", linewidth=1, drawstyle="steps-post")
     bottom.set_ylabel("least share of samples\nthat reach a unit")
