@@ -18,8 +18,8 @@ from phasewatch.objective import Objective
 
 WARMING_ERROR = 0.1
 """Relative error of the correction for the change of batches; part of the standard error."""
-SYSTEMATIC_ERROR = 0.01
-"""Relative, part of the standard error: localization and unfinished spreading take off as much where λ is known."""
+TAKEN_OFF = 0.02
+"""Share of lambda that localization and unfinished spreading take off where it is known; intervals reach up by it."""
 STUCK = 0.05
 """A chain that accepts a smaller share of its moves than this has diverged."""
 FALLEN = 1e9
@@ -56,9 +56,9 @@ class LLCEstimate:
     Attributes:
         learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``warming``. Negative where w* is far from a minimum;
             never clipped. NaN only where all chains diverged.
-        standard_error: Its standard error, from autocorrelation, spread between chains, error of ``warming`` and a
-            systematic part of 1 %.
-        interval: 95 % interval (low, high) for the expectation under the localized posterior, by Student's t.
+        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``warming``.
+        interval: 95 % interval (low, high) for lambda by Student's t. It reaches further up than down, by 2 % of the
+            estimate: chains that are held at w* or have not spread out read low, and never high.
         reliable: Whether every check passed.
         reasons: What did not pass, one phrase a check.
         rhat: Split R-hat of the loss; NaN where all draws are equal or all chains diverged.
@@ -183,7 +183,7 @@ def estimate_llc(
         sampling_error = diagnostics.standard_error(values)
         if len(values) > 2:
             sampling_error = max(sampling_error, diagnostics.standard_error_between_chains(values))
-        error = math.hypot(sampling_error, warming_error, WARMING_ERROR * warming, SYSTEMATIC_ERROR * mean)
+        error = math.hypot(sampling_error, warming_error, WARMING_ERROR * warming)
         rhat, ess = diagnostics.split_rhat(values), diagnostics.effective_sample_size(values)
         # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
         half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
@@ -195,7 +195,7 @@ def estimate_llc(
     return LLCEstimate(
         learning_coefficient=mean,
         standard_error=error,
-        interval=(mean - half_width, mean + half_width),
+        interval=(mean - half_width, mean + half_width + TAKEN_OFF * abs(mean)),
         reliable=not reasons,
         reasons=reasons,
         rhat=rhat,
