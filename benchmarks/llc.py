@@ -230,9 +230,9 @@ def accuracy_table(rows: list[Row]) -> str:
         mine = [row for row in rows if row.tool == tool]
         errors = [abs(row.estimate / row.exact - 1) for row in mine if math.isfinite(row.estimate)]
         held = sum(row.low <= row.exact <= row.high for row in mine)
-        median, worst = (statistics.median(errors), max(errors)) if errors else (math.nan, math.nan)
+        median, worst = (f"{statistics.median(errors):.1%}", f"{max(errors):.1%}") if errors else ("–", "–")
         lines.append(
-            f"| {tool} | {len(mine)} | {median:.1%} | {worst:.1%} | {len(mine) - len(errors)} | {held} of {len(mine)} |"
+            f"| {tool} | {len(mine)} | {median} | {worst} | {len(mine) - len(errors)} | {held} of {len(mine)} |"
         )
     return "\n".join(lines)
 
@@ -253,6 +253,9 @@ def figure(rows: list[Row], path: Path) -> None:
             axis.errorbar(
                 row.exact, estimate, error, fmt="o", ms=4, capsize=2, color="tab:orange" if row.fresh else "tab:blue"
             )
+        missing = sum(row.tool == tool and not math.isfinite(row.estimate) for row in rows)
+        if missing:
+            axis.text(0.05, 0.92, f"{missing} estimates are NaN", transform=axis.transAxes, fontsize=8)
         axis.plot([0, largest], [0, largest], color="0.6", lw=1, zorder=0)
         axis.set(title=tool, xlabel="exact λ", ylim=(0, largest), xlim=(0, largest))
         axis.title.set_fontsize(9)
@@ -387,7 +390,7 @@ def main() -> None:
         f"`make bench-llc`; torch {torch.__version__}, one thread, Python {platform.python_version()}, "
         f"{platform.machine()}.\nn = {SAMPLES:,}, batches of {BATCH}. phasewatch is called without an argument of the "
         f"sampler; devinterp and canonical-interp with\n{PEER_CHAINS} chains, {PEER_BURN_IN} + {PEER_DRAWS:,} draws; "
-        "the best of four step sizes is chosen with the answer known.\n\n"
+        "canonical-interp takes its own default step; the best of four step sizes is chosen with the answer known.\n\n"
         f"{table}\n\n## Time of a draw of a chain\n\n{speed}\n"
     )
     results = ROOT / "benchmarks" / "results"

@@ -5,7 +5,7 @@ algorithm"), accepted or refused by Metropolis' rule with the loss of one batch 
 biases nothing. Refusals, which reverse the momentum, are made to cluster (Neal 2020, "Non-reversibly updating a uniform
 [0,1] value for Metropolis accept/reject decisions"): between them the chains run straight. A batch serves several
 moves. The energy that comes in when the next takes over would warm the chains; the friction is set to drain it, and
-what it leaves is known, since what comes in is measured.
+what it leaves is known, since what comes in is measured. Chains start at w* and first spread at a lower nbeta.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ FREE_PATH, FREE_PATHS = 100, 20
 MAX_WARMING = 0.1
 """Share of nbeta L that may come from the change of batches."""
 WARMING_CHECKS = 8
+DRAWS_PER_POSITION = 16
 THRESHOLD_DRIFT = 0.04
 """Largest change per move of the variable that decides on acceptance."""
 CHAINS_AT_ONCE_BELOW = {"cpu": 20_000, "cuda": 2_000_000}
@@ -53,8 +54,8 @@ class Sample:
     Attributes:
         energies: nbeta (L_b(w_t) - L_b(w*)) on the batch b of each draw, its slope at w* replaced by that of all
             batches; shape ``(chains, draws)``.
-        slopes: First-order change of nbeta L on all batches from w* to w_t, same shape.
-        squared_distances: Of each draw from w*, same shape.
+        slopes: First-order change of nbeta L on all batches from w* to every 16th draw, shape ``(chains, ...)``.
+        squared_distances: Of every 16th draw from w*, same shape.
         acceptance: Share of accepted moves, shape ``(chains,)``.
         warming: What the change of batches adds to nbeta L, shape ``(chains,)``.
         warming_error: Its standard error, same shape.
@@ -122,10 +123,9 @@ class _Block:
         free_path = min(FREE_PATH, max(2.0, draws / FREE_PATHS))
         self.persistence = 1 - 1 / free_path
         self._calibrate(burn_in)
-        shape = (draws, len(self.positions))
-        energies = self.potentials.new_empty(shape)
-        slopes, squared_distances = torch.empty_like(energies), torch.empty_like(energies)
-        accepted, jumps = torch.zeros_like(self.potentials), []
+        energies = self.potentials.new_empty(draws, len(self.positions))
+        slopes, squared_distances, jumps = [], [], []
+        accepted = torch.zeros_like(self.potentials)
         moves = 0
         for draw in range(draws):
             if self._batch_is_used_up():
@@ -134,13 +134,14 @@ class _Block:
                 accepted += self._move()[1]
                 moves += 1
             energies[draw] = self.energies
-            slopes[draw] = self.posterior.slopes(self.positions)
-            squared_distances[draw] = (self.positions - self.posterior.center).square().sum(dim=1)
+            if draw % DRAWS_PER_POSITION == 0:
+                slopes.append(self.posterior.slopes(self.positions))
+                squared_distances.append((self.positions - self.posterior.center).square().sum(dim=1))
         warming, warming_error = self._warming(jumps)
         return Sample(
             energies=energies.T.cpu().numpy(),
-            slopes=slopes.T.cpu().numpy(),
-            squared_distances=squared_distances.T.cpu().numpy(),
+            slopes=torch.stack(slopes, dim=1).cpu().numpy(),
+            squared_distances=torch.stack(squared_distances, dim=1).cpu().numpy(),
             acceptance=accepted.cpu().numpy() / moves,
             warming=warming,
             warming_error=warming_error,
