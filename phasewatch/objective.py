@@ -21,6 +21,8 @@ from phasewatch.isolation import RandomState, isolated, preserved_randomness, se
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """``loss_fn(module, batch)``: the mean loss of the batch as a scalar tensor."""
+OutputReader = Callable[[list[Tensor], Tensor, int], Tensor]
+"""``reader(outputs, loss, batch)``: another scalar made of the network's outputs and the loss of a batch."""
 
 _SHARED_TYPES = (Dataset, DataLoader)
 
@@ -115,6 +117,7 @@ class Objective:
             self.num_samples = sum(self.batch_sizes)
             self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
             self._vectorizes: bool | None
+            self._output_reader: tuple[int, OutputReader] | None = None
             self._draws_random_numbers = False
             self._writes_to_its_inputs = False
             self.batch_losses = self._first_evaluation()
@@ -201,6 +204,15 @@ class Objective:
         pairs = [self.loss_and_gradient(vector, batch) for vector in vectors]
         return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
+    def losses(self, vectors: Tensor, batch: int) -> Tensor:
+        """The loss of one batch at several places, without gradients; arguments as above, shape ``(places,)``."""
+        if len(vectors) > 1 and self._vectorizes is None:
+            return self.losses_and_gradients(vectors, batch)[0]
+        with torch.no_grad():
+            if len(vectors) > 1 and self._vectorizes:
+                return torch.func.vmap(partial(self._call, batch=batch))(vectors)
+            return torch.stack([self._evaluate(vector, batch) for vector in vectors])
+
     def _agrees(self, losses: Tensor, gradients: Tensor, vectors: Tensor, batch: int) -> bool:
         """Once, whether calls for several places say what a call for one says."""
         loss, gradient = self.loss_and_gradient(vectors[-1], batch)
@@ -249,6 +261,51 @@ class Objective:
             if past_cut is not None:
                 raise NoOutputsError(f"The loss depends on the parameters not only through the outputs. {advice}")
         return outputs, leaves, loss
+
+    def outputs_and_slopes(self, batch: int) -> tuple[list[Tensor], list[Tensor], int]:
+        """The network's outputs at ``parameters``, and the slope of the loss in each.
+
+        Args:
+            batch: Index of the batch.
+
+        Returns:
+            The floating-point output tensors of the last outermost call of a module with parameters; the gradient of
+            the loss in them; the number of that call among the outermost ones, for :meth:`read_from_outputs`.
+
+        Raises:
+            NoOutputsError: If ``loss_fn`` calls no module with parameters, or what it calls returns the loss itself.
+        """
+        advice = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
+        vector = self.parameters.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            with _OutputCut(self._module, replace=False) as recorder:
+                self._evaluate(vector, batch)
+                call = recorder.choose_call(advice)
+                loss = self._evaluate(vector, batch)
+            outputs = recorder.outputs
+            if not outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in outputs):
+                raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not outputs. {advice}")
+            differentiable = [output for output in outputs if output.requires_grad]
+            found = iter(torch.autograd.grad(loss, differentiable, allow_unused=True))
+        slopes = [(next(found) if output.requires_grad else None) for output in outputs]
+        return (
+            [output.detach() for output in outputs],
+            [torch.zeros_like(x) if g is None else g for x, g in zip(outputs, slopes, strict=True)],
+            call,
+        )
+
+    def read_from_outputs(self, call: int, reader: OutputReader) -> Objective:
+        """Another function of the same parameters and batches, made of the network's outputs and the loss.
+
+        Args:
+            call: Which outermost call gives the outputs, see :meth:`outputs_and_slopes`.
+            reader: ``reader(outputs, loss, batch) -> scalar tensor``.
+        """
+        other = copy.copy(self)
+        other._output_reader = (call, reader)
+        with isolated(), torch.no_grad():
+            other.batch_losses = torch.stack([other._evaluate(self.parameters, i) for i in range(self.num_batches)])
+        return other
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """The pieces of a flat vector of shape ``(num_parameters,)`` by parameter name, as views."""
@@ -326,13 +383,20 @@ class Objective:
             tensors[alias] = tensors[name]
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
         inputs = tree_map(fresh, self._batches[batch])
-        with self._differentiable_kernels():
+        with self._differentiable_kernels(), self._output_recorder() as recorder:
             loss = torch.func.functional_call(self._wrapper, named, (inputs,), tie_weights=False)
+        if recorder is not None and self._output_reader is not None:
+            loss = self._output_reader[1](recorder.outputs, loss, batch)
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor, the mean loss of the batch."
             )
         return loss.to(self.dtype)
+
+    def _output_recorder(self) -> AbstractContextManager[_OutputCut | None]:
+        if self._output_reader is None:
+            return nullcontext()
+        return _OutputCut(self._module, chosen=self._output_reader[0], replace=False)
 
     def _differentiable_kernels(self) -> AbstractContextManager[None]:
         """The recurrent layers of cuDNN have no gradient in evaluation mode; PyTorch's own do."""
@@ -401,13 +465,14 @@ class _LossModule(nn.Module):
 
 
 class _OutputCut:
-    """Replaces the outputs of one outermost module call by leaves, and keeps both."""
+    """Keeps the outputs of one outermost module call, and replaces them by leaves where that is asked for."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, chosen: int = -1, replace: bool = True) -> None:
         self._candidates = [m for m in module.modules() if any(p.requires_grad for p in m.parameters())]
         self._depth = 0
         self._calls = 0
-        self._chosen = -1
+        self._chosen = chosen
+        self._replace = replace
         self.outputs: list[Tensor] = []
         self.leaves: list[Tensor] = []
 
@@ -422,10 +487,11 @@ class _OutputCut:
         for hook in self._hooks:
             hook.remove()
 
-    def choose_call(self, advice: str) -> None:
+    def choose_call(self, advice: str) -> int:
         if self._calls == 0:
             raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
         self._chosen, self._calls = self._calls - 1, 0
+        return self._chosen
 
     def _enter_call(self, *_: Any) -> None:
         self._depth += 1
@@ -438,6 +504,10 @@ class _OutputCut:
         return tree_map(self._cut, output) if self._calls - 1 == self._chosen else output
 
     def _cut(self, leaf: Any) -> Any:
+        if not self._replace:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                self.outputs.append(leaf)
+            return leaf
         if not isinstance(leaf, Tensor) or not leaf.requires_grad:
             return leaf
         self.outputs.append(leaf)

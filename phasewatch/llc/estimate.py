@@ -120,7 +120,7 @@ def estimate_llc(
     seed: int = 0,
     *,
     chains: int = 8,
-    draws: int = 3_000,
+    draws: int = 2_950,
     burn_in: int = 1_000,
     nbeta: float | None = None,
     localization: float = 0.3,
@@ -212,8 +212,8 @@ def estimate_llc(
         distance=distance,
         chains=chains,
         diverged_chains=int((~kept).sum()),
-        draws=draws,
-        gradients=posterior.gradients,
+        draws=sample.energies.shape[1],
+        gradients=round(posterior.gradients),
     )
 
 

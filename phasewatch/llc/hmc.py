@@ -11,6 +11,7 @@ what it leaves is known, since what comes in is measured. Chains start at w* and
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,8 +29,8 @@ PRECONDITIONED_FROM = 1 / 3
 """Share of burn-in after which the masses are frozen."""
 SPREADING = 16.0
 """Until then nbeta is less by this factor: chains that start at one point spread over its flat directions sooner."""
-GRADIENTS_OF_SPREADING = 60
-"""Burn-in needed per unit of that factor, or it is less: a short one could not cool the chains again."""
+MOVES_OF_SPREADING = 60
+"""Moves of burn-in needed per unit of that factor, or it is less: a short one could not cool the chains again."""
 CURVATURE_FLOOR = 0.1
 """Added to the curvatures of the masses, in units of their mean: few draws underestimate small ones."""
 POWER_ITERATIONS = 5
@@ -40,6 +41,16 @@ FREE_PATH, FREE_PATHS = 100, 20
 MAX_WARMING = 0.1
 """Share of nbeta L that may come from the change of batches."""
 WARMING_CHECKS = 8
+MOVES_PER_COST_OF_BEND = 2
+"""The bend of the misfit is looked at after so many moves for each gradient that the look costs."""
+TESTS_OF_BEND = 5
+LEAST_MOVES = 50
+"""Every move sees the whole probe where minibatches do badly, if so many moves can be paid for."""
+LEAST_BURN_IN = 10
+LEAST_KEPT = 0.85
+"""That is where a smaller share of the ways is kept when the bend is looked at."""
+NEGLIGIBLE_BEND = 1e-3
+"""If it has never been larger after so many looks, it is not looked at again (chains are near w* and hot then)."""
 DRAWS_PER_POSITION = 16
 THRESHOLD_DRIFT = 0.04
 """Largest change per move of the variable that decides on acceptance."""
@@ -66,6 +77,7 @@ class Sample:
     slopes: NDArray[np.float64]
     squared_distances: NDArray[np.float64]
     acceptance: NDArray[np.float64]
+    kept: NDArray[np.float64]
     warming: NDArray[np.float64]
     warming_error: NDArray[np.float64]
     step_size: float
@@ -90,6 +102,7 @@ def sample_hmc(posterior: LocalizedPosterior, *, chains: int, draws: int, burn_i
         slopes=np.concatenate([s.slopes for s in samples]),
         squared_distances=np.concatenate([s.squared_distances for s in samples]),
         acceptance=np.concatenate([s.acceptance for s in samples]),
+        kept=np.concatenate([s.kept for s in samples]),
         warming=np.concatenate([s.warming for s in samples]),
         warming_error=np.concatenate([s.warming_error for s in samples]),
         step_size=float(np.mean([s.step_size for s in samples])),
@@ -107,7 +120,7 @@ class _Block:
         ]
         self.host = np.random.default_rng(seeds[0].spawn(1)[0])
         self.batches = balanced_batches(posterior.objective.batch_weights, self.host)
-        self.batch = next(self.batches)
+        self.batch: int | None = next(self.batches)
         self.scale = torch.ones_like(center)
         self.positions = center.repeat(len(seeds), 1)
         self.momenta = self._normal()
@@ -116,92 +129,138 @@ class _Block:
         self.thresholds = torch.as_tensor(self.host.uniform(-1, 1, len(seeds)), device=center.device)
         self.log_step = torch.zeros((), device=center.device, dtype=torch.float64)
         self.moves_per_batch = MOVES_PER_BATCH if posterior.objective.num_batches > 1 else None
+        self.whole_probe_allowed = False
         self.persistence = 0.0
         self._moves = 0
+        self._tests, self._kept, self._largest_bend = 0, torch.zeros_like(self.potentials), 0.0
 
     def run(self, burn_in: int, draws: int) -> Sample:
-        free_path = min(FREE_PATH, max(2.0, draws / FREE_PATHS))
-        self.persistence = 1 - 1 / free_path
-        self._calibrate(burn_in)
-        energies = self.potentials.new_empty(draws, len(self.positions))
-        slopes, squared_distances, jumps = [], [], []
+        self.whole_probe_allowed = burn_in + draws >= LEAST_MOVES * self.posterior.objective.num_batches
+        self.free_path = min(FREE_PATH, max(2.0, draws / FREE_PATHS))
+        self.persistence = 1 - 1 / self.free_path
+        spent = max(0.0, self._calibrate(burn_in) - burn_in)
+        energies: list[Tensor] = []
+        slopes, squared_distances = [], []
+        jumps: list[Tensor] = []
         accepted = torch.zeros_like(self.potentials)
         moves = 0
-        for draw in range(draws):
+        self._tests, self._kept = 0, torch.zeros_like(self.potentials)
+        while spent < draws:
             if self._batch_is_used_up():
-                jumps.append(self._change_batch())
+                spent += self._change_batch(jumps)
             else:
                 accepted += self._move()[1]
                 moves += 1
-            energies[draw] = self.energies
-            if draw % DRAWS_PER_POSITION == 0:
+                spent += self._cost_of_move()
+            if len(energies) % DRAWS_PER_POSITION == 0:
                 slopes.append(self.posterior.slopes(self.positions))
                 squared_distances.append((self.positions - self.posterior.center).square().sum(dim=1))
+            energies.append(self.energies + self.bends)
         warming, warming_error = self._warming(jumps)
         return Sample(
-            energies=energies.T.cpu().numpy(),
+            energies=torch.stack(energies, dim=1).cpu().numpy(),
             slopes=torch.stack(slopes, dim=1).cpu().numpy(),
             squared_distances=torch.stack(squared_distances, dim=1).cpu().numpy(),
             acceptance=accepted.cpu().numpy() / moves,
+            kept=(self._kept / self._tests).cpu().numpy() if self._tests else np.ones(len(self.positions)),
             warming=warming,
             warming_error=warming_error,
             step_size=float(self.log_step.exp()),
         )
 
-    def _calibrate(self, burn_in: int) -> None:
-        """Set the step size by acceptance, the masses by the mean squared force, the friction by the warming."""
+    def _calibrate(self, burn_in: int) -> float:
+        """Set the step size by acceptance, the masses by the mean squared force, the friction by the warming.
+
+        Returns:
+            Gradients a chain that were spent, some more than ``burn_in`` where it starts anew on the way.
+        """
         nbeta = self.posterior.nbeta
-        spreading = min(SPREADING, max(1.0, burn_in / GRADIENTS_OF_SPREADING))
-        self.posterior.nbeta = nbeta / spreading
-        self._evaluate()
+        spreading = min(SPREADING, max(1.0, burn_in / self._cost_of_move() / MOVES_OF_SPREADING))
+        self._set_nbeta(nbeta / spreading)
         self.log_step.fill_(math.log(self._first_step()))
         squared_forces = torch.zeros_like(self.scale)
         masses_at = int(PRECONDITIONED_FROM * burn_in)
-        checks = {masses_at + (burn_in - masses_at) * (k + 1) // WARMING_CHECKS for k in range(WARMING_CHECKS)}
+        checks = [masses_at + (burn_in - masses_at) * (k + 1) // WARMING_CHECKS for k in range(WARMING_CHECKS)]
         late = masses_at + (burn_in - masses_at) // 2
-        late_log_step, late_moves, moves = torch.zeros_like(self.log_step), 0, 0
+        late_log_step, late_moves, moves, forces = torch.zeros_like(self.log_step), 0, 0, 0
         jumps: list[Tensor] = []
-        energy = torch.zeros_like(self.log_step)
-        for gradient in range(burn_in):
-            if gradient == masses_at:
-                self.posterior.nbeta = nbeta
-                self._evaluate()
+        energies: list[Tensor] = []
+        spent = 0.0
+        spread_out = False
+        while spent < burn_in:
+            if not spread_out and spent >= masses_at:
+                spread_out = True
+                self._set_nbeta(nbeta)
                 # At equilibrium the mean squared force is the diagonal of the Hessian of the potential.
-                curvatures = spreading * squared_forces / masses_at + self.posterior.localization
+                curvatures = spreading * squared_forces / forces + self.posterior.localization
                 self.scale = (curvatures + CURVATURE_FLOOR * curvatures.mean()).rsqrt()
                 self.log_step.fill_(math.log(self._first_step()))
-                jumps, moves = [], 0
-                energy.zero_()
+                jumps, energies, moves = [], [], 0
             if self._batch_is_used_up():
-                jumps.append(self._change_batch())
+                spent += self._change_batch(jumps)
             else:
                 acceptance, _ = self._move()
                 moves += 1
+                spent += self._cost_of_move()
                 change = ADAPTATION_RATE * moves**-ADAPTATION_DECAY
                 self.log_step += change * (acceptance.mean() - TARGET_ACCEPTANCE)
-            if gradient < masses_at:
+            if not spread_out:
                 squared_forces += self.gradients.square().mean(dim=0)
-            if gradient >= late:
+                forces += 1
+            misses_much = self._tests >= TESTS_OF_BEND and self._kept_share() < LEAST_KEPT
+            if misses_much and self._may_take_whole_probe():
+                return spent + self._restart_with_whole_probe(nbeta, burn_in - int(spent))
+            if spent >= late:
                 late_log_step += self.log_step
                 late_moves += 1
-            energy += self.energies.mean()
-            if gradient + 1 in checks and jumps:
-                self._limit_warming(jumps, float(energy) / ((burn_in - masses_at) / WARMING_CHECKS))
-                jumps = []
-                energy.zero_()
+            energies.append(self.energies)
+            if spread_out and spent >= checks[0]:
+                checks = [check for check in checks if check > spent]
+                if jumps and not self._limits_warming(jumps, float(torch.stack(energies).mean())):
+                    return spent + self._restart_with_whole_probe(nbeta, burn_in - int(spent))
+                jumps, energies = [], []
         self.log_step = late_log_step / late_moves
+        return spent
 
-    def _limit_warming(self, jumps: list[Tensor], energy: float) -> None:
-        """More friction where the change of batches warms the chains, then shorter stays with a batch."""
+    def _set_nbeta(self, nbeta: float) -> None:
+        self.posterior.nbeta = nbeta
+        self._evaluate()
+        whole = self.batch is None
+        self._begin_segment(torch.zeros_like(self.potentials) if whole else self.posterior.bend(self.positions))
+
+    def _limits_warming(self, jumps: list[Tensor], energy: float) -> bool:
+        """More friction where the change of batches warms the chains, then shorter stays; False if it gives up."""
         share = float(np.mean(self._warming(jumps)[0])) / max(energy, 1.0)
         if not share > MAX_WARMING:
-            return
+            return True
         drained = self._drained()
         if drained * MOVES_PER_REFRESHMENT < 1:
             wanted = min(1.0, drained * MOVES_PER_REFRESHMENT * share / MAX_WARMING)
             self.persistence = (1 - wanted) ** (0.5 / MOVES_PER_REFRESHMENT)
+        elif self._may_take_whole_probe():
+            return False
         elif self.moves_per_batch is not None:
             self.moves_per_batch = max(1, self.moves_per_batch // 2)
+        return True
+
+    def _restart_with_whole_probe(self, nbeta: float, burn_in: int) -> float:
+        """From now on every move sees all batches: nothing warms, nothing is missed, and it costs as much."""
+        count = self.posterior.objective.num_batches
+        self.moves_per_batch, self.batch = None, None
+        self.persistence = 1 - 1 / max(2.0, self.free_path / count)
+        self.positions = self.posterior.center.repeat(len(self.positions), 1)
+        self.scale = torch.ones_like(self.scale)
+        self.posterior.nbeta = nbeta
+        return self._calibrate(max(burn_in, LEAST_BURN_IN * count))
+
+    def _may_take_whole_probe(self) -> bool:
+        return self.whole_probe_allowed and self.batch is not None
+
+    def _kept_share(self) -> float:
+        return float(self._kept.mean()) / self._tests if self._tests else 1.0
+
+    def _cost_of_move(self) -> int:
+        return self.posterior.objective.num_batches if self.batch is None else 1
 
     def _drained(self) -> float:
         """Share of the surplus of kinetic energy that refreshment takes away per move."""
@@ -213,19 +272,59 @@ class _Block:
         if not jumps or self.moves_per_batch is None:
             return np.zeros(len(self.positions)), np.zeros(len(self.positions))
         values = torch.stack(jumps).cpu().numpy() / (self.moves_per_batch * self._drained())
-        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.abs(values[0])
-        return values.mean(axis=0), spread / math.sqrt(len(values))
+        count = np.maximum(np.isfinite(values).sum(axis=0), 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a chain that kept no way at all
+            means = np.nan_to_num(np.nanmean(values, axis=0))
+            spread = np.nan_to_num(np.nanstd(values, axis=0)) if len(values) > 1 else np.abs(means)
+        return means, spread / np.sqrt(count)
 
     def _batch_is_used_up(self) -> bool:
         return self.moves_per_batch is not None and self._moves >= self.moves_per_batch
 
-    def _change_batch(self) -> Tensor:
-        """Go on with the next batch; returns by how much the potential changes."""
+    def _change_batch(self, jumps: list[Tensor]) -> float:
+        """Go on with the next batch; notes by how much the potential changes, returns what that cost.
+
+        Where the misfit bends, what the moves could not see of it first decides whether the way since the last such
+        test is kept (delayed acceptance, Christen & Fox 2005).
+        """
+        spent = 1.0
         before = self.potentials
-        self.batch = next(self.batches)
+        self._stays += 1
+        cost = self.posterior.cost_of_bend
+        if cost and self._stays * MOVES_PER_BATCH >= cost * MOVES_PER_COST_OF_BEND:
+            spent += cost
+            kept, bends = self._test_segment()
+            before = torch.where(kept, before, torch.nan)
+            self.batch = next(self.batches)
+            self._evaluate()
+            self._begin_segment(bends)
+        else:
+            self.batch = next(self.batches)
+            self._evaluate()
         self._moves = 0
-        self._evaluate()
-        return self.potentials - before
+        jumps.append(self.potentials - before)
+        return spent
+
+    def _test_segment(self) -> tuple[Tensor, Tensor]:
+        bends = self.posterior.bend(self.positions)
+        draw = torch.as_tensor(self.host.exponential(size=len(bends)), device=bends.device)
+        kept = bends - self.bends <= draw
+        row = kept[:, None]
+        self.positions = torch.where(row, self.positions, self._start[0])
+        self.momenta = torch.where(row, self.momenta, -self._start[1])
+        self._tests += 1
+        self._kept += kept
+        self._largest_bend = max(self._largest_bend, float(bends.abs().nan_to_num(torch.inf).max()))
+        if self._tests == TESTS_OF_BEND and self._largest_bend < NEGLIGIBLE_BEND:
+            self.posterior.ignore_bend()
+            bends = torch.zeros_like(bends)
+        return kept, torch.where(kept, bends, self.bends)
+
+    def _begin_segment(self, bends: Tensor) -> None:
+        self.bends = bends
+        self._stays = 0
+        self._start = (self.positions, self.momenta)
 
     def _evaluate(self) -> None:
         self.energies, self.potentials, self.gradients = self.posterior.evaluate(self.positions, self.batch)
@@ -234,7 +333,7 @@ class _Block:
         """One step of all chains; returns Metropolis' probabilities, and which were accepted."""
         if self._moves % MOVES_PER_REFRESHMENT == 0:
             persistence = self.persistence ** min(MOVES_PER_REFRESHMENT, self.moves_per_batch or MOVES_PER_REFRESHMENT)
-            self.momenta.mul_(persistence).add_(self._normal(), alpha=math.sqrt(1 - persistence**2))
+            self.momenta = torch.add(self.momenta * persistence, self._normal(), alpha=math.sqrt(1 - persistence**2))
         self._moves += 1
         stride = (self.log_step.exp() * self.scale).to(self.scale.dtype)
         half_kicked = self.momenta - stride / 2 * self.gradients

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from phasewatch.objective import Objective
+from phasewatch.misfit import split_off_misfit
+from phasewatch.objective import NoOutputsError, Objective
 
-CONTROL_VARIATE_BYTES = 2**28
-"""Gradients at w* of the single batches are kept while they fit into this; without them gradients are noisier."""
+LARGEST_GRADIENTS = 2**28
+"""Bytes that the gradients at w* of the single batches may take; beyond, minibatches are noisier."""
+LOSS_PER_GRADIENT = 1 / 3
+"""Cost of a loss without its gradient."""
 
 
 class LocalizedPosterior:
     r"""Minibatch views of :math:`U(w) = n\beta\,(L(w) - L(w^*)) + \tfrac{\gamma}{2} |w - w^*|^2`.
 
-    The loss of batch b is corrected by its known slope at w* (a control variate: Baker et al. 2019, "Control
-    variates for stochastic gradient MCMC"), so that the noise of its gradient vanishes at w* and stays small near it.
+    What one batch says is noisy in the first place through the misfit of its samples (:mod:`phasewatch.misfit`). A view
+    therefore shows the divergence on a batch and, of the misfit, the slope on all batches at w*; what lacks is its
+    *bend*, which :meth:`bend` evaluates on all batches. Where the outputs cannot be seen, the loss of a batch is
+    corrected by its slope at w* instead (Baker et al. 2019, "Control variates for stochastic gradient MCMC"): nothing
+    lacks then, but the noise grows with the distance from w*.
 
     Attributes:
         center: w*, shape ``(num_parameters,)``.
+        nbeta: Inverse temperature times n; may be changed.
         full_gradient: Gradient of the loss on all batches at w*, shape ``(num_parameters,)``.
-        gradients: Number of minibatch gradients evaluated so far.
+        gradients: Number of minibatch gradients evaluated so far; a loss alone counts a third.
+        cost_of_bend: What an evaluation of the bend costs for one chain, in minibatch gradients; 0 where there is none.
     """
 
     def __init__(self, objective: Objective, nbeta: float, localization: float) -> None:
@@ -29,42 +39,90 @@ class LocalizedPosterior:
         self.nbeta = nbeta
         self.localization = localization
         self.center = objective.parameters
-        self.gradients = 0
-        count = objective.num_batches
-        size = self.center.numel() * self.center.element_size()
-        kept = count * size <= CONTROL_VARIATE_BYTES
-        self._corrections = self.center.new_empty(count if kept else 0, self.center.numel())
-        self.full_gradient = torch.zeros_like(self.center)
-        for batch, weight in enumerate(objective.batch_weights):
-            _, gradient = objective.loss_and_gradient(self.center, batch)
-            self.gradients += 1
-            self.full_gradient.add_(gradient, alpha=weight)
-            if kept:
-                self._corrections[batch] = gradient
-        torch.sub(self.full_gradient, self._corrections, out=self._corrections)
+        self.gradients = 0.0
+        self._seen = objective
+        self._misfit: Objective | None = None
+        self._slopes: list[Tensor] | None = None
+        if objective.num_batches == 1:
+            self.full_gradient = self._full_gradient(objective)
+            return
+        try:
+            self._seen, self._misfit = split_off_misfit(objective)
+        except NoOutputsError:
+            gradients = [self._gradient(objective, batch) for batch in range(objective.num_batches)]
+            self.full_gradient = _mean(gradients, objective.batch_weights)
+            if len(gradients) * self.center.numel() * self.center.element_size() <= LARGEST_GRADIENTS:
+                self._slopes = [self.full_gradient - gradient for gradient in gradients]
+        else:
+            slope = self._full_gradient(self._misfit)
+            self.full_gradient = self._full_gradient(self._seen) + slope
+            self._slopes = [slope] * objective.num_batches
 
-    def evaluate(self, positions: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What a batch says of U at several positions.
+    @property
+    def cost_of_bend(self) -> float:
+        """See the class."""
+        return 0.0 if self._misfit is None else self.objective.num_batches * LOSS_PER_GRADIENT
+
+    def ignore_bend(self) -> None:
+        """From now on the bend counts as nothing."""
+        self._misfit = None
+
+    def evaluate(self, positions: Tensor, batch: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What a batch says of U less the bend at several positions, or all batches of U.
 
         Args:
             positions: Shape ``(chains, num_parameters)``.
-            batch: Index of the batch.
+            batch: Index of the batch, or None for all.
 
         Returns:
             nbeta times the excess loss and U, shape ``(chains,)`` and in float64, and the exact gradient of that U,
             shape ``(chains, num_parameters)``.
         """
-        losses, gradients = self.objective.losses_and_gradients(positions, batch)
-        self.gradients += len(positions)
         displacements = positions - self.center
-        excess = (losses - self.objective.batch_losses[batch]).double()
-        if len(self._corrections):
-            excess += (displacements @ self._corrections[batch]).double()
-            gradients += self._corrections[batch]
+        if batch is None:
+            views = [self._view(self.objective, positions, i) for i in range(self.objective.num_batches)]
+            excess = _mean((view[0] for view in views), self.objective.batch_weights)
+            gradients = _mean((view[1] for view in views), self.objective.batch_weights)
+        else:
+            excess, gradients = self._view(self._seen, positions, batch)
+            if self._slopes is not None:
+                excess = excess + (displacements @ self._slopes[batch]).double()
+                gradients = gradients + self._slopes[batch]
         energies = self.nbeta * excess
-        potentials = energies + self.localization / 2 * displacements.square().sum(dim=1).double()
-        return energies, potentials, gradients.mul_(self.nbeta).add_(displacements, alpha=self.localization)
+        potentials = energies + self.localization / 2 * torch.linalg.vecdot(displacements, displacements).double()
+        return energies, potentials, torch.add(displacements * self.localization, gradients, alpha=self.nbeta)
+
+    def _view(self, objective: Objective, positions: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        losses, gradients = objective.losses_and_gradients(positions, batch)
+        self.gradients += len(positions)
+        return (losses - objective.batch_losses[batch]).double(), gradients
+
+    def bend(self, positions: Tensor) -> Tensor:
+        """The misfit on all batches less its slope at w*, times nbeta, shape ``(chains,)``, in float64."""
+        if self._misfit is None:
+            return torch.zeros(len(positions), dtype=torch.float64, device=positions.device)
+        assert self._slopes is not None
+        self.gradients += len(positions) * self.cost_of_bend
+        rows = [self._misfit.losses(positions, batch).double() for batch in range(self.objective.num_batches)]
+        linear = (positions - self.center) @ self._slopes[0]
+        return self.nbeta * (_mean(rows, self.objective.batch_weights) - linear.double())
 
     def slopes(self, positions: Tensor) -> Tensor:
         """First-order change of nbeta L from w* to each position, shape ``(chains,)``."""
         return self.nbeta * ((positions - self.center) @ self.full_gradient)
+
+    def _gradient(self, objective: Objective, batch: int) -> Tensor:
+        self.gradients += 1
+        return objective.loss_and_gradient(self.center, batch)[1]
+
+    def _full_gradient(self, objective: Objective) -> Tensor:
+        gradients = (self._gradient(objective, batch) for batch in range(objective.num_batches))
+        return _mean(gradients, objective.batch_weights)
+
+
+def _mean(tensors: Iterable[Tensor], weights: list[float]) -> Tensor:
+    total: Tensor | None = None
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total = tensor * weight if total is None else total.add_(tensor, alpha=weight)
+    assert total is not None
+    return total

@@ -229,28 +229,34 @@ def test_same_seed_same_numbers_and_no_trace() -> None:
     assert estimate_llc(objective, seed=4, draws=20, burn_in=20) != first
 
 
-def test_cost_and_repr() -> None:
-    """The gradients spent are counted by the objective itself."""
+def test_cost_and_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients spent are counted where they are evaluated."""
     objective = linear_network([4, 3, 4], 2, seed=0)
-    calls = 0
-    one, several = objective.loss_and_gradient, objective.losses_and_gradients
+    objective.losses_and_gradients(objective.parameters.repeat(2, 1), 0)  # the first call compares with single ones
+    calls = 0.0
+    one, several, losses = Objective.loss_and_gradient, Objective.losses_and_gradients, Objective.losses
 
-    def counted(*args: object) -> tuple[Tensor, Tensor]:
+    def counted(self: Objective, *args: object) -> tuple[Tensor, Tensor]:
         nonlocal calls
         calls += 1
-        return one(*args)  # type: ignore[arg-type]
+        return one(self, *args)  # type: ignore[arg-type]
 
-    def counted_together(vectors: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def counted_together(self: Objective, vectors: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         nonlocal calls
         calls += len(vectors) if len(vectors) > 1 else 0  # one alone is counted above
-        return several(vectors, batch)
+        return several(self, vectors, batch)
 
-    several(objective.parameters.repeat(2, 1), 0)  # the first call compares with single ones
-    objective.loss_and_gradient = counted  # type: ignore[method-assign, assignment]
-    objective.losses_and_gradients = counted_together  # type: ignore[method-assign]
-    estimate = estimate_llc(objective, draws=50, burn_in=50, chains=2)
-    assert estimate.gradients == calls
-    assert 2 * (50 + 50) <= calls <= 2 * (50 + 50) + objective.num_batches + 18
+    def counted_losses(self: Objective, vectors: Tensor, batch: int) -> Tensor:
+        nonlocal calls
+        calls += len(vectors) / 3
+        return losses(self, vectors, batch)
+
+    monkeypatch.setattr(Objective, "loss_and_gradient", counted)
+    monkeypatch.setattr(Objective, "losses_and_gradients", counted_together)
+    monkeypatch.setattr(Objective, "losses", counted_losses)
+    estimate = estimate_llc(objective, draws=200, burn_in=100, chains=2)
+    assert estimate.gradients == pytest.approx(calls, abs=1)
+    assert 2 * 300 <= calls <= 2 * 300 + 2 * objective.num_batches + 40
     assert f"lambda = {estimate.learning_coefficient:.4g}" in repr(estimate)
     assert estimate.loss == pytest.approx(float(objective.loss()))
     assert estimate.n == 5_000
