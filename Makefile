@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 # the networks here are so small that more threads only get in each other's way
 export OMP_NUM_THREADS ?= 1
@@ -42,15 +43,18 @@ quick: lint
 wheel-test: $(VENV)/.dev
 	bash tests/install/wheel.sh $(BIN)/python
 
-$(VENV)/.peers: $(BIN)/phasewatch benchmarks/requirements.txt
-	$(BIN)/pip install -q -c constraints.txt -r benchmarks/requirements.txt
+# the peers have requirements that the tests must not meet (a torchvision built for another torch), so a place of their own
+$(PEERS)/.done: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q -c constraints.txt torch
+	$(PEERS)/bin/pip install -q -c constraints.txt -e ".[demo]" -r benchmarks/requirements.txt
 	@touch $@
 
-bench-hessian: $(VENV)/.peers
-	$(BIN)/python benchmarks/hessian.py
+bench-hessian: $(PEERS)/.done
+	$(PEERS)/bin/python benchmarks/hessian.py
 
-bench-llc: $(VENV)/.peers
-	$(BIN)/python benchmarks/llc.py
+bench-llc: $(PEERS)/.done
+	$(PEERS)/bin/python benchmarks/llc.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info

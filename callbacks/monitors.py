@@ -30,11 +30,13 @@ class PhaseWatch(MonitoringCallback):
         probe_samples: Size of the probe that is drawn.
         loss_fn: ``loss_fn(module, batch) -> scalar mean loss``; default what ``training_step`` returns.
         n: Size of the training set, default as found; sets the temperature of λ, nβ = n / log n.
-        chains: SGLD chains for λ.
-        draws: Draws of each chain.
-        burn_in: Steps of each chain before the draws, in which the step size is set.
+        chains: Chains for λ.
+        draws: Minibatch gradients of each chain for its draws.
+        burn_in: Minibatch gradients of each chain before them, in which the sampler sets itself up.
         nbeta: Inverse temperature times n; default n / log n.
         localization: Strength γ of the pull towards the current weights.
+        refined: Names or globs of modules and parameters whose own λ is measured too, all else fixed: ``llc_<name>``.
+        other_data: Name to batches of further data, on which λ is measured too: ``llc_<name>``.
         num_eigenvalues: Hessian eigenvalues to find at each end of the spectrum.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training while measuring.
         alpha: Wanted rate of false alarms in a run without transitions.
@@ -60,6 +62,8 @@ class PhaseWatch(MonitoringCallback):
         burn_in: int = 100,
         nbeta: float | None = None,
         localization: float = 1.0,
+        refined: list[str] | None = None,
+        other_data: dict[str, Any] | None = None,
         num_eigenvalues: int = 5,
         mode: Literal["eval", "train"] = "eval",
         alpha: float = 0.05,
@@ -69,10 +73,11 @@ class PhaseWatch(MonitoringCallback):
     ) -> None:
         super().__init__()
         self.estimators = (
-            LearningCoefficient(chains, draws, burn_in, nbeta, localization),
-            HessianSpectrum(num_eigenvalues),
+            LearningCoefficient(chains, draws, burn_in, nbeta, localization, tuple(refined or ())),
+            HessianSpectrum(num_eigenvalues, nbeta=nbeta, localization=localization),
             SymmetryLedger(),
         )
+        self.other_data = other_data
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe
         self.probe_samples = probe_samples
@@ -105,13 +110,16 @@ class LLCMonitor(MonitoringCallback):
         burn_in: int = 100,
         nbeta: float | None = None,
         localization: float = 1.0,
+        refined: list[str] | None = None,
+        other_data: dict[str, Any] | None = None,
         mode: Literal["eval", "train"] = "eval",
         directory: str | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
     ) -> None:
         super().__init__()
-        self.estimators = (LearningCoefficient(chains, draws, burn_in, nbeta, localization),)
+        self.estimators = (LearningCoefficient(chains, draws, burn_in, nbeta, localization, tuple(refined or ())),)
+        self.other_data = other_data
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe
         self.probe_samples = probe_samples

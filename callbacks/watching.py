@@ -81,9 +81,9 @@ class WatchingCallback(CallbackBase):
         """The engine, once training has started (on rank zero)."""
         return self._watch
 
-    def monitor(self, trainer: Any, module: Any) -> Monitor | None:
-        """What this callback measures; None if nothing."""
-        return None
+    def monitors(self, trainer: Any, module: Any) -> list[Monitor]:
+        """What this callback measures."""
+        return []
 
     def detector(self) -> LiveDetector | None:
         """The detector this callback brings; None if none."""
@@ -116,7 +116,7 @@ class WatchingCallback(CallbackBase):
         self._next_visit = 0
         if not trainer.is_global_zero:
             return
-        monitors = [m for c in family if (m := c.monitor(trainer, pl_module)) is not None]
+        monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
         self._streams = [(m, m.probe) for m in monitors if isinstance(m.probe, StreamProbe)]  # type: ignore[misc]
         self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None), log_dir
         self._watch = None
@@ -247,15 +247,16 @@ class MonitoringCallback(WatchingCallback):
     schedule: Schedule
     mode: Any
     estimators: tuple[Estimator, ...]
+    other_data: dict[str, Iterable[Any]] | None = None
 
-    def monitor(self, trainer: Any, module: Any) -> Monitor:
-        """Estimators, probe, loss and schedule, on the trainer's device.
+    def monitors(self, trainer: Any, module: Any) -> list[Monitor]:
+        """Estimators, probe, loss and schedule, on the trainer's device; one more for each of ``other_data``.
 
         Raises:
-            ValueError: If the probe is empty or ``probe_samples`` is not positive.
+            ValueError: If a probe is empty or ``probe_samples`` is not positive.
         """
         probe, source, n = self._find_probe(trainer)
-        return Monitor(
+        monitor = Monitor(
             estimators=self.estimators,
             probe=probe,
             loss_fn=self.loss_fn or TrainingStepLoss(trainer),
@@ -264,6 +265,11 @@ class MonitoringCallback(WatchingCallback):
             mode=self.mode,
             probe_source=source,
         )
+        others = []
+        for name, batches in (self.other_data or {}).items():
+            with isolated():
+                others.append(monitor.on_other_data(name, [_to_device(trainer, batch) for batch in batches]))
+        return [monitor, *others]
 
     def _find_probe(self, trainer: Any) -> tuple[Any, str, int | None]:
         if self.probe_samples < 1:

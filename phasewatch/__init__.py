@@ -12,7 +12,8 @@ from phasewatch._version import __version__
 
 if TYPE_CHECKING:
     from phasewatch.hessian import Eigenpairs, Spectrum, hessian_spectrum, hessian_trace, leading_eigenpairs
-    from phasewatch.llc import LLCEstimate, estimate_llc
+    from phasewatch.llc import LLCEstimate, estimate_llc, llc_by_temperature, quadratic_llc
+    from phasewatch.misfit import split_off_misfit
     from phasewatch.objective import Objective
     from phasewatch.record import Run, load_run
     from phasewatch.symmetry import ZeroLedger, explain_zeros
@@ -34,7 +35,10 @@ _HOMES = {
     "hessian_spectrum": "phasewatch.hessian",
     "hessian_trace": "phasewatch.hessian",
     "leading_eigenpairs": "phasewatch.hessian",
+    "llc_by_temperature": "phasewatch.llc",
     "load_run": "phasewatch.record",
+    "quadratic_llc": "phasewatch.llc",
+    "split_off_misfit": "phasewatch.misfit",
 }
 
 __all__ = [
@@ -53,7 +57,10 @@ __all__ = [
     "hessian_spectrum",
     "hessian_trace",
     "leading_eigenpairs",
+    "llc_by_temperature",
     "load_run",
+    "quadratic_llc",
+    "split_off_misfit",
 ]
 
 

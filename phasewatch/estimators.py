@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from phasewatch.hessian import ZeroCount, hessian_spectrum
-from phasewatch.llc import check_settings, estimate_llc
+from phasewatch.llc import LLCEstimate, check_settings, estimate_llc, quadratic_llc
 from phasewatch.objective import Objective
 from phasewatch.record import Histogram
 from phasewatch.symmetry import explain_zeros
@@ -37,7 +37,10 @@ class Reading:
 class Estimator(Protocol):
     """Anything that a watch can measure."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What failures are recorded under."""
+        ...
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Measure on frozen weights.
@@ -52,22 +55,65 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class LearningCoefficient:
-    """The local learning coefficient, see :func:`phasewatch.estimate_llc` for the settings."""
+    """The local learning coefficient, see :func:`phasewatch.estimate_llc` for the settings.
+
+    Attributes:
+        refined: Names or globs of modules and parameters; the coefficient of each alone, with all others fixed, is
+            measured too ("refined": Wang et al. 2024, "Differentiation and specialization of attention heads via the
+            refined local learning coefficient").
+        data: Name of the data, where they are others than those of the main probe; becomes part of the signals' names.
+    """
 
     chains: int = 4
     draws: int = 100
     burn_in: int = 100
     nbeta: float | None = None
     localization: float = 1.0
-    name = "llc"
+    refined: tuple[str, ...] = ()
+    data: str = ""
 
     def __post_init__(self) -> None:
         """Check the settings, long before the first measurement."""
         check_settings(self.chains, self.draws, self.burn_in, self.nbeta, self.localization)
+        if isinstance(self.refined, str):
+            raise TypeError(f"refined is the string {self.refined!r}; expected a list of names, as [{self.refined!r}].")
+
+    @property
+    def name(self) -> str:
+        """``llc``, or ``llc_<data>``."""
+        return f"llc_{self.data}" if self.data else "llc"
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
-        """Signals ``llc`` with standard error, ``llc_rhat``, ``llc_ess``, ``llc_acceptance``, ``llc_step_size``."""
-        estimate = estimate_llc(
+        """Signals ``llc`` with standard error, and ``llc_rhat``, ``llc_ess``, ``llc_acceptance``, ``llc_step_size``.
+
+        Also ``llc_<name>`` for every name in ``refined``. On other data all of them are called ``llc_<data>...``.
+
+        Raises:
+            ValueError: If a name in ``refined`` matches no module or parameter.
+        """
+        parts = {name: objective.restricted_to(name) for name in self.refined}
+        estimate = self._estimate(objective, n, seed)
+        values = {
+            self.name: estimate.learning_coefficient,
+            f"{self.name}_rhat": estimate.rhat,
+            f"{self.name}_ess": estimate.ess,
+            f"{self.name}_acceptance": estimate.acceptance,
+            f"{self.name}_step_size": estimate.step_size,
+        }
+        if math.isfinite(estimate.singular_fluctuation):
+            values[f"{self.name}_fluctuation"] = estimate.singular_fluctuation
+        errors = {self.name: estimate.standard_error}
+        unreliable = {} if estimate.reliable else {self.name: list(estimate.reasons)}
+        for part, restricted in parts.items():
+            of_part = self._estimate(restricted, n, seed)
+            signal = f"{self.name}_{part}"
+            values[signal], errors[signal] = of_part.learning_coefficient, of_part.standard_error
+            if not of_part.reliable:
+                unreliable[signal] = list(of_part.reasons)
+        return Reading(values, errors, unreliable)
+
+    def _estimate(self, objective: Objective, n: int, seed: int) -> LLCEstimate:
+        return estimate_llc(
             objective,
             n=n,
             seed=seed,
@@ -77,17 +123,6 @@ class LearningCoefficient:
             nbeta=self.nbeta,
             localization=self.localization,
         )
-        return Reading(
-            values={
-                "llc": estimate.learning_coefficient,
-                "llc_rhat": estimate.rhat,
-                "llc_ess": estimate.ess,
-                "llc_acceptance": estimate.acceptance,
-                "llc_step_size": estimate.step_size,
-            },
-            standard_errors={"llc": estimate.standard_error},
-            unreliable={} if estimate.reliable else {"llc": list(estimate.reasons)},
-        )
 
 
 @dataclass(frozen=True)
@@ -96,6 +131,8 @@ class HessianSpectrum:
 
     num_eigenvalues: int = 5
     dense_below: int = 1500
+    nbeta: float | None = None
+    localization: float = 1.0
     name = "hessian"
 
     def __post_init__(self) -> None:
@@ -107,7 +144,8 @@ class HessianSpectrum:
         """Signals ``hessian_max``, ``_min``, ``_trace`` and ``_negative``, ``nullity`` and ``rank_half``.
 
         The number of zeros comes with its bracket and threshold (``nullity_lower``, ``nullity_upper``,
-        ``nullity_threshold``); half the rank is the learning coefficient of a model that is regular but for them.
+        ``nullity_threshold``). Half the rank is the learning coefficient of a model that is regular but for them, and
+        ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic (:func:`quadratic_llc`).
         """
         spectrum = hessian_spectrum(
             objective,
@@ -130,6 +168,12 @@ class HessianSpectrum:
                 "hessian_trace": spectrum.trace,
                 "hessian_negative": spectrum.num_negative,
                 "rank_half": (objective.num_parameters - spectrum.nullity) / 2,
+                "llc_quadratic": quadratic_llc(
+                    density.nodes,
+                    density.weights * objective.num_parameters,
+                    nbeta=n / math.log(n) if self.nbeta is None else self.nbeta,
+                    localization=self.localization,
+                ),
                 **nullity.values,
             },
             standard_errors={
@@ -217,14 +261,24 @@ def _signal(what: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class ProbeLoss:
-    """The loss on the probe and the length of its gradient: what every other signal is read beside."""
+    """The loss on the probe and the length of its gradient: what every other signal is read beside.
 
-    name = "loss"
+    Attributes:
+        data: Name of the data, where they are others than those of the main probe.
+    """
+
+    data: str = ""
+
+    @property
+    def name(self) -> str:
+        """``loss``, or ``loss_<data>``."""
+        return f"loss_{self.data}" if self.data else "loss"
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
-        """Signals ``loss`` and ``gradient_norm``."""
+        """Signals ``loss`` and ``gradient_norm``, or ``loss_<data>`` and ``gradient_norm_<data>``."""
         loss, gradient = objective.loss_and_gradient()
-        return Reading({"loss": loss.item(), "gradient_norm": gradient.norm().item()})
+        norm = f"gradient_norm_{self.data}" if self.data else "gradient_norm"
+        return Reading({self.name: loss.item(), norm: gradient.norm().item()})
 
 
 def mask_non_finite(reading: Reading) -> Reading:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
 from phasewatch.isolation import RandomState, isolated, preserved_randomness, seed_everything
@@ -117,6 +117,7 @@ class Objective:
             self.num_samples = sum(self.batch_sizes)
             self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
             self._vectorizes: bool | None
+            self._has_sample_losses: bool | None = None
             self._output_reader: tuple[int, OutputReader] | None = None
             self._draws_random_numbers = False
             self._writes_to_its_inputs = False
@@ -212,6 +213,47 @@ class Objective:
             if len(vectors) > 1 and self._vectorizes:
                 return torch.func.vmap(partial(self._call, batch=batch))(vectors)
             return torch.stack([self._evaluate(vector, batch) for vector in vectors])
+
+    def sample_losses(self, vectors: Tensor, batch: int) -> Tensor:
+        """The loss of every sample of a batch at several places.
+
+        Args:
+            vectors: Shape ``(places, num_parameters)``.
+            batch: Index of the batch.
+
+        Returns:
+            Shape ``(places, samples)``, without gradients.
+
+        Raises:
+            ValueError: If the loss of the batch is not the mean of losses that each depend on one sample, as with
+                data that have no common first dimension, or a loss that sums or compares samples.
+        """
+        size = self.batch_sizes[batch]
+        leaves, structure = tree_flatten(self._batches[batch])
+        per_sample = [isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size for leaf in leaves]
+
+        def loss_of_one(vector: Tensor, sample: list[Any]) -> Tensor:
+            own = iter(sample)
+            one = [next(own).unsqueeze(0) if chosen else leaf for leaf, chosen in zip(leaves, per_sample, strict=True)]
+            return self._call(vector, batch, tree_unflatten(one, structure))
+
+        samples = [leaf for leaf, chosen in zip(leaves, per_sample, strict=True) if chosen]
+        if self._draws_random_numbers or self._writes_to_its_inputs or not samples:
+            raise ValueError("The loss draws random numbers, or the batch has no tensor with one entry a sample.")
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = torch.func.vmap(torch.func.vmap(loss_of_one, in_dims=(None, 0)), in_dims=(0, None))(
+                    vectors, samples
+                )
+                if self._has_sample_losses is None:
+                    mean, whole = found[0].mean(), self._call(vectors[0], batch)
+                    self._has_sample_losses = torch.allclose(mean, whole, rtol=1e-3, atol=1e-6)
+        except Exception as error:
+            raise ValueError(f"The loss cannot be taken sample by sample ({type(error).__name__}: {error}).") from error
+        if not self._has_sample_losses:
+            raise ValueError("The loss of a batch is not the mean of the losses of its samples.")
+        return found
 
     def _agrees(self, losses: Tensor, gradients: Tensor, vectors: Tensor, batch: int) -> bool:
         """Once, whether calls for several places say what a call for one says."""
@@ -374,7 +416,7 @@ class Objective:
             seed_everything(self.seed * 1_000_003 + batch)
             return self._call(vector, batch)
 
-    def _call(self, vector: Tensor, batch: int) -> Tensor:
+    def _call(self, vector: Tensor, batch: int, data: Any = None) -> Tensor:
         fresh = _clone if self._writes_to_its_inputs else _same
         tensors = self.unflatten(vector)
         for name, tensor in self._fixed.items():
@@ -382,7 +424,7 @@ class Objective:
         for alias, name in self._aliases.items():
             tensors[alias] = tensors[name]
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        inputs = tree_map(fresh, self._batches[batch])
+        inputs = tree_map(fresh, self._batches[batch] if data is None else data)
         with self._differentiable_kernels(), self._output_recorder() as recorder:
             loss = torch.func.functional_call(self._wrapper, named, (inputs,), tie_weights=False)
         if recorder is not None and self._output_reader is not None:

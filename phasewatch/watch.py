@@ -10,7 +10,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -76,6 +76,7 @@ class Monitor:
         schedule: When to measure.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
         probe_source: Where the probe is from, for the record.
+        data: Name of the data, where they are others than those of the main probe.
     """
 
     estimators: tuple[Estimator, ...]
@@ -85,11 +86,35 @@ class Monitor:
     schedule: Schedule
     mode: Literal["eval", "train"] = "eval"
     probe_source: str = "given"
+    data: str = ""
     next_visit: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Ask the schedule for its first step."""
         self.next_visit = self.schedule.next_visit(-1, Clock())
+
+    def on_other_data(self, name: str, probe: Iterable[Any]) -> Monitor:
+        """Measures the learning coefficient on other batches, at the same steps and the same temperature.
+
+        Args:
+            name: What the signals are called: ``llc_<name>``, ``loss_<name>``.
+            probe: The batches.
+
+        Raises:
+            ValueError: If the name is no identifier, there is no batch, or no learning coefficient is measured.
+        """
+        if not name.isidentifier():
+            raise ValueError(
+                f"{name!r} is no name for data; expected letters, digits and underscores, as 'validation'."
+            )
+        estimators = tuple(replace(e, data=name) for e in self.estimators if isinstance(e, LearningCoefficient))
+        if not estimators:
+            raise ValueError(f"The learning coefficient on {name!r} was asked for, but none is among the estimators.")
+        batches = list(probe)
+        if not batches:
+            raise ValueError(f"other_data[{name!r}] is empty; give at least one batch to measure on.")
+        schedule = replace(self.schedule)  # type: ignore[type-var]
+        return Monitor(estimators, batches, self.loss_fn, self.n, schedule, self.mode, "given", name)
 
 
 class Watch:
@@ -131,6 +156,7 @@ class Watch:
         schedule: ScheduleLike = "auto",
         max_overhead: float | None = 0.1,
         estimators: Sequence[Estimator] = (LearningCoefficient(), HessianSpectrum(), SymmetryLedger()),
+        other_data: Mapping[str, Iterable[Any]] | None = None,
         mode: Literal["eval", "train"] = "eval",
         alpha: float = 0.05,
         seed: int = 0,
@@ -149,6 +175,7 @@ class Watch:
             schedule: ``"auto"``, ``"log"``, a number of steps, a list of steps, or a schedule.
             max_overhead: With ``"auto"``: time for measuring as a share of the time for training.
             estimators: What to measure, beside the loss on the probe.
+            other_data: Name to batches of further data, on which the learning coefficient is measured too.
             mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
             alpha: Wanted rate of false alarms in a run without transitions.
             seed: Seeds every measurement, together with its step.
@@ -163,7 +190,7 @@ class Watch:
         monitor = Monitor(tuple(estimators), list(probe), loss_fn, n, as_schedule(schedule, max_overhead), mode)
         self._begin(
             module,
-            [monitor],
+            [monitor, *(monitor.on_other_data(name, batches) for name, batches in (other_data or {}).items())],
             directory=directory,
             total_steps=total_steps,
             detector=LiveDetector(alpha),
@@ -260,6 +287,7 @@ class Watch:
                         "samples": objective.num_samples,
                         "batches": objective.num_batches,
                         "mode": monitor.mode,
+                        "data": monitor.data,
                     },
                 }
             )
@@ -432,7 +460,7 @@ class Watch:
                     objective = self._objective(monitor)
                 if objective is None:
                     continue
-                for estimator in (ProbeLoss(), *monitor.estimators):
+                for estimator in (ProbeLoss(monitor.data), *monitor.estimators):
                     disabled = self.on_error == "disable" and estimator.name in self._failed
                     if disabled or estimator.name in self._impossible:
                         continue

@@ -1,5 +1,7 @@
 """The local learning coefficient: sampler, calibration, diagnostics and the estimate."""
 
 from phasewatch.llc.estimate import LLCEstimate, Thresholds, check_settings, estimate_llc
+from phasewatch.llc.quadratic import quadratic_llc
+from phasewatch.llc.temperatures import llc_by_temperature
 
-__all__ = ["LLCEstimate", "Thresholds", "check_settings", "estimate_llc"]
+__all__ = ["LLCEstimate", "Thresholds", "check_settings", "estimate_llc", "llc_by_temperature", "quadratic_llc"]

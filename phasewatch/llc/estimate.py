@@ -12,6 +12,7 @@ from scipy import stats
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
 from phasewatch.llc.diagnostics import FloatArray
+from phasewatch.llc.fluctuations import Fluctuations
 from phasewatch.llc.hmc import Sample, sample_hmc
 from phasewatch.llc.posterior import LocalizedPosterior
 from phasewatch.objective import Objective
@@ -38,6 +39,7 @@ class Thresholds:
         acceptance: Smallest share of accepted moves.
         drift: Largest change of the mean from the first to the second half of the draws, as a share of it.
         descent: Largest ``descent`` as a share of the estimate.
+        kept: Smallest share of ways kept.
         warming: Largest ``warming`` as a share of the estimate.
     """
 
@@ -46,6 +48,7 @@ class Thresholds:
     acceptance: float = 0.3
     drift: float = 0.1
     descent: float = 0.25
+    kept: float = 0.3
     warming: float = 0.3
 
 
@@ -72,6 +75,10 @@ class LLCEstimate:
         warming: What the change of batches added to the raw mean; subtracted.
         descent: By how much nbeta L can fall from w* to the minimum nearby, from the slope of the loss at w*; an
             estimate at that minimum is larger by about as much.
+        kept: Share of the ways that Metropolis' rule kept once the whole probe had been looked at; 1 where minibatches
+            miss nothing.
+        fluctuations: How the losses of single samples vary over the draws; their ``functional_variance``, and with
+            it ``singular_fluctuation`` and ``waic``, are NaN where the loss is not a mean over samples.
         heat_capacity: Variance of nbeta L over the draws of a chain, (nbeta)^2 Var L; near lambda where the
             posterior has its asymptotic form.
         distance: Root mean square distance of the draws from w*.
@@ -96,6 +103,8 @@ class LLCEstimate:
     loss: float
     warming: float
     descent: float
+    kept: float
+    fluctuations: Fluctuations
     heat_capacity: float
     distance: float
     chains: int
@@ -107,6 +116,19 @@ class LLCEstimate:
     def free_energy(self) -> float:
         """Local free energy n L(w*) + lambda log n; at nbeta = n / log n that is WBIC (Watanabe 2013, eq. 14)."""
         return self.n * self.loss + self.learning_coefficient * math.log(self.n)
+
+    @property
+    def singular_fluctuation(self) -> float:
+        """The functional variance times beta / 2 (Watanabe 2010, sec. 2).
+
+        It is d / 2 for a regular model that can realize the data, and 0 where no sample has a misfit.
+        """
+        return self.nbeta / self.n * self.fluctuations.functional_variance / 2
+
+    @property
+    def waic(self) -> float:
+        """Estimate of the Bayes generalization loss at inverse temperature nbeta / n."""
+        return self.fluctuations.waic(self.nbeta, self.n)
 
     def __repr__(self) -> str:
         """The estimate, its standard error, and why it should not be believed where it should not."""
@@ -208,6 +230,8 @@ def estimate_llc(
         loss=float(np.dot(objective.batch_weights, objective.batch_losses.tolist())),
         warming=warming,
         descent=descent,
+        kept=float(sample.kept[kept].mean()) if kept.any() else 0.0,
+        fluctuations=sample.sample_losses.result(n),
         heat_capacity=heat_capacity,
         distance=distance,
         chains=chains,
@@ -242,6 +266,8 @@ def _reasons(
         reasons.append(f"too few independent draws ({ess:.0f})")
     if (acceptance := float(sample.acceptance[kept].mean())) < limits.acceptance:
         reasons.append(f"the chains often stick (acceptance {acceptance:.2f})")
+    if (share := float(sample.kept[kept].mean())) < limits.kept:
+        reasons.append(f"minibatches miss much of the loss (kept {share:.2f} of the ways): larger ones are needed")
     half = values.shape[1] // 2
     drift = float(values[:, half:].mean() - values[:, :half].mean())
     # Each half has half of the draws: the variance of the difference is four times that of the overall mean.

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phasewatch.llc.posterior import LocalizedPosterior
+from phasewatch.llc.fluctuations import SampleLosses
+from phasewatch.llc.posterior import LOSS_PER_GRADIENT, LocalizedPosterior
 
 TARGET_ACCEPTANCE = 0.95
 ADAPTATION_RATE, ADAPTATION_DECAY = 1.5, 0.6
@@ -68,9 +69,11 @@ class Sample:
         slopes: First-order change of nbeta L on all batches from w* to every 16th draw, shape ``(chains, ...)``.
         squared_distances: Of every 16th draw from w*, same shape.
         acceptance: Share of accepted moves, shape ``(chains,)``.
+        kept: Share of the ways kept when the bend of the misfit was looked at, 1 where it was not; shape ``(chains,)``.
         warming: What the change of batches adds to nbeta L, shape ``(chains,)``.
         warming_error: Its standard error, same shape.
         step_size: The frozen step, in units of the preconditioner, mean over the chains.
+        sample_losses: Losses of single samples at every 16th draw.
     """
 
     energies: NDArray[np.float64]
@@ -81,6 +84,7 @@ class Sample:
     warming: NDArray[np.float64]
     warming_error: NDArray[np.float64]
     step_size: float
+    sample_losses: SampleLosses
 
 
 def sample_hmc(posterior: LocalizedPosterior, *, chains: int, draws: int, burn_in: int, seed: int) -> Sample:
@@ -96,23 +100,30 @@ def sample_hmc(posterior: LocalizedPosterior, *, chains: int, draws: int, burn_i
     seeds = np.random.SeedSequence(seed).spawn(chains)
     at_once = posterior.center.numel() <= CHAINS_AT_ONCE_BELOW.get(posterior.center.device.type, 0)
     blocks = [seeds] if at_once else [[one] for one in seeds]
-    samples = [_Block(posterior, block).run(burn_in, draws) for block in blocks]
+    sample_losses = SampleLosses(posterior.objective)
+    samples = [_Block(posterior, block, sample_losses).run(burn_in, draws) for block in blocks]
+    shortest = min(s.energies.shape[1] for s in samples)
+    fewest = min(s.slopes.shape[1] for s in samples)
     return Sample(
-        energies=np.concatenate([s.energies for s in samples]),
-        slopes=np.concatenate([s.slopes for s in samples]),
-        squared_distances=np.concatenate([s.squared_distances for s in samples]),
+        energies=np.concatenate([s.energies[:, :shortest] for s in samples]),
+        slopes=np.concatenate([s.slopes[:, :fewest] for s in samples]),
+        squared_distances=np.concatenate([s.squared_distances[:, :fewest] for s in samples]),
         acceptance=np.concatenate([s.acceptance for s in samples]),
         kept=np.concatenate([s.kept for s in samples]),
         warming=np.concatenate([s.warming for s in samples]),
         warming_error=np.concatenate([s.warming_error for s in samples]),
         step_size=float(np.mean([s.step_size for s in samples])),
+        sample_losses=sample_losses,
     )
 
 
 class _Block:
     """Chains that move together: positions, momenta of unit mass in scaled coordinates, one batch for all."""
 
-    def __init__(self, posterior: LocalizedPosterior, seeds: list[np.random.SeedSequence]) -> None:
+    def __init__(
+        self, posterior: LocalizedPosterior, seeds: list[np.random.SeedSequence], sample_losses: SampleLosses
+    ) -> None:
+        self.sample_losses = sample_losses
         center = posterior.center
         self.posterior = posterior
         self.generators = [
@@ -153,6 +164,7 @@ class _Block:
                 moves += 1
                 spent += self._cost_of_move()
             if len(energies) % DRAWS_PER_POSITION == 0:
+                spent += self._note_sample_losses()
                 slopes.append(self.posterior.slopes(self.positions))
                 squared_distances.append((self.positions - self.posterior.center).square().sum(dim=1))
             energies.append(self.energies + self.bends)
@@ -166,7 +178,14 @@ class _Block:
             warming=warming,
             warming_error=warming_error,
             step_size=float(self.log_step.exp()),
+            sample_losses=self.sample_losses,
         )
+
+    def _note_sample_losses(self) -> float:
+        batches = range(self.posterior.objective.num_batches) if self.batch is None else [self.batch]
+        evaluated = sum(self.sample_losses.add(self.positions, batch) for batch in batches)
+        self.posterior.gradients += evaluated * LOSS_PER_GRADIENT
+        return evaluated / len(self.positions) * LOSS_PER_GRADIENT
 
     def _calibrate(self, burn_in: int) -> float:
         """Set the step size by acceptance, the masses by the mean squared force, the friction by the warming.
