@@ -50,31 +50,26 @@ def split_off_misfit(objective: Objective) -> tuple[Objective, Objective]:
         >>> bool(divergence.gradient().abs().max() < 1e-6), bool(divergence.loss(moved) > 0)
         (True, True)
     """
-    outputs: list[list[Tensor]] = []
-    slopes: list[list[Tensor]] = []
+    data: list[list[Tensor]] = []
     kept = 0
     with isolated():
-        for batch in range(objective.num_batches):
-            values, found, call = objective.outputs_and_slopes(batch)
-            kept += 2 * sum(value.numel() * value.element_size() for value in values)
+        for batch, loss in enumerate(objective.batch_losses):
+            outputs, slopes, call = objective.outputs_and_slopes(batch)
+            kept += 2 * sum(output.numel() * output.element_size() for output in outputs)
             if kept > LARGEST_OUTPUTS:
                 raise NoOutputsError(
                     f"The outputs of the first {batch + 1} of {objective.num_batches} batches and their slopes take "
                     f"{kept / 2**20:,.0f} MiB; expected at most {LARGEST_OUTPUTS / 2**20:,.0f} over all batches."
                 )
-            outputs.append(values)
-            slopes.append(found)
+            data.append([loss, *outputs, *slopes])
+    return objective.read_from_outputs(call, _divergence, data), objective.read_from_outputs(call, _misfit, data)
 
-    def misfit(moved: list[Tensor], loss: Tensor, batch: int) -> Tensor:
-        pieces = [
-            (slope * (value - start)).sum()
-            for value, start, slope in zip(moved, outputs[batch], slopes[batch], strict=True)
-        ]
-        return torch.stack(pieces).sum()
 
-    losses = objective.batch_losses
+def _misfit(outputs: list[Tensor], _loss: Tensor, start: list[Tensor]) -> Tensor:
+    values, slopes = start[1 : 1 + len(outputs)], start[1 + len(outputs) :]
+    moved = zip(outputs, values, slopes, strict=True)
+    return torch.stack([(slope * (output - value)).sum() for output, value, slope in moved]).sum()
 
-    def divergence(moved: list[Tensor], loss: Tensor, batch: int) -> Tensor:
-        return loss - losses[batch] - misfit(moved, loss, batch)
 
-    return objective.read_from_outputs(call, divergence), objective.read_from_outputs(call, misfit)
+def _divergence(outputs: list[Tensor], loss: Tensor, start: list[Tensor]) -> Tensor:
+    return loss - start[0] - _misfit(outputs, loss, start)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from torch.utils.data import DataLoader, Dataset
 
 from phasewatch.isolation import RandomState, isolated, preserved_randomness, seed_everything
+from phasewatch.program import GradientProgram, UntraceableError
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """``loss_fn(module, batch)``: the mean loss of the batch as a scalar tensor."""
-OutputReader = Callable[[list[Tensor], Tensor, int], Tensor]
-"""``reader(outputs, loss, batch)``: another scalar made of the network's outputs and the loss of a batch."""
+OutputReader = Callable[[list[Tensor], Tensor, list[Tensor]], Tensor]
+"""``reader(outputs, loss, data)``: another scalar made of the network's outputs and the loss of a batch."""
+
+_PROGRAMS: WeakKeyDictionary[Any, dict[Any, GradientProgram]] = WeakKeyDictionary()
+"""By loss function, so that a later measurement of the same network need not trace or compile again."""
 
 _SHARED_TYPES = (Dataset, DataLoader)
 
@@ -118,7 +123,8 @@ class Objective:
             self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
             self._vectorizes: bool | None
             self._has_sample_losses: bool | None = None
-            self._output_reader: tuple[int, OutputReader] | None = None
+            self._output_reader: tuple[int, OutputReader, list[list[Tensor]]] | None = None
+            self._programs: dict[Any, GradientProgram | None] = {}
             self._draws_random_numbers = False
             self._writes_to_its_inputs = False
             self.batch_losses = self._first_evaluation()
@@ -178,16 +184,21 @@ class Objective:
                 loss.add_(batch_loss.detach(), alpha=weight)
         return loss, gradient
 
-    def losses_and_gradients(self, vectors: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def losses_and_gradients(self, vectors: Tensor, batch: int, *, compiled: bool = False) -> tuple[Tensor, Tensor]:
         """The loss of one batch and its gradient at several places, in one call where the network allows.
 
         Args:
             vectors: Shape ``(places, num_parameters)``.
             batch: Index of the batch.
+            compiled: Whether to compile it, for each shape of batches once; pays after a minute of such calls.
 
         Returns:
             The losses, shape ``(places,)``, and gradients, shape ``(places, num_parameters)``, both detached.
         """
+        if (self._vectorizes if len(vectors) > 1 else compiled) and (
+            program := self._program(vectors, batch, compiled)
+        ):
+            return program(vectors, self._tensors(batch))
         if len(vectors) > 1 and self._vectorizes is not False:
             try:
                 with torch.enable_grad(), warnings.catch_warnings():
@@ -200,10 +211,56 @@ class Objective:
                     raise
                 self._vectorizes = False
             else:
-                if self._vectorizes or self._agrees(losses, gradients, vectors, batch):
+                if not self._vectorizes:
+                    self._vectorizes = self._agrees(losses, gradients, vectors, batch)
+                if self._vectorizes:
                     return losses.detach(), gradients
         pairs = [self.loss_and_gradient(vector, batch) for vector in vectors]
         return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+
+    def _tensors(self, batch: int) -> list[Tensor]:
+        """Everything but the parameters that an evaluation on a batch depends on."""
+        data = [leaf for leaf in tree_leaves(self._batches[batch]) if isinstance(leaf, Tensor)]
+        read = self._output_reader[2][batch] if self._output_reader else []
+        return [*self._fixed.values(), *data, *read]
+
+    def _program(self, vectors: Tensor, batch: int, compiled: bool) -> GradientProgram | None:
+        """The trace that serves a batch of this shape; None where there is none."""
+        if self._draws_random_numbers or self._writes_to_its_inputs:
+            return None
+        leaves, structure = tree_flatten(self._batches[batch])
+        constants = [None if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+        tensors = self._tensors(batch)
+        reader = self._output_reader[:2] if self._output_reader else None
+        shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in [vectors, *tensors])
+        key = (compiled, shapes, tuple(self.parameter_shapes), tuple(constants), str(structure), reader, self.mode)
+        if key in self._programs:
+            return self._programs[key]
+        try:
+            shared = _PROGRAMS.setdefault(self.loss_fn, {})
+        except TypeError:  # a loss function that cannot be a key
+            shared = {}
+        self._programs[key] = None
+        for program in filter(None, (shared.get(key), self._trace(vectors, batch, tensors, compiled))):
+            # The module may have changed in other things than tensors since it was traced.
+            if self._agrees(*program(vectors, tensors), vectors, batch):
+                self._programs[key] = shared[key] = program
+                break
+        return self._programs[key]
+
+    def _trace(self, vectors: Tensor, batch: int, tensors: list[Tensor], compiled: bool) -> GradientProgram | None:
+        leaves, structure = tree_flatten(self._batches[batch])
+
+        def loss(vector: Tensor, others: list[Tensor]) -> Tensor:
+            given = iter(others)
+            fixed = {name: next(given) for name in self._fixed}
+            data = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return self._call(vector, batch, tree_unflatten(data, structure), fixed, list(given))
+
+        try:
+            return GradientProgram(loss, vectors, tensors, compiled)
+        except UntraceableError:
+            return None
 
     def losses(self, vectors: Tensor, batch: int) -> Tensor:
         """The loss of one batch at several places, without gradients; arguments as above, shape ``(places,)``."""
@@ -256,14 +313,13 @@ class Objective:
         return found
 
     def _agrees(self, losses: Tensor, gradients: Tensor, vectors: Tensor, batch: int) -> bool:
-        """Once, whether calls for several places say what a call for one says."""
+        """Whether calls for several places say what a call for one says."""
         loss, gradient = self.loss_and_gradient(vectors[-1], batch)
         tolerance = float(torch.finfo(self.dtype).eps) ** 0.5
-        self._vectorizes = bool(
-            torch.allclose(losses[-1], loss, rtol=tolerance, equal_nan=True)
+        return bool(
+            torch.allclose(losses[-1], loss, rtol=tolerance, atol=tolerance**2, equal_nan=True)
             and (gradients[-1] - gradient).norm() <= tolerance * gradient.norm() + tolerance**2
         )
-        return self._vectorizes
 
     def gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
         """The gradient of :meth:`loss`, shape ``(num_parameters,)``."""
@@ -336,15 +392,17 @@ class Objective:
             call,
         )
 
-    def read_from_outputs(self, call: int, reader: OutputReader) -> Objective:
+    def read_from_outputs(self, call: int, reader: OutputReader, data: list[list[Tensor]]) -> Objective:
         """Another function of the same parameters and batches, made of the network's outputs and the loss.
 
         Args:
             call: Which outermost call gives the outputs, see :meth:`outputs_and_slopes`.
-            reader: ``reader(outputs, loss, batch) -> scalar tensor``.
+            reader: ``reader(outputs, loss, data) -> scalar tensor``.
+            data: Tensors that the reader is given, a list for each batch.
         """
         other = copy.copy(self)
-        other._output_reader = (call, reader)
+        other._output_reader = (call, reader, data)
+        other._programs = {}
         with isolated(), torch.no_grad():
             other.batch_losses = torch.stack([other._evaluate(self.parameters, i) for i in range(self.num_batches)])
         return other
@@ -367,6 +425,7 @@ class Objective:
         with isolated():
             other = copy.copy(self)
             other.dtype = dtype
+            other._programs = {}
             other.parameters = self.parameters.to(dtype)
             other._fixed = {name: other._cast(tensor) for name, tensor in self._fixed.items()}
             other._batches = [tree_map(other._cast, batch) for batch in self._batches]
@@ -402,6 +461,7 @@ class Objective:
         other.num_parameters = other.parameters.numel()
         others = {name: piece.clone() for name, piece in pieces.items() if name not in chosen}
         other._fixed = {**self._fixed, **others}
+        other._programs = {}
         return other
 
     def _cast(self, leaf: Any) -> Any:
@@ -416,10 +476,17 @@ class Objective:
             seed_everything(self.seed * 1_000_003 + batch)
             return self._call(vector, batch)
 
-    def _call(self, vector: Tensor, batch: int, data: Any = None) -> Tensor:
+    def _call(
+        self,
+        vector: Tensor,
+        batch: int,
+        data: Any = None,
+        fixed: dict[str, Tensor] | None = None,
+        read: list[Tensor] | None = None,
+    ) -> Tensor:
         fresh = _clone if self._writes_to_its_inputs else _same
         tensors = self.unflatten(vector)
-        for name, tensor in self._fixed.items():
+        for name, tensor in (self._fixed if fixed is None else fixed).items():
             tensors[name] = fresh(tensor)
         for alias, name in self._aliases.items():
             tensors[alias] = tensors[name]
@@ -428,7 +495,8 @@ class Objective:
         with self._differentiable_kernels(), self._output_recorder() as recorder:
             loss = torch.func.functional_call(self._wrapper, named, (inputs,), tie_weights=False)
         if recorder is not None and self._output_reader is not None:
-            loss = self._output_reader[1](recorder.outputs, loss, batch)
+            _, reader, tensors_read = self._output_reader
+            loss = reader(recorder.outputs, loss, tensors_read[batch] if read is None else read)
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor, the mean loss of the batch."

@@ -28,16 +28,18 @@ class LocalizedPosterior:
     Attributes:
         center: w*, shape ``(num_parameters,)``.
         nbeta: Inverse temperature times n; may be changed.
+        compiled: Whether evaluations are compiled.
         full_gradient: Gradient of the loss on all batches at w*, shape ``(num_parameters,)``.
         gradients: Number of minibatch gradients evaluated so far; a loss alone counts a third.
         cost_of_bend: What an evaluation of the bend costs for one chain, in minibatch gradients; 0 where there is none.
     """
 
-    def __init__(self, objective: Objective, nbeta: float, localization: float) -> None:
+    def __init__(self, objective: Objective, nbeta: float, localization: float, compiled: bool = False) -> None:
         """Evaluate the gradients at w*."""
         self.objective = objective
         self.nbeta = nbeta
         self.localization = localization
+        self.compiled = compiled
         self.center = objective.parameters
         self.gradients = 0.0
         self._seen = objective
@@ -93,7 +95,7 @@ class LocalizedPosterior:
         return energies, potentials, torch.add(displacements * self.localization, gradients, alpha=self.nbeta)
 
     def _view(self, objective: Objective, positions: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        losses, gradients = objective.losses_and_gradients(positions, batch)
+        losses, gradients = objective.losses_and_gradients(positions, batch, compiled=self.compiled)
         self.gradients += len(positions)
         return (losses - objective.batch_losses[batch]).double(), gradients
 
