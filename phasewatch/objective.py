@@ -199,24 +199,20 @@ class Objective:
             program := self._program(vectors, batch, compiled)
         ):
             return program(vectors, self._tensors(batch))
-        if len(vectors) > 1 and self._vectorizes is not False:
-            try:
-                with torch.enable_grad(), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # slow batching rules of single operators
-                    leaves = vectors.detach().requires_grad_()
-                    losses = torch.func.vmap(partial(self._call, batch=batch))(leaves)
-                    (gradients,) = torch.autograd.grad(losses.sum(), leaves)
-            except Exception:
-                if self._vectorizes:
-                    raise
-                self._vectorizes = False
-            else:
-                if not self._vectorizes:
-                    self._vectorizes = self._agrees(losses, gradients, vectors, batch)
-                if self._vectorizes:
-                    return losses.detach(), gradients
+        if len(vectors) > 1 and self._vectorizes is None:
+            self._vectorizes = self._agrees(self._at_once, vectors, batch)
+        if len(vectors) > 1 and self._vectorizes:
+            return self._at_once(vectors, batch)
         pairs = [self.loss_and_gradient(vector, batch) for vector in vectors]
         return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+
+    def _at_once(self, vectors: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # slow batching rules of single operators
+            leaves = vectors.detach().requires_grad_()
+            losses = torch.func.vmap(partial(self._call, batch=batch))(leaves)
+            (gradients,) = torch.autograd.grad(losses.sum(), leaves)
+        return losses.detach(), gradients
 
     def _tensors(self, batch: int) -> list[Tensor]:
         """Everything but the parameters that an evaluation on a batch depends on."""
@@ -243,7 +239,7 @@ class Objective:
         self._programs[key] = None
         for program in filter(None, (shared.get(key), self._trace(vectors, batch, tensors, compiled))):
             # The module may have changed in other things than tensors since it was traced.
-            if self._agrees(*program(vectors, tensors), vectors, batch):
+            if self._agrees(lambda places, _, program=program: program(places, tensors), vectors, batch):  # type: ignore[misc]
                 self._programs[key] = shared[key] = program
                 break
         return self._programs[key]
@@ -312,9 +308,17 @@ class Objective:
             raise ValueError("The loss of a batch is not the mean of the losses of its samples.")
         return found
 
-    def _agrees(self, losses: Tensor, gradients: Tensor, vectors: Tensor, batch: int) -> bool:
-        """Whether calls for several places say what a call for one says."""
-        loss, gradient = self.loss_and_gradient(vectors[-1], batch)
+    def _agrees(self, evaluate: Callable[[Tensor, int], tuple[Tensor, Tensor]], vectors: Tensor, batch: int) -> bool:
+        """Whether calls for several places say what a call for one says, some way off where gradients are not small."""
+        places = 1.1 * vectors + 0.01
+        loss, gradient = self.loss_and_gradient(places[-1], batch)
+        if not (loss.isfinite() and gradient.isfinite().all()):
+            places = vectors
+            loss, gradient = self.loss_and_gradient(places[-1], batch)
+        try:
+            losses, gradients = evaluate(places, batch)
+        except Exception:
+            return False
         tolerance = float(torch.finfo(self.dtype).eps) ** 0.5
         return bool(
             torch.allclose(losses[-1], loss, rtol=tolerance, atol=tolerance**2, equal_nan=True)

@@ -241,10 +241,12 @@ def test_cost_and_repr(monkeypatch: pytest.MonkeyPatch) -> None:
         calls += 1
         return one(self, *args)  # type: ignore[arg-type]
 
-    def counted_together(self: Objective, vectors: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def counted_together(
+        self: Objective, vectors: Tensor, batch: int, *, compiled: bool = False
+    ) -> tuple[Tensor, Tensor]:
         nonlocal calls
         calls += len(vectors) if len(vectors) > 1 else 0  # one alone is counted above
-        return several(self, vectors, batch)
+        return several(self, vectors, batch, compiled=compiled)
 
     def counted_losses(self: Objective, vectors: Tensor, batch: int) -> Tensor:
         nonlocal calls
