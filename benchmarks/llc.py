@@ -1,9 +1,10 @@
-"""Learning coefficients against exact answers and peers, and what a draw costs, all measured in one process.
+"""Learning coefficients against exact answers and peers, and what they cost, all measured in one process.
 
-Prints two tables and draws a figure: the estimates of phasewatch (no argument given), of devinterp with its defaults
+Prints four tables and draws a figure: the estimates of phasewatch (no argument given), of devinterp with its defaults
 and with the step size that comes nearest to the known answer (nobody has that knowledge in practice), and of
-canonical-interp; and the time of a chain's draw in units of one forward and backward pass. Writes them to
-benchmarks/results/ and docs/. Peers are used where they are installed: pip install -r benchmarks/requirements.txt
+canonical-interp; how many gradients reach 5 %; the time of a draw of a chain in units of one forward and backward pass;
+and the peak memory beside that of a training step. Writes them to benchmarks/results/ and docs/. Peers are used where
+they are installed: pip install -r benchmarks/requirements.txt
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import itertools
 import json
 import logging
 import math
+import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -37,9 +41,22 @@ import phasewatch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "llc"))
-from exact import deep_linear_network, half_squared_error, linear_network  # noqa: E402
+from exact import (  # noqa: E402
+    cross_entropy,
+    deep_linear_network,
+    half_squared_error,
+    linear_network,
+    local_reduced_rank,
+    logistic_regression,
+    monomial,
+    monomial_expectation,
+    noisy_bottleneck,
+    noisy_regression,
+    two_linear_layers,
+)
 
 SAMPLES, BATCH = 10_000, 500
+NBETA = SAMPLES / math.log(SAMPLES)
 LISTED = [
     ([8, 8], 8),
     ([5, 3, 5], 2),
@@ -51,7 +68,11 @@ LISTED = [
 ]
 STEP_SIZES = (1e-5, 3e-5, 1e-4, 3e-4)
 """devinterp's lr over which the best is taken; its step is half of it."""
+BUDGETS = (250, 500, 1_000, 2_000, 4_000)
+PEER_BUDGETS = (250, 500, 1_000, 2_000, 4_000, 8_000)
+BUDGETED = ([6, 6, 6], 0), ([8, 4, 8], 2), ([7, 5, 6, 7], 3)
 PEER_CHAINS, PEER_DRAWS, PEER_BURN_IN = 4, 1_500, 500
+SPEED_CHAINS = 8
 
 
 @dataclass(frozen=True)
@@ -71,44 +92,69 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """An objective whose learning coefficient is known, with the known term of finite n."""
+    """An objective whose learning coefficient is known, with the known term of finite n.
+
+    ``loss_fn`` is what the peers are given; None where they cannot take the case.
+    """
 
     name: str
     fresh: bool
     objective: phasewatch.Objective
     exact: float
+    loss_fn: Callable[..., Tensor] | None = half_squared_error
+
+
+def finite(value: float, multiplicity: int) -> float:
+    """With the known term of finite n."""
+    return value - (multiplicity - 1) / math.log(NBETA)
 
 
 def drawn_case(seed: int) -> Case:
-    """A linear network of drawn widths, depth and rank, or a regression with noisy targets."""
+    """One of the families with an exact answer, with drawn sizes; the seed's remainder chooses the family."""
     random = np.random.default_rng(seed)
-    if random.random() < 0.25:
-        return noisy_regression(seed, int(random.integers(3, 12)), int(random.integers(1, 6)))
-    widths = random.integers(3, 11, size=int(random.integers(3, 7))).tolist()
-    return linear_case(widths, int(random.integers(0, min(widths))), seed, fresh=True)
+
+    def draw(low: int, high: int) -> int:
+        return int(random.integers(low, high + 1))
+
+    match seed % 8:
+        case 0 | 1 | 2:
+            widths = [draw(3, 10) for _ in range(draw(3, 6))]
+            return linear_case(widths, draw(0, min(widths) - 1), seed, fresh=True, scaled=seed % 8 == 2)
+        case 3:
+            hidden = draw(2, 4)
+            first, last = draw(hidden + 1, 9), draw(hidden + 1, 9)
+            objective = noisy_bottleneck(first, hidden, last, seed=seed)
+            return Case(f"{first}-{hidden}-{last} noisy targets", True, objective, hidden * (first + last - hidden) / 2)
+        case 4:
+            sizes = draw(4, 7), draw(4, 6), draw(4, 7)
+            ranks = draw(2, 3), draw(2, 3), 1
+            value = finite(*local_reduced_rank(*sizes, *ranks))
+            name = "-".join(map(str, sizes)) + " ranks " + ",".join(map(str, ranks))
+            return Case(name, True, two_linear_layers(*sizes, *ranks, seed=seed), value)
+        case 5:
+            inputs, outputs = draw(3, 12), draw(1, 5)
+            objective = noisy_regression(inputs, outputs, seed=seed)
+            return Case(f"{inputs}→{outputs} noisy", True, objective, inputs * outputs / 2)
+        case 6:
+            inputs, classes = draw(4, 10), draw(2, 5)
+            objective = logistic_regression(inputs, classes, seed=seed)
+            exact = (inputs + 1) * (classes - 1) / 2
+            return Case(f"{inputs}→{classes} logistic", True, objective, exact, cross_entropy)
+        case _:
+            exponents = (draw(1, 2), draw(1, 3))
+            exact = monomial_expectation(exponents, NBETA, 0.3)
+            return Case(f"w1^{2 * exponents[0]} w2^{2 * exponents[1]}", True, monomial(exponents), exact, None)
 
 
-def linear_case(widths: Sequence[int], rank: int, seed: int, fresh: bool) -> Case:
-    value, multiplicity = deep_linear_network(widths, rank)
-    exact = value - (multiplicity - 1) / math.log(SAMPLES / math.log(SAMPLES))
-    objective = linear_network(widths, rank, seed=seed, samples=SAMPLES, batch_size=BATCH)
-    return Case("-".join(map(str, widths)) + f" r{rank}", fresh, objective, exact)
-
-
-def noisy_regression(seed: int, inputs: int, outputs: int) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(SAMPLES, inputs, generator=generator) * torch.linspace(0.4, 1.6, inputs)
-    y = x @ torch.randn(inputs, outputs, generator=generator) + torch.randn(SAMPLES, outputs, generator=generator)
-    module = nn.Linear(inputs, outputs, bias=False)
-    with torch.no_grad():
-        module.weight.copy_(torch.linalg.lstsq(x.double(), y.double()).solution.T)
-    batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
-    objective = phasewatch.Objective(module, batches, loss_fn=half_squared_error)
-    return Case(f"{inputs}→{outputs} noisy", True, objective, inputs * outputs / 2)
+def linear_case(widths: Sequence[int], rank: int, seed: int, fresh: bool, scaled: bool = False) -> Case:
+    scales = (0.4, 1.6) if scaled else (1.0, 1.0)
+    objective = linear_network(widths, rank, seed=seed, samples=SAMPLES, batch_size=BATCH, input_scales=scales)
+    name = "-".join(map(str, widths)) + f" r{rank}" + (" unequal inputs" if scaled else "")
+    return Case(name, fresh, objective, finite(*deep_linear_network(widths, rank)))
 
 
 def with_phasewatch(case: Case, seed: int) -> Row:
-    estimate = phasewatch.estimate_llc(case.objective, seed=seed)
+    estimate = phasewatch.estimate_llc(case.objective, n=SAMPLES, seed=seed)
     low, high = estimate.interval
     return Row(
         case.name,
@@ -128,28 +174,28 @@ def preloaded(batches: list[tuple[Tensor, Tensor]]) -> DataLoader[Any]:
     return DataLoader(batches, batch_size=1, shuffle=True, collate_fn=lambda one: one[0])  # type: ignore[arg-type]
 
 
-def devinterp_draws(case: Case, seed: int, lr: float | None) -> tuple[float, float]:
-    """Mean and standard deviation over chains."""
+def devinterp_draws(
+    case: Case, seed: int, lr: float | None, draws: int = PEER_DRAWS, burn_in: int = PEER_BURN_IN
+) -> dict[str, Any]:
+    """What its summary says."""
     from devinterp.optim import SGLD
     from devinterp.slt.sampler import estimate_learning_coeff_with_summary
 
     module, loader = case.objective._module, preloaded(case.objective._batches)
-    nbeta = SAMPLES / math.log(SAMPLES)
-    settings = {"nbeta": nbeta, "localization": 100.0} | ({"lr": lr, "localization": 1.0} if lr else {"lr": 1e-3})
-    result = estimate_learning_coeff_with_summary(
+    settings = {"nbeta": NBETA, "localization": 100.0} | ({"lr": lr, "localization": 1.0} if lr else {"lr": 1e-3})
+    return estimate_learning_coeff_with_summary(
         module,
         loader,
-        evaluate=half_squared_error,
+        evaluate=case.loss_fn,
         sampling_method=SGLD,
         optimizer_kwargs=settings,
         num_chains=PEER_CHAINS,
-        num_draws=PEER_DRAWS,
-        num_burnin_steps=PEER_BURN_IN,
+        num_draws=draws,
+        num_burnin_steps=burn_in,
         init_loss=float(case.objective.loss()),
         seed=seed,
         verbose=False,
     )
-    return float(result["llc/mean"]), float(result["llc/std"])
 
 
 def with_devinterp(case: Case, seed: int) -> list[Row]:
@@ -158,7 +204,8 @@ def with_devinterp(case: Case, seed: int) -> list[Row]:
         found: list[tuple[float, float]] = []
         for lr in steps:
             with contextlib.suppress(RuntimeError):  # it stops at the first NaN
-                found.append(devinterp_draws(case, seed, lr))
+                result = devinterp_draws(case, seed, lr)
+                found.append((float(result["llc/mean"]), float(result["llc/std"])))
         finite = [f for f in found if math.isfinite(f[0])]
         mean, spread = min(finite, key=lambda f: abs(f[0] - case.exact), default=(math.nan, math.nan))
         used = (PEER_DRAWS + PEER_BURN_IN) * len(steps)
@@ -172,6 +219,14 @@ def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def with_canonical_interp(case: Case, seed: int) -> Row:
+    criterion = half_square if case.loss_fn is half_squared_error else functional.cross_entropy
+    value = canonical_interp(case, seed, criterion, PEER_DRAWS, PEER_BURN_IN, PEER_CHAINS)
+    return Row(case.name, case.fresh, case.exact, "canonical-interp", value, value, value, PEER_DRAWS + PEER_BURN_IN)
+
+
+def canonical_interp(
+    case: Case, seed: int, criterion: Callable[..., Tensor], draws: int, burn_in: int, chains: int
+) -> float:
     if not hasattr(itertools, "batched"):  # it is written for Python 3.12
 
         def batched(items: Any, size: int) -> Any:
@@ -183,10 +238,9 @@ def with_canonical_interp(case: Case, seed: int) -> Row:
 
     module, loader = case.objective._module, preloaded(case.objective._batches)
     torch.manual_seed(seed)
-    estimator = LLCEstimator(PEER_DRAWS, PEER_CHAINS, PEER_BURN_IN, steps_bw_draws=1)
-    result = estimator.estimate_llc(module, loader, half_square, compile=False, show_progress=False)
-    value = float(result["llc/mean"] if isinstance(result, dict) else result)
-    return Row(case.name, case.fresh, case.exact, "canonical-interp", value, value, value, PEER_DRAWS + PEER_BURN_IN)
+    estimator = LLCEstimator(draws, chains, burn_in, steps_bw_draws=1)
+    result = estimator.estimate_llc(module, loader, criterion, compile=False, show_progress=False)
+    return float(result["llc/mean"] if isinstance(result, dict) else result)
 
 
 def installed(package: str) -> bool:
@@ -197,9 +251,11 @@ def accuracy(cases: list[Case], peers: bool) -> list[Row]:
     rows = []
     for number, case in enumerate(cases):
         rows.append(with_phasewatch(case, seed=number))
-        if peers and installed("devinterp"):
+        if not (peers and case.loss_fn):
+            pass
+        elif installed("devinterp"):
             rows.extend(with_devinterp(case, seed=number))
-        if peers and installed("canonical_interp"):
+        if peers and case.loss_fn and installed("canonical_interp"):
             try:
                 rows.append(with_canonical_interp(case, seed=number))
             except Exception as error:
@@ -207,7 +263,7 @@ def accuracy(cases: list[Case], peers: bool) -> list[Row]:
         for row in rows:
             if row.case == case.name:
                 print(
-                    f"  {row.case:18s} {row.tool:28s} exact {row.exact:7.2f}  estimate {row.estimate:8.2f}", flush=True
+                    f"  {row.case:28s} {row.tool:28s} exact {row.exact:7.2f}  estimate {row.estimate:8.2f}", flush=True
                 )
     return rows
 
@@ -225,16 +281,63 @@ def accuracy_table(rows: list[Row]) -> str:
             f"| {row.case}{' (fresh)' if row.fresh else ''} | {row.exact:.2f} | {tool} | {row.estimate:.2f} | {error} "
             f"| {row.low:.2f} to {row.high:.2f} | {holds} | {row.gradients_per_chain:,} |"
         )
-    lines += ["", "| tool | cases | median error | worst error | NaN | interval holds λ |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| tool | cases | median error | worst error | NaN | flagged unreliable | interval holds λ |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for tool in dict.fromkeys(row.tool for row in rows):
         mine = [row for row in rows if row.tool == tool]
         errors = [abs(row.estimate / row.exact - 1) for row in mine if math.isfinite(row.estimate)]
         held = sum(row.low <= row.exact <= row.high for row in mine)
         median, worst = (f"{statistics.median(errors):.1%}", f"{max(errors):.1%}") if errors else ("–", "–")
+        flagged = sum(row.reliable is False for row in mine) if mine[0].reliable is not None else "–"
         lines.append(
-            f"| {tool} | {len(mine)} | {median} | {worst} | {len(mine) - len(errors)} | {held} of {len(mine)} |"
+            f"| {tool} | {len(mine)} | {median} | {worst} | {len(mine) - len(errors)} | {flagged} "
+            f"| {held} of {len(mine)} |"
         )
     return "\n".join(lines)
+
+
+def budget_table(cases: list[Case], seeds: Sequence[int] = (0, 1, 2)) -> str:
+    """Least gradients a chain, burn-in included, from which the root mean square error over seeds stays below 5 %."""
+    lines = ["| case | phasewatch | devinterp, best of 4 steps | ratio |", "|---|---|---|---|"]
+    for case in cases:
+        ours: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
+        theirs: dict[float, dict[int, list[float]]] = {lr: {b: [] for b in PEER_BUDGETS} for lr in STEP_SIZES}
+        for seed in seeds:
+            for budget in BUDGETS:
+                estimate = phasewatch.estimate_llc(
+                    case.objective, seed=seed, chains=PEER_CHAINS, burn_in=budget // 4, draws=budget - budget // 4
+                )
+                ours[budget].append(estimate.learning_coefficient / case.exact - 1)
+            for lr in STEP_SIZES if installed("devinterp") else ():
+                trace = np.full((PEER_CHAINS, PEER_BUDGETS[-1]), np.nan)
+                with contextlib.suppress(RuntimeError):  # it stops at the first NaN
+                    trace = devinterp_draws(case, seed, lr, PEER_BUDGETS[-1], 0)["loss/trace"]
+                for budget in PEER_BUDGETS:
+                    excess = trace[:, budget // 4 : budget].mean() - float(case.objective.loss())
+                    theirs[lr][budget].append(NBETA * float(excess) / case.exact - 1)
+        mine, best = first_below(ours), min(first_below(errors) for errors in theirs.values())
+        shown = [
+            f"{x:,}" if math.isfinite(x) else f"more than {most:,}"
+            for x, most in ((mine, BUDGETS[-1]), (best, PEER_BUDGETS[-1]))
+        ]
+        ratio = f"{mine / best:.2f}" if math.isfinite(mine) and math.isfinite(best) else "–"
+        lines.append(f"| {case.name} | {shown[0]} | {shown[1]} | {ratio} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def first_below(errors: dict[int, list[float]], bar: float = 0.05) -> float:
+    """The least budget from which on the error stays below the bar; infinite if there is none."""
+    reached = math.inf
+    for budget in sorted(errors, reverse=True):
+        rms = math.sqrt(statistics.fmean(error**2 for error in errors[budget]))
+        if not rms <= bar:
+            return reached
+        reached = budget
+    return reached
 
 
 def figure(rows: list[Row], path: Path) -> None:
@@ -285,7 +388,7 @@ class Transformer(nn.Module):
         return self.head(x).flatten(0, 1)
 
 
-def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def token_cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(module(batch[0]), batch[1].flatten())
 
 
@@ -310,7 +413,7 @@ def speed_cases() -> dict[str, tuple[nn.Module, list[tuple[Tensor, Tensor]], Cal
         "transformer": (
             Transformer().eval(),
             list(zip(tokens.split(32), tokens.roll(-1, 1).split(32), strict=True)),
-            cross_entropy,
+            token_cross_entropy,
             12,
         ),
     }
@@ -327,26 +430,35 @@ def best_time(call: Callable[[], Any], repeats: int = 3) -> float:
     return min(times)
 
 
+MEASUREMENTS = 20
+"""Estimates with default draws over which the time of compilation is spread."""
+
+
 def speed_table() -> str:
     """Time of a chain's draw in units of one forward and backward pass on the same batch."""
-    lines = ["| network | parameters | one gradient | phasewatch | devinterp 1.3.2 |", "|---|---|---|---|---|"]
-    chains = 4
+    lines = [
+        "| network | parameters | one gradient | phasewatch | compiled | devinterp 1.3.2 | canonical-interp "
+        f"| {MEASUREMENTS} measurements, compilation counted: devinterp / phasewatch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, (module, batches, loss_fn, gradients) in speed_cases().items():
         parameters = list(module.parameters())
         objective = phasewatch.Objective(module, batches, loss_fn=loss_fn)
+        chains = SPEED_CHAINS if objective.num_parameters < 100_000 else 2
+        case = Case(name, True, objective, 1.0, loss_fn)
 
         def bare() -> None:
             for k in range(gradients):
                 torch.autograd.grad(loss_fn(module, batches[k % len(batches)]), parameters)
 
-        def ours(draws: int) -> Callable[[], Any]:
-            return lambda: phasewatch.estimate_llc(objective, chains=chains, burn_in=20, draws=draws)
+        def ours(draws: int, compiled: bool = False) -> Any:
+            return phasewatch.estimate_llc(objective, chains=chains, burn_in=20, draws=draws, compiled=compiled)
 
-        def theirs(draws: int) -> Callable[[], Any]:
+        def theirs(draws: int) -> Any:
             from devinterp.optim import SGLD
             from devinterp.slt.sampler import estimate_learning_coeff_with_summary
 
-            return lambda: estimate_learning_coeff_with_summary(
+            return estimate_learning_coeff_with_summary(
                 module,
                 preloaded(batches),
                 evaluate=loss_fn,
@@ -358,40 +470,100 @@ def speed_table() -> str:
                 verbose=False,
             )
 
+        def canonical(draws: int) -> Any:
+            return canonical_interp(case, 0, functional.cross_entropy, draws, 0, chains)
+
         gradient = best_time(bare) / gradients
-        cells = [f"{gradient * 1e6:,.0f} µs"]
-        for tool in (ours, theirs) if installed("devinterp") else (ours,):
+        began = time.perf_counter()
+        ours(20, compiled=True)
+        compilation = time.perf_counter() - began
+
+        def draw(estimate: Callable[[int], Any]) -> float:
             # The difference of two lengths leaves out what is done once.
-            draw = (best_time(tool(3 * gradients)) - best_time(tool(gradients))) / (2 * gradients * chains)
-            cells.append(f"{draw * 1e6:,.0f} µs = {draw / gradient:.2f} gradients")
-        cells += ["not installed"] * (3 - len(cells))
-        lines.append(f"| {name} | {objective.num_parameters:,} | " + " | ".join(cells) + " |")
+            long, short = (best_time(lambda: estimate(length * gradients)) for length in (3, 1))
+            return (long - short) / (2 * gradients * chains)
+
+        plain, compiled = draw(ours), draw(lambda draws: ours(draws, compiled=True))
+        peer = draw(theirs) if installed("devinterp") else math.nan
+        other = math.nan
+        if installed("canonical_interp") and loss_fn is not token_cross_entropy:
+            with contextlib.suppress(Exception):
+                other = draw(canonical)
+        length = MEASUREMENTS * 8 * 4_000
+        gain = max(length * peer / (length * plain), length * peer / (length * compiled + compilation))
+        cells = [
+            f"{x * 1e6:,.0f} µs = {x / gradient:.2f} gradients" if math.isfinite(x) else "–"
+            for x in (plain, compiled, peer, other)
+        ]
+        lines.append(
+            f"| {name} | {objective.num_parameters:,} | {gradient * 1e6:,.0f} µs | "
+            + " | ".join(cells)
+            + f" | {gain:.1f} (compiling took {compilation:.0f} s) |"
+        )
         print(lines[-1], flush=True)
     return "\n".join(lines)
 
 
+def memory_table() -> str:
+    """Peak memory of the transformer, each in a process of its own, above that of the imports and the model."""
+    peaks = {}
+    for what in ("nothing", "step", "estimate"):
+        command = [sys.executable, __file__, "--memory", what]
+        peaks[what] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    step, estimate = (peaks[what] - peaks["nothing"] for what in ("step", "estimate"))
+    return (
+        "| | MiB above the model |\n|---|---|\n"
+        f"| one training step (forward, backward, SGD) | {step / 1024:,.0f} |\n"
+        f"| `estimate_llc`, one chain at a time | {estimate / 1024:,.0f} = {estimate / step:.2f} steps |"
+    )
+
+
+def peak_memory(what: str) -> int:
+    """KiB that this process came to need."""
+    module, batches, loss_fn, _ = speed_cases()["transformer"]
+    if what == "step":
+        optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_fn(module, batches[0]).backward()
+            optimizer.step()
+    elif what == "estimate":
+        phasewatch.estimate_llc(phasewatch.Objective(module, batches, loss_fn=loss_fn), chains=2, burn_in=20, draws=20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fresh", type=int, default=9, help="number of cases drawn afresh")
+    parser.add_argument("--fresh", type=int, default=16, help="number of cases drawn afresh")
     parser.add_argument("--seed", type=int, default=2_000, help="seed of the first of them")
     parser.add_argument("--no-peers", action="store_true", help="measure phasewatch alone")
+    parser.add_argument("--memory", choices=("nothing", "step", "estimate"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    if arguments.memory:
+        print(peak_memory(arguments.memory))
+        return
     cases = [linear_case(widths, rank, 1, fresh=False) for widths, rank in LISTED]
     cases += [drawn_case(arguments.seed + k) for k in range(arguments.fresh)]
+    budgeted = [linear_case(widths, rank, 1, fresh=False) for widths, rank in BUDGETED]
     with contextlib.redirect_stderr(io.StringIO()) if not arguments.no_peers else contextlib.nullcontext():
         rows = accuracy(cases, not arguments.no_peers)
-        speed = speed_table()
+        speed, memory = speed_table(), memory_table()
+        budgets = budget_table(budgeted)
     table = accuracy_table(rows)
     text = (
         "# Learning coefficients\n\n"
         f"`make bench-llc`; torch {torch.__version__}, one thread, Python {platform.python_version()}, "
-        f"{platform.machine()}.\nn = {SAMPLES:,}, batches of {BATCH}. phasewatch is called without an argument of the "
+        f"{platform.machine()}, load {os.getloadavg()[1]:.1f} on {os.cpu_count()} processors.\n"
+        f"n = {SAMPLES:,}, batches of {BATCH}. phasewatch is called without an argument of the "
         f"sampler; devinterp and canonical-interp with\n{PEER_CHAINS} chains, {PEER_BURN_IN} + {PEER_DRAWS:,} draws; "
-        "canonical-interp takes its own default step; the best of four step sizes is chosen with the answer known.\n\n"
-        f"{table}\n\n## Time of a draw of a chain\n\n{speed}\n"
+        "canonical-interp takes its own default step; the best of four step sizes is chosen with the answer known.\n"
+        "The exact value of a normal crossing is its expectation at this n and localization, by quadrature.\n\n"
+        f"{table}\n\n## Gradients a chain to 5 %\n\nRoot mean square error over three seeds, four chains, burn-in "
+        "counted; devinterp at the step that does best, chosen with the answer known.\n\n"
+        f"{budgets}\n\n## Time of a draw of a chain\n\n{speed}\n\n## Memory\n\n{memory}\n"
     )
     results = ROOT / "benchmarks" / "results"
     (results / "llc.md").write_text(text)

@@ -141,6 +141,7 @@ class _Block:
         self.log_step = torch.zeros((), device=center.device, dtype=torch.float64)
         self.moves_per_batch = MOVES_PER_BATCH if posterior.objective.num_batches > 1 else None
         self.whole_probe_allowed = False
+        self.approaches = True
         self.persistence = 0.0
         self._moves = 0
         self._tests, self._kept, self._largest_bend = 0, torch.zeros_like(self.potentials), 0.0
@@ -230,6 +231,8 @@ class _Block:
             if misses_much and self._may_take_whole_probe():
                 return spent + self._restart_with_whole_probe(nbeta, burn_in - int(spent))
             if spent >= late:
+                # Until here a chain that is still far out must not be held there by what the moves do not see.
+                self.approaches = False
                 late_log_step += self.log_step
                 late_moves += 1
             energies.append(self.energies)
@@ -329,11 +332,12 @@ class _Block:
         bends = self.posterior.bend(self.positions)
         draw = torch.as_tensor(self.host.exponential(size=len(bends)), device=bends.device)
         kept = bends - self.bends <= draw
+        self._kept += kept
+        kept |= torch.as_tensor(self.approaches, device=kept.device)
         row = kept[:, None]
         self.positions = torch.where(row, self.positions, self._start[0])
         self.momenta = torch.where(row, self.momenta, -self._start[1])
         self._tests += 1
-        self._kept += kept
         self._largest_bend = max(self._largest_bend, float(bends.abs().nan_to_num(torch.inf).max()))
         if self._tests == TESTS_OF_BEND and self._largest_bend < NEGLIGIBLE_BEND:
             self.posterior.ignore_bend()
