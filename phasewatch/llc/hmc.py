@@ -144,7 +144,8 @@ class _Block:
         self.approaches = True
         self.persistence = 0.0
         self._moves = 0
-        self._tests, self._kept, self._largest_bend = 0, torch.zeros_like(self.potentials), 0.0
+        self._tests, self._kept = 0, torch.zeros_like(self.potentials)
+        self._largest_bend = self._kept.new_zeros(())
 
     def run(self, burn_in: int, draws: int) -> Sample:
         self.whole_probe_allowed = burn_in + draws >= LEAST_MOVES * self.posterior.objective.num_batches
@@ -227,8 +228,8 @@ class _Block:
             if not spread_out:
                 squared_forces += self.gradients.square().mean(dim=0)
                 forces += 1
-            misses_much = self._tests >= TESTS_OF_BEND and self._kept_share() < LEAST_KEPT
-            if misses_much and self._may_take_whole_probe():
+            just_tested = self._moves == 0 and self._stays == 0 and self._tests >= TESTS_OF_BEND
+            if just_tested and self._may_take_whole_probe() and self._kept_share() < LEAST_KEPT:
                 return spent + self._restart_with_whole_probe(nbeta, burn_in - int(spent))
             if spent >= late:
                 # Until here a chain that is still far out must not be held there by what the moves do not see.
@@ -338,7 +339,7 @@ class _Block:
         self.positions = torch.where(row, self.positions, self._start[0])
         self.momenta = torch.where(row, self.momenta, -self._start[1])
         self._tests += 1
-        self._largest_bend = max(self._largest_bend, float(bends.abs().nan_to_num(torch.inf).max()))
+        self._largest_bend = torch.maximum(self._largest_bend, bends.abs().nan_to_num(torch.inf).max())
         if self._tests == TESTS_OF_BEND and self._largest_bend < NEGLIGIBLE_BEND:
             self.posterior.ignore_bend()
             bends = torch.zeros_like(bends)

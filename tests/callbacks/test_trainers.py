@@ -339,3 +339,21 @@ def test_two_processes_train_as_without_and_share_the_metrics(tmp_path: Path) ->
     assert run.header["n"] == 48 and not run.failures
     assert watched[0]["llc"] == pytest.approx(watched[1]["llc"], rel=1e-6)
     assert watched[0]["llc"] == pytest.approx(run.series("llc").values[-1], rel=1e-6)
+
+
+def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
+    """Arguments of the callback become series of the record and metrics of the trainer."""
+    validation = list(DataLoader(data(16, seed=5), batch_size=8))
+    callback = LLCMonitor(
+        schedule=3,
+        chains=2,
+        draws=20,
+        burn_in=20,
+        refined=["*.bias"],
+        other_data={"held_out": validation},
+        on_error="raise",
+    )
+    trainer = train(tmp_path, callback)
+    for name in ("llc", "llc_*.bias", "llc_held_out", "loss_held_out"):
+        assert len(callback.run.series(name).steps) == len(callback.run.measurements)
+        assert name in trainer.callback_metrics

@@ -1,4 +1,4 @@
-"""Estimates where the answer is known: noise, local values, classifiers, normal crossings, and beyond linear networks."""
+"""Estimates where the answer is known: noise, local values, classifiers, normal crossings, beyond linear networks."""
 
 from __future__ import annotations
 
