@@ -76,7 +76,7 @@ class LLCEstimate:
         descent: By how much nbeta L can fall from w* to the minimum nearby, from the slope of the loss at w*; an
             estimate at that minimum is larger by about as much.
         kept: Share of the ways that Metropolis' rule kept once the whole probe had been looked at; 1 where minibatches
-            miss nothing.
+            miss nothing, NaN where there were too few draws to look.
         fluctuations: How the losses of single samples vary over the draws; their ``functional_variance``, and with
             it ``singular_fluctuation`` and ``waic``, are NaN where the loss is not a mean over samples.
         heat_capacity: Variance of nbeta L over the draws of a chain, (nbeta)^2 Var L; near lambda where the
@@ -269,7 +269,10 @@ def _reasons(
         reasons.append(f"too few independent draws ({ess:.0f})")
     if (acceptance := float(sample.acceptance[kept].mean())) < limits.acceptance:
         reasons.append(f"the chains often stick (acceptance {acceptance:.2f})")
-    if (share := float(sample.kept[kept].mean())) < limits.kept:
+    share = float(sample.kept[kept].mean())
+    if math.isnan(share):
+        reasons.append("what minibatches miss was never looked at: more draws or fewer batches are needed")
+    elif share < limits.kept:
         reasons.append(f"minibatches miss much of the loss (kept {share:.2f} of the ways): larger ones are needed")
     half = values.shape[1] // 2
     drift = float(values[:, half:].mean() - values[:, :half].mean())

@@ -47,7 +47,7 @@ MOVES_PER_COST_OF_BEND = 2
 TESTS_OF_BEND = 5
 LEAST_MOVES = 50
 """Every move sees the whole probe where minibatches do badly, if so many moves can be paid for."""
-LEAST_BURN_IN = 10
+LEAST_BURN_IN, LEAST_DRAWS = 10, 4
 LEAST_KEPT = 0.85
 """That is where a smaller share of the ways is kept when the bend is looked at."""
 NEGLIGIBLE_BEND = 1e-3
@@ -69,7 +69,8 @@ class Sample:
         slopes: First-order change of nbeta L on all batches from w* to every 16th draw, shape ``(chains, ...)``.
         squared_distances: Of every 16th draw from w*, same shape.
         acceptance: Share of accepted moves, shape ``(chains,)``.
-        kept: Share of the ways kept when the bend of the misfit was looked at, 1 where it was not; shape ``(chains,)``.
+        kept: Share of the ways kept when the bend of the misfit was looked at, shape ``(chains,)``; 1 where there is no
+            need to look, NaN where there was need and no occasion.
         warming: What the change of batches adds to nbeta L, shape ``(chains,)``.
         warming_error: Its standard error, same shape.
         step_size: The frozen step, in units of the preconditioner, mean over the chains.
@@ -158,7 +159,7 @@ class _Block:
         accepted = torch.zeros_like(self.potentials)
         moves = 0
         self._tests, self._kept = 0, torch.zeros_like(self.potentials)
-        while spent < draws:
+        while spent < draws or len(energies) < LEAST_DRAWS:
             if self._batch_is_used_up():
                 spent += self._change_batch(jumps)
             else:
@@ -176,12 +177,18 @@ class _Block:
             slopes=torch.stack(slopes, dim=1).cpu().numpy(),
             squared_distances=torch.stack(squared_distances, dim=1).cpu().numpy(),
             acceptance=accepted.cpu().numpy() / moves,
-            kept=(self._kept / self._tests).cpu().numpy() if self._tests else np.ones(len(self.positions)),
+            kept=self._kept_shares(),
             warming=warming,
             warming_error=warming_error,
             step_size=float(self.log_step.exp()),
             sample_losses=self.sample_losses,
         )
+
+    def _kept_shares(self) -> NDArray[np.float64]:
+        if self._tests:
+            return (self._kept / self._tests).cpu().numpy()
+        missed = self.batch is not None and self.posterior.cost_of_bend > 0
+        return np.full(len(self.positions), math.nan if missed else 1.0)
 
     def _note_sample_losses(self) -> float:
         batches = range(self.posterior.objective.num_batches) if self.batch is None else [self.batch]
