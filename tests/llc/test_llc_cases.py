@@ -147,7 +147,7 @@ def test_networks_that_are_not_linear_agree_with_long_hmc(classes: bool) -> None
         y = torch.multinomial(torch.softmax(y, dim=1), 1)[:, 0]
     descend(network, x, y, loss_fn)
     nbeta, gamma = 1_000 / math.log(1_000), 1.0
-    reference, error = long_hmc(Objective(network, [(x, y)], loss_fn=loss_fn), nbeta, gamma, 700, seed=1)
+    reference, error = long_hmc(Objective(network, [(x, y)], loss_fn=loss_fn), nbeta, gamma, 400, seed=1)
     batches = list(zip(x.split(250), y.split(250), strict=True))
     estimate = estimate_llc(Objective(network, batches, loss_fn=loss_fn), seed=2, localization=gamma)
     assert abs(estimate.learning_coefficient - reference) < 4 * math.hypot(error, estimate.standard_error)
