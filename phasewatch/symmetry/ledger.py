@@ -14,9 +14,10 @@ from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.hessian.lanczos import own_generator
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
-from phasewatch.symmetry.directions import MOST_DENSE, Array, Columns, Directions, added_dimensions, verified
+from phasewatch.symmetry.directions import Added, Array, Directions, verified
 from phasewatch.symmetry.generic import generic_directions
 from phasewatch.symmetry.spaces import find_architecture
+from phasewatch.symmetry.span import Group, Lines, added_dimensions
 from phasewatch.symmetry.tape import pull_back, record
 from phasewatch.symmetry.units import (
     Closeness,
@@ -42,8 +43,6 @@ _MOST_COTANGENTS = 16
 
 _MOST_PRODUCTS = 40
 """Products spent on verifying candidates above ``dense_below``; below, so many times fifty."""
-
-_MOST_DENSE_IF_LARGE = 100
 
 
 @dataclass(frozen=True)
@@ -184,8 +183,8 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     for layer in layers:
         candidates += unit_directions(layer, parameters)
     for site in architecture.sites:
-        candidates += annihilating_directions(site, parameters.size)
-        candidates += data_rank_directions(site, parameters.size, jointly=not large)
+        candidates += annihilating_directions(site)
+        candidates += data_rank_directions(site, jointly=not large)
     candidates += _untouched(recording.gradient, exact)
     candidates = [c for c in candidates if c.count]
 
@@ -193,19 +192,19 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     order = {kind: i for i, kind in enumerate(GENERIC_KINDS + NON_GENERIC_KINDS)}
     candidates.sort(key=lambda d: order[d.kind])
     most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
-    kept, failed, untested = verified(candidates, effect, tolerance, rng, most_products)
-    groups: dict[tuple[str, str], list[Directions]] = defaultdict(list)
+    kept, failed, untested = verified(candidates, effect, parameters.size, tolerance, rng, most_products)
+    together: dict[tuple[str, str], list[Directions]] = defaultdict(list)
     for directions in sorted(kept, key=lambda d: order[d.kind]):
-        groups[directions.kind, directions.layer].append(directions)
-    dimensions, left_out = added_dimensions(
-        [[d.matrix for d in group] for group in groups.values()],
-        sum(kind in GENERIC_KINDS for kind, _ in groups),
-        rng,
-        most_dense=_MOST_DENSE_IF_LARGE if large else MOST_DENSE,
-    )
+        together[directions.kind, directions.layer].append(directions)
+    groups = [
+        Group(layer, tuple(form for d in several for form in d.forms), kind in GENERIC_KINDS)
+        for (kind, layer), several in together.items()
+    ]
+    matrices = [w.rows for space in architecture.spaces for w in space.writers if not w.diagonal]
+    dimensions, left_out = added_dimensions(groups, Lines(parameters.size, matrices), rng)
     findings = [
-        Finding(kind, layer, tuple(dict.fromkeys(d.units for d in group if d.units)), count)
-        for ((kind, layer), group), count in zip(groups.items(), dimensions, strict=True)
+        Finding(kind, layer, tuple(dict.fromkeys(units for d in several for units in d.units)), count)
+        for ((kind, layer), several), count in zip(together.items(), dimensions, strict=True)
         if count
     ]
     generic = sum(f.dimensions for f in findings if f.kind in GENERIC_KINDS)
@@ -284,9 +283,8 @@ def _untouched(gradient: Tensor, objective: Objective) -> list[Directions]:
         places = start + np.flatnonzero(zero[start : start + shape.numel()])
         start += shape.numel()
         if places.size:
-            columns = Columns(objective.num_parameters)
-            columns.add_each(places)
-            found.append(Directions("data rank", name.rpartition(".")[0] or name, (), columns.matrix()))
+            form = Added(places[:, None], np.ones((1, 1)))
+            found.append(Directions("data rank", name.rpartition(".")[0] or name, (), (form,)))
     return found
 
 

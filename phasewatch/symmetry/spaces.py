@@ -107,6 +107,7 @@ class Space:
         readers: Linear layers that read.
         fixed_norms: BatchNorms in evaluation mode that read.
         norms: Names of the functions of other norms that read.
+        epsilon: The largest epsilon of these.
         normalized: The spaces that these write.
         activations: Elementwise functions in between.
         blocks: Number of the block of each unit: what is between commutes with linear maps inside of blocks.
@@ -125,6 +126,7 @@ class Space:
     readers: list[Reader] = field(default_factory=list)
     fixed_norms: list[FixedNorm] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
+    epsilon: float = 0.0
     normalized: list[Space] = field(default_factory=list)
     activations: list[Activation] = field(default_factory=list)
     blocks: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -442,6 +444,9 @@ class _Walk:
             self._fixed_norm(call, space, channels, scale, shift)
         else:
             space.norms.append(call.name)
+            position = {"layer_norm": 4, "rms_norm": 3, "batch_norm": 7}[call.name]
+            default = None if call.name == "rms_norm" else 1e-5
+            space.epsilon = max(space.epsilon, call.argument(position, "eps", default) or 0.0)
             space.normalized.append(written)
 
     def _fixed_norm(
@@ -545,6 +550,7 @@ class _Walk:
             space.activations, other.activations = [], []
         for name in ("writers", "readers", "fixed_norms", "norms", "normalized", "broken"):
             getattr(space, name).extend(getattr(other, name))
+        space.epsilon = max(space.epsilon, other.epsilon)
         space.refine(other.blocks)
         space.linear &= other.linear and bool(other.writers) == bool(space.writers)
         space.shift &= other.shift
