@@ -114,6 +114,7 @@ class Objective:
             self.batch_sizes = _batch_sizes(self._batches, batch_sizes)
             self.num_samples = sum(self.batch_sizes)
             self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
+            self._outermost_calls: dict[int, int] = {}
             self._vectorizes: bool | None
             self._draws_random_numbers = False
             self._writes_to_its_inputs = False
@@ -238,8 +239,11 @@ class Objective:
             "module and the loss from these outputs alone; rewrite loss_fn so, or use matrix='hessian'."
         )
         with _OutputCut(self._module) as cut:
-            self._evaluate(parameters, batch)
-            cut.choose_call(advice)
+            if batch not in self._outermost_calls:
+                with torch.no_grad():
+                    self._evaluate(parameters, batch)
+                self._outermost_calls[batch] = cut.counted_calls()
+            cut.choose_call(self._outermost_calls[batch], advice)
             loss = self._evaluate(parameters, batch)
         outputs, leaves = cut.outputs, cut.leaves
         if not outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in outputs):
@@ -422,10 +426,14 @@ class _OutputCut:
         for hook in self._hooks:
             hook.remove()
 
-    def choose_call(self, advice: str) -> None:
-        if self._calls == 0:
+    def counted_calls(self) -> int:
+        count, self._calls = self._calls, 0
+        return count
+
+    def choose_call(self, count: int, advice: str) -> None:
+        if count == 0:
             raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
-        self._chosen, self._calls = self._calls - 1, 0
+        self._chosen = count - 1
 
     def _enter_call(self, *_: Any) -> None:
         self._depth += 1

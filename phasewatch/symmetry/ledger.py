@@ -18,7 +18,7 @@ from phasewatch.symmetry.directions import Added, Array, Directions, verified
 from phasewatch.symmetry.generic import generic_directions
 from phasewatch.symmetry.spaces import find_architecture
 from phasewatch.symmetry.span import Group, Lines, added_dimensions
-from phasewatch.symmetry.tape import pull_back, record
+from phasewatch.symmetry.tape import Recording, record
 from phasewatch.symmetry.units import (
     Closeness,
     annihilating_directions,
@@ -184,11 +184,11 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         candidates += unit_directions(layer, parameters)
     for site in architecture.sites:
         candidates += annihilating_directions(site)
-        candidates += data_rank_directions(site, jointly=not large)
+        candidates += data_rank_directions(site, thorough=not large)
     candidates += _untouched(recording.gradient, exact)
     candidates = [c for c in candidates if c.count]
 
-    effect = _RelativeEffect(exact, seed)
+    effect = _RelativeEffect(exact, recording, seed)
     order = {kind: i for i, kind in enumerate(GENERIC_KINDS + NON_GENERIC_KINDS)}
     candidates.sort(key=lambda d: order[d.kind])
     most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
@@ -240,21 +240,10 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
 class _RelativeEffect:
     """Size of the change of the outputs along a direction, weighted as the loss sees it, relative to the largest."""
 
-    def __init__(self, objective: Objective, seed: int) -> None:
+    def __init__(self, objective: Objective, recording: Recording, seed: int) -> None:
         self._objective = objective
-        self._products = []
-        self.num_outputs = 0
-        with isolated(), second_derivatives(), torch.enable_grad():
-            for batch in range(objective.num_batches):
-                vector = objective.parameters.detach().clone().requires_grad_()
-                outputs, leaves, loss = objective.split_loss(vector, batch)
-                slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-                cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
-                (transposed,) = torch.autograd.grad(
-                    outputs, vector, cotangents, create_graph=True, materialize_grads=True
-                )
-                self._products.append((slopes, leaves, cotangents, transposed))
-                self.num_outputs += sum(leaf.numel() for leaf in leaves)
+        self._batches = recording.linearizations
+        self.num_outputs = sum(batch.num_outputs for batch in self._batches)
         random = np.random.default_rng(seed).standard_normal(objective.num_parameters)
         self._scale = self._size(random)  # the Frobenius norm, up to chance
 
@@ -265,13 +254,8 @@ class _RelativeEffect:
     def _size(self, direction: Array) -> float:
         vector = torch.as_tensor(direction).to(self._objective.parameters)
         total = 0.0
-        with isolated(), second_derivatives():
-            for weight, (slopes, leaves, cotangents, transposed) in zip(
-                self._objective.batch_weights, self._products, strict=True
-            ):
-                tangents = pull_back([transposed], cotangents, [vector])
-                curved = pull_back(slopes, leaves, tangents)
-                total += float(sum(c.double().square().sum() for c in curved)) * weight**2
+        for weight, batch in zip(self._objective.batch_weights, self._batches, strict=True):
+            total += float(sum(change.double().square().sum() for change in batch(vector))) * weight**2
         return float(np.sqrt(total))
 
 

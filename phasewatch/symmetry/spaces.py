@@ -561,6 +561,8 @@ class _Walk:
         self._track(call.output, space, labels)
 
     def _note_redundant(self, space: Space, writer: Writer, other: Space | None = None) -> None:
+        if space.norms or (other is not None and other.norms):
+            return  # a norm that reads one of the two before they are added sees the constant move
         first = next((w for w in space.writers if w.shifts.any()), None)
         if first is not None and writer.shifts.any():
             readers = [] if other is None else list(other.readers)
@@ -716,19 +718,20 @@ def _encoded(channels: Indices) -> Tensor:
 def _decoded(labels: Tensor, width: int) -> Indices:
     codes = _codes(width)
     order = np.argsort(codes)
-    values, inverse = np.unique(labels.detach().numpy(), return_inverse=True)
+    repeated = [axis for axis in range(labels.dim()) if labels.stride(axis) == 0]
+    shape = labels.shape
+    for axis in repeated:
+        labels = labels.narrow(axis, 0, 1)
+    values = labels.detach().numpy()
     nearest = np.searchsorted(codes[order], values - 1e-9).clip(max=width - 1)
     if np.any(np.abs(codes[order][nearest] - values) > 1e-9):
         raise ValueError("an operation mixes units")
-    return order[nearest][inverse].reshape(labels.shape)
+    return np.broadcast_to(order[nearest], shape)
 
 
 def _varying_axes(labels: Tensor) -> set[int]:
-    return {
-        axis
-        for axis in range(labels.dim())
-        if labels.shape[axis] > 1 and not torch.equal(labels, labels.narrow(axis, 0, 1).expand_as(labels))
-    }
+    long = [axis for axis in range(labels.dim()) if labels.shape[axis] > 1 and labels.stride(axis)]
+    return {axis for axis in long if not torch.equal(labels, labels.narrow(axis, 0, 1).expand_as(labels))}
 
 
 def _heads(labels: Tensor, axis: int, width: int) -> list[Indices]:

@@ -99,7 +99,7 @@ def added_dimensions(
         if max(map(len, parts), default=0) <= most_dense:
             return _ranks_of_parts(matrix, parts, owner, len(groups), rng), False
     of_all = _Structured(groups, lines, rng)
-    if all(group.generic for group in groups):
+    if all(rank == sum(f.count for f in g.forms) for g, rank in zip(groups, of_all.ranks, strict=True) if g.generic):
         return of_all.ranks.tolist(), of_all.left_out
     alone = _Structured([group for group in groups if group.generic], lines, rng)
     ranks = _generic_kept(of_all.ranks, alone.ranks, groups)

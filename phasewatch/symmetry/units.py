@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -83,6 +84,13 @@ _MOST_WORK = 2e10
 """Multiplications that may be spent on one layer's unseen directions."""
 
 
+_CLEARLY_POSITIVE = 1e-6
+"""Least singular value of unit columns from which on no vector is sought that they map to zero."""
+
+_CLEARLY_MORE = 1.25
+"""Samples for each weight from which on they are taken to determine it where not all can be looked into."""
+
+
 class Layer:
     """The units of a hidden space on the probe.
 
@@ -111,6 +119,13 @@ class Layer:
         """Standard deviation of each unit's activation."""
         return self.activations.std(1)
 
+    @cached_property
+    def cosines(self) -> Array:
+        """Cosine between the activations of each two units, shape ``(width, width)``."""
+        norms = np.linalg.norm(self.activations, axis=1)
+        scaled = torch.from_numpy(self.activations / np.where(norms > 0, norms, 1.0)[:, None])
+        return np.asarray((scaled @ scaled.T).numpy())
+
     def constant(self) -> NDArray[np.bool_]:
         """Which units have the same activation everywhere."""
         spread = np.abs(self.activations - self.activations[:, :1]).max(1)
@@ -131,7 +146,7 @@ class Layer:
 
     def closeness(self, parameters: Array) -> Closeness:
         """The graded measures."""
-        cosines = _cosines(self.activations)
+        cosines = self.cosines.copy()
         np.fill_diagonal(cosines, 0.0)
         size = len(cosines)
         pair = divmod(int(np.argmax(np.abs(cosines))), size)
@@ -155,9 +170,8 @@ class Layer:
             return 1.0, ()
         effects = self.reach[:, units]
         effects = effects / np.linalg.norm(effects, axis=0)
-        _, values, vectors = np.linalg.svd(np.linalg.qr(effects, mode="r"))
-        mixture = np.abs(vectors[-1])
-        return float(values[-1]), tuple(units[mixture > 0.1 * mixture.max()].tolist())
+        least, mixture = _least_singular(_triangle(effects))
+        return least, tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
 
 def layers_of(architecture: Architecture) -> list[Layer]:
@@ -215,7 +229,7 @@ def _outgoing(space: Space, units: tuple[int, ...], mixture: tuple[float, ...], 
 
 def _parallel(layer: Layer, among: NDArray[np.bool_]) -> Iterator[Directions]:
     values = layer.activations
-    near = np.abs(_cosines(values)) > 1 - 1e-9
+    near = np.abs(layer.cosines) > 1 - 1e-9
     taken = ~among
     for first in range(len(values)):
         if taken[first]:
@@ -239,9 +253,11 @@ def _sharing_slopes(layer: Layer, among: NDArray[np.bool_], parameters: Array) -
     if not (space.linear and len(np.unique(space.blocks)) == space.width):
         return
     scaled = slopes / np.abs(slopes).max(1, keepdims=True).clip(min=1e-300)
-    _, group = np.unique(np.round(scaled, 12), axis=0, return_inverse=True)
-    for number in np.unique(group.ravel()[among]):
-        units = np.flatnonzero((group.ravel() == number) & among)
+    # equal rows have equal projections, and others with probability one do not
+    projections = (scaled * np.random.default_rng(0).standard_normal(scaled.shape[1])).sum(1)
+    _, group = np.unique(np.round(projections, 9), return_inverse=True)
+    for number in np.unique(group[among]):
+        units = np.flatnonzero((group == number) & among)
         steady = bool(np.ptp(slopes[units]) == 0 or np.all(np.ptp(slopes[units], axis=1) == 0))
         if len(units) < 2 and not steady:
             continue
@@ -278,14 +294,15 @@ def annihilating_directions(site: Site) -> Iterator[Directions]:
         yield Directions(kind, site.layer, () if softmax else (tuple(units.tolist()),), (form,))
 
 
-def data_rank_directions(site: Site, jointly: bool) -> Iterator[Directions]:
+def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
     """Changes of a unit's incoming weights that no sample sees on which the unit has an effect.
 
     Args:
         site: The linear layer.
-        jointly: Whether to look for changes of several units that cancel, too, which is dear.
+        thorough: Whether to look for changes of several units that cancel, too, and into the samples of a unit that
+            are clearly more than its weights, which is dear.
     """
-    if jointly:
+    if thorough:
         yield from _jointly_unseen(site)
     positions, features = site.inputs.shape
     common = null_vectors(site.inputs)
@@ -293,11 +310,11 @@ def data_rank_directions(site: Site, jointly: bool) -> Iterator[Directions]:
     if site.gradients is not None and len(site.gradients) == positions:
         size = np.abs(site.gradients)
         seen = size > EXACT * max(float(size.max()), 1e-300)
-        patterns, group = np.unique(seen.T, axis=0, return_inverse=True)
+        _, first, group = np.unique(np.packbits(seen, axis=0), axis=1, return_index=True, return_inverse=True)
         work = 0
-        for number, pattern in enumerate(patterns):
+        for number, pattern in enumerate(seen.T[first]):
             units = np.flatnonzero(group.ravel() == number)
-            if pattern.all() or not pattern.any():
+            if pattern.all() or not pattern.any() or (pattern.sum() > _CLEARLY_MORE * features and not thorough):
                 continue
             work += int(pattern.sum()) * features**2
             if work > _MOST_WORK:
@@ -339,8 +356,10 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
     if not used.size:
         return np.reshape(basis, (-1, matrix.shape[1]))
     scaled = matrix[:, used] / norms[used]
-    if len(scaled) > 2 * len(used):
-        scaled = np.linalg.qr(scaled, mode="r")
+    if len(scaled) >= len(used):
+        scaled = _triangle(scaled)
+        if not len(basis) and _least_singular(scaled)[0] > _CLEARLY_POSITIVE:
+            return np.zeros((0, matrix.shape[1]))
     upper, pivots = scipy.linalg.qr(scaled, mode="r", pivoting=True)
     diagonal = np.abs(np.diag(upper))
     rank = int((diagonal > EXACT * diagonal[0]).sum())
@@ -353,6 +372,24 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
             vector[used] /= norms[used]
             basis.append(vector / np.abs(vector).max())
     return np.reshape(basis, (-1, matrix.shape[1]))
+
+
+def _triangle(matrix: Array) -> Array:
+    """The triangular factor of a matrix."""
+    return np.asarray(torch.linalg.qr(torch.from_numpy(matrix), mode="r").R.numpy())
+
+
+def _least_singular(upper: Array, iterations: int = 8) -> tuple[float, Array]:
+    """Least singular value of a triangular matrix and the magnitudes of its right vector, by inverse iteration."""
+    diagonal = np.abs(np.diag(upper))
+    floor = np.finfo(float).eps * max(float(diagonal.max()), 1e-300)
+    regular = upper + np.diag(np.where(diagonal < floor, floor, 0.0))
+    vector = np.random.default_rng(0).standard_normal(len(upper))
+    for _ in range(iterations):
+        vector = scipy.linalg.solve_triangular(regular, vector, trans="T", check_finite=False)
+        vector = scipy.linalg.solve_triangular(regular, vector / np.linalg.norm(vector), check_finite=False)
+        vector /= np.linalg.norm(vector)
+    return float(np.linalg.norm(upper @ vector)), np.abs(vector)
 
 
 def _read_by_unit(reader: Reader, width: int) -> Array:
@@ -378,12 +415,6 @@ def _slopes(activation: Activation, width: int) -> Array | None:
             (slope,) = torch.autograd.grad(function(x, *call.args[1:], **kwargs).sum(), x)
         slopes.append(slope.movedim(activation.axis, 0).flatten(1)[order].reshape(width, -1))
     return torch.cat(slopes, dim=1).double().cpu().numpy()
-
-
-def _cosines(values: Array) -> Array:
-    norms = np.linalg.norm(values, axis=1)
-    scaled = values / np.where(norms > 0, norms, 1.0)[:, None]
-    return np.asarray(scaled @ scaled.T)
 
 
 def _least(values: Array) -> tuple[float, int]:
