@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from phasewatch.symmetry.directions import Added, Array, Form, Indices, Mixed, Sparse
+from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, orthonormal
 
 RANK_TOLERANCE = 1e-9
 """Unit directions span a dimension more if a singular value of what is new in them is above this."""
@@ -433,10 +434,19 @@ def _rank(matrix: Array) -> int:
     return int((np.linalg.svd(matrix, compute_uv=False) > RANK_TOLERANCE).sum())
 
 
+def _range(columns: Array) -> Array:
+    """Orthonormal columns of the same span."""
+    if 0 < columns.shape[1] <= columns.shape[0]:
+        basis, upper = orthonormal(columns)
+        if least_singular(upper)[0] > CLEARLY_POSITIVE:
+            return basis
+    left, values, _ = np.linalg.svd(columns, full_matrices=False)
+    return np.asarray(left[:, values > RANK_TOLERANCE])
+
+
 def _modulo(rows: Array, vectors: Array) -> Array:
     """What is left of rows outside of the span of some columns."""
-    left, values, _ = np.linalg.svd(vectors, full_matrices=False)
-    left = left[:, values > RANK_TOLERANCE]
+    left = _range(vectors)
     for _ in range(2):
         rows = rows - (rows @ left) @ left.T
     return rows
@@ -474,7 +484,6 @@ def _new_in_each(columns: Array, owner: NDArray[np.intp]) -> Iterable[tuple[int,
         block = columns[:, owner == position]
         for _ in range(2):
             block = block - basis @ (basis.T @ block)
-        left, values, _ = np.linalg.svd(block, full_matrices=False)
-        new = left[:, values > RANK_TOLERANCE]
+        new = _range(block)
         yield int(position), new
         basis = np.hstack([basis, new])

@@ -19,6 +19,7 @@ from phasewatch.symmetry.generic import (
     change_of_basis,
     undo_shifts,
 )
+from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, triangle
 from phasewatch.symmetry.spaces import Activation, Architecture, Reader, Site, Space
 
 EXACT = 1e-9
@@ -83,9 +84,6 @@ class Closeness:
 _MOST_WORK = 2e10
 """Multiplications that may be spent on one layer's unseen directions."""
 
-
-_CLEARLY_POSITIVE = 1e-6
-"""Least singular value of unit columns from which on no vector is sought that they map to zero."""
 
 _CLEARLY_MORE = 1.25
 """Samples for each weight from which on they are taken to determine it where not all can be looked into."""
@@ -170,7 +168,7 @@ class Layer:
             return 1.0, ()
         effects = self.reach[:, units]
         effects = effects / np.linalg.norm(effects, axis=0)
-        least, mixture = _least_singular(_triangle(effects))
+        least, mixture = least_singular(triangle(effects))
         return least, tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
 
@@ -256,11 +254,11 @@ def _sharing_slopes(layer: Layer, among: NDArray[np.bool_], parameters: Array) -
     # equal rows have equal projections, and others with probability one do not
     projections = (scaled * np.random.default_rng(0).standard_normal(scaled.shape[1])).sum(1)
     _, group = np.unique(np.round(projections, 9), return_inverse=True)
-    for number in np.unique(group[among]):
+    always = np.ptp(slopes, axis=1) == 0
+    several = np.bincount(group[among], minlength=len(group)) > 1
+    for number in np.unique(group[among & (several[group] | always)]):
         units = np.flatnonzero((group == number) & among)
-        steady = bool(np.ptp(slopes[units]) == 0 or np.all(np.ptp(slopes[units], axis=1) == 0))
-        if len(units) < 2 and not steady:
-            continue
+        steady = bool(always[units].all())
         peaks = np.abs(slopes[units]).max(1)
         kind = "always on" if steady else "same pattern"
         where = (tuple(units.tolist()),)
@@ -313,9 +311,9 @@ def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
         _, first, group = np.unique(np.packbits(seen, axis=0), axis=1, return_index=True, return_inverse=True)
         work = 0
         for number, pattern in enumerate(seen.T[first]):
-            units = np.flatnonzero(group.ravel() == number)
             if pattern.all() or not pattern.any() or (pattern.sum() > _CLEARLY_MORE * features and not thorough):
                 continue
+            units = np.flatnonzero(group.ravel() == number)
             work += int(pattern.sum()) * features**2
             if work > _MOST_WORK:
                 break
@@ -357,8 +355,8 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
         return np.reshape(basis, (-1, matrix.shape[1]))
     scaled = matrix[:, used] / norms[used]
     if len(scaled) >= len(used):
-        scaled = _triangle(scaled)
-        if not len(basis) and _least_singular(scaled)[0] > _CLEARLY_POSITIVE:
+        scaled = triangle(scaled)
+        if not len(basis) and least_singular(scaled)[0] > CLEARLY_POSITIVE:
             return np.zeros((0, matrix.shape[1]))
     upper, pivots = scipy.linalg.qr(scaled, mode="r", pivoting=True)
     diagonal = np.abs(np.diag(upper))
@@ -372,24 +370,6 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
             vector[used] /= norms[used]
             basis.append(vector / np.abs(vector).max())
     return np.reshape(basis, (-1, matrix.shape[1]))
-
-
-def _triangle(matrix: Array) -> Array:
-    """The triangular factor of a matrix."""
-    return np.asarray(torch.linalg.qr(torch.from_numpy(matrix), mode="r").R.numpy())
-
-
-def _least_singular(upper: Array, iterations: int = 8) -> tuple[float, Array]:
-    """Least singular value of a triangular matrix and the magnitudes of its right vector, by inverse iteration."""
-    diagonal = np.abs(np.diag(upper))
-    floor = np.finfo(float).eps * max(float(diagonal.max()), 1e-300)
-    regular = upper + np.diag(np.where(diagonal < floor, floor, 0.0))
-    vector = np.random.default_rng(0).standard_normal(len(upper))
-    for _ in range(iterations):
-        vector = scipy.linalg.solve_triangular(regular, vector, trans="T", check_finite=False)
-        vector = scipy.linalg.solve_triangular(regular, vector / np.linalg.norm(vector), check_finite=False)
-        vector /= np.linalg.norm(vector)
-    return float(np.linalg.norm(upper @ vector)), np.abs(vector)
 
 
 def _read_by_unit(reader: Reader, width: int) -> Array:
