@@ -170,12 +170,11 @@ class SymmetryLedger:
         counted, ``unexplained``. The distance is that of the units nearest to a kind of degeneracy, 0 if it is there.
         """
         values: dict[str, float] = {}
-        zeros = None
-        certified = 0
+        zeros = known = None
         if objective.num_parameters <= self.ledger_below:
             ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
-            zeros, certified = ledger.zeros, ledger.certified
-            values = {"zeros_certified": float(certified), "zeros_generic": float(ledger.generic)}
+            zeros, known = ledger.zeros, ledger.zero_space() if ledger.zeros is None else None
+            values = {"zeros_certified": float(ledger.certified), "zeros_generic": float(ledger.generic)}
             for kind, dimensions in ledger.non_generic.items():
                 values[_signal("zeros", kind)] = float(dimensions)
             if ledger.unexplained is not None:
@@ -186,9 +185,16 @@ class SymmetryLedger:
                     values[name] = min(distance, values.get(name, math.inf))
         if zeros is None:
             spectrum = hessian_spectrum(
-                objective, "gauss-newton", seed, num_eigenvalues=1, dense_below=0, num_steps=32, num_probes=1
+                objective,
+                "gauss-newton",
+                seed,
+                num_eigenvalues=1,
+                dense_below=0,
+                num_steps=32,
+                num_probes=1,
+                known_zeros=known,
             )
-            zeros = spectrum.zeros.certified_by(certified)
+            zeros = spectrum.zeros
         count = _count("nullity_ggn", zeros)
         return Reading({**count.values, **values}, count.standard_errors, count.unreliable)
 

@@ -17,7 +17,7 @@ from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
 End = Literal["magnitude", "top", "bottom"]
-_CHECK_EVERY = 5
+_CHECK_EVERY = 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,9 +15,9 @@ from phasewatch.hessian.lanczos import own_generator
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
 from phasewatch.symmetry.directions import Added, Array, Directions, verified
-from phasewatch.symmetry.generic import generic_directions
+from phasewatch.symmetry.generic import MOST_ENTRIES, generic_directions
 from phasewatch.symmetry.spaces import find_architecture
-from phasewatch.symmetry.span import Group, Lines, added_dimensions
+from phasewatch.symmetry.span import Group, Lines, added_dimensions, basis_of_span
 from phasewatch.symmetry.tape import Recording, record
 from phasewatch.symmetry.units import (
     Closeness,
@@ -83,6 +83,7 @@ class ZeroLedger:
         broken: Symmetries that were expected but do not hold exactly, with the relative change of the outputs.
         tolerance: Relative change of the outputs up to which a direction counted as a zero.
         samples_too_few: Whether the probe has fewer outputs than parameters, which alone makes zeros.
+        directions: All that was verified.
     """
 
     num_parameters: int
@@ -97,6 +98,24 @@ class ZeroLedger:
     broken: tuple[str, ...]
     tolerance: float
     samples_too_few: bool
+    directions: tuple[Directions, ...]
+
+    def zero_space(self) -> Tensor:
+        """A basis of the space of certified zeros, for ``known_zeros`` of :func:`phasewatch.hessian_spectrum`.
+
+        Returns:
+            Orthonormal rows, shape ``(certified, num_parameters)``, in double precision on the CPU.
+
+        Raises:
+            ValueError: If that is too large to be written out.
+        """
+        entries = sum(d.count for d in self.directions) * self.num_parameters
+        if entries > MOST_ENTRIES:
+            raise ValueError(
+                f"The certified zeros are the span of {sum(d.count for d in self.directions):,} directions of "
+                f"{self.num_parameters:,} parameters, {entries:,} numbers; at most {MOST_ENTRIES:,} are written out."
+            )
+        return torch.from_numpy(basis_of_span([f for d in self.directions for f in d.forms], self.num_parameters))
 
     @property
     def nullity(self) -> int | None:
@@ -234,6 +253,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         broken=_broken(failed),
         tolerance=tolerance,
         samples_too_few=effect.num_outputs < exact.num_parameters,
+        directions=tuple(kept),
     )
 
 

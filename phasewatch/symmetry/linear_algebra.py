@@ -26,11 +26,16 @@ def triangle(matrix: Array) -> Array:
 def least_singular(upper: Array, iterations: int = 8) -> tuple[float, Array]:
     """Least singular value of a triangular matrix and the magnitudes of its right vector, by inverse iteration."""
     diagonal = np.abs(np.diag(upper))
-    floor = np.finfo(float).eps * max(float(diagonal.max()), 1e-300)
-    regular = upper + np.diag(np.where(diagonal < floor, floor, 0.0))
+    floor = np.finfo(float).eps * float(diagonal.max())
     vector = np.random.default_rng(0).standard_normal(len(upper))
-    for _ in range(iterations):
-        vector = scipy.linalg.solve_triangular(regular, vector, trans="T", check_finite=False)
-        vector = scipy.linalg.solve_triangular(regular, vector / np.linalg.norm(vector), check_finite=False)
-        vector /= np.linalg.norm(vector)
+    if floor == 0.0:
+        return 0.0, np.abs(vector)
+    regular = upper + np.diag(np.where(diagonal < floor, floor, 0.0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(iterations):
+            vector = scipy.linalg.solve_triangular(regular, vector, trans="T", check_finite=False)
+            vector = scipy.linalg.solve_triangular(regular, vector / np.linalg.norm(vector), check_finite=False)
+            vector /= np.linalg.norm(vector)
+    if not np.isfinite(vector).all():  # singular many times over
+        vector = np.linalg.svd(upper)[2][-1]
     return float(np.linalg.norm(upper @ vector)), np.abs(vector)

@@ -107,6 +107,19 @@ def added_dimensions(
     return ranks.tolist(), of_all.left_out or alone.left_out
 
 
+def basis_of_span(forms: Sequence[Form], size: int) -> Array:
+    """Orthonormal rows that span all directions, shape ``(dimensions, size)``; all are written out for it."""
+    matrix = _written_out(forms, size)
+    basis = [np.zeros((0, size))]
+    for columns in _connected(matrix):
+        part = matrix[:, columns]
+        rows = np.unique(part.indices)
+        inside = _range(scipy.sparse.csr_matrix(part)[rows].toarray())
+        basis.append(np.zeros((inside.shape[1], size)))
+        basis[-1][:, rows] = inside.T
+    return np.vstack(basis)
+
+
 def _generic_kept(ranks: NDArray[np.int64], alone: NDArray[np.int64], groups: Sequence[Group]) -> NDArray[np.int64]:
     """Give the generic groups what they span alone, at the cost of what is not generic in the same layer first."""
     ranks = ranks.copy()
