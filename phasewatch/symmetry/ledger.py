@@ -41,6 +41,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 _MOST_COTANGENTS = 16
 
+_MANY_OUTPUTS = 2**14
+"""Outputs in one batch from which on a large network makes do with one cotangent."""
+
 _MOST_PRODUCTS = 40
 """Products spent on verifying candidates above ``dense_below``; below, so many times fifty."""
 
@@ -308,12 +311,17 @@ def _listed(units: tuple[tuple[int, ...], ...]) -> str:
 
 
 def _cotangents(objective: Objective, dense_below: int) -> int:
-    """As many as a sample has outputs tell all that a layer's gradients can; a large network makes do with one."""
-    if objective.num_parameters > dense_below:
-        return 1
+    """As many as a sample has outputs tell all that a layer's gradients can; a large network makes do with a few.
+
+    Units that are seen by the same few samples only seem to cancel where there are too few; with many outputs in
+    all, that does not happen.
+    """
     with isolated(), second_derivatives(), torch.enable_grad():
         outputs, _, _ = objective.split_loss(objective.parameters.clone().requires_grad_(), 0)
-    return min(max(output.shape[-1] if output.dim() else 1 for output in outputs), _MOST_COTANGENTS)
+    most = max(max(output.shape[-1] if output.dim() else 1 for output in outputs), 1)
+    if objective.num_parameters > dense_below:
+        return min(most, 1 if sum(output.numel() for output in outputs) > _MANY_OUTPUTS else _MOST_COTANGENTS // 4)
+    return min(most, _MOST_COTANGENTS)
 
 
 def _check_model(model: nn.Module, objective: Objective) -> None:

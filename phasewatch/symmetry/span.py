@@ -449,6 +449,7 @@ def _rank(matrix: Array) -> int:
 
 def _range(columns: Array) -> Array:
     """Orthonormal columns of the same span."""
+    columns = columns[:, np.linalg.norm(columns, axis=0) > RANK_TOLERANCE]
     if 0 < columns.shape[1] <= columns.shape[0]:
         basis, upper = orthonormal(columns)
         if least_singular(upper)[0] > CLEARLY_POSITIVE:
