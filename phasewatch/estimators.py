@@ -16,6 +16,9 @@ from phasewatch.symmetry import explain_zeros
 WIDEST_BRACKET = 0.01
 """Share of the parameters up to which a bracket around the number of zero eigenvalues counts as a measurement."""
 
+LEFT_OUT_BELOW = 5000
+"""Parameters up to which certified zeros are kept in memory and left out of the bracket, which is narrower then."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -160,7 +163,7 @@ class SymmetryLedger:
     """
 
     dense_below: int = 1500
-    ledger_below: int = 5000
+    ledger_below: int = 1_000_000
     name = "zeros"
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
@@ -171,10 +174,11 @@ class SymmetryLedger:
         """
         values: dict[str, float] = {}
         zeros = known = None
+        certified = 0
         if objective.num_parameters <= self.ledger_below:
             ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
-            zeros, known = ledger.zeros, ledger.zero_space() if ledger.zeros is None else None
-            values = {"zeros_certified": float(ledger.certified), "zeros_generic": float(ledger.generic)}
+            zeros, certified = ledger.zeros, ledger.certified
+            values = {"zeros_certified": float(certified), "zeros_generic": float(ledger.generic)}
             for kind, dimensions in ledger.non_generic.items():
                 values[_signal("zeros", kind)] = float(dimensions)
             if ledger.unexplained is not None:
@@ -183,6 +187,8 @@ class SymmetryLedger:
                 for kind, (distance, _) in layer.distances.items():
                     name = _signal("distance", kind)
                     values[name] = min(distance, values.get(name, math.inf))
+            if zeros is None and objective.num_parameters <= LEFT_OUT_BELOW:
+                known = ledger.zero_space()
         if zeros is None:
             spectrum = hessian_spectrum(
                 objective,
@@ -194,7 +200,7 @@ class SymmetryLedger:
                 num_probes=1,
                 known_zeros=known,
             )
-            zeros = spectrum.zeros
+            zeros = spectrum.zeros.certified_by(certified)
         count = _count("nullity_ggn", zeros)
         return Reading({**count.values, **values}, count.standard_errors, count.unreliable)
 

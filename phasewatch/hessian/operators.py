@@ -213,34 +213,46 @@ def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
         )
 
 
-def _check_continuity(objective: Objective, step: float = 0.01, halvings: int = 16) -> None:
-    """Look for a jump of the loss on the way to a place nearby.
+def _check_continuity(objective: Objective) -> None:
+    """Refuse a loss that jumps on the way to a place nearby; in single precision a second look is taken in double."""
+    jump = _jump(objective, 100)
+    if jump is not None and objective.dtype != torch.float64:
+        try:
+            objective = objective.to(torch.float64)
+        except Exception:  # the model's code fixes its type, and rounding cannot be told from jumps
+            return
+    if jump is not None and (jump := _jump(objective, 1e4)) is not None:
+        raise ValueError(
+            f"The loss jumps by {jump:.2g} on a step of {_STEP:.0%} of the parameters' length, so that its "
+            "derivatives do not say how it changes. Look for what is discontinuous in the module or in loss_fn: "
+            "rounding, argmax, comparisons, hard thresholds, quantization."
+        )
 
-    A line is halved again and again, towards the half in which the loss changes more. What is continuous changes less
-    and less, a kink included; a jump stays.
+
+def _jump(objective: Objective, rounding: float) -> float | None:
+    """A jump of the first batch's loss on a line, or None.
+
+    The line is halved again and again, towards the half in which the loss changes more. What is continuous changes
+    less and less, a kink included; a jump stays.
 
     Args:
-        objective: The loss; its first batch is looked at.
-        step: Length of the line, relative to the parameters.
-        halvings: How often it is halved.
-
-    Raises:
-        ValueError: If the loss jumps.
+        objective: The loss.
+        rounding: What counts as rounding, in units of the precision and the loss.
     """
     start = objective.parameters
     generator = torch.Generator().manual_seed(objective.num_parameters)
     line = torch.randn(start.numel(), generator=generator, dtype=torch.float64).to(start)
-    line *= step * (start.norm() or 1.0) / line.norm()
+    line *= _STEP * (start.norm() or 1.0) / line.norm()
 
     def loss(share: float) -> float:
-        with torch.no_grad(), isolated():
+        with torch.no_grad():
             return float(objective.loss(start + share * line, 0))
 
     left, right = 0.0, 1.0
     at_left, at_right = loss(left), loss(right)
-    rounding = 100 * torch.finfo(objective.dtype).eps * max(abs(at_left), abs(at_right))
+    negligible = rounding * torch.finfo(objective.dtype).eps * max(abs(at_left), abs(at_right))
     changes = [abs(at_right - at_left)]
-    for _ in range(halvings):
+    for _ in range(_HALVINGS):
         middle = (left + right) / 2
         at_middle = loss(middle)
         if abs(at_middle - at_left) > abs(at_right - at_middle):
@@ -248,15 +260,18 @@ def _check_continuity(objective: Objective, step: float = 0.01, halvings: int = 
         else:
             left, at_left = middle, at_middle
         changes.append(abs(at_right - at_left))
-        if not changes[-1] > rounding:  # also where the loss is not finite on the way
-            return
-        if len(changes) > _HALVINGS_OF_A_JUMP and changes[-1] > 0.7 * changes[-1 - _HALVINGS_OF_A_JUMP]:
-            raise ValueError(
-                f"The loss jumps by {changes[-1]:.2g} within a step of {step * (right - left):.1g} relative to the "
-                "parameters, so that its derivatives do not say how it changes. Look for what is discontinuous in the "
-                "module or in loss_fn: rounding, argmax, comparisons, hard thresholds, quantization."
-            )
+        if not changes[-1] > negligible:  # also where the loss is not finite on the way
+            return None
+        before = changes[-_HALVINGS_OF_A_JUMP - 3 : -_HALVINGS_OF_A_JUMP]
+        if len(before) == 3 and changes[-1] > 0.7 * max(before):  # one alone may have had an extremum in its middle
+            return changes[-1]
+    return None
 
+
+_STEP = 0.01
+"""Length of the line on which jumps are looked for, relative to the parameters."""
+
+_HALVINGS = 20
 
 _HALVINGS_OF_A_JUMP = 5
 """Halvings over which a change that does not shrink is taken for a jump; what is smooth shrinks to a 32nd."""

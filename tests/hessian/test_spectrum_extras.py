@@ -121,6 +121,21 @@ def test_discontinuous_loss_is_refused(
             measure(objective)
 
 
+def test_an_extremum_on_the_way_is_no_jump() -> None:
+    """Wherever on the line it lies, and whatever the curvature: a quadratic form around 200 centres."""
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(200):
+        size = 2 + trial % 5
+        center = torch.randn(size, generator=generator, dtype=torch.float64)
+        module = nn.Linear(size, 1, bias=False).double()
+        module.weight.data[0] = center + 10.0 ** (-trial % 4) * 0.02 * torch.randn(size, generator=generator)
+
+        def loss_fn(module: nn.Module, batch: Tensor, center: Tensor = center) -> Tensor:
+            return (module.weight[0] - center).square().sum() + 0 * batch.sum()
+
+        HessianOperator(Objective(module, [torch.ones(1)], loss_fn=loss_fn)) @ center
+
+
 class _Pooled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.max_pool1d(x, 2)
