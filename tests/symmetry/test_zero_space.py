@@ -69,3 +69,19 @@ def test_what_is_no_zero_is_refused() -> None:
         phasewatch.hessian_spectrum(away, "gauss-newton", dense_below=0, known_zeros=2 * space)
     with pytest.raises(ValueError, match="known_zeros has shape"):
         phasewatch.hessian_spectrum(away, dense_below=0, known_zeros=space[:, 1:])
+
+
+@pytest.mark.parametrize(("inputs", "width", "heads"), [(48, 60, 4), (30, 40, 2)])
+def test_ledger_of_a_large_net_is_what_theory_says(inputs: int, width: int, heads: int) -> None:
+    """Attention with biases, a linear layer, tanh: heads 2 d^2 + 2 d each; between the two linear layers w^2 + w."""
+    head = inputs // heads
+    net = torch.nn.Sequential(
+        Attention(inputs, heads, head, inputs, bias=True), torch.nn.Linear(inputs, width), torch.nn.Tanh(),
+        torch.nn.Linear(width, 5),
+    )  # fmt: skip
+    seeded(net, scale=1.0)
+    objective = at_own_outputs(net, normal(60, 6, inputs))
+    ledger = phasewatch.explain_zeros(net, objective, dense_below=0)
+    expected = heads * (2 * head**2 + 2 * head) + inputs**2 + inputs
+    assert ledger.certified == expected, ledger.table()
+    assert ledger.unknown == ()
