@@ -318,7 +318,9 @@ def _worst_error(found: np.ndarray, exact: np.ndarray) -> float:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=["MLP", "convnet", "transformer"], help="these models only")
+    parser.add_argument(
+        "--only", nargs="+", choices=["MLP", "convnet", "transformer"], help="measure these anew, keep the others' rows"
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws the sizes and weights of the nullity table")
     arguments = parser.parse_args()
     only = arguments.only
@@ -328,6 +330,9 @@ def main() -> None:
         if only is None or name in only:
             size = sum(p.numel() for p in module.parameters())
             rows += measure(f"{name}, {size:,} parameters", module, batch)
+    if only is not None and (RESULTS / "hessian.json").exists():
+        before = [Row(**row) for row in json.loads((RESULTS / "hessian.json").read_text())["rows"]]
+        rows += [row for row in before if row.model.split(",")[0] not in only]
     table = as_table(rows)
     print(table)
     zeros, _ = nullity.table(arguments.seed)
