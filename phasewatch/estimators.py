@@ -16,6 +16,9 @@ from phasewatch.symmetry import explain_zeros
 WIDEST_BRACKET = 0.01
 """Share of the parameters up to which a bracket around the number of zero eigenvalues counts as a measurement."""
 
+LEFT_OUT_BELOW = 5000
+"""Parameters up to which certified zeros are kept in memory and left out of the bracket, which is narrower then."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -204,7 +207,7 @@ class SymmetryLedger:
     """
 
     dense_below: int = 1500
-    ledger_below: int = 5000
+    ledger_below: int = 1_000_000
     name = "zeros"
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
@@ -214,7 +217,7 @@ class SymmetryLedger:
         counted, ``unexplained``. The distance is that of the units nearest to a kind of degeneracy, 0 if it is there.
         """
         values: dict[str, float] = {}
-        zeros = None
+        zeros = known = None
         certified = 0
         if objective.num_parameters <= self.ledger_below:
             ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
@@ -228,9 +231,18 @@ class SymmetryLedger:
                 for kind, (distance, _) in layer.distances.items():
                     name = _signal("distance", kind)
                     values[name] = min(distance, values.get(name, math.inf))
+            if zeros is None and objective.num_parameters <= LEFT_OUT_BELOW:
+                known = ledger.zero_space()
         if zeros is None:
             spectrum = hessian_spectrum(
-                objective, "gauss-newton", seed, num_eigenvalues=1, dense_below=0, num_steps=32, num_probes=1
+                objective,
+                "gauss-newton",
+                seed,
+                num_eigenvalues=1,
+                dense_below=0,
+                num_steps=32,
+                num_probes=1,
+                known_zeros=known,
             )
             zeros = spectrum.zeros.certified_by(certified)
         count = _count("nullity_ggn", zeros)

@@ -121,6 +121,7 @@ class Objective:
             self.batch_sizes = _batch_sizes(self._batches, batch_sizes)
             self.num_samples = sum(self.batch_sizes)
             self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
+            self._outermost_calls: dict[int, int] = {}
             self._vectorizes: bool | None
             self._has_sample_losses: bool | None = None
             self._output_reader: tuple[int, OutputReader, list[list[Tensor]]] | None = None
@@ -352,8 +353,7 @@ class Objective:
             "module and the loss from these outputs alone; rewrite loss_fn so, or use matrix='hessian'."
         )
         with _OutputCut(self._module) as cut:
-            self._evaluate(parameters, batch)
-            cut.choose_call(advice)
+            self._choose_last_call(cut, batch, advice)
             loss = self._evaluate(parameters, batch)
         outputs, leaves = cut.outputs, cut.leaves
         if not outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in outputs):
@@ -363,6 +363,13 @@ class Objective:
             if past_cut is not None:
                 raise NoOutputsError(f"The loss depends on the parameters not only through the outputs. {advice}")
         return outputs, leaves, loss
+
+    def _choose_last_call(self, cut: _OutputCut, batch: int, advice: str) -> int:
+        if batch not in self._outermost_calls:
+            with torch.no_grad():
+                self._evaluate(self.parameters, batch)
+            self._outermost_calls[batch] = cut.counted_calls()
+        return cut.choose_call(self._outermost_calls[batch], advice)
 
     def outputs_and_slopes(self, batch: int) -> tuple[list[Tensor], list[Tensor], int]:
         """The network's outputs at ``parameters``, and the slope of the loss in each.
@@ -381,8 +388,7 @@ class Objective:
         vector = self.parameters.detach().clone().requires_grad_()
         with torch.enable_grad():
             with _OutputCut(self._module, replace=False) as recorder:
-                self._evaluate(vector, batch)
-                call = recorder.choose_call(advice)
+                call = self._choose_last_call(recorder, batch, advice)
                 loss = self._evaluate(vector, batch)
             outputs = recorder.outputs
             if not outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in outputs):
@@ -601,10 +607,14 @@ class _OutputCut:
         for hook in self._hooks:
             hook.remove()
 
-    def choose_call(self, advice: str) -> int:
-        if self._calls == 0:
+    def counted_calls(self) -> int:
+        count, self._calls = self._calls, 0
+        return count
+
+    def choose_call(self, count: int, advice: str) -> int:
+        if count == 0:
             raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
-        self._chosen, self._calls = self._calls - 1, 0
+        self._chosen = count - 1
         return self._chosen
 
     def _enter_call(self, *_: Any) -> None:

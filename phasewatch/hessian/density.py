@@ -42,6 +42,8 @@ class Probe:
         squared_norm: Squared length of the Gaussian vector that gave the direction.
         known: Eigenvalues of the rest of the space, shape ``(size - dimension,)``.
         known_residuals: Their residual norms.
+        diagonal: Diagonal of the tridiagonal matrix of the run.
+        couplings: Its off-diagonal, the last of which leads out of the basis.
         asymmetry: Entries by which the matrix was seen to fail symmetry, root mean square.
         coupling: First off-diagonal entry, the length of the part of the product orthogonal to the direction.
         mean: Rayleigh quotient of the direction.
@@ -56,6 +58,8 @@ class Probe:
     squared_norm: float
     known: NDArray[np.float64]
     known_residuals: NDArray[np.float64]
+    diagonal: NDArray[np.float64]
+    couplings: NDArray[np.float64]
     asymmetry: float
     coupling: float
     mean: float
@@ -75,6 +79,8 @@ class Probe:
             squared_norm,
             known,
             known_residuals,
+            run.diagonal,
+            run.off_diagonal,
             run.asymmetry,
             run.off_diagonal[0],
             run.diagonal[0],

@@ -17,7 +17,10 @@ from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
 End = Literal["magnitude", "top", "bottom"]
-_CHECK_EVERY = 5
+_CHECK_EVERY = 3
+
+_OF_ITSELF = 0.05
+"""Residual, relative to its own eigenvalue, at which a small one has converged, so that it is right as well."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,7 +75,8 @@ def leading_eigenpairs(
         seed: Seeds the start vector.
         parameters: The block of these parameters only: names of modules or parameters, or globs for them; default all.
         end: The largest magnitudes, the greatest (``"top"``) or the least (``"bottom"``) eigenvalues.
-        tolerance: Residual at which a pair has converged, relative to the largest magnitude.
+        tolerance: Residual at which a pair has converged, relative to the largest magnitude; or at 5 % of its own
+            magnitude, if that is less, but never below a hundredth of the tolerance.
         basis_size: Greatest number of vectors kept, at least ``num_eigenvalues + 2``; memory is that many times the
             parameters.
         max_products: Products after which it gives up, with ``converged=False``.
@@ -144,7 +148,9 @@ def _thick_restart_lanczos(
         order = _from_the_end(values, end)
         residuals = np.zeros(length) if invariant else coupling * np.abs(rotation[-1])
         leading = order[:wanted]
-        within = residuals[leading] <= max(tolerance, rounding) * np.abs(values).max()
+        magnitudes = np.abs(values)
+        allowed = np.minimum(tolerance * magnitudes.max(), _OF_ITSELF * magnitudes[leading])
+        within = residuals[leading] <= np.maximum(allowed, max(rounding, tolerance / 100) * magnitudes.max())
         converged = len(leading) == wanted and bool(within.all())
         if converged or done:
             vectors = _rotated(basis[:length], rotation[:, leading])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -99,6 +100,7 @@ def lanczos(
     *,
     deflated: Tensor | None = None,
     scale: float = 0.0,
+    enough: Callable[[LanczosRun], bool] | None = None,
 ) -> LanczosRun:
     """Build a Krylov basis, orthogonalised against all of itself at each step.
 
@@ -111,6 +113,7 @@ def lanczos(
         num_steps: Greatest size of the basis, one product each.
         deflated: Orthonormal rows, shape ``(k, N)``, to stay orthogonal to.
         scale: Norm of the operator as far as known, against which a coupling counts as zero.
+        enough: Asked after each step whether the run so far is enough.
 
     Returns:
         The basis and the tridiagonal matrix.
@@ -119,32 +122,31 @@ def lanczos(
     rounding = relative_rounding(start.dtype, size)
     locked = start.new_zeros(0, size) if deflated is None else deflated
     basis = start.new_zeros(num_steps, size)
-    diagonal, couplings, stray = [], [], []
+    diagonal: list[float] = []
+    couplings: list[float] = []
+    strayed, entries = 0.0, 0
     vector = orthogonalized(start / start.norm(), locked)[0]
-    invariant = False
+
+    def so_far(invariant: bool) -> LanczosRun:
+        asymmetry = (strayed / entries) ** 0.5 if entries else 0.0
+        return LanczosRun(np.array(diagonal), np.array(couplings), basis[: len(diagonal)], invariant, asymmetry)
+
     for step in range(num_steps):
         basis[step] = vector / vector.norm()
         product = orthogonalized(operator @ basis[step], locked)[0]
-        known = basis[: step + 1]
-        vector, coefficients = orthogonalized(product, known)
+        vector, coefficients = orthogonalized(product, basis[: step + 1])
         vector, _ = orthogonalized(vector, locked)
-        diagonal.append(coefficients[step].item())
+        found = coefficients.double().cpu().numpy()
+        diagonal.append(float(found[step]))
         couplings.append(vector.norm().item())
         if step > 0:
-            stray.append(coefficients[step - 1].item() - couplings[step - 1])
-        stray.extend(coefficients[: max(step - 1, 0)].tolist())
+            strayed += float(found[step - 1] - couplings[step - 1]) ** 2 + float(np.square(found[: step - 1]).sum())
+            entries += step
         scale = max(scale, abs(diagonal[-1]), couplings[-1])
-        invariant = couplings[-1] <= rounding * scale
-        if invariant or step + 1 + len(locked) == size:
-            invariant = True
+        invariant = couplings[-1] <= rounding * scale or step + 1 + len(locked) == size
+        if invariant or (enough is not None and enough(so_far(False))):
             break
-    return LanczosRun(
-        np.array(diagonal),
-        np.array(couplings),
-        basis[: len(diagonal)],
-        invariant,
-        float(np.sqrt(np.mean(np.square(stray)))) if stray else 0.0,
-    )
+    return so_far(invariant)
 
 
 def orthogonalized(vector: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,13 +80,13 @@ class CurvatureOperator(ABC):
         self.products += self.shape[0]
         return torch.cat([self._multiply_rows(rows) for rows in identity.split(_COLUMNS_AT_ONCE)])
 
-    def _product(self, batch: int) -> LinearMap:
+    def _product(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
         with second_derivatives():
             return self._linearize(batch)
 
     @abstractmethod
-    def _linearize(self, batch: int) -> LinearMap:
-        """The product with the matrix of one batch; holds the graph."""
+    def _linearize(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
+        """The product with the matrix of one batch, which holds the graph, and the loss and its first derivatives."""
 
     def _multiply(self, vectors: Tensor, *, batched: bool) -> Tensor:
         with _curvature_pass(self.name):
@@ -94,7 +94,7 @@ class CurvatureOperator(ABC):
             result = torch.zeros_like(vectors)
             kept = self._kept_graphs()
             for batch, weight in enumerate(self.objective.batch_weights):
-                product = kept.get(batch) or self._product(batch)
+                product = kept.get(batch) or self._product(batch)[0]
                 result.add_(product(vectors, batched=batched), alpha=weight)
         if not result.isfinite().all():
             raise ValueError(
@@ -116,30 +116,18 @@ class CurvatureOperator(ABC):
 
     def _kept_graphs(self) -> dict[int, LinearMap]:
         if self._kept is None:
-            self._check_repeatable()
             self._kept = {}
             for batch in range(self.objective.num_batches):
-                size = self._graph_size(batch)
+                size, first = self._graph_size(batch)
+                product, again = self._product(batch)
+                _check_repeatable(first, again)
                 if self.kept_bytes + size <= self._graph_memory:
-                    self._kept[batch] = self._product(batch)
+                    self._kept[batch] = product
                     self.kept_bytes += size
+            _check_continuity(self.objective)
         return self._kept
 
-    def _check_repeatable(self) -> None:
-        """A second gradient tells a loss with a memory or randomness of its own from a function."""
-        (first, gradient), (second, again) = (self.objective.loss_and_gradient() for _ in range(2))
-        tolerance = 1e3 * torch.finfo(self.objective.dtype).eps
-        scale = max(float(gradient.norm()), float(again.norm()))
-        same = abs(float(first - second)) <= tolerance * (abs(float(first)) + 1e-300)
-        if not same or float((gradient - again).norm()) > max(tolerance, 1e-6) * scale + tolerance:
-            raise ValueError(
-                f"Two evaluations of the loss at the same parameters give {float(first):.10g} and "
-                f"{float(second):.10g}, or differ in their gradients, so that there is no second derivative. Look for "
-                "what changes from call to call in the module or in loss_fn: counters, buffers updated in Python, "
-                "random numbers from NumPy generators of their own."
-            )
-
-    def _graph_size(self, batch: int) -> int:
+    def _graph_size(self, batch: int) -> tuple[int, list[Tensor]]:
         """Bytes that a batch's graph holds on to; the graph is dropped, since hooks make its products slower."""
         sizes: dict[int, int] = {}
 
@@ -150,8 +138,8 @@ class CurvatureOperator(ABC):
             return tensor
 
         with saved_tensors_hooks(count, lambda tensor: tensor):
-            self._product(batch)
-        return sum(sizes.values())
+            _, derivatives = self._product(batch)
+        return sum(sizes.values()), derivatives
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -172,7 +160,7 @@ class HessianOperator(CurvatureOperator):
 
     name = "Hessian"
 
-    def _linearize(self, batch: int) -> LinearMap:
+    def _linearize(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
         parameters = self.objective.parameters.detach().clone().requires_grad_()
         loss = self.objective.loss(parameters, batch)
         _check_differentiable_twice([loss])
@@ -181,7 +169,7 @@ class HessianOperator(CurvatureOperator):
         def product(vectors: Tensor, batched: bool = False) -> Tensor:
             return _pull_back(gradient, [parameters], [vectors], batched)[0]
 
-        return product
+        return product, [loss.detach(), gradient[0].detach()]
 
 
 class GaussNewtonOperator(CurvatureOperator):
@@ -193,7 +181,7 @@ class GaussNewtonOperator(CurvatureOperator):
 
     name = "Gauss-Newton matrix"
 
-    def _linearize(self, batch: int) -> LinearMap:
+    def _linearize(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
         parameters = self.objective.parameters.detach().clone().requires_grad_()
         outputs, leaves, loss = self.objective.split_loss(parameters, batch)
         _check_differentiable_twice([loss, *outputs])
@@ -206,8 +194,87 @@ class GaussNewtonOperator(CurvatureOperator):
             curved = _pull_back(slopes, leaves, tangents, batched)
             return _pull_back(outputs, [parameters], curved, batched)[0]
 
-        return product
+        return product, [loss.detach(), *(slope.detach() for slope in slopes)]
 
+
+def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
+    """A second evaluation tells a loss with a memory or randomness of its own from a function."""
+    tolerance = 1e3 * torch.finfo(first[0].dtype).eps
+    same = abs(float(first[0] - again[0])) <= tolerance * (abs(float(first[0])) + 1e-300)
+    for one, other in zip(first[1:], again[1:], strict=True):
+        scale = max(float(one.norm()), float(other.norm()))
+        same &= float((one - other).norm()) <= max(tolerance, 1e-6) * scale + tolerance
+    if not same:
+        raise ValueError(
+            f"Two evaluations of the loss at the same parameters give {float(first[0]):.10g} and "
+            f"{float(again[0]):.10g}, or differ in their gradients, so that there is no second derivative. Look for "
+            "what changes from call to call in the module or in loss_fn: counters, buffers updated in Python, "
+            "random numbers from NumPy generators of their own."
+        )
+
+
+def _check_continuity(objective: Objective) -> None:
+    """Refuse a loss that jumps on the way to a place nearby; in single precision a second look is taken in double."""
+    jump = _jump(objective, 100)
+    if jump is not None and objective.dtype != torch.float64:
+        try:
+            objective = objective.to(torch.float64)
+        except Exception:  # the model's code fixes its type, and rounding cannot be told from jumps
+            return
+    if jump is not None and (jump := _jump(objective, 1e4)) is not None:
+        raise ValueError(
+            f"The loss jumps by {jump:.2g} on a step of {_STEP:.0%} of the parameters' length, so that its "
+            "derivatives do not say how it changes. Look for what is discontinuous in the module or in loss_fn: "
+            "rounding, argmax, comparisons, hard thresholds, quantization."
+        )
+
+
+def _jump(objective: Objective, rounding: float) -> float | None:
+    """A jump of the first batch's loss on a line, or None.
+
+    The line is halved again and again, towards the half in which the loss changes more. What is continuous changes
+    less and less, a kink included; a jump stays.
+
+    Args:
+        objective: The loss.
+        rounding: What counts as rounding, in units of the precision and the loss.
+    """
+    start = objective.parameters
+    generator = torch.Generator().manual_seed(objective.num_parameters)
+    line = torch.randn(start.numel(), generator=generator, dtype=torch.float64).to(start)
+    line *= _STEP * (start.norm() or 1.0) / line.norm()
+
+    def loss(share: float) -> float:
+        with torch.no_grad():
+            return float(objective.loss(start + share * line, 0))
+
+    left, right = 0.0, 1.0
+    at_left, at_right = loss(left), loss(right)
+    negligible = rounding * torch.finfo(objective.dtype).eps * max(abs(at_left), abs(at_right))
+    changes = [abs(at_right - at_left)]
+    for _ in range(_HALVINGS):
+        middle = (left + right) / 2
+        at_middle = loss(middle)
+        if abs(at_middle - at_left) > abs(at_right - at_middle):
+            right, at_right = middle, at_middle
+        else:
+            left, at_left = middle, at_middle
+        changes.append(abs(at_right - at_left))
+        if not changes[-1] > negligible:  # also where the loss is not finite on the way
+            return None
+        before = changes[-_HALVINGS_OF_A_JUMP - 3 : -_HALVINGS_OF_A_JUMP]
+        if len(before) == 3 and changes[-1] > 0.7 * max(before):  # one alone may have had an extremum in its middle
+            return changes[-1]
+    return None
+
+
+_STEP = 0.01
+"""Length of the line on which jumps are looked for, relative to the parameters."""
+
+_HALVINGS = 20
+
+_HALVINGS_OF_A_JUMP = 5
+"""Halvings over which a change that does not shrink is taken for a jump; what is smooth shrinks to a 32nd."""
 
 Patterns = str | Sequence[str]
 """Names of modules or parameters, or globs for them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -99,6 +99,7 @@ def hessian_spectrum(
     num_steps: int | None = None,
     num_probes: int = 2,
     tolerance: float = 1e-3,
+    known_zeros: Tensor | None = None,
     graph_memory: int = GRAPH_MEMORY,
 ) -> Spectrum:
     """Leading eigenvalues at both ends, trace, spectral density and the number of zeros.
@@ -120,6 +121,9 @@ def hessian_spectrum(
             for each of ``num_eigenvalues``.
         num_probes: Number of further runs; up to twice as many where copies keep turning up.
         tolerance: Residual at which an eigenpair has converged, relative to the largest magnitude.
+        known_zeros: Orthonormal rows, shape ``(k, N)``, that the matrix maps to zero, such as those of
+            :meth:`phasewatch.symmetry.ZeroLedger.zero_space`. Lanczos runs stay outside of them, so that the bracket is
+            about the other zeros only; all are kept in memory.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
 
     Returns:
@@ -127,7 +131,8 @@ def hessian_spectrum(
 
     Raises:
         ValueError: If an argument is out of range, if ``parameters`` match nothing, if products are not finite, if the
-            loss is not the same function each time, or if the Gauss-Newton matrix cannot be formed from it.
+            loss jumps or is not the same function each time, if ``known_zeros`` are no zeros of this matrix, or if the
+            Gauss-Newton matrix cannot be formed from the loss.
         RuntimeError: If an operation of the model has no second derivative.
     """
     objective = of_parameters(objective, parameters)
@@ -139,8 +144,13 @@ def hessian_spectrum(
     with isolated():
         operator = OPERATORS[matrix](_in_double_precision(objective), graph_memory=graph_memory)
         if objective.num_parameters <= dense_below:
-            return _dense_spectrum(operator, matrix)
+            spectrum = _dense_spectrum(operator, matrix)
+            if known_zeros is None:
+                return spectrum
+            return replace(spectrum, zeros=spectrum.zeros.certified_by(len(known_zeros)))
         search = _LanczosSearch(operator, own_generator(seed), num_eigenvalues, tolerance)
+        if known_zeros is not None:
+            search.leave_out(known_zeros)
         search.run(num_steps)
         for number in range(2 * num_probes):
             if number < num_probes or not search.settled:
@@ -234,6 +244,33 @@ class _LanczosSearch:
         self.norm = 0.0
         self.beyond = (-np.inf, np.inf)
         self.settled = False
+        self.certified: int | None = None
+
+    def leave_out(self, zeros: Tensor) -> None:
+        """Stay outside of a space of zeros, after one product has shown that it is one."""
+        if zeros.dim() != 2 or zeros.shape[1] != self.size or len(zeros) > self.size:
+            raise ValueError(
+                f"known_zeros has shape {tuple(zeros.shape)}; expected orthonormal rows, shape (k, {self.size})."
+            )
+        zeros = zeros.to(self.vectors)
+        draw = torch.randn(self.size, generator=self.generator, dtype=torch.float64).to(self.vectors)
+        inside = zeros.T @ (zeros @ draw)
+        if not len(zeros) or not inside.norm():
+            return
+        twice = zeros.T @ (zeros @ inside)
+        outside = draw - inside
+        largest = (self.operator @ outside).norm() / outside.norm().clamp_min(1e-300) * self.size**0.5
+        found = (self.operator @ inside).norm() / inside.norm()
+        if (twice - inside).norm() > 1e-6 * inside.norm():
+            raise ValueError("known_zeros are not orthonormal rows; take those of ZeroLedger.zero_space().")
+        if found > 1e-8 * largest:
+            raise ValueError(
+                f"known_zeros are no zeros of this matrix: a product with them has a length of {float(found):.2g}. "
+                "Symmetries are zeros of the Gauss-Newton matrix, and of the Hessian only where the gradient is zero."
+            )
+        self.vectors = zeros
+        self._keep(np.zeros(len(zeros)), np.zeros(len(zeros)))
+        self.certified = len(zeros)
 
     def run(self, num_steps: int) -> None:
         """One Lanczos run; its leading pairs are kept, and its quadrature as a probe."""
@@ -282,6 +319,8 @@ class _LanczosSearch:
             zeros = bracket_zeros(self.probes, self.rounding)
             trace, norm = estimated_trace(probes), estimated_frobenius_norm(probes)
             negative = estimated_number_below(probes, -zeros.threshold)
+        if self.certified is not None:
+            zeros = zeros.certified_by(self.certified)
         return Spectrum(
             eigenvalues=values[leading],
             residuals=residuals[leading],

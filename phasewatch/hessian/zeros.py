@@ -120,7 +120,8 @@ def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
     """Bracket the number of zeros where only random probes of the spectrum are known.
 
     Each probe's share of eigenvalues up to the threshold is bracketed by the Chebyshev-Markov-Stieltjes inequality
-    from its quadrature (Golub & Meurant 2010, section 6.2), with certainty up to rounding. That share is distributed
+    from its quadrature (Golub & Meurant 2010, section 6.2), or more narrowly by polynomials that are small beyond the
+    threshold, with certainty up to rounding. That share is distributed
     as ``Beta(k/2, (d - k)/2)`` for a uniform direction in ``d`` dimensions of which ``k`` are counted, from which
     the limits for ``k`` follow as in Clopper & Pearson (1934), at the level ``COVERAGE``. Known directions whose
     residual is above the threshold may each shift the count by one, and widen the bracket.
@@ -166,6 +167,7 @@ def _share_within(probe: Probe, threshold: float) -> tuple[float, float, float]:
     first = int(np.searchsorted(probe.nodes, -threshold))
     last = int(np.searchsorted(probe.nodes, threshold, side="right"))
     upper = mass + float(probe.weights[max(first - 1, 0) : first].sum() + probe.weights[last : last + 1].sum())
+    upper = min(upper, _christoffel_bound(probe, threshold))
     lower = max(float(probe.weights[inside[1:-1]].sum()), _share_of_converged(probe, inside, threshold))
     spacing = np.diff(probe.nodes, prepend=-np.inf, append=np.inf)
     isolation = np.minimum(spacing[:-1], spacing[1:])
@@ -175,6 +177,36 @@ def _share_within(probe: Probe, threshold: float) -> tuple[float, float, float]:
     error[isolated] = probe.residuals[isolated] ** 2 / isolation[isolated]
     estimate = float(probe.weights[np.abs(probe.nodes) <= threshold + error].sum())
     return lower, min(max(estimate, lower), upper), upper
+
+
+def _christoffel_bound(probe: Probe, threshold: float) -> float:
+    r"""Upper limit for the probe's measure of ``[-threshold, threshold]`` from its orthogonal polynomials.
+
+    :math:`\int q^2 d\mu \ge \mu([-\tau, \tau]) \min q^2` for every polynomial, here for the one that is least with
+    :math:`q(0) = 1`, that is :math:`q(x) = K(0, x) / K(0, 0)` with the kernel :math:`K(x, y) = \sum p_k(x) p_k(y)`
+    (Golub & Meurant 2010, section 6.2). Between two of its zeros, all real, a polynomial is least at the ends, so that
+    two values tell the minimum, as long as no zeros lie inside: they are interlaced with the nodes, of which there may
+    be one.
+    """
+    points = np.array([0.0, -threshold, threshold, -2 * threshold, 2 * threshold])
+    before, now = np.zeros(5), np.ones(5)
+    kernel, scale, changes, best = np.zeros(3), 1.0, np.zeros(5, dtype=int), 1.0
+    coupling = 0.0
+    for diagonal, following in zip(probe.diagonal, probe.couplings, strict=True):
+        kernel += now[0] * now[:3]
+        nodes_inside = abs(int(changes[4] - changes[3]))
+        least = float((kernel[1:] / kernel[0]).min())
+        if least > 0.5 and nodes_inside <= 1:
+            best = min(best, 1 / (kernel[0] * scale * least**2))
+        if following <= 0.0:
+            break
+        after = ((points - diagonal) * now - coupling * before) / following
+        changes = changes + (np.sign(after) != np.sign(now))
+        before, now, coupling = now, after, following
+        size = float(np.abs(now).max())
+        if size > 1e50:
+            before, now, kernel, scale = before / size, now / size, kernel / size**2, min(scale * size**2, 1e300)
+    return float(best)
 
 
 def _share_of_converged(probe: Probe, inside: NDArray[np.intp], threshold: float) -> float:

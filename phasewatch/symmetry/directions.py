@@ -1,33 +1,170 @@
-"""Sets of tangent directions in parameter space, their verification, and the dimension of what they span."""
+"""Sets of tangent directions in parameter space, by their structure, and their verification."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
-import scipy.linalg
-import scipy.sparse
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
-RANK_TOLERANCE = 1e-9
-"""Unit directions span a dimension more if a singular value of what is new in them is above this."""
+Entries = tuple[Indices, Indices, Array]
+"""Coordinates, numbers of the directions and values of what is not zero; entries at the same place add up."""
 
-MOST_DENSE = 2000
-"""Columns up to which a connected part is decomposed as a whole by default."""
 
-_MOST_LINKING = 5000
-"""Columns that may link the blocks of a larger part."""
+class Form(Protocol):
+    """Directions of unit length that are known by how they are made, so that they need not be written out."""
 
-_PIVOT = 1e-10
-_WELL_CONDITIONED = 1e-3
+    @property
+    def count(self) -> int:
+        """Number of directions, not all independent perhaps."""
+        ...
 
-_SKETCH = 3
-"""Rows kept for every column where a matrix with many more rows is compressed before its rank is taken."""
+    def add_combination(self, rng: np.random.Generator, total: Array) -> None:
+        """Add a normal combination of the directions to a vector of parameters."""
+        ...
+
+    def entries(self) -> Entries:
+        """The directions written out."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """Directions that are written out.
+
+    Attributes:
+        rows: Coordinates.
+        columns: Number of the direction of each.
+        values: The values there.
+        count: Number of directions; a direction without entries is zero.
+    """
+
+    rows: Indices
+    columns: Indices
+    values: Array
+    count: int
+
+    def add_combination(self, rng: np.random.Generator, total: Array) -> None:
+        """Add a normal combination of the directions to a vector of parameters."""
+        np.add.at(total, self.rows, self.values * rng.standard_normal(self.count)[self.columns])
+
+    def entries(self) -> Entries:
+        """The directions written out."""
+        return self.rows, self.columns, self.values
+
+    def part(self, start: int, end: int) -> Sparse:
+        """Some of the directions."""
+        chosen = (self.columns >= start) & (self.columns < end)
+        return Sparse(self.rows[chosen], self.columns[chosen] - start, self.values[chosen], end - start)
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """Any of some vectors may be added to any of some rows of parameters.
+
+    Attributes:
+        rows: Coordinates, one row each, shape ``(rows, length)``.
+        vectors: The vectors, shape ``(number, length)``.
+    """
+
+    rows: Indices
+    vectors: Array
+
+    @property
+    def count(self) -> int:
+        """Number of directions: one for each row and vector."""
+        return len(self.rows) * len(self.vectors)
+
+    @cached_property
+    def unit_vectors(self) -> Array:
+        """The vectors at unit length."""
+        return self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-300)
+
+    def add_combination(self, rng: np.random.Generator, total: Array) -> None:
+        """Add a normal combination of the directions to a vector of parameters."""
+        np.add.at(total, self.rows, rng.standard_normal((len(self.rows), len(self.vectors))) @ self.unit_vectors)
+
+    def entries(self) -> Entries:
+        """The directions written out."""
+        number = len(self.vectors)
+        shape = (len(self.rows), number, self.rows.shape[1])
+        columns = np.arange(self.count).reshape(len(self.rows), number, 1)
+        values = np.broadcast_to(self.unit_vectors[None], shape)
+        kept = values != 0
+        return np.broadcast_to(self.rows[:, None], shape)[kept], np.broadcast_to(columns, shape)[kept], values[kept]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    r"""Changes of basis of units: what is written to unit ``a`` takes up that of ``b``, and what is read undoes it.
+
+    The direction ``(a, b)`` adds row ``b`` of what is written to row ``a`` of it, and takes row ``a`` of what is read,
+    times ``scale[a] / scale[b]``, off row ``b``.
+
+    Attributes:
+        written: Coordinates, one row a unit.
+        written_values: The parameters there.
+        read: Coordinates, one row a unit.
+        read_values: The parameters there.
+        scale: Slope of each unit, up to a common factor, shape ``(units,)``.
+    """
+
+    written: Indices
+    written_values: Array
+    read: Indices
+    read_values: Array
+    scale: Array = field(default_factory=lambda: np.ones(1))
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return len(self.written)
+
+    @property
+    def count(self) -> int:
+        """Number of directions: one for each pair of units."""
+        return self.width**2
+
+    def _ratios(self) -> Array:
+        scale = np.broadcast_to(self.scale, (self.width,))
+        return np.asarray(scale[:, None] / scale)
+
+    def _lengths(self) -> Array:
+        written, read = np.square(self.written_values).sum(1), np.square(self.read_values).sum(1)
+        return np.asarray(np.sqrt(np.maximum(written + self._ratios() ** 2 * read[:, None], 1e-300)))
+
+    def add_combination(self, rng: np.random.Generator, total: Array) -> None:
+        """Add a normal combination of the directions to a vector of parameters."""
+        mixture = rng.standard_normal((self.width, self.width)) / self._lengths()
+        np.add.at(total, self.written, mixture @ self.written_values)
+        np.add.at(total, self.read, -(mixture * self._ratios()).T @ self.read_values)
+
+    def entries(self) -> Entries:
+        """The directions written out."""
+        n, lengths = self.width, self._lengths()
+        numbers = np.arange(n * n).reshape(n, n, 1)
+        write_shape, read_shape = (n, n, self.written.shape[1]), (n, n, self.read.shape[1])
+        values = np.concatenate(
+            [
+                (self.written_values[None] / lengths[:, :, None]).ravel(),
+                (-self.read_values[:, None] * (self._ratios() / lengths)[:, :, None]).ravel(),
+            ]
+        )
+        rows = np.concatenate(
+            [
+                np.broadcast_to(self.written[:, None], write_shape).ravel(),
+                np.broadcast_to(self.read[None], read_shape).ravel(),
+            ]
+        )
+        columns = np.concatenate([np.broadcast_to(numbers, s).ravel() for s in (write_shape, read_shape)])
+        return rows, columns, values
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,61 +174,70 @@ class Directions:
     Attributes:
         kind: What makes them zeros.
         layer: Name of the module whose units they concern.
-        units: The units that they concern; empty where they concern all of the layer.
-        matrix: One direction a column, shape ``(num_parameters, count)``, sparse.
+        units: The units that they concern, in groups that belong together; empty where they concern all of the layer.
+        forms: The directions.
+        exact: False where it is known beforehand that something small, an epsilon, may break them.
     """
 
     kind: str
     layer: str
-    units: tuple[int, ...]
-    matrix: scipy.sparse.csc_matrix
+    units: tuple[tuple[int, ...], ...]
+    forms: tuple[Form, ...]
+    exact: bool = True
 
     @property
     def count(self) -> int:
         """Number of directions, not all independent perhaps."""
-        return int(self.matrix.shape[1])
+        return sum(form.count for form in self.forms)
+
+    def halves(self) -> list[Directions]:
+        """Two halves of the units, or the whole where its directions belong to no unit each."""
+        form = self.forms[0]
+        if len(self.forms) > 1 or not isinstance(form, Sparse) or not 1 < len(self.units) == form.count:
+            return [self]
+        middle = form.count // 2
+        return [
+            Directions(self.kind, self.layer, self.units[start:end], (form.part(start, end),), self.exact)
+            for start, end in ((0, middle), (middle, form.count))
+        ]
 
 
 class Columns:
-    """Collects sparse columns entry by entry."""
+    """Collects directions entry by entry."""
 
-    def __init__(self, num_parameters: int) -> None:
-        self.size = num_parameters
+    def __init__(self) -> None:
         self.count = 0
-        self._rows: list[NDArray[np.int64]] = []
-        self._columns: list[NDArray[np.int64]] = []
+        self._rows: list[Indices] = []
+        self._columns: list[Indices] = []
         self._values: list[Array] = []
 
-    def add(self, column: int, rows: NDArray[np.int64], values: Array | float) -> None:
-        """Add values to entries of a column; entries added twice are summed."""
-        rows = rows.ravel()
-        self._rows.append(rows)
-        self._columns.append(np.full(rows.size, column, dtype=np.int64))
-        self._values.append(np.broadcast_to(np.asarray(values, dtype=float).ravel(), rows.shape))
-        self.count = max(self.count, column + 1)
+    def add(self, column: int | Indices, rows: Indices, values: Array | float) -> None:
+        """Add values to entries of a direction, or of several whose numbers are broadcast against the rows."""
+        columns = np.broadcast_to(np.asarray(column, dtype=np.int64), rows.shape).ravel()
+        if not columns.size:
+            return
+        self._rows.append(rows.ravel())
+        self._columns.append(columns)
+        self._values.append(np.broadcast_to(np.asarray(values, dtype=float), rows.shape).ravel())
+        self.count = max(self.count, int(columns.max()) + 1)
 
-    def add_each(self, rows: NDArray[np.int64]) -> None:
-        """One column of its own for each coordinate."""
-        rows = rows.ravel()
-        self._rows.append(rows)
-        self._columns.append(self.count + np.arange(rows.size))
-        self._values.append(np.ones(rows.size))
-        self.count += rows.size
-
-    def matrix(self) -> scipy.sparse.csc_matrix:
-        """The columns at unit length; those that are zero are left out."""
+    def form(self) -> Sparse:
+        """The directions at unit length."""
         if not self.count:
-            return scipy.sparse.csc_matrix((self.size, 0))
-        entries = (np.concatenate(self._values), (np.concatenate(self._rows), np.concatenate(self._columns)))
-        matrix = scipy.sparse.csc_matrix(entries, shape=(self.size, self.count))
-        norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(0)).ravel())
-        kept = norms > 0
-        return scipy.sparse.csc_matrix(matrix[:, kept] @ scipy.sparse.diags(1 / norms[kept]))
+            return Sparse(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), 0)
+        rows, columns, values = (
+            np.concatenate(self._rows),
+            np.concatenate(self._columns),
+            np.concatenate(self._values),
+        )
+        lengths = np.sqrt(np.bincount(columns, values**2, self.count))
+        return Sparse(rows, columns, values / np.maximum(lengths, 1e-300)[columns], self.count)
 
 
 def verified(
     candidates: Sequence[Directions],
     effect: Callable[[Array], float],
+    num_parameters: int,
     tolerance: float,
     rng: np.random.Generator,
     most_products: int,
@@ -99,11 +245,13 @@ def verified(
     """Split candidates into those that are zeros and those that are not.
 
     A normal combination of directions has, with probability one, an effect if any of them has: a set is tested by
-    one product, and halved only where it fails. All kinds and layers get their turn before one is halved again.
+    one product, and halved only where it fails. The effect of the combination as a whole, not of its mean direction,
+    must be within the tolerance, so that a large set cannot hide what a single direction does.
 
     Args:
         candidates: What to test.
         effect: Relative size of what a direction changes, for a vector of shape ``(num_parameters,)``.
+        num_parameters: Length of a direction.
         tolerance: Effects up to this count as none.
         rng: Draws the combinations.
         most_products: Number of products after which the rest is left as it is.
@@ -115,191 +263,25 @@ def verified(
     broken: list[tuple[Directions, float]] = []
     alike: dict[tuple[str, str], list[Directions]] = {}
     for candidate in candidates:
-        alike.setdefault((candidate.kind, candidate.layer), []).append(candidate)
-    waiting = deque(alike.values())
+        if not candidate.exact:
+            alike.setdefault((candidate.kind, candidate.layer), []).append(candidate)
+    waiting = deque(several for several in ([c for c in candidates if c.exact], *alike.values()) if several)
     for _ in range(most_products):
         if not waiting:
             break
         several = waiting.popleft()
-        total = sum(c.matrix @ (rng.standard_normal(c.count) / np.sqrt(c.count)) for c in several)
-        size = effect(np.asarray(total))
-        if size <= tolerance:
+        total = np.zeros(num_parameters)
+        for directions in several:
+            for form in directions.forms:
+                form.add_combination(rng, total)
+        size = effect(total)
+        if size * max(float(np.linalg.norm(total)), 1.0) <= tolerance:
             kept += several
-        elif len(several) == 1:
-            broken.append((several[0], size))
+            continue
+        parts = several if len(several) > 1 else several[0].halves()
+        if len(parts) == 1:
+            broken.append((parts[0], size))
         else:
-            middle = len(several) // 2
-            waiting.extend([several[:middle], several[middle:]])
+            middle = len(parts) // 2
+            waiting.extend([parts[:middle], parts[middle:]])
     return kept, broken, [c for several in waiting for c in several]
-
-
-def added_dimensions(
-    groups: Sequence[Sequence[scipy.sparse.csc_matrix]],
-    generic: int,
-    rng: np.random.Generator,
-    most_dense: int = MOST_DENSE,
-) -> tuple[list[int], bool]:
-    """How many dimensions the columns of each group add to the span of the groups before it.
-
-    Directions that share no parameter, not even through others, are independent; the rank is taken separately in
-    each connected part. A small part is decomposed as a whole. A large one is eliminated block by block
-    (:func:`_ranks_by_elimination`), first its generic groups and then all, so that what is generic stays so; which of
-    two dependent groups of the same sort gets a dimension is then up to the elimination. The sum is a lower bound.
-
-    Args:
-        groups: Sets of directions as columns, in the order in which dimensions are credited.
-        generic: How many of the groups come first for being generic.
-        rng: Draws the sketch of small parts with many rows.
-        most_dense: Columns up to which a part is small.
-
-    Returns:
-        The dimensions, and whether columns had to be left out because a part was too large.
-    """
-    if not groups:
-        return [], False
-    sets = [columns for group in groups for columns in group]
-    matrix = scipy.sparse.hstack(sets, format="csc")
-    owner = np.repeat(np.arange(len(groups)), [sum(columns.shape[1] for columns in group) for group in groups])
-    set_of = np.repeat(np.arange(len(sets)), [columns.shape[1] for columns in sets])
-    added = np.zeros(len(groups), dtype=np.int64)
-    left_out = False
-    for columns in _connected(matrix):
-        part = matrix[:, columns]
-        if len(columns) <= most_dense:
-            rows = np.unique(part.indices)
-            compressed = _compressed(scipy.sparse.csr_matrix(part)[rows], rng)
-            for position, count in _incremental_ranks(compressed, owner[columns]):
-                added[position] += count
-            continue
-        first = owner[columns] < generic
-        generic_ranks, some_left = _ranks_by_elimination(
-            part[:, first], owner[columns][first], set_of[columns][first], len(groups)
-        )
-        left_out |= some_left
-        if first.all():
-            added += generic_ranks
-            continue
-        ranks, some_left = _ranks_by_elimination(part, owner[columns], set_of[columns], len(groups))
-        left_out |= some_left
-        surplus = int(generic_ranks.sum() - ranks[:generic].sum())
-        ranks[:generic] = generic_ranks[:generic]
-        for position in range(len(groups) - 1, generic - 1, -1):
-            taken = min(max(surplus, 0), int(ranks[position]))
-            ranks[position] -= taken
-            surplus -= taken
-        added += ranks
-    return added.tolist(), left_out
-
-
-def _ranks_by_elimination(
-    part: scipy.sparse.csc_matrix, owner: NDArray[np.intp], set_of: NDArray[np.intp], num_groups: int
-) -> tuple[NDArray[np.int64], bool]:
-    """Dimensions of the groups in a large connected part.
-
-    Coordinates that are directions by themselves are taken out, then sets that share no parameter with one another,
-    the largest first, and last what links them, by elimination in the Gram matrix. A pivot counts above
-    ``_PIVOT``, the square of a singular value: squaring loses digits, and what is lost is not counted.
-    """
-    ranks = np.zeros(num_groups, dtype=np.int64)
-    lengths = np.diff(part.indptr)
-    single = lengths == 1
-    coordinates, first = np.unique(part.indices[part.indptr[:-1][single]], return_index=True)
-    np.add.at(ranks, owner[single][first], 1)
-    kept = np.ones(part.shape[0])
-    kept[coordinates] = 0.0
-    part = scipy.sparse.csc_matrix(scipy.sparse.diags(kept) @ part)
-    part.eliminate_zeros()
-    rest = np.flatnonzero(np.diff(part.indptr) > 0)
-    part, owner, set_of = part[:, rest], owner[rest], set_of[rest]
-
-    blocks, linking = _disjoint_blocks(part, set_of)
-    left_out = len(linking) > _MOST_LINKING
-    linking = linking[:_MOST_LINKING]
-    links = part[:, linking]
-    gram = (links.T @ links).toarray()
-    for columns in blocks:
-        block = part[:, columns]
-        cross = scipy.sparse.csc_matrix(block.T @ links)
-        touched = np.flatnonzero(np.diff(cross.indptr))
-        rank, reduced = _eliminate((block.T @ block).toarray(), cross[:, touched].toarray())
-        ranks[owner[columns[0]]] += rank
-        gram[np.ix_(touched, touched)] -= reduced.T @ reduced
-    position = 0
-    while position < len(linking):
-        end = position + int(np.argmin(np.append(owner[linking][position:] == owner[linking][position], False)))
-        rank, reduced = _eliminate(gram[position:end, position:end], gram[position:end, end:])
-        ranks[owner[linking[position]]] += rank
-        gram[end:, end:] -= reduced.T @ reduced
-        position = end
-    return ranks, left_out
-
-
-def _eliminate(gram: Array, cross: Array) -> tuple[int, Array]:
-    """Rank of a block from its Gram matrix, and ``R`` such that ``R^T R`` is to be taken off the Gram matrix beyond."""
-    factor, failed = scipy.linalg.lapack.dpotrf(gram, lower=True)
-    if not failed and float(np.diag(factor).min()) > _WELL_CONDITIONED:
-        return len(gram), scipy.linalg.solve_triangular(factor, cross, lower=True, check_finite=False)
-    if len(gram) == 1:
-        value = float(gram[0, 0])
-        return (1, cross / np.sqrt(value)) if value > _PIVOT else (0, cross[:0])
-    values, vectors = scipy.linalg.eigh(gram, driver="evd", check_finite=False)
-    above = values > _PIVOT
-    return int(above.sum()), (vectors[:, above].T @ cross) / np.sqrt(values[above])[:, None]
-
-
-def _disjoint_blocks(
-    part: scipy.sparse.csc_matrix, set_of: NDArray[np.intp]
-) -> tuple[list[NDArray[np.intp]], NDArray[np.intp]]:
-    """Connected pieces of sets, none of which shares a row with another, and the columns that are left."""
-    numbers, counts = np.unique(set_of, return_counts=True)
-    taken = np.zeros(part.shape[0], dtype=bool)
-    blocks, linking = [], []
-    for number in numbers[np.argsort(-counts, kind="stable")]:
-        columns = np.flatnonzero(set_of == number)
-        for piece in _connected(part[:, columns]):
-            chosen = columns[piece]
-            rows = part[:, chosen].indices
-            if taken[rows].any() or len(chosen) > MOST_DENSE:
-                linking.append(chosen)
-            else:
-                taken[rows] = True
-                blocks.append(chosen)
-    return blocks, np.sort(np.concatenate(linking)) if linking else np.zeros(0, dtype=np.intp)
-
-
-def _connected(matrix: scipy.sparse.csc_matrix) -> Iterable[NDArray[np.intp]]:
-    rows, columns = matrix.shape
-    pattern = matrix.tocoo()
-    links = scipy.sparse.coo_matrix(
-        (np.ones(pattern.nnz, dtype=np.int8), (pattern.row, rows + pattern.col)), shape=(rows + columns,) * 2
-    )
-    _, labels = connected_components(links, directed=False)
-    labels = labels[rows:]
-    order = np.argsort(labels, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-
-
-def _compressed(part: scipy.sparse.csr_matrix, rng: np.random.Generator) -> Array:
-    """The rows combined at random, with signs, into three times as many as there are columns."""
-    rows, columns = part.shape
-    kept = _SKETCH * columns + 20
-    if rows <= 2 * kept:
-        return np.asarray(part.todense())
-    copies = 4
-    target = rng.integers(kept, size=(copies, rows)).ravel()
-    signs = rng.choice([-1.0, 1.0], size=copies * rows) / np.sqrt(copies)
-    sketch = scipy.sparse.csr_matrix((signs, (target, np.tile(np.arange(rows), copies))), shape=(kept, rows))
-    return np.asarray((sketch @ part).todense())
-
-
-def _incremental_ranks(columns: Array, owner: NDArray[np.intp]) -> Iterable[tuple[int, int]]:
-    basis = np.zeros((columns.shape[0], 0))
-    for position in np.unique(owner):
-        block = columns[:, owner == position]
-        block = block / np.maximum(np.linalg.norm(block, axis=0), 1e-300)
-        for _ in range(2):
-            block = block - basis @ (basis.T @ block)
-        left, values, _ = np.linalg.svd(block, full_matrices=False)
-        rank = int((values > RANK_TOLERANCE).sum())
-        yield int(position), rank
-        basis = np.hstack([basis, left[:, :rank]])

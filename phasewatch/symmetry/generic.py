@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from phasewatch.symmetry.directions import Array, Columns, Directions
+from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form, Mixed
 from phasewatch.symmetry.spaces import Architecture, Pairing, Redundancy, Space, Writer
 from phasewatch.symmetry.tape import Indices
 
@@ -45,43 +44,82 @@ def _moved_constants(redundancy: Redundancy, parameters: Array) -> Iterator[Dire
         (1.0, redundancy.first, redundancy.first_readers),
         (-1.0, redundancy.second, redundancy.second_readers),
     )
-    for unit in range(len(redundancy.first.rows)):
-        columns = Columns(parameters.size)
-        for sign, writer, readers in sides:
-            columns.add(0, writer.rows[unit, writer.shifts], sign)
-            for reader in readers:
-                if reader.biases is not None:
-                    columns.add(0, reader.biases, -sign * parameters[reader.weights[:, unit]])
-        yield Directions("redundant bias", redundancy.layer, (unit,), columns.matrix())
+    units = np.arange(len(redundancy.first.rows))
+    columns = Columns()
+    for sign, writer, readers in sides:
+        columns.add(units[:, None], writer.rows[:, writer.shifts], sign)
+        for reader in readers:
+            if reader.biases is not None:
+                biases = np.broadcast_to(reader.biases, (len(units), len(reader.biases)))
+                columns.add(units[:, None], biases, -sign * parameters[reader.weights.T])
+    yield Directions("redundant bias", redundancy.layer, _each(units), (columns.form(),))
 
 
-def add_map(
-    columns: Columns, column: int, space: Space, parameters: Array, matrix: dict[tuple[int, int], float]
-) -> None:
-    """Add a linear map, as its entries, to a column: written by all writers, undone by all readers."""
-    for (a, b), value in matrix.items():
-        for writer in space.writers:
-            columns.add(column, writer.rows[a], value * parameters[writer.rows[b]])
-        for reader in space.readers:
-            columns.add(column, reader.weights[:, b], -value * parameters[reader.weights[:, a]])
-        for norm in space.fixed_norms:
-            scale = parameters[norm.scales[a]]
-            columns.add(column, norm.scales[a : a + 1], -value * scale)
-            if norm.shifts is not None:
-                columns.add(column, norm.shifts[a : a + 1], -value * scale * norm.mean[a] / norm.deviation[a])
+def _each(units: Indices) -> tuple[tuple[int, ...], ...]:
+    return tuple((unit,) for unit in units.tolist())
 
 
-def undo_shift(columns: Columns, column: int, space: Space, parameters: Array, unit: int, value: float = 1.0) -> bool:
-    """Let all readers take a constant back that was added to a unit; False if one has no bias."""
+def add_scales(columns: Columns, numbers: Indices | int, space: Space, parameters: Array, units: Indices) -> None:
+    """Scale units: what is written to them grows, and all readers undo it.
+
+    Args:
+        columns: Where to add.
+        numbers: Number of the direction of each unit, or of all of them.
+        space: The space.
+        parameters: Where the network is, shape ``(num_parameters,)``.
+        units: The units.
+    """
+    numbers = np.broadcast_to(numbers, units.shape)
+    for writer in space.writers:
+        columns.add(numbers[:, None], writer.rows[units], parameters[writer.rows[units]])
+    for reader in space.readers:
+        read = reader.weights[:, units].T
+        columns.add(numbers[:, None], read, -parameters[read])
+    for norm in space.fixed_norms:
+        scale = parameters[norm.scales[units]]
+        columns.add(numbers, norm.scales[units], -scale)
+        if norm.shifts is not None:
+            columns.add(numbers, norm.shifts[units], -scale * norm.mean[units] / norm.deviation[units])
+
+
+def can_undo_shift(space: Space, parameters: Array, units: Indices) -> Array:
+    """For which units all readers can take back a constant."""
+    possible = np.ones(len(units), dtype=bool)
     for reader in space.readers:
         if reader.biases is None:
-            return not parameters[reader.weights[:, unit]].any()
-        columns.add(column, reader.biases, -value * parameters[reader.weights[:, unit]])
+            possible &= ~(parameters[reader.weights[:, units]] != 0).any(0)
+    if any(norm.shifts is None for norm in space.fixed_norms):
+        possible[:] = False
+    return possible
+
+
+def undo_shifts(
+    columns: Columns,
+    numbers: Indices | int,
+    space: Space,
+    parameters: Array,
+    units: Indices,
+    values: Array | float = 1.0,
+) -> None:
+    """Let all readers take the constants back that were added to units; arguments as of :func:`add_scales`."""
+    numbers = np.broadcast_to(numbers, units.shape)
+    values = np.broadcast_to(np.asarray(values, dtype=float), units.shape)
+    for reader in space.readers:
+        if reader.biases is not None:
+            biases = np.broadcast_to(reader.biases, (len(units), len(reader.biases)))
+            columns.add(numbers[:, None], biases, -values[:, None] * parameters[reader.weights[:, units].T])
     for norm in space.fixed_norms:
-        if norm.shifts is None:
-            return False
-        columns.add(column, norm.shifts[unit : unit + 1], -value * parameters[norm.scales[unit]] / norm.deviation[unit])
-    return True
+        if norm.shifts is not None:
+            columns.add(numbers, norm.shifts[units], -values * parameters[norm.scales[units]] / norm.deviation[units])
+
+
+def change_of_basis(space: Space, parameters: Array, units: Indices, scale: Array | None = None) -> Mixed:
+    """All linear maps of some units, written by all writers and undone by all readers."""
+    empty = np.zeros((len(units), 0), dtype=np.int64)
+    written = np.hstack([empty, *(writer.rows[units] for writer in space.writers)])
+    read = np.hstack([empty, *(reader.weights[:, units].T for reader in space.readers)])
+    scale = np.ones(len(units)) if scale is None else scale
+    return Mixed(written, parameters[written], read, parameters[read], scale)
 
 
 def _kind(space: Space) -> str:
@@ -94,30 +132,30 @@ def _kind(space: Space) -> str:
 
 def _changes_of_basis(space: Space, parameters: Array) -> Iterator[Directions]:
     kind = _kind(space)
-    entries = sum(w.rows.shape[1] for w in space.writers) + sum(len(r.weights) for r in space.readers)
-    blocks = [np.flatnonzero(space.blocks == number) for number in np.unique(space.blocks)]
-    if any(w.diagonal for w in space.writers):
-        blocks = [np.array([unit]) for unit in range(space.width)]
-    if sum(len(units) ** 2 for units in blocks) * entries > MOST_ENTRIES:
-        space.broken.append(f"the change of basis of {space.layer}, which is too large")
+    units = np.arange(space.width)
+    numbers, sizes = np.unique(space.blocks, return_counts=True)
+    if space.fixed_norms or any(w.diagonal for w in space.writers) or sizes.max() == 1:
+        columns = Columns()
+        add_scales(columns, units, space, parameters, units)
+        yield Directions(kind, space.layer, _each(units), (columns.form(),))
         return
-    for units in blocks:
-        columns = Columns(parameters.size)
-        for a in units:
-            for b in units:
-                add_map(columns, columns.count, space, parameters, {(int(a), int(b)): 1.0})
-        yield Directions(kind, space.layer, tuple(units.tolist()), columns.matrix())
+    for number in numbers:
+        together = units[space.blocks == number]
+        basis = change_of_basis(space, parameters, together)
+        yield Directions(kind, space.layer, (tuple(together.tolist()),), (basis,))
 
 
 def _shifts(space: Space, parameters: Array) -> Iterator[Directions]:
     writer = _shifting(space)
     if writer is None:
         return
-    for unit in range(space.width):
-        columns = Columns(parameters.size)
-        columns.add(0, writer.rows[unit, writer.shifts], 1.0)
-        if undo_shift(columns, 0, space, parameters, unit):
-            yield Directions(_kind(space), space.layer, (unit,), columns.matrix())
+    units = np.arange(space.width)
+    units = units[can_undo_shift(space, parameters, units)]
+    if units.size:
+        columns = Columns()
+        columns.add(np.arange(len(units))[:, None], writer.rows[units][:, writer.shifts], 1.0)
+        undo_shifts(columns, np.arange(len(units)), space, parameters, units)
+        yield Directions(_kind(space), space.layer, _each(units), (columns.form(),))
 
 
 def _shifting(space: Space) -> Writer | None:
@@ -126,29 +164,28 @@ def _shifting(space: Space) -> Writer | None:
 
 def _before_norm(space: Space, parameters: Array) -> Iterator[Directions]:
     """What the norms that read a space, and its linear readers with them, undo."""
-    each = [np.array([unit]) for unit in range(space.width)]
-    groups: list[NDArray[np.intp]] = each if set(space.norms) == {"batch_norm"} else [np.arange(space.width)]
-    for units in groups:
-        if space.linear:
-            columns = Columns(parameters.size)
-            for unit in units:
-                add_map(columns, 0, space, parameters, {(int(unit), int(unit)): 1.0})
-            yield Directions("norm", space.layer, tuple(units.tolist()), columns.matrix())
-        writer = _shifting(space)
-        if space.shift and writer is not None and "rms_norm" not in space.norms:
-            columns = Columns(parameters.size)
-            undone = True
-            for unit in units:
-                columns.add(0, writer.rows[unit, writer.shifts], 1.0)
-                undone &= undo_shift(columns, 0, space, parameters, int(unit))
-            if undone:
-                yield Directions("norm", space.layer, tuple(units.tolist()), columns.matrix())
+    units = np.arange(space.width)
+    by_unit = set(space.norms) == {"batch_norm"}
+    numbers = units if by_unit else np.zeros_like(units)
+    named = _each(units) if by_unit else (tuple(units.tolist()),)
+    if space.linear:
+        columns = Columns()
+        add_scales(columns, numbers, space, parameters, units)
+        yield Directions("norm", space.layer, named, (columns.form(),), exact=not space.epsilon)
+    writer = _shifting(space)
+    if space.shift and writer is not None and "rms_norm" not in space.norms:
+        possible = can_undo_shift(space, parameters, units)
+        chosen = units[possible] if by_unit else units if possible.all() else units[:0]
+        if chosen.size:
+            numbers = np.arange(len(chosen)) if by_unit else np.zeros_like(chosen)
+            columns = Columns()
+            columns.add(numbers[:, None], writer.rows[chosen][:, writer.shifts], 1.0)
+            undo_shifts(columns, numbers, space, parameters, chosen)
+            yield Directions("norm", space.layer, _each(chosen) if by_unit else named, (columns.form(),))
     if set(space.norms) == {"layer_norm"} and not space.activations and not space.readers:
         for writer in space.writers:  # what all units get alike is centred away, whatever the input
-            columns = Columns(parameters.size)
-            for column, indices in enumerate(writer.rows.T if not writer.diagonal else []):
-                columns.add(column, indices, 1.0)
-            yield Directions("norm", space.layer, (), columns.matrix())
+            if not writer.diagonal:
+                yield Directions("norm", space.layer, (), (Added(writer.rows.T, np.ones((1, space.width))),))
     if "batch_norm" not in space.norms:
         yield from _rotations(space, parameters)
 
@@ -168,7 +205,7 @@ def _rotations(space: Space, parameters: Array) -> Iterator[Directions]:
     centring = np.eye(space.width)
     if "layer_norm" in space.norms:
         centring -= 1 / space.width
-    columns = Columns(parameters.size)
+    columns = Columns()
     for a in range(space.width):
         for b in range(a):
             turn = centring[:, a : a + 1] @ centring[b : b + 1] - centring[:, b : b + 1] @ centring[a : a + 1]
@@ -180,7 +217,7 @@ def _rotations(space: Space, parameters: Array) -> Iterator[Directions]:
             for normalized in space.normalized:
                 if not _turn_back(columns, column, normalized, turn, parameters):
                     return
-    yield Directions("norm", space.layer, (), columns.matrix())
+    yield Directions("norm", space.layer, (), (columns.form(),))
 
 
 def _turn_back(columns: Columns, column: int, normalized: Space, turn: Array, parameters: Array) -> bool:
@@ -213,14 +250,11 @@ def _centred(space: Space, parameters: Array) -> Iterator[Directions]:
     weights = 1 / parameters[scales[:, 0]] if scales.size else np.ones(space.width)
     constant = float(weights @ parameters[shifts[:, 0]]) if shifts.size else 0.0
     for reader in space.readers:
-        if reader.biases is None and constant != 0.0:
-            continue
-        columns = Columns(parameters.size)
-        for row, indices in enumerate(reader.weights):
-            columns.add(row, indices, weights)
-            if reader.biases is not None:
-                columns.add(row, reader.biases[row : row + 1], -constant)
-        yield Directions("norm", reader.layer, (), columns.matrix())
+        if reader.biases is not None:
+            rows = np.hstack([reader.weights, reader.biases[:, None]])
+            yield Directions("norm", reader.layer, (), (Added(rows, np.append(weights, -constant)[None]),))
+        elif constant == 0.0:
+            yield Directions("norm", reader.layer, (), (Added(reader.weights, weights[None]),))
 
 
 def _query_key(pairing: Pairing, parameters: Array) -> Iterator[Directions]:
@@ -228,37 +262,34 @@ def _query_key(pairing: Pairing, parameters: Array) -> Iterator[Directions]:
     for queries, keys in pairing.heads:
         by_key.setdefault(keys.tobytes(), (keys, []))[1].append(queries)
     for keys, several in by_key.values():
-        size = len(keys)
-        units = tuple(keys.tolist())
-
-        def directions(
-            maps: list[list[tuple[int, int, float]]],
-            keys: Indices = keys,
-            units: tuple[int, ...] = units,
-            several: list[Indices] = several,
-        ) -> Directions:
-            columns = Columns(parameters.size)
-            for column, entries in enumerate(maps):
-                for a, b, value in entries:
-                    for writer in pairing.keys.writers:
-                        columns.add(column, writer.rows[keys[a]], value * parameters[writer.rows[keys[b]]])
-                    for queries in several:
-                        for writer in pairing.queries.writers:
-                            rows = writer.rows
-                            columns.add(column, rows[queries[b]], -value * parameters[rows[queries[a]]])
-            return Directions("attention", pairing.layer, units, columns.matrix())
-
+        units = (tuple(keys.tolist()),)
+        written = np.hstack([writer.rows[keys] for writer in pairing.keys.writers])
+        read = np.hstack([writer.rows[queries] for queries in several for writer in pairing.queries.writers])
+        forms: list[Form] = []
         if not pairing.keys.twisted:
-            yield directions([[(a, b, 1.0)] for a in range(size) for b in range(size)])
-        elif size % 2 == 0:  # rotary embeddings commute with what is complex linear, in pairs of units
-            half = size // 2
-            for pairs in ([(i, i + half) for i in range(half)], [(2 * i, 2 * i + 1) for i in range(half)]):
-                scales = [[(a, a, 1.0), (b, b, 1.0)] for a, b in pairs]
-                turns = [[(a, b, 1.0), (b, a, -1.0)] for a, b in pairs]
-                yield directions(scales + turns)
+            forms.append(Mixed(written, parameters[written], read, parameters[read]))
+        elif len(keys) % 2 == 0:  # rotary embeddings commute with what is complex linear, in pairs of units
+            half = len(keys) // 2
+            first = np.arange(half)
+            forms.append(_complex_scales(written, read, parameters, first, first + half))
+            forms.append(_complex_scales(written, read, parameters, 2 * first, 2 * first + 1))
+        for form in forms:
+            yield Directions("attention", pairing.layer, units, (form,))
         for writer in pairing.keys.writers:
             if writer.shifts.any():
-                columns = Columns(parameters.size)
-                for column, unit in enumerate(keys):
-                    columns.add(column, writer.rows[unit, writer.shifts], 1.0)
-                yield Directions("attention", pairing.layer, units, columns.matrix())
+                shifts = writer.rows[keys][:, writer.shifts].reshape(-1, 1)
+                yield Directions("attention", pairing.layer, units, (Added(shifts, np.ones((1, 1))),))
+
+
+def _complex_scales(written: Indices, read: Indices, parameters: Array, first: Indices, second: Indices) -> Form:
+    """Scaling and turning each pair of units."""
+    columns = Columns()
+    for start, entries in (
+        (0, ((first, first, 1.0), (second, second, 1.0))),
+        (len(first), ((first, second, 1.0), (second, first, -1.0))),
+    ):
+        numbers = (start + np.arange(len(first)))[:, None]
+        for a, b, value in entries:
+            columns.add(numbers, written[a], value * parameters[written[b]])
+            columns.add(numbers, read[b], -value * parameters[read[a]])
+    return columns.form()

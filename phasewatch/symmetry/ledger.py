@@ -14,10 +14,11 @@ from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.hessian.lanczos import own_generator
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
-from phasewatch.symmetry.directions import MOST_DENSE, Array, Columns, Directions, added_dimensions, verified
-from phasewatch.symmetry.generic import generic_directions
+from phasewatch.symmetry.directions import Added, Array, Directions, verified
+from phasewatch.symmetry.generic import MOST_ENTRIES, generic_directions
 from phasewatch.symmetry.spaces import find_architecture
-from phasewatch.symmetry.tape import pull_back, record
+from phasewatch.symmetry.span import Group, Lines, added_dimensions, basis_of_span
+from phasewatch.symmetry.tape import Recording, record
 from phasewatch.symmetry.units import (
     Closeness,
     annihilating_directions,
@@ -40,10 +41,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 _MOST_COTANGENTS = 16
 
+_MANY_OUTPUTS = 2**14
+"""Outputs in one batch from which on a large network makes do with one cotangent."""
+
 _MOST_PRODUCTS = 40
 """Products spent on verifying candidates above ``dense_below``; below, so many times fifty."""
-
-_MOST_DENSE_IF_LARGE = 100
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class ZeroLedger:
         broken: Symmetries that were expected but do not hold exactly, with the relative change of the outputs.
         tolerance: Relative change of the outputs up to which a direction counted as a zero.
         samples_too_few: Whether the probe has fewer outputs than parameters, which alone makes zeros.
+        directions: All that was verified.
     """
 
     num_parameters: int
@@ -98,6 +101,24 @@ class ZeroLedger:
     broken: tuple[str, ...]
     tolerance: float
     samples_too_few: bool
+    directions: tuple[Directions, ...]
+
+    def zero_space(self) -> Tensor:
+        """A basis of the space of certified zeros, for ``known_zeros`` of :func:`phasewatch.hessian_spectrum`.
+
+        Returns:
+            Orthonormal rows, shape ``(certified, num_parameters)``, in double precision on the CPU.
+
+        Raises:
+            ValueError: If that is too large to be written out.
+        """
+        entries = sum(d.count for d in self.directions) * self.num_parameters
+        if entries > MOST_ENTRIES:
+            raise ValueError(
+                f"The certified zeros are the span of {sum(d.count for d in self.directions):,} directions of "
+                f"{self.num_parameters:,} parameters, {entries:,} numbers; at most {MOST_ENTRIES:,} are written out."
+            )
+        return torch.from_numpy(basis_of_span([f for d in self.directions for f in d.forms], self.num_parameters))
 
     @property
     def nullity(self) -> int | None:
@@ -184,28 +205,28 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     for layer in layers:
         candidates += unit_directions(layer, parameters)
     for site in architecture.sites:
-        candidates += annihilating_directions(site, parameters.size)
-        candidates += data_rank_directions(site, parameters.size, jointly=not large)
+        candidates += annihilating_directions(site)
+        candidates += data_rank_directions(site, thorough=not large)
     candidates += _untouched(recording.gradient, exact)
     candidates = [c for c in candidates if c.count]
 
-    effect = _RelativeEffect(exact, seed)
+    effect = _RelativeEffect(exact, recording, seed)
     order = {kind: i for i, kind in enumerate(GENERIC_KINDS + NON_GENERIC_KINDS)}
     candidates.sort(key=lambda d: order[d.kind])
     most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
-    kept, failed, untested = verified(candidates, effect, tolerance, rng, most_products)
-    groups: dict[tuple[str, str], list[Directions]] = defaultdict(list)
+    kept, failed, untested = verified(candidates, effect, parameters.size, tolerance, rng, most_products)
+    together: dict[tuple[str, str], list[Directions]] = defaultdict(list)
     for directions in sorted(kept, key=lambda d: order[d.kind]):
-        groups[directions.kind, directions.layer].append(directions)
-    dimensions, left_out = added_dimensions(
-        [[d.matrix for d in group] for group in groups.values()],
-        sum(kind in GENERIC_KINDS for kind, _ in groups),
-        rng,
-        most_dense=_MOST_DENSE_IF_LARGE if large else MOST_DENSE,
-    )
+        together[directions.kind, directions.layer].append(directions)
+    groups = [
+        Group(layer, tuple(form for d in several for form in d.forms), kind in GENERIC_KINDS)
+        for (kind, layer), several in together.items()
+    ]
+    matrices = [w.rows for space in architecture.spaces for w in space.writers if not w.diagonal]
+    dimensions, left_out = added_dimensions(groups, Lines(parameters.size, matrices), rng)
     findings = [
-        Finding(kind, layer, tuple(dict.fromkeys(d.units for d in group if d.units)), count)
-        for ((kind, layer), group), count in zip(groups.items(), dimensions, strict=True)
+        Finding(kind, layer, tuple(dict.fromkeys(units for d in several for units in d.units)), count)
+        for ((kind, layer), several), count in zip(together.items(), dimensions, strict=True)
         if count
     ]
     generic = sum(f.dimensions for f in findings if f.kind in GENERIC_KINDS)
@@ -235,27 +256,17 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         broken=_broken(failed),
         tolerance=tolerance,
         samples_too_few=effect.num_outputs < exact.num_parameters,
+        directions=tuple(kept),
     )
 
 
 class _RelativeEffect:
     """Size of the change of the outputs along a direction, weighted as the loss sees it, relative to the largest."""
 
-    def __init__(self, objective: Objective, seed: int) -> None:
+    def __init__(self, objective: Objective, recording: Recording, seed: int) -> None:
         self._objective = objective
-        self._products = []
-        self.num_outputs = 0
-        with isolated(), second_derivatives(), torch.enable_grad():
-            for batch in range(objective.num_batches):
-                vector = objective.parameters.detach().clone().requires_grad_()
-                outputs, leaves, loss = objective.split_loss(vector, batch)
-                slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-                cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
-                (transposed,) = torch.autograd.grad(
-                    outputs, vector, cotangents, create_graph=True, materialize_grads=True
-                )
-                self._products.append((slopes, leaves, cotangents, transposed))
-                self.num_outputs += sum(leaf.numel() for leaf in leaves)
+        self._batches = recording.linearizations
+        self.num_outputs = sum(batch.num_outputs for batch in self._batches)
         random = np.random.default_rng(seed).standard_normal(objective.num_parameters)
         self._scale = self._size(random)  # the Frobenius norm, up to chance
 
@@ -266,13 +277,8 @@ class _RelativeEffect:
     def _size(self, direction: Array) -> float:
         vector = torch.as_tensor(direction).to(self._objective.parameters)
         total = 0.0
-        with isolated(), second_derivatives():
-            for weight, (slopes, leaves, cotangents, transposed) in zip(
-                self._objective.batch_weights, self._products, strict=True
-            ):
-                tangents = pull_back([transposed], cotangents, [vector])
-                curved = pull_back(slopes, leaves, tangents)
-                total += float(sum(c.double().square().sum() for c in curved)) * weight**2
+        for weight, batch in zip(self._objective.batch_weights, self._batches, strict=True):
+            total += float(sum(change.double().square().sum() for change in batch(vector))) * weight**2
         return float(np.sqrt(total))
 
 
@@ -284,9 +290,8 @@ def _untouched(gradient: Tensor, objective: Objective) -> list[Directions]:
         places = start + np.flatnonzero(zero[start : start + shape.numel()])
         start += shape.numel()
         if places.size:
-            columns = Columns(objective.num_parameters)
-            columns.add_each(places)
-            found.append(Directions("data rank", name.rpartition(".")[0] or name, (), columns.matrix()))
+            form = Added(places[:, None], np.ones((1, 1)))
+            found.append(Directions("data rank", name.rpartition(".")[0] or name, (), (form,)))
     return found
 
 
@@ -306,12 +311,17 @@ def _listed(units: tuple[tuple[int, ...], ...]) -> str:
 
 
 def _cotangents(objective: Objective, dense_below: int) -> int:
-    """As many as a sample has outputs tell all that a layer's gradients can; a large network makes do with one."""
-    if objective.num_parameters > dense_below:
-        return 1
+    """As many as a sample has outputs tell all that a layer's gradients can; a large network makes do with a few.
+
+    Units that are seen by the same few samples only seem to cancel where there are too few; with many outputs in
+    all, that does not happen.
+    """
     with isolated(), second_derivatives(), torch.enable_grad():
         outputs, _, _ = objective.split_loss(objective.parameters.clone().requires_grad_(), 0)
-    return min(max(output.shape[-1] if output.dim() else 1 for output in outputs), _MOST_COTANGENTS)
+    most = max(max(output.shape[-1] if output.dim() else 1 for output in outputs), 1)
+    if objective.num_parameters > dense_below:
+        return min(most, 1 if sum(output.numel() for output in outputs) > _MANY_OUTPUTS else _MOST_COTANGENTS // 4)
+    return min(most, _MOST_COTANGENTS)
 
 
 def _check_model(model: nn.Module, objective: Objective) -> None:

@@ -107,6 +107,7 @@ class Space:
         readers: Linear layers that read.
         fixed_norms: BatchNorms in evaluation mode that read.
         norms: Names of the functions of other norms that read.
+        epsilon: The largest epsilon of these.
         normalized: The spaces that these write.
         activations: Elementwise functions in between.
         blocks: Number of the block of each unit: what is between commutes with linear maps inside of blocks.
@@ -125,6 +126,7 @@ class Space:
     readers: list[Reader] = field(default_factory=list)
     fixed_norms: list[FixedNorm] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
+    epsilon: float = 0.0
     normalized: list[Space] = field(default_factory=list)
     activations: list[Activation] = field(default_factory=list)
     blocks: Indices = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -442,6 +444,9 @@ class _Walk:
             self._fixed_norm(call, space, channels, scale, shift)
         else:
             space.norms.append(call.name)
+            position = {"layer_norm": 4, "rms_norm": 3, "batch_norm": 7}[call.name]
+            default = None if call.name == "rms_norm" else 1e-5
+            space.epsilon = max(space.epsilon, call.argument(position, "eps", default) or 0.0)
             space.normalized.append(written)
 
     def _fixed_norm(
@@ -545,6 +550,7 @@ class _Walk:
             space.activations, other.activations = [], []
         for name in ("writers", "readers", "fixed_norms", "norms", "normalized", "broken"):
             getattr(space, name).extend(getattr(other, name))
+        space.epsilon = max(space.epsilon, other.epsilon)
         space.refine(other.blocks)
         space.linear &= other.linear and bool(other.writers) == bool(space.writers)
         space.shift &= other.shift
@@ -555,6 +561,8 @@ class _Walk:
         self._track(call.output, space, labels)
 
     def _note_redundant(self, space: Space, writer: Writer, other: Space | None = None) -> None:
+        if space.norms or (other is not None and other.norms):
+            return  # a norm that reads one of the two before they are added sees the constant move
         first = next((w for w in space.writers if w.shifts.any()), None)
         if first is not None and writer.shifts.any():
             readers = [] if other is None else list(other.readers)
@@ -710,19 +718,20 @@ def _encoded(channels: Indices) -> Tensor:
 def _decoded(labels: Tensor, width: int) -> Indices:
     codes = _codes(width)
     order = np.argsort(codes)
-    values, inverse = np.unique(labels.detach().numpy(), return_inverse=True)
+    repeated = [axis for axis in range(labels.dim()) if labels.stride(axis) == 0]
+    shape = labels.shape
+    for axis in repeated:
+        labels = labels.narrow(axis, 0, 1)
+    values = labels.detach().numpy()
     nearest = np.searchsorted(codes[order], values - 1e-9).clip(max=width - 1)
     if np.any(np.abs(codes[order][nearest] - values) > 1e-9):
         raise ValueError("an operation mixes units")
-    return order[nearest][inverse].reshape(labels.shape)
+    return np.broadcast_to(order[nearest], shape)
 
 
 def _varying_axes(labels: Tensor) -> set[int]:
-    return {
-        axis
-        for axis in range(labels.dim())
-        if labels.shape[axis] > 1 and not torch.equal(labels, labels.narrow(axis, 0, 1).expand_as(labels))
-    }
+    long = [axis for axis in range(labels.dim()) if labels.shape[axis] > 1 and labels.stride(axis)]
+    return {axis for axis in long if not torch.equal(labels, labels.narrow(axis, 0, 1).expand_as(labels))}
 
 
 def _heads(labels: Tensor, axis: int, width: int) -> list[Indices]:

@@ -75,6 +75,34 @@ class Call:
 
 
 @dataclass(eq=False)
+class Linearization:
+    r"""Products with :math:`H_\ell J` on one batch; holds the graph.
+
+    Attributes:
+        slopes: Gradients of the loss in the outputs.
+        leaves: The outputs as leaves, of which these are functions.
+        cotangents: Zeros in the shape of the outputs.
+        transposed: Product of the transposed Jacobian with them.
+    """
+
+    slopes: Sequence[Tensor]
+    leaves: list[Tensor]
+    cotangents: list[Tensor]
+    transposed: Tensor
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs of the network on the batch."""
+        return sum(leaf.numel() for leaf in self.leaves)
+
+    def __call__(self, direction: Tensor) -> list[Tensor]:
+        """Change of the loss's slopes, of the shape of the outputs, along a direction."""
+        with isolated(), second_derivatives():
+            tangents = pull_back([self.transposed], self.cotangents, [direction])
+            return pull_back(self.slopes, self.leaves, tangents)
+
+
+@dataclass(eq=False)
 class Recording:
     """The calls that lead to the outputs of the network.
 
@@ -83,12 +111,14 @@ class Recording:
             the inputs and gradients of all batches.
         outputs: The outputs of the network on the first batch.
         gradient: Sum of the squared gradients of the random combinations, shape ``(num_parameters,)``.
+        linearizations: The network and the loss around where they are, batch by batch.
         alike: Whether all batches took the same calls; otherwise inputs and gradients are of the first batch only.
     """
 
     calls: list[Call]
     outputs: list[Tensor]
     gradient: Tensor = field(repr=False)
+    linearizations: list[Linearization] = field(repr=False)
     alike: bool = True
 
 
@@ -107,6 +137,7 @@ def record(objective: Objective, generator: torch.Generator, cotangents: int = 1
     for batch in range(1, objective.num_batches):
         other = _record(objective, batch, generator, cotangents)
         recording.gradient += other.gradient
+        recording.linearizations += other.linearizations
         recording.alike &= [call.name for call in recording.calls] == [call.name for call in other.calls]
         if recording.alike:
             for call, same in zip(recording.calls, other.calls, strict=True):
@@ -124,13 +155,15 @@ def _record(objective: Objective, batch: int, generator: torch.Generator, count:
         total = torch.zeros_like(vector)
         for _ in range(count):
             directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in leaves]
-            cotangents = pull_back(slopes, leaves, directions)
-            (gradient,) = pull_back(outputs, [vector], cotangents)
+            (gradient,) = pull_back(outputs, [vector], pull_back(slopes, leaves, directions))
             total += gradient.detach().square()
+        tape.stop()
+        cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
+        (transposed,) = torch.autograd.grad(outputs, vector, cotangents, create_graph=True, materialize_grads=True)
     calls = _leading_to(outputs, tape.calls)
     for call in calls:
         call.inputs *= count
-    return Recording(calls, outputs, total)
+    return Recording(calls, outputs, total, [Linearization(slopes, leaves, cotangents, transposed)])
 
 
 def pull_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
@@ -163,6 +196,12 @@ class _Tape(TorchFunctionMode):
         self.calls: list[Call] = []
         self._storage = vector.untyped_storage().data_ptr()
         self._places = np.arange(vector.numel())
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def stop(self) -> None:
+        """Keep no further gradients."""
+        for hook in self._hooks:
+            hook.remove()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -179,7 +218,7 @@ class _Tape(TorchFunctionMode):
         call.parameters = {id(t): places for t in call.tensors() if (places := self._indices(t)) is not None}
         self.calls.append(call)
         if name in LINEAR_MAPS and output.requires_grad:
-            output.register_hook(lambda gradient: call.gradients.append(gradient.detach()))
+            self._hooks.append(output.register_hook(lambda gradient: call.gradients.append(gradient.detach())))
         return output
 
     def _indices(self, tensor: Tensor) -> Indices | None:

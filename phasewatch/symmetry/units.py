@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from phasewatch.symmetry.directions import Array, Columns, Directions
-from phasewatch.symmetry.generic import MOST_ENTRIES, add_map, undo_shift
+from phasewatch.symmetry.directions import Added, Array, Columns, Directions
+from phasewatch.symmetry.generic import (
+    MOST_ENTRIES,
+    add_scales,
+    can_undo_shift,
+    change_of_basis,
+    undo_shifts,
+)
+from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, triangle
 from phasewatch.symmetry.spaces import Activation, Architecture, Reader, Site, Space
 
 EXACT = 1e-9
@@ -77,6 +85,10 @@ _MOST_WORK = 2e10
 """Multiplications that may be spent on one layer's unseen directions."""
 
 
+_CLEARLY_MORE = 1.25
+"""Samples for each weight from which on they are taken to determine it where not all can be looked into."""
+
+
 class Layer:
     """The units of a hidden space on the probe.
 
@@ -105,6 +117,13 @@ class Layer:
         """Standard deviation of each unit's activation."""
         return self.activations.std(1)
 
+    @cached_property
+    def cosines(self) -> Array:
+        """Cosine between the activations of each two units, shape ``(width, width)``."""
+        norms = np.linalg.norm(self.activations, axis=1)
+        scaled = torch.from_numpy(self.activations / np.where(norms > 0, norms, 1.0)[:, None])
+        return np.asarray((scaled @ scaled.T).numpy())
+
     def constant(self) -> NDArray[np.bool_]:
         """Which units have the same activation everywhere."""
         spread = np.abs(self.activations - self.activations[:, :1]).max(1)
@@ -125,7 +144,7 @@ class Layer:
 
     def closeness(self, parameters: Array) -> Closeness:
         """The graded measures."""
-        cosines = _cosines(self.activations)
+        cosines = self.cosines.copy()
         np.fill_diagonal(cosines, 0.0)
         size = len(cosines)
         pair = divmod(int(np.argmax(np.abs(cosines))), size)
@@ -149,9 +168,8 @@ class Layer:
             return 1.0, ()
         effects = self.reach[:, units]
         effects = effects / np.linalg.norm(effects, axis=0)
-        _, values, vectors = np.linalg.svd(np.linalg.qr(effects, mode="r"))
-        mixture = np.abs(vectors[-1])
-        return float(values[-1]), tuple(units[mixture > 0.1 * mixture.max()].tolist())
+        least, mixture = least_singular(triangle(effects))
+        return least, tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
 
 def layers_of(architecture: Architecture) -> list[Layer]:
@@ -168,53 +186,48 @@ def unit_directions(layer: Layer, parameters: Array) -> Iterator[Directions]:
     space, name = layer.space, layer.space.layer
     constant, closed, effective = layer.constant(), layer.closed(), layer.effective()
     dead = constant & closed
-    for unit in np.flatnonzero(dead):
-        columns = Columns(parameters.size)
-        _incoming(columns, space, int(unit))
-        _outgoing(columns, space, {int(unit): 1.0}, float(layer.means[unit]))
-        yield Directions("dead", name, (int(unit),), columns.matrix())
-    for unit in np.flatnonzero(~dead & ~effective):
-        columns = Columns(parameters.size)
-        _incoming(columns, space, int(unit))
-        yield Directions("zero outgoing", name, (int(unit),), columns.matrix())
-    for unit in np.flatnonzero(constant & ~dead):
-        columns = Columns(parameters.size)
-        _outgoing(columns, space, {int(unit): 1.0}, float(layer.means[unit]))
+    for unit in np.flatnonzero(dead).tolist():
+        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]))
+        yield Directions("dead", name, ((unit,),), (*_incoming(space, unit), *outgoing))
+    for unit in np.flatnonzero(~dead & ~effective).tolist():
+        yield Directions("zero outgoing", name, ((unit,),), _incoming(space, unit))
+    for unit in np.flatnonzero(constant & ~dead).tolist():
         silent = not any(parameters[w.rows[unit, ~w.shifts]].any() for w in space.writers)
         kind = "zero incoming" if silent else "constant"
-        yield Directions(kind, name, (int(unit),), columns.matrix())
+        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]))
+        if outgoing:
+            yield Directions(kind, name, ((unit,),), outgoing)
         writer = next((w for w in space.writers if w.shifts.any()), None)
-        if writer is not None and layer.slopes is not None:
-            columns = Columns(parameters.size)
+        units = np.array([unit])
+        if writer is not None and layer.slopes is not None and can_undo_shift(space, parameters, units).all():
+            columns = Columns()
             columns.add(0, writer.rows[unit, writer.shifts], 1.0)
-            if undo_shift(columns, 0, space, parameters, int(unit), float(layer.slopes[unit, 0])):
-                yield Directions(kind, name, (int(unit),), columns.matrix())
-    yield from _parallel(layer, ~constant, parameters)
+            undo_shifts(columns, 0, space, parameters, units, float(layer.slopes[unit, 0]))
+            yield Directions(kind, name, ((unit,),), (columns.form(),))
+    yield from _parallel(layer, ~constant)
     if layer.slopes is not None and not space.heads and not space.norms:
         yield from _sharing_slopes(layer, ~closed, parameters)
 
 
-def _incoming(columns: Columns, space: Space, unit: int) -> None:
-    for writer in space.writers:
-        columns.add_each(writer.rows[unit])
+def _incoming(space: Space, unit: int) -> tuple[Added, ...]:
+    return tuple(Added(w.rows[unit][:, None], np.ones((1, 1))) for w in space.writers)
 
 
-def _outgoing(columns: Columns, space: Space, mixture: dict[int, float], constant: float) -> None:
+def _outgoing(space: Space, units: tuple[int, ...], mixture: tuple[float, ...], constant: float) -> tuple[Added, ...]:
     """A combination of units that is constant: every row of every reader may add a multiple of it."""
+    forms = []
     for reader in space.readers:
-        if reader.biases is None and constant != 0.0:
-            continue
-        for row in range(len(reader.weights)):
-            column = columns.count
-            for unit, factor in mixture.items():
-                columns.add(column, reader.weights[row, unit : unit + 1], factor)
-            if reader.biases is not None:
-                columns.add(column, reader.biases[row : row + 1], -constant)
+        rows = reader.weights[:, list(units)]
+        if constant == 0.0:
+            forms.append(Added(rows, np.array([mixture])))
+        elif reader.biases is not None:
+            forms.append(Added(np.hstack([rows, reader.biases[:, None]]), np.array([[*mixture, -constant]])))
+    return tuple(forms)
 
 
-def _parallel(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:
+def _parallel(layer: Layer, among: NDArray[np.bool_]) -> Iterator[Directions]:
     values = layer.activations
-    near = np.abs(_cosines(values)) > 1 - 1e-9
+    near = np.abs(layer.cosines) > 1 - 1e-9
     taken = ~among
     for first in range(len(values)):
         if taken[first]:
@@ -227,9 +240,8 @@ def _parallel(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iter
             if np.linalg.norm(values[second] - factor * values[first]) > EXACT * np.linalg.norm(values[second]):
                 continue
             taken[second] = True
-            columns = Columns(parameters.size)
-            _outgoing(columns, layer.space, {first: -factor, int(second): 1.0}, 0.0)
-            yield Directions("parallel", layer.space.layer, (first, int(second)), columns.matrix())
+            pair = first, int(second)
+            yield Directions("parallel", layer.space.layer, (pair,), _outgoing(layer.space, pair, (-factor, 1.0), 0.0))
 
 
 def _sharing_slopes(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:
@@ -239,42 +251,33 @@ def _sharing_slopes(layer: Layer, among: NDArray[np.bool_], parameters: Array) -
     if not (space.linear and len(np.unique(space.blocks)) == space.width):
         return
     scaled = slopes / np.abs(slopes).max(1, keepdims=True).clip(min=1e-300)
-    _, group = np.unique(np.round(scaled, 12), axis=0, return_inverse=True)
-    for number in np.unique(group.ravel()[among]):
-        units = np.flatnonzero((group.ravel() == number) & among)
-        steady = bool(np.ptp(slopes[units]) == 0 or np.all(np.ptp(slopes[units], axis=1) == 0))
-        if len(units) < 2 and not steady:
-            continue
+    # equal rows have equal projections, and others with probability one do not
+    projections = (scaled * np.random.default_rng(0).standard_normal(scaled.shape[1])).sum(1)
+    _, group = np.unique(np.round(projections, 9), return_inverse=True)
+    always = np.ptp(slopes, axis=1) == 0
+    several = np.bincount(group[among], minlength=len(group)) > 1
+    for number in np.unique(group[among & (several[group] | always)]):
+        units = np.flatnonzero((group == number) & among)
+        steady = bool(always[units].all())
         peaks = np.abs(slopes[units]).max(1)
         kind = "always on" if steady else "same pattern"
-        where = tuple(units.tolist())
-        columns = Columns(parameters.size)
-        for i, a in enumerate(units):
-            for j, b in enumerate(units):
-                # what is written changes by h_a += h_b, what is read by slope_a / slope_b times the activation of b
-                column = columns.count
-                for writer in space.writers:
-                    columns.add(column, writer.rows[a], parameters[writer.rows[b]])
-                for reader in space.readers:
-                    factor = -peaks[i] / peaks[j]
-                    columns.add(column, reader.weights[:, b], factor * parameters[reader.weights[:, a]])
+        where = (tuple(units.tolist()),)
         if space.fixed_norms:
-            columns = Columns(parameters.size)
-            for unit in units:
-                add_map(columns, columns.count, space, parameters, {(int(unit), int(unit)): 1.0})
-        yield Directions(kind, space.layer, where, columns.matrix())
+            columns = Columns()
+            add_scales(columns, np.arange(len(units)), space, parameters, units)
+            yield Directions(kind, space.layer, where, (columns.form(),))
+        else:
+            # what is written changes by h_a += h_b, what is read by slope_a / slope_b times the activation of b
+            yield Directions(kind, space.layer, where, (change_of_basis(space, parameters, units, peaks),))
         shifting = next((w for w in space.writers if w.shifts.any()), None)
-        if steady and shifting is not None:
-            columns = Columns(parameters.size)
-            undone = True
-            for column, unit in enumerate(units):
-                columns.add(column, shifting.rows[unit, shifting.shifts], 1.0)
-                undone &= undo_shift(columns, column, space, parameters, int(unit), float(slopes[unit, 0]))
-            if undone:
-                yield Directions(kind, space.layer, where, columns.matrix())
+        if steady and shifting is not None and can_undo_shift(space, parameters, units).all():
+            columns = Columns()
+            columns.add(np.arange(len(units))[:, None], shifting.rows[units][:, shifting.shifts], 1.0)
+            undo_shifts(columns, np.arange(len(units)), space, parameters, units, slopes[units, 0])
+            yield Directions(kind, space.layer, where, (columns.form(),))
 
 
-def annihilating_directions(site: Site, num_parameters: int) -> Iterator[Directions]:
+def annihilating_directions(site: Site) -> Iterator[Directions]:
     """Combinations of units whose effects cancel: any input may be added to all of them at once.
 
     At the last layer a combination of all outputs in equal parts is the shift that a softmax does not see.
@@ -283,60 +286,49 @@ def annihilating_directions(site: Site, num_parameters: int) -> Iterator[Directi
         return
     for mixture in null_vectors(site.gradients, skip_zero=True):
         units = np.flatnonzero(np.abs(mixture) > 1e-7)
-        columns = Columns(num_parameters)
-        for feature in range(site.rows.shape[1]):
-            columns.add(feature, site.rows[units, feature], mixture[units])
+        form = Added(site.rows[units].T, mixture[None, units])
         softmax = site.space.final and len(units) == len(mixture) and np.ptp(mixture) < 1e-6 * np.abs(mixture).max()
         kind = "softmax" if softmax else "annihilating"
-        yield Directions(kind, site.layer, () if softmax else tuple(units.tolist()), columns.matrix())
+        yield Directions(kind, site.layer, () if softmax else (tuple(units.tolist()),), (form,))
 
 
-def data_rank_directions(site: Site, num_parameters: int, jointly: bool) -> Iterator[Directions]:
+def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
     """Changes of a unit's incoming weights that no sample sees on which the unit has an effect.
 
     Args:
         site: The linear layer.
-        num_parameters: Length of a direction.
-        jointly: Whether to look for changes of several units that cancel, too, which is dear.
+        thorough: Whether to look for changes of several units that cancel, too, and into the samples of a unit that
+            are clearly more than its weights, which is dear.
     """
-    if jointly:
-        yield from _jointly_unseen(site, num_parameters)
+    if thorough:
+        yield from _jointly_unseen(site)
     positions, features = site.inputs.shape
     common = null_vectors(site.inputs)
-    if common.size * len(site.rows) > MOST_ENTRIES:
-        return
-    alone: set[int] = set()
+    alone: list[int] = []
     if site.gradients is not None and len(site.gradients) == positions:
         size = np.abs(site.gradients)
         seen = size > EXACT * max(float(size.max()), 1e-300)
-        patterns, group = np.unique(seen.T, axis=0, return_inverse=True)
+        _, first, group = np.unique(np.packbits(seen, axis=0), axis=1, return_index=True, return_inverse=True)
         work = 0
-        for number, pattern in enumerate(patterns):
-            units = np.flatnonzero(group.ravel() == number)
-            if pattern.all() or not pattern.any():
+        for number, pattern in enumerate(seen.T[first]):
+            if pattern.all() or not pattern.any() or (pattern.sum() > _CLEARLY_MORE * features and not thorough):
                 continue
+            units = np.flatnonzero(group.ravel() == number)
             work += int(pattern.sum()) * features**2
             if work > _MOST_WORK:
                 break
             vectors = null_vectors(site.inputs[pattern])
-            if len(vectors) <= len(common) or vectors.size * len(units) > MOST_ENTRIES:
-                continue
-            for index in units.tolist():
-                alone.add(index)
-                columns = Columns(num_parameters)
-                for column, vector in enumerate(vectors):
-                    columns.add(column, site.rows[index], vector)
-                yield Directions("data rank", site.layer, (index,), columns.matrix())
-    if len(common):
-        columns = Columns(num_parameters)
-        for unit, row in enumerate(site.rows):
-            if unit not in alone:  # what no sample sees is among what the unit's own samples do not see
-                for vector in common:
-                    columns.add(columns.count, row, vector)
-        yield Directions("data rank", site.layer, (), columns.matrix())
+            if len(vectors) > len(common):
+                alone += units.tolist()
+                for index in units.tolist():
+                    form = Added(site.rows[index][None], vectors)
+                    yield Directions("data rank", site.layer, ((index,),), (form,))
+    others = np.setdiff1d(np.arange(len(site.rows)), alone)
+    if len(common) and others.size:  # what no sample sees is among what the unit's own samples do not see
+        yield Directions("data rank", site.layer, (), (Added(site.rows[others], common),))
 
 
-def _jointly_unseen(site: Site, num_parameters: int) -> Iterator[Directions]:
+def _jointly_unseen(site: Site) -> Iterator[Directions]:
     """Changes of several units' incoming weights whose effects cancel on each sample: for small layers."""
     if site.gradients is None or len(site.gradients) != len(site.inputs):
         return
@@ -344,10 +336,8 @@ def _jointly_unseen(site: Site, num_parameters: int) -> Iterator[Directions]:
     if rows * size**2 > _MOST_WORK or rows * size > MOST_ENTRIES:
         return
     vectors = null_vectors((site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size))
-    columns = Columns(num_parameters)
-    for column, vector in enumerate(vectors):
-        columns.add(column, site.rows, vector)
-    yield Directions("data rank", site.layer, (), columns.matrix())
+    if len(vectors):
+        yield Directions("data rank", site.layer, (), (Added(site.rows.reshape(1, -1), vectors),))
 
 
 def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
@@ -364,8 +354,10 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
     if not used.size:
         return np.reshape(basis, (-1, matrix.shape[1]))
     scaled = matrix[:, used] / norms[used]
-    if len(scaled) > 2 * len(used):
-        scaled = np.linalg.qr(scaled, mode="r")
+    if len(scaled) >= len(used):
+        scaled = triangle(scaled)
+        if not len(basis) and least_singular(scaled)[0] > CLEARLY_POSITIVE:
+            return np.zeros((0, matrix.shape[1]))
     upper, pivots = scipy.linalg.qr(scaled, mode="r", pivoting=True)
     diagonal = np.abs(np.diag(upper))
     rank = int((diagonal > EXACT * diagonal[0]).sum())
@@ -403,12 +395,6 @@ def _slopes(activation: Activation, width: int) -> Array | None:
             (slope,) = torch.autograd.grad(function(x, *call.args[1:], **kwargs).sum(), x)
         slopes.append(slope.movedim(activation.axis, 0).flatten(1)[order].reshape(width, -1))
     return torch.cat(slopes, dim=1).double().cpu().numpy()
-
-
-def _cosines(values: Array) -> Array:
-    norms = np.linalg.norm(values, axis=1)
-    scaled = values / np.where(norms > 0, norms, 1.0)[:, None]
-    return np.asarray(scaled @ scaled.T)
 
 
 def _least(values: Array) -> tuple[float, int]:

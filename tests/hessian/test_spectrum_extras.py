@@ -92,6 +92,73 @@ def test_loss_with_a_memory_is_refused() -> None:
         hessian_spectrum(objective)
 
 
+class _Rounded(nn.Module):
+    """Activations on a grid, with the straight-through gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (torch.round(8 * x) / 8 - x).detach()
+
+
+class _Gated(nn.Module):
+    """Units that are switched on and off where they are not zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x > 0.3)
+
+
+@pytest.mark.parametrize("activation", [_Rounded, _Gated])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("measure", [hessian_spectrum, hessian_trace, leading_eigenpairs])
+def test_discontinuous_loss_is_refused(
+    activation: type[nn.Module], dtype: torch.dtype, measure: Callable[[Objective], Any]
+) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(6, 20), activation(), nn.Linear(20, 3)).to(dtype)
+        x = normal(200, 6, seed=seed).to(dtype)
+        objective = Objective(module, [(x, normal(200, 3, seed=9).to(dtype))], loss_fn=squared_error)
+        with pytest.raises(ValueError, match="The loss jumps by"):
+            measure(objective)
+
+
+def test_an_extremum_on_the_way_is_no_jump() -> None:
+    """Wherever on the line it lies, and whatever the curvature: a quadratic form around 200 centres."""
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(200):
+        size = 2 + trial % 5
+        center = torch.randn(size, generator=generator, dtype=torch.float64)
+        module = nn.Linear(size, 1, bias=False).double()
+        module.weight.data[0] = center + 10.0 ** (-trial % 4) * 0.02 * torch.randn(size, generator=generator)
+
+        def loss_fn(module: nn.Module, batch: Tensor, center: Tensor = center) -> Tensor:
+            return (module.weight[0] - center).square().sum() + 0 * batch.sum()
+
+        HessianOperator(Objective(module, [torch.ones(1)], loss_fn=loss_fn)) @ center
+
+
+class _Pooled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.max_pool1d(x, 2)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Hardtanh, _Pooled, nn.Tanh])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 30.0])
+def test_kinks_are_no_jumps(activation: type[nn.Module], dtype: torch.dtype, scale: float) -> None:
+    """Also where all parameters lie on kinks, near a minimum, and in functions that grow fast."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        width = 10 if activation is _Pooled else 20
+        module = nn.Sequential(nn.Linear(6, 20), activation(), nn.Linear(width, 3)).to(dtype)
+        for parameter in module.parameters():
+            parameter.data *= scale
+        x = normal(100, 6, seed=seed).to(dtype)
+        for targets in (normal(100, 3, seed=9).to(dtype), module(x).detach()):
+            HessianOperator(Objective(module, [(x, targets)], loss_fn=squared_error)) @ torch.ones(
+                sum(p.numel() for p in module.parameters()), dtype=dtype
+            )
+
+
 def test_products_that_are_not_finite() -> None:
     class Root(nn.Module):
         def __init__(self) -> None:
