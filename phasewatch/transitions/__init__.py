@@ -5,14 +5,16 @@ from phasewatch.transitions.detect import detect_transitions
 from phasewatch.transitions.kinds import DETECTABLE
 from phasewatch.transitions.live import LiveDetector
 from phasewatch.transitions.search import OptimalPartition
-from phasewatch.transitions.transition import Change, Transition
+from phasewatch.transitions.transition import Change, Detection, Stage, Transition
 
 __all__ = [
     "DETECTABLE",
     "Change",
     "CostWeightedLine",
+    "Detection",
     "LiveDetector",
     "OptimalPartition",
+    "Stage",
     "Transition",
     "detect_transitions",
 ]
