@@ -3,7 +3,7 @@
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.detect import detect_transitions
 from phasewatch.transitions.kinds import DETECTABLE
-from phasewatch.transitions.live import LiveDetector
+from phasewatch.transitions.live import Flag, LiveDetector
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.transition import Change, Detection, Stage, Transition
 
@@ -12,6 +12,7 @@ __all__ = [
     "Change",
     "CostWeightedLine",
     "Detection",
+    "Flag",
     "LiveDetector",
     "OptimalPartition",
     "Stage",

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from phasewatch.transitions.noisy import noisy_transitions
+from phasewatch.transitions.noisy import candidate_bounds, noisy_transitions
 from phasewatch.transitions.plateaus import plateau_boundaries
 from phasewatch.transitions.regression import CHANGE_PRICE, boundary_price
 from phasewatch.transitions.resolved import resolved_transitions
@@ -75,34 +75,16 @@ def detect_transitions(
         >>> transition.start, transition.end, transition.kind
         (1950.0, 2000.0, 'loss falls')
     """
-    steps = checked_steps(steps)
-    given = checked_signals(steps, values, standard_errors, reliable)
     alpha = checked_alpha(alpha)
     if model not in ("auto", "drift", "plateau"):
         raise ValueError(f"model is {model!r}; expected 'auto', 'drift' or 'plateau'")
     if criterion not in ("transition", "plateau"):
         raise ValueError(f"criterion is {criterion!r}; expected 'transition' or 'plateau'")
-    measured = np.zeros(len(steps), dtype=bool)
-    for array, _, _ in given.values():
-        measured |= np.isfinite(array)
-    count = int(measured.sum())
-    if count < MIN_POINTS:
-        return Detection(undecided=f"{count} measurements are too few; it takes at least {MIN_POINTS}: measure more often.")
-    steps = steps[measured]
-    time = log_time(steps)
-    prepared = (
-        prepare(name, time, array[measured], None if errors is None else errors[measured], trusted[measured])
-        for name, (array, errors, trusted) in given.items()
-    )
-    signals = [signal for signal in prepared if signal is not None]
-    if not signals:
-        # Constant signals have been seen to have no transition; signals that are nearly empty have not been seen.
-        seen = [int(np.isfinite(array).sum()) for array, _, _ in given.values()]
-        enough = max(seen) >= MIN_POINTS
-        return Detection(undecided=None if enough else f"no signal was measured at {MIN_POINTS} steps or more.")
-    trusted = np.column_stack([given[signal.name][2][measured] for signal in signals])
-    scaled = Scaled.of(steps, time, signals, trusted)
-    least = _least_change(alpha, int(scaled.present.sum(axis=0).max()), len(signals))
+    scaled = _scaled(steps, values, standard_errors, reliable)
+    if isinstance(scaled, Detection):
+        return scaled
+    count = len(scaled.steps)
+    least = _least_change(alpha, int(scaled.present.sum(axis=0).max()), len(scaled.signals))
     if criterion == "plateau":
         found = plateau_boundaries(scaled)
     elif model == "auto" and scaled.noise < RESOLVED:
@@ -118,6 +100,52 @@ def detect_transitions(
     found = _adjusted([replace(t, **_free_energy(t, n)) for t in found])
     stages = () if undecided else _stages(scaled, found)
     return Detection(found, stages, undecided, least)
+
+
+def may_have_changed(
+    steps: ArrayLike,
+    values: Mapping[str, ArrayLike],
+    standard_errors: Mapping[str, ArrayLike] | None,
+    reliable: Mapping[str, ArrayLike] | None,
+    newest: int,
+) -> bool:
+    """Tell, at the cost of two segmentations, whether a transition among the newest measurements is worth a search."""
+    scaled = _scaled(steps, values, standard_errors, reliable)
+    if isinstance(scaled, Detection):
+        return False
+    if scaled.noise < RESOLVED:
+        return True
+    return any(bounds and bounds[-1] >= len(scaled.steps) - newest for bounds in candidate_bounds(scaled))
+
+
+def _scaled(
+    steps: ArrayLike,
+    values: Mapping[str, ArrayLike],
+    standard_errors: Mapping[str, ArrayLike] | None,
+    reliable: Mapping[str, ArrayLike] | None,
+) -> Scaled | Detection:
+    """Check what was given and bring it to one scale, or say why nothing can be said."""
+    steps = checked_steps(steps)
+    given = checked_signals(steps, values, standard_errors, reliable)
+    measured = np.zeros(len(steps), dtype=bool)
+    for array, _, _ in given.values():
+        measured |= np.isfinite(array)
+    count = int(measured.sum())
+    if count < MIN_POINTS:
+        return Detection(undecided=f"{count} measurements are too few; it takes {MIN_POINTS}: measure more often.")
+    steps = steps[measured]
+    time = log_time(steps)
+    prepared = (
+        prepare(name, time, array[measured], None if errors is None else errors[measured], trusted[measured])
+        for name, (array, errors, trusted) in given.items()
+    )
+    signals = [signal for signal in prepared if signal is not None]
+    if not signals:
+        # Constant signals were seen to have no transition; signals that are nearly empty were not seen at all.
+        enough = max(int(np.isfinite(array).sum()) for array, _, _ in given.values()) >= MIN_POINTS
+        return Detection(undecided=None if enough else f"no signal was measured at {MIN_POINTS} steps or more.")
+    trusted = np.column_stack([given[signal.name][2][measured] for signal in signals])
+    return Scaled.of(steps, time, signals, trusted)
 
 
 def _least_change(alpha: float, points: int, signals: int) -> float:

@@ -43,17 +43,21 @@ def noisy_transitions(scaled: Scaled, alpha: float, drift: bool = True) -> list[
         SignalRegression(scaled.steps, scaled.time, scaled.y[:, k], scaled.sigma[:, k], 1.0, drift)
         for k in range(count)
     ]
-    candidates = [
-        _candidates(scaled, CostWeightedLine(scaled.time, scaled.weights, 3 if sloped else 2, drift=sloped))
-        for sloped in ((True, False) if drift else (False,))
-    ]
     search = BoundarySearch(signals, points, boundary_price(alpha, points, count))
-    selection = search.best(candidates)
+    selection = search.best(candidate_bounds(scaled, drift))
     search.prepare(selection)
     return [
         _describe(scaled, search, selection, j)
         for j in range(len(selection.boundaries))
         if any(j in changes for changes in selection.changes)
+    ]
+
+
+def candidate_bounds(scaled: Scaled, drift: bool = True) -> list[list[int]]:
+    """Inner bounds of the exact segmentations into lines and into plateaus, at a penalty that lets in too many."""
+    return [
+        _candidates(scaled, CostWeightedLine(scaled.time, scaled.weights, 3 if sloped else 2, drift=sloped))
+        for sloped in ((True, False) if drift else (False,))
     ]
 
 

@@ -23,7 +23,8 @@ Boundary = tuple[float, float]
 
 CORRELATIONS = np.array([0.0, 0.2, 0.4, 0.6, 0.75, 0.88])
 WIDTHS = np.array([0.0, 3.0, 4.5, 6.5, 9.0, 13.0, 19.0, 27.0, 40.0, 60.0, 90.0])
-BENDS = 10
+BEND_SCALES = 10
+BEND_EXPONENTS = (0.4, 1.0)
 # Prices, in units of twice the log-likelihood: of a change in one signal, more where its noise is correlated (a level
 # that wanders makes steps look likelier than they are), of a bend, of slopes that differ between stages, of correlation.
 CHANGE_PRICE = 4.0
@@ -37,7 +38,7 @@ RESOLUTION = 0.015
 # Prior standard deviation of a slope's change at a boundary, in spans of the signal over the whole of log time.
 SLOPE_PRIOR = 0.5
 # Effective number of places for each measurement: at and between measurements, of several widths.
-PLACES = 1.5
+PLACES = 4.0
 ROUNDS = 3
 LOG_81 = math.log(81.0)
 
@@ -108,8 +109,9 @@ class SignalRegression:
         self.y = (y - self.mean) / self.sigma
         self.drift = drift
         elapsed = steps[present] - steps[present][0]
-        scales = np.geomspace(max(float(np.diff(elapsed).min()), 1e-4 * elapsed[-1]), 0.6 * elapsed[-1], BENDS)
-        bends = 1.0 / (1.0 + elapsed[:, None] / scales)
+        scales = np.geomspace(max(float(np.diff(elapsed).min()), 1e-4 * elapsed[-1]), 0.6 * elapsed[-1], BEND_SCALES)
+        relative = 1.0 + elapsed[:, None] / scales
+        bends = np.concatenate([relative**-exponent for exponent in BEND_EXPONENTS], axis=1)
         self.bends = (bends - bends.mean(axis=0)) / self.sigma[:, None]
         line = np.column_stack([np.ones(self.points), (self.time - self.time.mean()) / self.extent])
         self.line = line[:, : 1 + drift] / self.sigma[:, None]
@@ -150,7 +152,7 @@ class SignalRegression:
             self._fits[key] = best
         return self._fits[key]
 
-    def _fit(self, kinks: tuple[int, ...], changes: tuple[int, ...]) -> Fit:
+    def _fit(self, kinks: tuple[int, ...], changes: tuple[int, ...], bend: bool = False) -> Fit:
         m, count = self.points, len(kinks)
         firsts = [*range(self._first_change), *(self._first_change + j for j in changes)]
         free = [*firsts, *(self._first_kink + j for j in kinks)]
@@ -175,12 +177,13 @@ class SignalRegression:
         which = gain.argmax(axis=1)
         bent = np.maximum(straight - gain.max(axis=1), 1e-3 * m)
         bends = self.drift & (m * np.log((straight + self.unexplained) / (bent + self.unexplained)) > BEND_PRICE)
+        bends |= bend & self.drift
         residual = np.where(bends, bent, straight)
         price += BEND_PRICE * bends + (CORRELATION_PRICE + CORRELATED_CHANGE_PRICE * len(changes)) * CORRELATIONS
         criterion = m * np.log((residual + self.unexplained) / m) - np.log(1 - CORRELATIONS**2) + price
         best = int(criterion.argmin())
-        bend = [self._first_bend + int(which[best])] if bends[best] else []
-        columns = (*firsts, *bend, *free[len(firsts) :])
+        extra = [self._first_bend + int(which[best])] if bends[best] else []
+        columns = (*firsts, *extra, *free[len(firsts) :])
         return Fit(float(criterion[best]), best, columns, count, float(residual[best]))
 
     def strengths(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> np.ndarray:
@@ -209,7 +212,8 @@ class SignalRegression:
         """
         every = tuple(range(len(self.boundaries)))
         changes = tuple(sorted({*changes, j}))
-        fit = self.fit(every, changes)
+        # Whether slopes differ and the course bends is not known: both are allowed for, whatever the data preferred.
+        fit = self._fit(every if self.drift else (), changes, bend=True)
         coefficients, covariance, freedom = self._coefficients(fit)
         place = np.array([self.boundaries[j][0]])
         at = np.interp(place, self.index, np.arange(self.points))

@@ -104,16 +104,26 @@ class _Stretches:
         if p_value > self.alpha:
             return None
         steps = self.scaled.steps
+        # Signals that show different sides of one change are half-way at different times: none of them is wrong.
+        seen = worthwhile & (np.abs(z) > 3.0)
+        alone = [
+            locate_ramp(self.time, self.y[:, [k]], self.weights[:, [k]], stretch.before, stretch.after).location
+            for k in np.flatnonzero(seen)
+        ]
+        # How a change proceeds within its extent is not known either: its middle half is the least that is doubtful.
+        quarter = 0.25 * width
+        first = min([ramp.interval[0], *alone, self.time[ramp.start] + quarter])
+        last = max([ramp.interval[1], *alone, self.time[ramp.end] - quarter])
         return describe(
             self.scaled,
             extent=(float(steps[ramp.start]), float(steps[ramp.end])),
             step=self._step_at(ramp.location),
-            interval=(self._step_at(ramp.interval[0]), self._step_at(ramp.interval[1])),
+            interval=(self._step_at(first), self._step_at(last)),
             before=low + 0.5 * drift * width,
             change=change,
             error=np.sqrt(variance),
             quantile=np.full(len(z), NORMAL_95),
-            seen=worthwhile & (np.abs(z) > 3.0),
+            seen=seen,
             sides=((stretch.before[0], ramp.start + 1), (ramp.end, stretch.after[1])),
             p_value=p_value,
         )

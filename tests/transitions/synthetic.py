@@ -191,14 +191,14 @@ def linear_network(
     rng = np.random.default_rng(seed)
     s = np.array(sorted(strengths, reverse=True))
     half_way = np.log((s - initial) / initial) / (2 * s)
-    total = 1.6 * half_way.max()
+    total = 2.0 * half_way.max()
     rate = total / 20000.0
     steps = sampled_steps(n, sampling)
     t = steps[:, None] * rate
     u = s / (1.0 + (s / initial - 1.0) * np.exp(-2 * s * t))
     loss = 0.5 * ((s - u) ** 2).sum(axis=1)
     trace = 20.0 * u.sum(axis=1)
-    largest = np.where(s[0] - u[:, 0] > 0, np.maximum(s[0] - u[:, 0], 0.0) * 0.0, 0.0) + s[0] + u[:, 0]
+    largest = s[0] + u[:, 0]
     values = {
         "loss": (loss + noise_share * loss[0]) * np.exp(noise_share * rng.standard_normal(n)),
         "hessian_trace": trace + noise_share * trace[-1] * rng.standard_normal(n),
@@ -211,6 +211,25 @@ def linear_network(
         last = int(np.searchsorted(steps, middle + half_width))
         truth.append(Truth(max(first, 0), min(last, n - 1), (float(middle),) * 2))
     return Run(steps, values, {}, truth)
+
+
+def drawn_linear_network(seed: int, sampling: str) -> Run:
+    """A linear network with two or three drawn modes, all of whose stages hold at least four measurements."""
+    rng = np.random.default_rng(seed)
+    while True:
+        ratios = rng.uniform(1.7, 2.6, size=int(rng.integers(1, 3)))
+        strengths = rng.uniform(3.0, 5.0) / np.cumprod([1.0, *ratios])
+        run = linear_network(
+            strengths.tolist(),
+            int(rng.choice([60, 120, 240])),
+            initial=10 ** rng.uniform(-6.0, -3.5),
+            sampling=sampling,
+            noise_share=rng.uniform(0.001, 0.01),
+            seed=seed,
+        )
+        stages = [0, *(t.last for t in run.transitions)], [*(t.first for t in run.transitions), len(run.steps) - 1]
+        if min(b - a for a, b in zip(*stages, strict=True)) >= 3:
+            return run
 
 
 @dataclass
