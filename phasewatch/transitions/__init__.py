@@ -3,7 +3,7 @@
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.detect import detect_transitions
 from phasewatch.transitions.kinds import DETECTABLE
-from phasewatch.transitions.live import Flag, LiveDetector
+from phasewatch.transitions.live import Flag, LiveDetector, standing_transitions
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.transition import Change, Detection, Stage, Transition
 
@@ -18,4 +18,5 @@ __all__ = [
     "Stage",
     "Transition",
     "detect_transitions",
+    "standing_transitions",
 ]

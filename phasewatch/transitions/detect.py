@@ -97,7 +97,7 @@ def detect_transitions(
             f"{count} measurements are too few to tell: an abrupt change of less than {least:.0f} noise standard "
             "deviations would not be seen. Measure more often."
         )
-    found = _adjusted([replace(t, **_free_energy(t, n)) for t in found])
+    found = _adjusted([_with_free_energy(transition, n) for transition in found])
     stages = () if undecided else _stages(scaled, found)
     return Detection(found, stages, undecided, least)
 
@@ -154,9 +154,9 @@ def _least_change(alpha: float, points: int, signals: int) -> float:
     return 2.0 * math.sqrt(math.expm1(min(price / max(points - 4, 1), 30.0)))
 
 
-def _free_energy(transition: Transition, n: int | None) -> dict[str, float | None]:
+def _with_free_energy(transition: Transition, n: int | None) -> Transition:
     at_n, equal_n = free_energy_change(transition, n)
-    return {"free_energy": at_n, "equal_n": equal_n}
+    return replace(transition, free_energy=at_n, equal_n=equal_n)
 
 
 def _adjusted(found: Sequence[Transition]) -> list[Transition]:

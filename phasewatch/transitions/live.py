@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,8 @@ WINDOW = 240
 # A change is looked for among this many newest measurements at every one, in all of them now and then.
 RECENT = 12
 REFRESH = 8
-# Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of a
-# false alarm are far from adding up.
+# Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
+# a false alarm are far from adding up.
 LOOK_SHARE = 0.05
 
 Action = Literal["flagged", "revised", "withdrawn"]
@@ -31,20 +31,34 @@ class Flag:
         action: ``"flagged"``: it is new; ``"revised"``: with more seen it lies elsewhere or is of another kind;
             ``"withdrawn"``: with more seen it is none.
         transition: as it is seen now; as it was last seen, where withdrawn.
+        detected_at: the step of the measurement at which this was said.
     """
 
     number: int
     action: Action
     transition: Transition
+    detected_at: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flag as plain Python values that JSON can hold."""
-        return {"number": self.number, "action": self.action, "transition": self.transition.to_dict()}
+        return {
+            "number": self.number,
+            "action": self.action,
+            "detected_at": self.detected_at,
+            "transition": self.transition.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Flag:
         """Rebuild a flag from what ``to_dict`` returned."""
-        return cls(plain["number"], plain["action"], Transition.from_dict(plain["transition"]))
+        return cls(plain["number"], plain["action"], Transition.from_dict(plain["transition"]), plain["detected_at"])
+
+
+def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
+    """The transitions as the last flag of each has them, without those withdrawn, in order of their steps."""
+    last = {flag.number: flag for flag in flags}
+    standing = [flag.transition for flag in last.values() if flag.action != "withdrawn"]
+    return sorted(standing, key=lambda transition: transition.step)
 
 
 class LiveDetector:
@@ -75,9 +89,7 @@ class LiveDetector:
     @property
     def transitions(self) -> list[Transition]:
         """The transitions as they are seen now, in order of their steps."""
-        current = {flag.number: flag for flag in self.flags}
-        standing = [flag.transition for flag in current.values() if flag.action != "withdrawn"]
-        return sorted(standing, key=lambda transition: transition.step)
+        return standing_transitions(self.flags)
 
     def update(
         self,
@@ -184,27 +196,23 @@ class LiveDetector:
     def _compare(self, found: Sequence[Transition], settled: float | None) -> list[Flag]:
         """Match what is found now with what was flagged; whatever lies before ``settled`` stays as it is."""
         current = {flag.number: flag for flag in self.flags}
-        open_flags = [
-            flag
-            for flag in current.values()
-            if settled is None or flag.transition.start > settled
-        ]
+        open_flags = [flag for flag in current.values() if settled is None or flag.transition.start > settled]
         new: list[Flag] = []
         number = len(current)
         for transition in found:
             same = next((flag for flag in open_flags if self._same(flag.transition, transition)), None)
             if same is None:
                 if settled is None or transition.start > settled:
-                    new.append(Flag(number, "flagged", transition))
+                    new.append(Flag(number, "flagged", transition, self._steps[-1]))
                     number += 1
                 continue
             open_flags.remove(same)
             old = same.transition
             changed = (old.start, old.end, old.kind) != (transition.start, transition.end, transition.kind)
             if changed or same.action == "withdrawn":
-                new.append(Flag(same.number, "revised", transition))
+                new.append(Flag(same.number, "revised", transition, self._steps[-1]))
         gone = [flag for flag in open_flags if flag.action != "withdrawn"]
-        return new + [Flag(flag.number, "withdrawn", flag.transition) for flag in gone]
+        return new + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
 
     def _same(self, one: Transition, other: Transition) -> bool:
         """Whether two share some time, give or take a measurement."""

@@ -1,11 +1,11 @@
 """Which boundaries of a noisy run are real: one regression of each signal on all of them at once.
 
-A signal is a line in log time, at most one bend (an offset power law), and an abrupt or logistic change of level at each
-boundary; about it there is first-order autocorrelated noise, whose correlation is fitted together with everything else.
-Correlated noise, a power law and a real change can each explain a wiggle; they are compared by one penalised likelihood,
-in the manner of a modified BIC with a stricter price for a boundary (the wanted rate of false alarms shared out over
-the places where it might be) and a sparse one for each signal that changes there (as Tickle, Eckley & Fearnhead 2021,
-"A computationally efficient, high-dimensional multiple changepoint procedure").
+A signal is a line in log time, at most one bend (an offset power law), and an abrupt or logistic change of level at
+each boundary; about it there is first-order autocorrelated noise, whose correlation is fitted together with everything
+else. Correlated noise, a power law and a real change can each explain a wiggle; they are compared by one penalised
+likelihood. A boundary has a price (from the wanted rate of false alarms, shared out over the places where it might be)
+and each signal that changes there another (as in Tickle, Eckley & Fearnhead 2021, "A computationally efficient,
+high-dimensional multiple changepoint procedure").
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDTHS = np.array([0.0, 3.0, 4.5, 6.5, 9.0, 13.0, 19.0, 27.0, 40.0, 60.0, 90.0])
 BEND_SCALES = 10
 BEND_EXPONENTS = (0.4, 1.0)
 # Prices, in units of twice the log-likelihood: of a change in one signal, more where its noise is correlated (a level
-# that wanders makes steps look likelier than they are), of a bend, of slopes that differ between stages, of correlation.
+# that wanders makes steps look likelier than they are), of a bend, of slopes that differ, of correlation, of a ramp.
 CHANGE_PRICE = 4.0
 CORRELATED_CHANGE_PRICE = 16.0
 BEND_PRICE = 8.0
@@ -92,7 +92,13 @@ class SignalRegression:
     """The regression of one signal. All its fits use the Gram matrices of one design, made by ``use``."""
 
     def __init__(
-        self, steps: np.ndarray, time: np.ndarray, values: np.ndarray, sigma: np.ndarray, span: float, drift: bool = True
+        self,
+        steps: np.ndarray,
+        time: np.ndarray,
+        values: np.ndarray,
+        sigma: np.ndarray,
+        span: float,
+        drift: bool = True,
     ) -> None:
         """Take one signal on its scale, with the standard deviation of each point (infinite where missing).
 
@@ -221,9 +227,7 @@ class SignalRegression:
         line = [np.interp(at, rows, column * self.sigma) for column in self.line.T]
         shares = [changed_share(place, b) * (k != j) for k, b in enumerate(self.boundaries)]
         time = np.interp(at, rows, self.time)
-        kinks = [
-            np.maximum(time - np.interp(b[0], self.index, self.time), 0.0) / self.extent for b in self.boundaries
-        ]
+        kinks = [np.maximum(time - np.interp(b[0], self.index, self.time), 0.0) / self.extent for b in self.boundaries]
         bends = [np.interp(at, rows, column * self.sigma) for column in self.bends.T]
         row = np.concatenate([*line, *shares, *kinks, *bends])[list(fit.columns)]
         position = fit.columns.index(self._first_change + j)

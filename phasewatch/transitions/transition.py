@@ -12,8 +12,8 @@ from typing import Any
 class Change:
     """What one signal did across a transition, in the signal's own units.
 
-    The levels are those of the stages on both sides, each continued to the location of the transition, so a drift within
-    a stage is not counted. All figures are conditional on the transition having been detected.
+    The levels are those of the stages on both sides, each continued to the location of the transition, so a drift
+    within a stage is not counted. All figures are conditional on the transition having been detected.
 
     Attributes:
         before: level of the stage before, continued to the location.

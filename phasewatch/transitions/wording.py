@@ -45,7 +45,7 @@ def describe(
     """
     z = np.where(np.isfinite(error), change / np.where(np.isfinite(error), error, 1.0), 0.0)
     # What no reliable point on one of the sides speaks for is reported, but names no kind.
-    known = scaled.trusted[slice(*sides[0])].any(axis=0) & scaled.trusted[slice(*sides[1])].any(axis=0)
+    known = np.all([scaled.trusted[slice(*side)].any(axis=0) for side in sides], axis=0)
     changes, changed = {}, {}
     for k, signal in enumerate(scaled.signals):
         if not np.isfinite(error[k]):
@@ -65,7 +65,7 @@ def describe(
             z=float(z[k]),
         )
         changed[signal.name] = bool(seen[k])
-    sure = {s.name: changes[s.name] for s, k in zip(scaled.signals, known, strict=True) if k and s.name in changes}
+    sure = {s.name: changes[s.name] for k, s in enumerate(scaled.signals) if known[k] and s.name in changes}
     seen_by = tuple(name for name in changes if changed[name])
     return Transition(
         start=extent[0],
