@@ -27,6 +27,8 @@ from phasewatch.transitions.wording import describe
 # is a sign of correlated noise, and the penalty is raised.
 LEAST_SPACING = 8
 CANDIDATE_RATE = 0.5
+# The widening of a change's error for having chosen boundaries, slopes and bends by the same data.
+SELECTION = 1.1
 
 
 def noisy_transitions(scaled: Scaled, alpha: float, drift: bool = True) -> list[Transition]:
@@ -76,7 +78,8 @@ def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: i
     points = len(scaled.steps)
     place, width = selection.boundaries[j]
     first, last = place - max(0.5, width / 2), place + max(0.5, width / 2)
-    low, middle, high = _interval(*search.whereabouts(selection, j))
+    places, mass, spread = search.whereabouts(selection, j)
+    low, middle, high = _interval(places, mass)
     effects = []
     for signal, changes in zip(search.signals, selection.changes, strict=True):
         sides = np.array([(signal.index < place).any(), (signal.index > place).any()])
@@ -94,7 +97,7 @@ def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: i
         interval=(_step_at(scaled, low), _step_at(scaled, high)),
         before=before,
         change=change,
-        error=error,
+        error=SELECTION * np.hypot(error, spread),
         quantile=student.ppf(0.975, freedom),
         seen=np.array([j in changes for changes in selection.changes]),
         sides=(

@@ -39,6 +39,8 @@ RESOLUTION = 0.015
 SLOPE_PRIOR = 0.5
 # Effective number of places for each measurement: at and between measurements, of several widths.
 PLACES = 4.0
+# Width of a ramp that is tried where a step may be none.
+RAMP = 5.0
 ROUNDS = 3
 LOG_81 = math.log(81.0)
 
@@ -251,8 +253,13 @@ class SignalRegression:
                 return best
             changes = changes[:weakest] + changes[weakest + 1 :]
 
-    def gains(self, candidates: Sequence[Boundary], others: Sequence[Boundary], fit: Fit) -> np.ndarray:
-        """Twice the log-likelihood gained by a change at each candidate, the correlation and the bend as in ``fit``."""
+    def gains(
+        self, candidates: Sequence[Boundary], others: Sequence[Boundary], fit: Fit
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return twice the log-likelihood gained by a change at each candidate, and how large that change would be.
+
+        Correlation and bend are those of ``fit``.
+        """
         rho = CORRELATIONS[fit.correlation]
         bend = [c - self._first_bend for c in fit.columns if c >= self._first_bend]
         design = np.column_stack([self.line, self.bends[:, bend], *(self.change(b) for b in others)])
@@ -265,9 +272,10 @@ class SignalRegression:
         total = float(residual @ residual) + self.unexplained
         left = (columns**2).sum(axis=0)
         fresh = left > 1e-4 * size
-        gained = np.where(fresh, (columns.T @ residual) ** 2 / np.where(fresh, left, 1.0), 0.0)
+        change = np.where(fresh, columns.T @ residual / np.where(fresh, left, 1.0), 0.0)
         freedom = self.points - design.shape[1] - 1
-        return np.asarray(freedom * np.log(total / np.maximum(total - gained, 1e-4 * total)))
+        gain = freedom * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
+        return gain, change
 
 
 def _innovations(columns: np.ndarray, rho: float) -> np.ndarray:
@@ -305,7 +313,10 @@ class BoundarySearch:
         for bounds in usable:
             starts[tuple((c - 0.5, 0.0) for c in bounds)] = None
             # What two or three boundaries cut up may be one ramp.
-            starts[tuple(_merged(bounds, max(8.0, self.points / 8)))] = None
+            merged = _merged(bounds, max(8.0, self.points / 8))
+            starts[tuple(merged)] = None
+            # A row of ramps, each taken for a step, would look no better than a drift.
+            starts[tuple((place, max(width, RAMP)) for place, width in merged)] = None
         best = min((self.prune(start) for start in starts), key=lambda s: s.criterion)
         for _ in range(ROUNDS):
             moved = self.moved(best)
@@ -362,7 +373,7 @@ class BoundarySearch:
             gain = np.array([-WIDTH_PRICE * (width > 0) for _, width in candidates])
             for signal, changes, fit in zip(self.signals, selection.changes, fits, strict=True):
                 if j in changes:
-                    gain += signal.gains(candidates, [boundaries[k] for k in changes if k != j], fit)
+                    gain += signal.gains(candidates, [boundaries[k] for k in changes if k != j], fit)[0]
             boundaries[j] = candidates[int(gain.argmax())]
         return boundaries
 
@@ -380,23 +391,31 @@ class BoundarySearch:
             candidates += [(float(c), wide) for c in np.arange(first, high + 0.01, spacing)]
         return candidates
 
-    def whereabouts(self, selection: Selection, j: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return possible half-way places of a boundary and their posterior probabilities, flat priors assumed."""
+    def whereabouts(self, selection: Selection, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return possible half-way places of a boundary, their posterior probabilities, and the change's spread.
+
+        Priors are flat; the spread is, per signal, the standard deviation of the change that comes of not knowing place
+        and width.
+        """
         boundaries = selection.boundaries
         candidates = self._around(boundaries, j)[1:]
         if not candidates:
-            return np.array([boundaries[j][0]]), np.ones(1)
+            return np.array([boundaries[j][0]]), np.ones(1), np.zeros(len(self.signals))
         every = tuple(range(len(boundaries)))
         gain = np.array([-WIDTH_PRICE * (width > 0) for _, width in candidates])
-        for signal, changes in zip(self.signals, selection.changes, strict=True):
+        changed = np.zeros((len(self.signals), len(candidates)))
+        for row, (signal, changes) in enumerate(zip(self.signals, selection.changes, strict=True)):
+            others = [boundaries[k] for k in changes if k != j]
+            own, changed[row] = signal.gains(candidates, others, signal.fit(every, changes))
             if j in changes:
-                others = [boundaries[k] for k in changes if k != j]
-                gain += signal.gains(candidates, others, signal.fit(every, changes))
+                gain += own
         # Widths have unequal numbers of places; each width is to weigh alike.
         widths = np.array([width for _, width in candidates])
         spacing = np.where(widths > 0, np.maximum(0.5, widths / 8), 1.0)
         mass = np.exp(0.5 * (gain - gain.max())) * spacing
-        return np.array([place for place, _ in candidates]), mass / mass.sum()
+        mass /= mass.sum()
+        spread = np.sqrt(((changed - (changed @ mass)[:, None]) ** 2) @ mass)
+        return np.array([place for place, _ in candidates]), mass, spread
 
     def _joined(self, boundaries: Sequence[Boundary]) -> list[list[Boundary]]:
         """The same boundaries with two neighbours made one ramp."""
