@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -170,10 +171,15 @@ class LiveDetector:
                 self._values[name] = [None] * len(self._steps)
                 self._errors[name] = [None] * len(self._steps)
                 self._reliable[name] = [True] * len(self._steps)
+        row = {name: _optional(values.get(name), f"value of {name!r}") for name in self._values}
+        error_row = {name: _optional(standard_errors.get(name), f"standard error of {name!r}") for name in self._values}
+        negative = [name for name, error in error_row.items() if error is not None and error < 0]
+        if negative:
+            raise ValueError(f"standard errors of {negative} are negative; expected them to be >= 0")
         self._steps.append(step)
         for name, column in self._values.items():
-            column.append(_optional(values.get(name), f"value of {name!r}"))
-            self._errors[name].append(_optional(standard_errors.get(name), f"standard error of {name!r}"))
+            column.append(row[name])
+            self._errors[name].append(error_row[name])
             self._reliable[name].append(bool(reliable.get(name, True)))
 
     def _look(self) -> list[Flag]:
@@ -233,4 +239,6 @@ def _optional(given: float | None, what: str) -> float | None:
     if given is None:
         return None
     number = _number(given, what)
+    if math.isinf(number):
+        raise ValueError(f"{what} is infinity; expected a finite number, or NaN where it is missing")
     return None if number != number else number

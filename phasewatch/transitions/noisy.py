@@ -25,7 +25,7 @@ from phasewatch.transitions.wording import describe
 
 # Candidates come from segmentations that find too much on purpose; more than one boundary for this many measurements
 # is a sign of correlated noise, and the penalty is raised.
-LEAST_SPACING = 8
+LEAST_SPACING = 12
 CANDIDATE_RATE = 0.5
 # The widening of a change's error for having chosen boundaries, slopes and bends by the same data.
 SELECTION = 1.1
@@ -42,7 +42,9 @@ def noisy_transitions(scaled: Scaled, alpha: float, drift: bool = True) -> list[
     points, count = scaled.y.shape
     # In units of its span about its middle, no signal is too large or too small to be squared.
     signals = [
-        SignalRegression(scaled.steps, scaled.time, scaled.y[:, k], scaled.sigma[:, k], 1.0, drift)
+        SignalRegression(
+            scaled.steps, scaled.time, scaled.y[:, k], scaled.sigma[:, k], 1.0, scaled.trusted[:, k], drift
+        )
         for k in range(count)
     ]
     search = BoundarySearch(signals, points, boundary_price(alpha, points, count))
@@ -68,7 +70,7 @@ def _candidates(scaled: Scaled, cost: CostWeightedLine) -> list[int]:
     search = OptimalPartition(cost).fit(scaled.y)
     penalty = float(chi2.isf(CANDIDATE_RATE / points, (1 + cost.drift) * count))
     ends = search.predict(penalty)
-    while len(ends) > max(4, points // LEAST_SPACING):
+    while len(ends) > max(8, points // LEAST_SPACING):
         penalty *= 1.5
         ends = search.predict(penalty)
     return ends[:-1]
@@ -86,7 +88,10 @@ def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: i
         effects.append(signal.effect(changes, j) if sides.all() else (0.0, 0.0, math.inf, 3))
     before, change, error, freedom = (np.array(column) for column in zip(*effects, strict=True))
     strengths = np.array(
-        [s.points * math.log1p((c / e) ** 2 / s.points) for s, c, e in zip(search.signals, change, error, strict=True)]
+        [
+            s.evidence * math.log1p((c / e) ** 2 / s.points)
+            for s, c, e in zip(search.signals, change, error, strict=True)
+        ]
     )
     neighbours = [-1.0, *(b[0] for b in selection.boundaries), float(points)]
     index = np.arange(points)

@@ -18,6 +18,8 @@ import numpy as np
 from scipy.special import gammaincc
 from scipy.stats import binom, chi2
 
+from phasewatch.transitions.series import UNRELIABLE_VARIANCE
+
 # A boundary: the half-way place and the 10-90 % width of the change, both in measurements; width 0 is abrupt.
 Boundary = tuple[float, float]
 
@@ -29,9 +31,9 @@ BEND_EXPONENTS = (0.4, 1.0)
 # that wanders makes steps look likelier than they are), of a bend, of slopes that differ, of correlation, of a ramp.
 CHANGE_PRICE = 4.0
 CORRELATED_CHANGE_PRICE = 16.0
-BEND_PRICE = 8.0
+BEND_PRICE = 10.0
 SLOPES_PRICE = 3.0
-CORRELATION_PRICE = 6.0
+CORRELATION_PRICE = 12.0
 WIDTH_PRICE = 3.0
 # What is left unexplained below this share of a signal's span is of no interest.
 RESOLUTION = 0.015
@@ -100,17 +102,19 @@ class SignalRegression:
         values: np.ndarray,
         sigma: np.ndarray,
         span: float,
+        trusted: np.ndarray,
         drift: bool = True,
     ) -> None:
         """Take one signal on its scale, with the standard deviation of each point (infinite where missing).
 
-        Without ``drift`` all stages are plateaus.
+        Points that are not ``trusted`` count as the 25th of one. Without ``drift`` all stages are plateaus.
         """
         present = np.isfinite(sigma)
         self.index = np.flatnonzero(present).astype(float)
         self.sigma = sigma[present]
         self.time = time[present]
         self.points = len(self.sigma)
+        self.evidence = float(np.where(trusted[present], 1.0, 1.0 / UNRELIABLE_VARIANCE).sum())
         self.extent = float(np.ptp(time)) or 1.0
         y = values[present]
         self.mean = float(y.mean())
@@ -184,11 +188,13 @@ class SignalRegression:
         gain = np.where(fresh, moment[:, :-1] ** 2 / np.where(fresh, left[:, :-1], 1.0), 0.0)
         which = gain.argmax(axis=1)
         bent = np.maximum(straight - gain.max(axis=1), 1e-3 * m)
-        bends = self.drift & (m * np.log((straight + self.unexplained) / (bent + self.unexplained)) > BEND_PRICE)
+        bends = self.drift & (
+            self.evidence * np.log((straight + self.unexplained) / (bent + self.unexplained)) > BEND_PRICE
+        )
         bends |= bend & self.drift
         residual = np.where(bends, bent, straight)
         price += BEND_PRICE * bends + (CORRELATION_PRICE + CORRELATED_CHANGE_PRICE * len(changes)) * CORRELATIONS
-        criterion = m * np.log((residual + self.unexplained) / m) - np.log(1 - CORRELATIONS**2) + price
+        criterion = self.evidence * np.log((residual + self.unexplained) / m) - np.log(1 - CORRELATIONS**2) + price
         best = int(criterion.argmin())
         extra = [self._first_bend + int(which[best])] if bends[best] else []
         columns = (*firsts, *extra, *free[len(firsts) :])
@@ -274,7 +280,9 @@ class SignalRegression:
         fresh = left > 1e-4 * size
         change = np.where(fresh, columns.T @ residual / np.where(fresh, left, 1.0), 0.0)
         freedom = self.points - design.shape[1] - 1
-        gain = freedom * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
+        gain = (
+            freedom * self.evidence / self.points * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
+        )
         return gain, change
 
 

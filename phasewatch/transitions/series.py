@@ -187,8 +187,10 @@ def prepare(
     relative = relative / np.median(relative)
     sigma_present = np.hypot(_noise(x, y, relative) * relative, NOISE_FLOOR * span)
     # An isolated spike counts as a deviation of SPIKE sigma at most.
-    excess = np.abs(y - median_filter(y, size=5, mode="nearest")) / (SPIKE * sigma_present)
-    excess[:2] = excess[-2:] = 1.0
+    middle = median_filter(y, size=5, mode="nearest")
+    # At the ends the median is that of the outermost five: one or two new points are no new level yet.
+    middle[:2], middle[-2:] = np.median(y[:5]), np.median(y[-5:])
+    excess = np.abs(y - middle) / (SPIKE * sigma_present)
     sigma = np.full(len(values), np.inf)
     distrust = np.where(trusted[present], 1.0, np.sqrt(UNRELIABLE_VARIANCE))
     sigma[present] = sigma_present * np.maximum(excess, distrust)
