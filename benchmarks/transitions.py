@@ -360,8 +360,8 @@ def gallery(by_cell: dict[str, list[Run]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200, help="runs a cell, offline (default: %(default)s)")
-    parser.add_argument("--live-runs", type=int, default=40, help="runs a cell, live (default: %(default)s)")
-    parser.add_argument("--peer-runs", type=int, default=40, help="runs a cell beside peers (default: %(default)s)")
+    parser.add_argument("--live-runs", type=int, default=12, help="runs a cell, live (default: %(default)s)")
+    parser.add_argument("--peer-runs", type=int, default=24, help="runs a cell beside peers (default: %(default)s)")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     runs, nulls = cells(arguments.runs), null_cells(arguments.runs)

@@ -55,7 +55,7 @@ class TransitionCheckpoints:
         wanted = {
             # Where the last checkpoint before it is not kept back any more, there is none.
             "before": max(earlier, default=None),
-            "at": min(recent, key=lambda step: abs(step - transition.step)),
+            "at": min(sorted(recent), key=lambda step: abs(step - transition.step)),
             "after": max(later, default=None),
         }
         for place, step in wanted.items():

@@ -1,5 +1,6 @@
 """Transitions of a run: change points of its recorded series, found at the end or as it goes on."""
 
+from phasewatch.transitions.align import AlignedTransition, align_transitions
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.detect import detect_transitions
 from phasewatch.transitions.kinds import DETECTABLE
@@ -9,6 +10,7 @@ from phasewatch.transitions.transition import Change, Detection, Stage, Transiti
 
 __all__ = [
     "DETECTABLE",
+    "AlignedTransition",
     "Change",
     "CostWeightedLine",
     "Detection",
@@ -17,6 +19,7 @@ __all__ = [
     "OptimalPartition",
     "Stage",
     "Transition",
+    "align_transitions",
     "detect_transitions",
     "standing_transitions",
 ]

@@ -22,7 +22,7 @@ MIN_POINTS = 8
 # Where the scatter is below this share of a signal's span, its course is resolved, and judged by its speed.
 RESOLVED = 0.03
 # A run in which only larger abrupt changes (in noise standard deviations) would be seen is not decided.
-LARGEST_UNSEEN = 8.0
+LARGEST_UNSEEN = 5.0
 
 Model = Literal["auto", "drift", "plateau"]
 Criterion = Literal["transition", "plateau"]
