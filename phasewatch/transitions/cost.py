@@ -8,6 +8,8 @@ import numpy as np
 from ruptures.base import BaseCost
 from ruptures.exceptions import NotEnoughPoints
 
+BLOCK = 32
+
 
 class CostWeightedLine(BaseCost):  # type: ignore[misc]
     """Weighted residual sum of squares of a straight line in ``time`` in each signal, each segment with its own line.
@@ -71,8 +73,11 @@ class CostWeightedLine(BaseCost):  # type: ignore[misc]
         size = self._sums.shape[1]
         cost = np.zeros((size, size))
         for signal in range(self._sums.shape[2]):
-            sums = self._sums[:, :, signal]
-            cost += _residual(sums[:, None, :] - sums[:, :, None], self.drift)
+            sums = np.ascontiguousarray(self._sums[:, :, signal])
+            # A block of starts at a time stays in the processor's cache; ends before them are not needed.
+            for first in range(0, size, BLOCK):
+                starts = slice(first, first + BLOCK)
+                cost[starts, first:] += _residual(sums[:, None, first:] - sums[:, starts, None], self.drift)
         index = np.arange(size)
         cost[index[None, :] - index[:, None] < self.min_size] = np.inf
         return cost

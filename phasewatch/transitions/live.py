@@ -18,7 +18,7 @@ RECENT = 12
 REFRESH = 8
 # Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
 # a false alarm are far from adding up.
-LOOK_SHARE = 0.05
+LOOK_SHARE = 0.15
 
 Action = Literal["flagged", "revised", "withdrawn"]
 
@@ -66,7 +66,7 @@ class LiveDetector:
     """Flags each transition at the measurement at which it is certain, and revises it when more is seen.
 
     A measurement costs a bounded time: the last 240 are searched again, and fully only where an exact segmentation has
-    a boundary among the newest, or after an eighth more measurements. A look spends a twentieth of ``alpha``.
+    a boundary among the newest, or after an eighth more measurements. A look spends a seventh of ``alpha``.
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
@@ -196,7 +196,13 @@ class LiveDetector:
         if not (may_have_changed(**given, newest=RECENT) or count >= self._searched + self._searched // REFRESH):  # type: ignore[arg-type]
             return []
         self._searched = count
-        found = detect_transitions(**given, alpha=LOOK_SHARE * self.alpha)  # type: ignore[arg-type]
+        found: list[Transition] = detect_transitions(**given, alpha=LOOK_SHARE * self.alpha)  # type: ignore[arg-type]
+        lost = [t for t in self.transitions if not any(self._same(t, other) for other in found)]
+        if any(first == 0 or transition.start > self._steps[first] for transition in lost):
+            # What was certain once is given up only if it would not be found at the whole of alpha either.
+            lenient = detect_transitions(**given, alpha=self.alpha)  # type: ignore[arg-type]
+            found += [t for t in lenient if any(self._same(t, old) for old in lost)]
+            found.sort(key=lambda transition: transition.step)
         return self._compare(found, settled=self._steps[first] if first else None)
 
     def _compare(self, found: Sequence[Transition], settled: float | None) -> list[Flag]:
