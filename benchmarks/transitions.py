@@ -337,7 +337,7 @@ def median_ms(call: Callable[[], object], repeats: int) -> float:
 
 
 def gallery(by_cell: dict[str, list[Run]]) -> None:
-    """One run of each cell: series, truth (grey), what was found (line) and the location's interval (orange)."""
+    """Draw one run of each cell: series, truth (grey), what was found (line), the location's interval (orange)."""
     figure, axes = plt.subplots(len(by_cell), 3, figsize=(13, 1.7 * len(by_cell)), layout="constrained", squeeze=False)
     for row, (name, runs) in zip(axes, by_cell.items(), strict=True):
         run = max(runs[:9], key=lambda run: len(run.transitions))
@@ -384,7 +384,7 @@ def main() -> None:
         "\n".join(live_quality({k: v[:live] for k, v in runs.items()})),
         "\n".join(live_alarms({k: v[:live] for k, v in nulls.items()})),
     ]
-    gallery(runs)
+    gallery({**runs, **{f"null: {name}": some for name, some in nulls.items()}})
     RESULTS.write_text("\n\n".join(parts) + "\n")
     print(f"\nwritten: {RESULTS.relative_to(ROOT)}, {GALLERY.relative_to(ROOT)}")
 
