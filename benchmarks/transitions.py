@@ -29,13 +29,16 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "transitions"))
 from synthetic import SAMPLINGS, Run, Score, drawn_linear_network, strict_matches, synthetic_run  # noqa: E402
 
-from phasewatch.transitions import (  # noqa: E402
+from phasewatch.transitions import (  # noqa: E402  # noqa: E402
     CostWeightedLine,
     Detection,
     LiveDetector,
     OptimalPartition,
     detect_transitions,
+    regression,
+    resolved,
 )
+from phasewatch.transitions import detect as choosing  # noqa: E402
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -43,6 +46,14 @@ from matplotlib import pyplot as plt  # noqa: E402
 REPORTING_SEED = 9_000_000
 RESULTS = ROOT / "benchmarks" / "results" / "transitions.md"
 GALLERY = ROOT / "docs" / "transitions_gallery.png"
+SETTINGS = {
+    regression: (
+        *("CHANGE_PRICE", "CORRELATED_CHANGE_PRICE", "BEND_PRICE", "SLOPES_PRICE", "CORRELATION_PRICE"),
+        *("WIDTH_PRICE", "RESOLUTION", "SLOPE_PRIOR"),
+    ),
+    choosing: ("RESOLVED",),
+    resolved: ("LEAST_CHANGE", "RATE_RATIO"),
+}
 Extents = list[tuple[float, float]]
 Detector = Callable[[Run], Extents]
 
@@ -304,6 +315,59 @@ def beside_peers(by_cell: dict[str, list[Run]], nulls: dict[str, list[Run]]) -> 
     return lines
 
 
+def same(one: Detection, other: Detection, run: Run) -> int:
+    """How many transitions of two detections touch within 3 measurements, each used once."""
+    free = list(other)
+    for transition in one:
+        a, b = np.searchsorted(run.steps, [transition.start, transition.end])
+        for candidate in free:
+            c, d = np.searchsorted(run.steps, [candidate.start, candidate.end])
+            if a <= d + 3 and b >= c - 3:
+                free.remove(candidate)
+                break
+    return len(other) - len(free)
+
+
+def without(left_out: int, run: Run) -> Detection:
+    names = [name for k, name in enumerate(run.values) if k != left_out]
+    errors = {name: run.standard_errors[name] for name in names if name in run.standard_errors}
+    return detect_transitions(run.steps, {name: run.values[name] for name in names}, standard_errors=errors)
+
+
+def with_alpha(alpha: float, run: Run) -> Detection:
+    return detect_transitions(run.steps, run.values, standard_errors=run.standard_errors, alpha=alpha)
+
+
+def agreement(by_cell: dict[str, list[Run]]) -> list[str]:
+    """F1, to the default's, of what is found without one signal or with a setting at an end of a threefold range."""
+    lines = [f"| changed | {' | '.join(by_cell)} |", f"| --- |{' --- |' * len(by_cell)}"]
+    usual = {cell: [detect(run) for run in runs] for cell, runs in by_cell.items()}
+
+    def compare(name: str, detector: Callable[[Run], Detection]) -> None:
+        row = []
+        for cell, runs in by_cell.items():
+            others = [detector(run) for run in runs]
+            both = sum(same(one, other, run) for one, other, run in zip(usual[cell], others, runs, strict=True))
+            total = sum(len(one) + len(other) for one, other in zip(usual[cell], others, strict=True))
+            row.append(f"{2 * both / max(total, 1):.2f}")
+        lines.append(f"| {name} | {' | '.join(row)} |")
+        print(lines[-1], flush=True)
+
+    for left_out, name in enumerate(("loss", "llc (trace)", "hessian_max")):
+        compare(f"without {name}", partial(without, left_out))
+    end = 3**0.5
+    for alpha in (0.05 / end, 0.05 * end):
+        compare(f"alpha {alpha:.3f}", partial(with_alpha, alpha))
+    for module, settings in SETTINGS.items():
+        for name in settings:
+            usual_value = getattr(module, name)
+            for factor in (1 / end, end):
+                setattr(module, name, usual_value * factor)
+                compare(f"{name} x {factor:.2f}", detect)
+            setattr(module, name, usual_value)
+    return lines
+
+
 def times() -> list[str]:
     """Median over five of the exact search alone, of ruptures' Pelt on the same cost, and of the whole detection."""
     lines = [
@@ -377,6 +441,8 @@ def main() -> None:
         "\n".join(
             beside_peers({k: v[:peer] for k, v in runs.items()}, {k: v[:peer] for k, v in nulls.items()}),
         ),
+        "## Agreement with the default, the first 12 runs of three cells (F1)",
+        "\n".join(agreement({k: v[:12] for k, v in runs.items() if k in ("n = 120",) or k.startswith("linear")})),
         "## Time",
         "\n".join(times()),
         f"## Live, the first {live} runs of each cell",

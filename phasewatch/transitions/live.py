@@ -18,7 +18,7 @@ RECENT = 12
 REFRESH = 8
 # Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
 # a false alarm are far from adding up.
-LOOK_SHARE = 0.15
+LOOK_SHARE = 0.05
 
 Action = Literal["flagged", "revised", "withdrawn"]
 
@@ -66,7 +66,7 @@ class LiveDetector:
     """Flags each transition at the measurement at which it is certain, and revises it when more is seen.
 
     A measurement costs a bounded time: the last 240 are searched again, and fully only where an exact segmentation has
-    a boundary among the newest, or after an eighth more measurements. A look spends a seventh of ``alpha``.
+    a boundary among the newest, or after an eighth more measurements. A look spends a twentieth of ``alpha``.
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
