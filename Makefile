@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint wheel-test bench-hessian bench-llc clean
+.PHONY: help demo test quick lint wheel-test bench-hessian bench-llc bench-transitions clean
 
 help:
 	@echo "make demo        train a real network with phasewatch watching, and say where to look"
@@ -14,6 +14,7 @@ help:
 	@echo "make quick       the same without the slow tests"
 	@echo "make bench-llc      learning coefficients against exact answers and peers"
 	@echo "make bench-hessian  curvature against its peers, in units of one gradient"
+	@echo "make bench-transitions  transitions found, missed and made up, beside other detectors"
 	@echo "make wheel-test  build the wheel and try it in an environment of its own"
 
 $(BIN)/phasewatch: pyproject.toml constraints.txt
@@ -55,6 +56,9 @@ bench-hessian: $(PEERS)/.done
 
 bench-llc: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/llc.py
+
+bench-transitions: $(VENV)/.peers
+	$(BIN)/python benchmarks/transitions.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

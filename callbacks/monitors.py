@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
@@ -10,7 +10,7 @@ from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Symmetry
 from phasewatch.objective import LossFn
 from phasewatch.probe import DEFAULT_SAMPLES
 from phasewatch.schedule import as_schedule
-from phasewatch.transitions import LiveDetector
+from phasewatch.transitions import Flag, LiveDetector
 from phasewatch.watch import OnError
 
 
@@ -40,6 +40,10 @@ class PhaseWatch(MonitoringCallback):
         num_eigenvalues: Hessian eigenvalues to find at each end of the spectrum.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training while measuring.
         alpha: Wanted rate of false alarms in a run without transitions.
+        on_transition: Called with a :class:`phasewatch.transitions.Flag` when a transition is flagged, revised or
+            withdrawn.
+        save_checkpoints: With k > 0, a checkpoint before, at and after each transition is saved beside the record; the
+            last k measured steps are kept back for that. 0 saves none.
         directory: Where the record is written; default the log directory of the trainer.
         seed: Seeds the probe and every measurement.
         on_error: What a failing measurement does: ``"warn"`` once and go on, ``"raise"``, or ``"disable"`` it.
@@ -67,6 +71,8 @@ class PhaseWatch(MonitoringCallback):
         num_eigenvalues: int = 5,
         mode: Literal["eval", "train"] = "eval",
         alpha: float = 0.05,
+        on_transition: Callable[[Flag], Any] | None = None,
+        save_checkpoints: int = 0,
         directory: str | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
@@ -85,6 +91,8 @@ class PhaseWatch(MonitoringCallback):
         self.n = n
         self.mode = mode
         self.alpha = LiveDetector(alpha).alpha
+        self.on_transition = on_transition
+        self.save_checkpoints = _checked_count(save_checkpoints)
         self.directory = directory
         self.seed = seed
         self.on_error = on_error
@@ -165,23 +173,31 @@ class TransitionDetector(WatchingCallback):
 
     Args:
         alpha: Wanted rate of false alarms in a run without transitions.
+        on_transition: Called with a :class:`phasewatch.transitions.Flag` when a transition is flagged, revised or
+            withdrawn.
+        save_checkpoints: With k > 0, a checkpoint before, at and after each transition is saved beside the record; the
+            last k measured steps are kept back for that. 0 saves none.
         directory: Where the record is written, if this callback stands first.
         seed: Seeds every measurement, if this callback stands first.
         on_error: What a failing measurement does, if this callback stands first.
 
     Raises:
-        ValueError: If ``alpha`` is not strictly between 0 and 1.
+        ValueError: If ``alpha`` is not strictly between 0 and 1, or ``save_checkpoints`` negative.
     """
 
     def __init__(
         self,
         alpha: float = 0.05,
+        on_transition: Callable[[Flag], Any] | None = None,
+        save_checkpoints: int = 0,
         directory: str | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
     ) -> None:
         super().__init__()
         self.alpha = LiveDetector(alpha).alpha
+        self.on_transition = on_transition
+        self.save_checkpoints = _checked_count(save_checkpoints)
         self.directory = directory
         self.seed = seed
         self.on_error = on_error
@@ -189,3 +205,11 @@ class TransitionDetector(WatchingCallback):
     def detector(self) -> LiveDetector:
         """A detector at the rate asked for."""
         return LiveDetector(self.alpha)
+
+
+def _checked_count(save_checkpoints: int) -> int:
+    if isinstance(save_checkpoints, bool) or not isinstance(save_checkpoints, int) or save_checkpoints < 0:
+        raise ValueError(
+            f"save_checkpoints is {save_checkpoints!r}; expected how many checkpoints to keep back, such as 10, or 0"
+        )
+    return save_checkpoints

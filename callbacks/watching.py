@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
+from phasewatch.callbacks.checkpoints import TransitionCheckpoints
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import Estimator
 from phasewatch.isolation import isolated
@@ -23,7 +24,7 @@ from phasewatch.probe import StreamProbe, batch_size, clone_batch, draw_probe, s
 from phasewatch.record import Measurement, Run
 from phasewatch.schedule import Schedule
 from phasewatch.tensorboard import TensorBoardWriter
-from phasewatch.transitions import LiveDetector, Transition
+from phasewatch.transitions import Flag, LiveDetector, Transition
 from phasewatch.watch import Listener, Monitor, OnError, Watch
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class WatchingCallback(CallbackBase):
     directory: str | None
     seed: int
     on_error: OnError
+    on_transition: Callable[[Flag], Any] | None = None
+    save_checkpoints: int = 0
 
     def __init__(self) -> None:
         """Nothing is set up before the run starts."""
@@ -61,6 +64,8 @@ class WatchingCallback(CallbackBase):
         self._streams: list[tuple[Monitor, StreamProbe]] = []
         self._captured: list[tuple[Monitor, StreamProbe]] = []
         self._next_visit: int | None = None
+        self._flags: list[Flag] = []
+        self._checkpoints: TransitionCheckpoints | None = None
 
     @property
     def run(self) -> Run:
@@ -114,6 +119,12 @@ class WatchingCallback(CallbackBase):
             self._restored = self._driver_state()
         log_dir = trainer.log_dir  # a collective under DDP: every rank must ask
         self._next_visit = 0
+        self._flags = []
+        detecting = next((c for c in family if c.detector() is not None), self)
+        self._hook = detecting.on_transition
+        run_directory = _run_directory(self.directory, trainer, log_dir)
+        if detecting.save_checkpoints and run_directory is not None:
+            self._checkpoints = TransitionCheckpoints(run_directory, detecting.save_checkpoints)
         if not trainer.is_global_zero:
             return
         monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
@@ -134,12 +145,16 @@ class WatchingCallback(CallbackBase):
             self._collect(trainer, pl_module, batch)
         if step < self._next_visit:
             return
+        measured = False
         if self._watch is not None:
-            self._watch.at(step)
+            measured = self._watch.at(step) is not None
             self._next_visit = self._watch.next_visit
         elif trainer.is_global_zero:
             self._next_visit = step + 1
-        self._share(trainer)
+        measured = self._share(trainer, measured)
+        if measured and self._checkpoints is not None:
+            self._checkpoints.at_measurement(trainer, step, self._flags)
+        self._flags = []
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the end, finish the record and say where it is."""
@@ -147,10 +162,12 @@ class WatchingCallback(CallbackBase):
             return
         if self._watch is None and trainer.is_global_zero and any(s.batches for _, s in self._streams):
             self._finish_streams(trainer, pl_module)
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._watch is not None:
-            self._watch.close(trainer.fit_loop.epoch_loop._batches_that_stepped)
+            self._watch.close(step)
             _say(trainer, _summary(self._watch))
-        self._share(trainer)
+        if self._share(trainer, bool(self._flags)) and self._checkpoints is not None:
+            self._checkpoints.at_measurement(trainer, step, self._flags)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the record of a run that was cut short."""
@@ -213,6 +230,7 @@ class WatchingCallback(CallbackBase):
                 seed=self.seed,
                 on_error=self.on_error,
                 listeners=[_TrainerMetrics(trainer)],
+                on_transition=self._on_flag,
             )
         except (RuntimeError, AttributeError, KeyError, IndexError) as error:
             raise ValueError(
@@ -225,16 +243,26 @@ class WatchingCallback(CallbackBase):
         self._watch = watch
         self._next_visit = watch.next_visit
 
-    def _share(self, trainer: Any) -> None:
-        """Give every rank the next step to meet at and the metrics, so that all stop early or save alike."""
+    def _on_flag(self, flag: Flag) -> None:
+        self._flags.append(flag)
+        if self._hook is not None:
+            self._hook(flag)
+
+    def _share(self, trainer: Any, measured: bool) -> bool:
+        """Give every rank the next step to meet at and the metrics, so that all stop early or save alike.
+
+        Returns:
+            What rank zero gave as ``measured``.
+        """
         if trainer.world_size == 1:
-            return
+            return measured
         metrics = {}
         if trainer.is_global_zero:
             metrics = {name: float(value) for name, value in _latest(self._watch).items()}
-        self._next_visit, metrics = trainer.strategy.broadcast((self._next_visit, metrics))
+        self._next_visit, metrics, measured = trainer.strategy.broadcast((self._next_visit, metrics, measured))
         if metrics and not trainer.is_global_zero:
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        return bool(measured)
 
 
 class MonitoringCallback(WatchingCallback):
@@ -313,15 +341,17 @@ class _TrainerMetrics:
             logger.save()
         # the probe's loss stays out: "loss" may be a metric of the user's own
         own = {name: torch.tensor(value) for name, value in finite.items() if name != "loss"}
+        own.setdefault("transitions", self._trainer.callback_metrics.get("transitions", torch.tensor(0.0)))
         self._trainer.callback_metrics.update(own)
 
     def on_resume(self, run: Run) -> None: ...
 
-    def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
-        for transition in transitions:
-            _say(
-                self._trainer, f"phasewatch: transition ({transition.kind}) at step {transition.step:g}, seen at {step}"
-            )
+    def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
+        self._trainer.callback_metrics["transitions"] = torch.tensor(float(len(standing)))
+        for flag in flags:
+            if flag.action == "flagged":
+                kind, place = flag.transition.kind, flag.transition.step
+                _say(self._trainer, f"phasewatch: transition ({kind}) at step {place:g}, seen at {step}")
 
     def on_end(self, run: Run) -> None: ...
 
@@ -362,7 +392,11 @@ def _stream_length(trainer: Any, stream: StreamProbe) -> int | None:
 def _latest(watch: Watch | None) -> dict[str, float]:
     if watch is None or not watch.run.measurements:
         return {}
-    return {k: v for k, v in watch.run.measurements[-1].values.items() if math.isfinite(v) and k != "loss"}
+    latest = watch.run.measurements[-1].values
+    return {
+        **{name: value for name, value in latest.items() if math.isfinite(value) and name != "loss"},
+        "transitions": float(len(watch.transitions)),
+    }
 
 
 def _is_plain(tree: Any) -> bool:

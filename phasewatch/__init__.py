@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from phasewatch.objective import Objective
     from phasewatch.record import Run, load_run
     from phasewatch.symmetry import ZeroLedger, explain_zeros
-    from phasewatch.transitions import Transition, detect_transitions
+    from phasewatch.transitions import Detection, Transition, align_transitions, detect_transitions
     from phasewatch.watch import Watch
 
 _HOMES = {
@@ -27,6 +27,8 @@ _HOMES = {
     "Run": "phasewatch.record",
     "Spectrum": "phasewatch.hessian",
     "Transition": "phasewatch.transitions",
+    "Detection": "phasewatch.transitions",
+    "align_transitions": "phasewatch.transitions",
     "Watch": "phasewatch.watch",
     "ZeroLedger": "phasewatch.symmetry",
     "detect_transitions": "phasewatch.transitions",
@@ -42,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Detection",
     "Eigenpairs",
     "LLCEstimate",
     "Objective",
@@ -51,6 +54,7 @@ __all__ = [
     "Watch",
     "ZeroLedger",
     "__version__",
+    "align_transitions",
     "detect_transitions",
     "estimate_llc",
     "explain_zeros",

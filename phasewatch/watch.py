@@ -8,7 +8,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from phasewatch.record import FILE_NAME, SCHEMA_VERSION, Histogram, Ledger, Meas
 from phasewatch.record.ledger import read_lines
 from phasewatch.record.run import assemble
 from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
-from phasewatch.transitions import DETECTABLE, LiveDetector, Transition
+from phasewatch.transitions import DETECTABLE, Flag, LiveDetector, Transition
 
 OnError = Literal["warn", "raise", "disable"]
 
@@ -51,8 +51,8 @@ class Listener(Protocol):
         """A measurement was recorded."""
         ...
 
-    def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
-        """Transitions were flagged by the measurement at ``step``."""
+    def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
+        """The measurement at ``step`` flagged, revised or withdrew transitions; ``standing`` are all as of now."""
         ...
 
     def on_end(self, run: Run) -> None:
@@ -141,7 +141,7 @@ class Watch:
     Attributes:
         monitors: What is measured, on which data and when.
         clock: Where the time went.
-        transitions: Transitions flagged so far.
+        on_transition: Called with every flag of the detector (see :class:`phasewatch.transitions.Flag`).
     """
 
     def __init__(
@@ -162,6 +162,7 @@ class Watch:
         seed: int = 0,
         on_error: OnError = "warn",
         listeners: Sequence[Listener] = (),
+        on_transition: Callable[[Flag], object] | None = None,
     ) -> None:
         """Check everything that can be checked before the first step, and begin the record.
 
@@ -181,6 +182,8 @@ class Watch:
             seed: Seeds every measurement, together with its step.
             on_error: What an estimator that fails does: warn once and go on, raise, or go on without it.
             listeners: Told of every measurement and transition.
+            on_transition: Called with a :class:`phasewatch.transitions.Flag` whenever a transition is flagged, revised
+                or withdrawn. What it raises is treated like a failing measurement.
 
         Raises:
             ValueError: If the probe is empty, the loss cannot be used (see :class:`phasewatch.Objective`), or a
@@ -198,6 +201,7 @@ class Watch:
             on_error=on_error,
             listeners=listeners,
         )
+        self.on_transition: Callable[[Flag], object] | None = on_transition
 
     @classmethod
     def from_monitors(
@@ -211,6 +215,7 @@ class Watch:
         seed: int = 0,
         on_error: OnError = "warn",
         listeners: Sequence[Listener] = (),
+        on_transition: Callable[[Flag], object] | None = None,
     ) -> Watch:
         """A watch that measures several things, each on its own data and schedule, into one record.
 
@@ -223,6 +228,7 @@ class Watch:
             seed: Seeds every measurement, together with its step.
             on_error: What an estimator that fails does.
             listeners: Told of every measurement and transition.
+            on_transition: Called with every flag of the detector.
         """
         watch = cls.__new__(cls)
         watch._begin(
@@ -235,6 +241,7 @@ class Watch:
             on_error=on_error,
             listeners=listeners,
         )
+        watch.on_transition = on_transition
         return watch
 
     def _begin(
@@ -258,7 +265,6 @@ class Watch:
         self.on_error = on_error
         self.listeners = list(listeners)
         self.clock = Clock(total_steps=total_steps)
-        self.transitions: list[Transition] = []
         self._ledger = Ledger(None if directory is None else Path(directory) / FILE_NAME)
         self._header = self._describe()
         self._resumed_at: int | None = None
@@ -314,6 +320,11 @@ class Watch:
     def next_visit(self) -> int | None:
         """The first step at which :meth:`at` may do something."""
         return min((m.next_visit for m in self.monitors if m.next_visit is not None), default=None)
+
+    @property
+    def transitions(self) -> list[Transition]:
+        """Transitions flagged so far, as they are seen now."""
+        return [] if self.detector is None else self.detector.transitions
 
     @property
     def directory(self) -> Path | None:
@@ -428,7 +439,6 @@ class Watch:
             for line in history:
                 self._ledger.append(line["kind"], {k: v for k, v in line.items() if k != "kind"})
         self._recording = True
-        self.transitions = [Transition.from_dict(line["transition"]) for line in state["transitions"]]
         if self.detector and state["detector"]:
             self.detector.load_state_dict(state["detector"])
         for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
@@ -504,20 +514,24 @@ class Watch:
             return
         signals = [name for name in DETECTABLE if name in measurement.values]
         errors = measurement.standard_errors
-        flagged = self.detector.update(
+        flags = self.detector.update(
             measurement.step,
             {name: measurement.values[name] for name in signals},
             {name: errors[name] for name in signals if name in errors},
             {name: name not in measurement.unreliable for name in signals},
         )
-        if not flagged:
+        if not flags:
             return
-        self.transitions.extend(flagged)
-        for transition in flagged:
-            self._record("transition", {"detected_at": measurement.step, "transition": transition.to_dict()})
+        for flag in flags:
+            self._record("transition", {**flag.to_dict(), "detected_at": measurement.step})
+        standing = self.detector.transitions
         for listener in self.listeners:
             with self._guarded(type(listener).__name__, measurement.step):
-                listener.on_transitions(measurement.step, flagged)
+                listener.on_transitions(measurement.step, flags, standing)
+        if self.on_transition is not None:
+            for flag in flags:
+                with self._guarded("on_transition", measurement.step):
+                    self.on_transition(flag)
 
     def _record(self, kind: str, body: dict[str, Any]) -> None:
         if not self._recording:

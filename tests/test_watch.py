@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Reading
 from phasewatch.objective import Objective
 from phasewatch.record import Measurement, RecordError, Run, load_run
-from phasewatch.transitions import Transition
+from phasewatch.transitions import Flag, Transition
 from phasewatch.watch import Watch
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -84,7 +84,7 @@ class Listener:
     def on_measurement(self, measurement: Measurement) -> None:
         self.tell("measurement", measurement.step)
 
-    def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
+    def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
         self.tell("transitions", step)
 
     def on_end(self, run: Run) -> None:

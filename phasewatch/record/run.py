@@ -65,10 +65,12 @@ class Run:
         path: The file, or None for a run in memory.
         header: What produced the run: versions, seed, probe, settings, parameter count, n.
         measurements: In order of their steps, one a step.
-        transitions: Transitions as flagged live, plain dictionaries in order of detection.
+        transitions: Transitions flagged live, as they were seen last and without those withdrawn: plain dictionaries in
+            order of detection; ``detected_at`` is the step at which each was flagged first.
         failures: Estimators that failed: step, estimator, error.
         damaged: Lines that could not be read.
         finished: Whether the run was closed properly.
+        flags: All that was said live of transitions, revisions included: plain dictionaries in order.
     """
 
     path: Path | None
@@ -78,6 +80,7 @@ class Run:
     failures: tuple[dict[str, Any], ...]
     damaged: tuple[DamagedLine, ...]
     finished: bool
+    flags: tuple[dict[str, Any], ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -201,7 +204,7 @@ def assemble(bodies: Iterable[dict[str, Any]], path: Path | None = None, damaged
     """
     header: dict[str, Any] = {}
     measurements: dict[int, Measurement] = {}
-    transitions: list[dict[str, Any]] = []
+    flags: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     finished = False
     for body in bodies:
@@ -212,21 +215,35 @@ def assemble(bodies: Iterable[dict[str, Any]], path: Path | None = None, damaged
                     f"{path} has schema version {body['schema_version']}, this phasewatch reads up to "
                     f"{SCHEMA_VERSION}; upgrade it with `pip install -U phasewatch`."
                 )
-            header, measurements, transitions, failures = _without_kind(body), {}, [], []
+            header, measurements, flags, failures = _without_kind(body), {}, [], []
         elif kind == "resume":
             measurements = {step: m for step, m in measurements.items() if step < body["step"]}
-            transitions = [t for t in transitions if t["detected_at"] < body["step"]]
+            flags = [f for f in flags if f["detected_at"] < body["step"]]
             failures = [f for f in failures if f["step"] < body["step"]]
         elif kind == "measurement":
             measurement = Measurement.from_dict(body)
             measurements[measurement.step] = measurement
         elif kind == "transition":
-            transitions.append({**body["transition"], "detected_at": body["detected_at"]})
+            flags.append(_without_kind(body))
         elif kind == "failure":
             failures.append(_without_kind(body))
         finished = kind == "end"
     ordered = tuple(measurements[step] for step in sorted(measurements))
-    return Run(path, header, ordered, tuple(transitions), tuple(failures), damaged, finished)
+    return Run(path, header, ordered, _standing(flags), tuple(failures), damaged, finished, tuple(flags))
+
+
+def _standing(flags: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Each transition as its last flag has it, with the step of its first, without those withdrawn."""
+    first: dict[int, int] = {}
+    last: dict[int, dict[str, Any]] = {}
+    for flag in flags:
+        first.setdefault(flag["number"], flag["detected_at"])
+        last[flag["number"]] = flag
+    return tuple(
+        {**flag["transition"], "detected_at": first[number]}
+        for number, flag in last.items()
+        if flag["action"] != "withdrawn"
+    )
 
 
 def _without_kind(body: dict[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,11 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
             f"it takes at least {MIN_POINTS}. Train for longer, or measure more often."
         )
     else:
-        transitions = detect_transitions(steps, values, standard_errors=errors, reliable=reliable, alpha=alpha)
+        detection = detect_transitions(
+            steps, values, standard_errors=errors, reliable=reliable, alpha=alpha, n=run.header.get("n")
+        )
+        transitions = detection
+        note = None if detection.undecided is None else f"Undecided: {detection.undecided}"
     return Analysis(run, tuple(transitions), tuple(names), alpha, note)
 
 

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.record import Histogram, Measurement, Run
 from phasewatch.report import Analysis, analyze_run, density_figure, format_table, run_figure
-from phasewatch.transitions import DETECTABLE, Transition
+from phasewatch.transitions import DETECTABLE, Flag, Transition
 from phasewatch.transitions.kinds import DEGENERACIES
 
 CHILD_RUN = "phasewatch"
@@ -63,7 +63,6 @@ class TensorBoardWriter:
         self._scalars = scalars
         self._writer = SummaryWriter(str(self.directory))
         self._measurements: list[Measurement] = []
-        self._transitions: list[Transition] = []
         self._charted: set[str] = set()
 
     def on_resume(self, run: Run) -> None:
@@ -73,10 +72,6 @@ class TensorBoardWriter:
             run: The run so far.
         """
         self._measurements = list(run.measurements)
-        self._transitions = [
-            Transition.from_dict({key: value for key, value in plain.items() if key != "detected_at"})
-            for plain in run.transitions
-        ]
 
     def on_measurement(self, measurement: Measurement) -> None:
         """Write scalars, the bands and the spectrum of one measurement."""
@@ -96,17 +91,17 @@ class TensorBoardWriter:
             self._write_density(step)
         self._writer.flush()
 
-    def on_transitions(self, step: int, transitions: Sequence[Transition]) -> None:
-        """Write transitions flagged by the measurement at ``step``: scalars, table and figure so far."""
-        for transition in transitions:
-            self._transitions.append(transition)
-            self._scalar("transition_at", transition.step, step)
-        self._scalar("transitions", len(self._transitions), step)
-        self._text("transitions_flagged", self._transitions, None, step)
+    def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
+        """Write what the measurement at ``step`` flagged or revised: scalars, and table and figure as of now."""
+        for flag in flags:
+            if flag.action != "withdrawn":
+                self._scalar("transition_at", flag.transition.step, step)
+        self._scalar("transitions", len(standing), step)
+        self._text("transitions_flagged", standing, None, step)
         names = {name for m in self._measurements for name in m.values}
         so_far = Run(None, {}, tuple(self._measurements), (), (), (), finished=False)
         signals = tuple(name for name in DETECTABLE if name in names)
-        self._figure("run_so_far", Analysis(so_far, tuple(self._transitions), signals, math.nan, None), step)
+        self._figure("run_so_far", Analysis(so_far, tuple(standing), signals, math.nan, None), step)
         self._writer.flush()
 
     def on_end(self, run: Run) -> None:

@@ -8,9 +8,13 @@ import numpy as np
 from ruptures.base import BaseCost
 from ruptures.exceptions import NotEnoughPoints
 
+BLOCK = 32
+
 
 class CostWeightedLine(BaseCost):  # type: ignore[misc]
     """Weighted residual sum of squares of a straight line in ``time`` in each signal, each segment with its own line.
+
+    With ``drift=False`` of a constant instead.
 
     With weights ``1/sigma**2`` this is minus twice the Gaussian log-likelihood (up to a constant). All segments' costs
     come from prefix sums, so that one is O(signals) and the matrix of all of them a handful of array operations.
@@ -20,16 +24,18 @@ class CostWeightedLine(BaseCost):  # type: ignore[misc]
         time: increasing time of each point, shape (n,).
         weights: weight of each point of each signal, shape (n, signals).
         min_size: fewest points of a segment.
+        drift: whether a segment has a slope.
         signal: the signals as fitted, shape (n, signals).
     """
 
     model = "weighted line"
 
-    def __init__(self, time: np.ndarray, weights: np.ndarray, min_size: int = 3) -> None:
+    def __init__(self, time: np.ndarray, weights: np.ndarray, min_size: int = 3, drift: bool = True) -> None:
         """Take the times and weights; the signals come with ``fit``."""
         self.time = np.asarray(time, dtype=float)
         self.weights = np.asarray(weights, dtype=float)
         self.min_size = min_size
+        self.drift = drift
 
     def fit(self, signal: np.ndarray) -> CostWeightedLine:
         """Take the signals, shape (n, signals), finite wherever their weight is not 0."""
@@ -60,27 +66,32 @@ class CostWeightedLine(BaseCost):  # type: ignore[misc]
         """
         if end - start < self.min_size:
             raise NotEnoughPoints
-        return float(_residual(self._sums[:, end] - self._sums[:, start]).sum())
+        return float(_residual(self._sums[:, end] - self._sums[:, start], self.drift).sum())
 
     def matrix(self) -> np.ndarray:
         """Return the costs of all segments, shape (n + 1, n + 1); infinite where a segment is too short."""
         size = self._sums.shape[1]
         cost = np.zeros((size, size))
         for signal in range(self._sums.shape[2]):
-            sums = self._sums[:, :, signal]
-            cost += _residual(sums[:, None, :] - sums[:, :, None])
+            sums = np.ascontiguousarray(self._sums[:, :, signal])
+            # A block of starts at a time stays in the processor's cache; ends before them are not needed.
+            for first in range(0, size, BLOCK):
+                starts = slice(first, first + BLOCK)
+                cost[starts, first:] += _residual(sums[:, None, first:] - sums[:, starts, None], self.drift)
         index = np.arange(size)
         cost[index[None, :] - index[:, None] < self.min_size] = np.inf
         return cost
 
 
-def _residual(moments: np.ndarray) -> Any:
-    """Residual sum of squares of weighted straight lines from (w, wx, wxx, wy, wxy, wyy), elementwise."""
+def _residual(moments: np.ndarray, drift: bool) -> Any:
+    """Residual sum of squares of weighted lines or means from (w, wx, wxx, wy, wxy, wyy), elementwise."""
     w, wx, wxx, wy, wxy, wyy = moments
     safe = np.where(w > 0, w, 1.0)
+    syy = wyy - wy * wy / safe
+    if not drift:
+        return np.where(w > 0, np.maximum(syy, 0.0), 0.0)
     sxx = wxx - wx * wx / safe
     sxy = wxy - wx * wy / safe
-    syy = wyy - wy * wy / safe
     sloped = sxx > 1e-12 * np.abs(wxx)
     explained = np.where(sloped, sxy * sxy / np.where(sloped, sxx, 1.0), 0.0)
     return np.where(w > 0, np.maximum(syy - explained, 0.0), 0.0)

@@ -2,23 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from phasewatch.transitions.detect import MIN_POINTS, detect_transitions
+from phasewatch.transitions.detect import MIN_POINTS, detect_transitions, may_have_changed
 from phasewatch.transitions.series import checked_alpha
 from phasewatch.transitions.transition import Transition
 
+# Measurements that are looked at again with each new one; what happened before them is settled.
+WINDOW = 240
+# A change is looked for among this many newest measurements at every one, in all of them now and then.
+RECENT = 12
+REFRESH = 8
+# Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
+# a false alarm are far from adding up.
+LOOK_SHARE = 0.05
+
+Action = Literal["flagged", "revised", "withdrawn"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What the detector says about one transition at one measurement.
+
+    Attributes:
+        number: which of its transitions, counted from 0 in the order of flagging.
+        action: ``"flagged"``: it is new; ``"revised"``: with more seen it lies elsewhere or is of another kind;
+            ``"withdrawn"``: with more seen it is none.
+        transition: as it is seen now; as it was last seen, where withdrawn.
+        detected_at: the step of the measurement at which this was said.
+    """
+
+    number: int
+    action: Action
+    transition: Transition
+    detected_at: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the flag as plain Python values that JSON can hold."""
+        return {
+            "number": self.number,
+            "action": self.action,
+            "detected_at": self.detected_at,
+            "transition": self.transition.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Flag:
+        """Rebuild a flag from what ``to_dict`` returned."""
+        return cls(plain["number"], plain["action"], Transition.from_dict(plain["transition"]), plain["detected_at"])
+
+
+def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
+    """The transitions as the last flag of each has them, without those withdrawn, in order of their steps."""
+    last = {flag.number: flag for flag in flags}
+    standing = [flag.transition for flag in last.values() if flag.action != "withdrawn"]
+    return sorted(standing, key=lambda transition: transition.step)
+
 
 class LiveDetector:
-    """Flags each transition once, at the measurement at which it is certain.
+    """Flags each transition at the measurement at which it is certain, and revises it when more is seen.
 
-    Every measurement runs the detection again on all that is known, at a stricter rate that shares ``alpha`` out over
-    the run. A transition is flagged when two detections in a row agree on it, so a single point raises nothing.
+    A measurement costs a bounded time: the last 240 are searched again, and fully only where an exact segmentation has
+    a boundary among the newest, or after an eighth more measurements. A look spends a twentieth of ``alpha``.
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
-        flagged: the transitions flagged so far, as they were when flagged.
+        flags: all that was said so far, in order.
     """
 
     def __init__(self, alpha: float = 0.05) -> None:
@@ -28,12 +80,17 @@ class LiveDetector:
             ValueError: if alpha is not strictly between 0 and 1.
         """
         self.alpha = checked_alpha(alpha)
-        self.flagged: list[Transition] = []
+        self.flags: list[Flag] = []
         self._steps: list[float] = []
         self._values: dict[str, list[float | None]] = {}
         self._errors: dict[str, list[float | None]] = {}
         self._reliable: dict[str, list[bool]] = {}
-        self._candidates: list[tuple[float, float]] = []
+        self._searched = 0
+
+    @property
+    def transitions(self) -> list[Transition]:
+        """The transitions as they are seen now, in order of their steps."""
+        return standing_transitions(self.flags)
 
     def update(
         self,
@@ -41,8 +98,8 @@ class LiveDetector:
         values: Mapping[str, float],
         standard_errors: Mapping[str, float] | None = None,
         reliable: Mapping[str, bool] | None = None,
-    ) -> list[Transition]:
-        """Take the measurement of one step and return the transitions that are certain as of now.
+    ) -> list[Flag]:
+        """Take the measurement of one step and return what is new, revised or withdrawn as of now.
 
         Args:
             step: the step, later than all before.
@@ -57,19 +114,12 @@ class LiveDetector:
         before = self.state_dict()
         try:
             self._append(step, values, standard_errors or {}, reliable or {})
-            found = self._detect()
+            new = self._look()
         except ValueError:
             self.load_state_dict(before)
             raise
-        certain = [
-            transition
-            for transition in found
-            if any(_overlap((transition.start, transition.end), candidate) for candidate in self._candidates)
-            and not any(_overlap((transition.start, transition.end), (old.start, old.end)) for old in self.flagged)
-        ]
-        self._candidates = [(transition.start, transition.end) for transition in found]
-        self.flagged.extend(certain)
-        return certain
+        self.flags.extend(new)
+        return new
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the detector knows, as plain Python values."""
@@ -79,8 +129,8 @@ class LiveDetector:
             "values": {name: list(column) for name, column in self._values.items()},
             "standard_errors": {name: list(column) for name, column in self._errors.items()},
             "reliable": {name: list(column) for name, column in self._reliable.items()},
-            "candidates": [list(candidate) for candidate in self._candidates],
-            "flagged": [transition.to_dict() for transition in self.flagged],
+            "searched": self._searched,
+            "flags": [flag.to_dict() for flag in self.flags],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -95,8 +145,8 @@ class LiveDetector:
             self._values = {name: list(column) for name, column in state["values"].items()}
             self._errors = {name: list(column) for name, column in state["standard_errors"].items()}
             self._reliable = {name: list(column) for name, column in state["reliable"].items()}
-            self._candidates = [(start, end) for start, end in state["candidates"]]
-            self.flagged = [Transition.from_dict(plain) for plain in state["flagged"]]
+            self._searched = int(state["searched"])
+            self.flags = [Flag.from_dict(plain) for plain in state["flags"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"not the state of a LiveDetector ({error!r}): expected what LiveDetector.state_dict() returned"
@@ -121,27 +171,66 @@ class LiveDetector:
                 self._values[name] = [None] * len(self._steps)
                 self._errors[name] = [None] * len(self._steps)
                 self._reliable[name] = [True] * len(self._steps)
+        row = {name: _optional(values.get(name), f"value of {name!r}") for name in self._values}
+        error_row = {name: _optional(standard_errors.get(name), f"standard error of {name!r}") for name in self._values}
+        negative = [name for name, error in error_row.items() if error is not None and error < 0]
+        if negative:
+            raise ValueError(f"standard errors of {negative} are negative; expected them to be >= 0")
         self._steps.append(step)
         for name, column in self._values.items():
-            column.append(_optional(values.get(name), f"value of {name!r}"))
-            self._errors[name].append(_optional(standard_errors.get(name), f"standard error of {name!r}"))
+            column.append(row[name])
+            self._errors[name].append(error_row[name])
             self._reliable[name].append(bool(reliable.get(name, True)))
 
-    def _detect(self) -> list[Transition]:
-        if not self._values:
+    def _look(self) -> list[Flag]:
+        count = len(self._steps)
+        if not self._values or count < MIN_POINTS:
             return []
-        looks = max(len(self._steps), MIN_POINTS)
-        return detect_transitions(
-            self._steps,
-            self._values,  # type: ignore[arg-type]  # None marks a missing value
-            standard_errors=self._errors,  # type: ignore[arg-type]
-            reliable=self._reliable,
-            alpha=4.0 * self.alpha / (looks + 4.0),
-        )
+        first = max(0, count - WINDOW)
+        given = {
+            "steps": self._steps[first:],
+            "values": {name: column[first:] for name, column in self._values.items()},
+            "standard_errors": {name: column[first:] for name, column in self._errors.items()},
+            "reliable": {name: column[first:] for name, column in self._reliable.items()},
+        }
+        if not (may_have_changed(**given, newest=RECENT) or count >= self._searched + self._searched // REFRESH):  # type: ignore[arg-type]
+            return []
+        self._searched = count
+        found: list[Transition] = detect_transitions(**given, alpha=LOOK_SHARE * self.alpha)  # type: ignore[arg-type]
+        lost = [t for t in self.transitions if not any(self._same(t, other) for other in found)]
+        if any(first == 0 or transition.start > self._steps[first] for transition in lost):
+            # What was certain once is given up only if it would not be found at the whole of alpha either.
+            lenient = detect_transitions(**given, alpha=self.alpha)  # type: ignore[arg-type]
+            found += [t for t in lenient if any(self._same(t, old) for old in lost)]
+            found.sort(key=lambda transition: transition.step)
+        return self._compare(found, settled=self._steps[first] if first else None)
 
+    def _compare(self, found: Sequence[Transition], settled: float | None) -> list[Flag]:
+        """Match what is found now with what was flagged; whatever lies before ``settled`` stays as it is."""
+        current = {flag.number: flag for flag in self.flags}
+        open_flags = [flag for flag in current.values() if settled is None or flag.transition.start > settled]
+        new: list[Flag] = []
+        number = len(current)
+        for transition in found:
+            same = next((flag for flag in open_flags if self._same(flag.transition, transition)), None)
+            if same is None:
+                if settled is None or transition.start > settled:
+                    new.append(Flag(number, "flagged", transition, self._steps[-1]))
+                    number += 1
+                continue
+            open_flags.remove(same)
+            old = same.transition
+            changed = (old.start, old.end, old.kind) != (transition.start, transition.end, transition.kind)
+            if changed or same.action == "withdrawn":
+                new.append(Flag(same.number, "revised", transition, self._steps[-1]))
+        gone = [flag for flag in open_flags if flag.action != "withdrawn"]
+        return new + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
 
-def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
+    def _same(self, one: Transition, other: Transition) -> bool:
+        """Whether two share some time, give or take a measurement."""
+        apart = max(one.start, other.start), min(one.end, other.end)
+        between = sum(apart[1] < step < apart[0] for step in self._steps[-WINDOW:])
+        return apart[0] <= apart[1] or between <= 2
 
 
 def _number(given: float, what: str) -> float:
@@ -156,4 +245,6 @@ def _optional(given: float | None, what: str) -> float | None:
     if given is None:
         return None
     number = _number(given, what)
+    if math.isinf(number):
+        raise ValueError(f"{what} is infinity; expected a finite number, or NaN where it is missing")
     return None if number != number else number

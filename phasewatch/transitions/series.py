@@ -46,6 +46,57 @@ class Signal:
         return shifted - self.log_offset, shifted
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """All signals as columns, each in units of its span about its middle, so that none is too large to be squared.
+
+    Attributes:
+        steps: steps of the measurements, shape (n,).
+        time: log time of each, shape (n,).
+        signals: the signals, in the order of the columns.
+        y: values, shape (n, signals); 0 where missing.
+        sigma: standard deviations, shape (n, signals); infinite where missing.
+        trusted: whether a value is known and reliable, shape (n, signals).
+        middle: median of each signal on its scale.
+        span: spread of each signal on its scale.
+    """
+
+    steps: np.ndarray
+    time: np.ndarray
+    signals: list[Signal]
+    y: np.ndarray
+    sigma: np.ndarray
+    trusted: np.ndarray
+    middle: np.ndarray
+    span: np.ndarray
+
+    @classmethod
+    def of(cls, steps: np.ndarray, time: np.ndarray, signals: list[Signal], trusted: np.ndarray) -> Scaled:
+        """Bring signals to one scale; ``trusted`` has shape (n, signals)."""
+        middle = np.array([np.nanmedian(signal.scaled) for signal in signals])
+        span = np.array([signal.span for signal in signals])
+        sigma = np.column_stack([signal.sigma for signal in signals]) / span
+        present = np.isfinite(sigma)
+        y = np.where(present, (np.column_stack([signal.scaled for signal in signals]) - middle) / span, 0.0)
+        return cls(steps, time, signals, y, sigma, trusted & present, middle, span)
+
+    @property
+    def present(self) -> np.ndarray:
+        """Whether a value is known, shape (n, signals)."""
+        return np.isfinite(self.sigma)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Inverse variances, shape (n, signals); 0 where missing."""
+        return 1.0 / self.sigma**2
+
+    @property
+    def noise(self) -> float:
+        """Scatter of a typical point of a typical signal, in spans."""
+        typical = [np.median(column[np.isfinite(column)]) for column in self.sigma.T]
+        return float(np.median(typical))
+
+
 def checked_steps(steps: ArrayLike) -> np.ndarray:
     """Return the steps as floats, or raise what is wrong with them."""
     array = _numeric(steps, "steps")
@@ -136,8 +187,10 @@ def prepare(
     relative = relative / np.median(relative)
     sigma_present = np.hypot(_noise(x, y, relative) * relative, NOISE_FLOOR * span)
     # An isolated spike counts as a deviation of SPIKE sigma at most.
-    excess = np.abs(y - median_filter(y, size=5, mode="nearest")) / (SPIKE * sigma_present)
-    excess[:2] = excess[-2:] = 1.0
+    middle = median_filter(y, size=5, mode="nearest")
+    # At the ends the median is that of the outermost five: one or two new points are no new level yet.
+    middle[:2], middle[-2:] = np.median(y[:5]), np.median(y[-5:])
+    excess = np.abs(y - middle) / (SPIKE * sigma_present)
     sigma = np.full(len(values), np.inf)
     distrust = np.where(trusted[present], 1.0, np.sqrt(UNRELIABLE_VARIANCE))
     sigma[present] = sigma_present * np.maximum(excess, distrust)

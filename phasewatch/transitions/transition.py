@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,16 +12,16 @@ from typing import Any
 class Change:
     """What one signal did across a transition, in the signal's own units.
 
-    The levels are those of the stages on both sides, each continued to the edge of the transition, so a drift within
-    a stage is not counted. All figures are conditional on the transition having been detected.
+    The levels are those of the stages on both sides, each continued to the location of the transition, so a drift
+    within a stage is not counted. All figures are conditional on the transition having been detected.
 
     Attributes:
-        before: level of the signal where the stage before the transition ends.
-        after: level of the signal where the stage after the transition begins.
+        before: level of the stage before, continued to the location.
+        after: level of the stage after, continued to the location.
         change: ``after - before``.
         standard_error: standard error of ``change``, from the scatter of the points within the stages.
         interval: 95 % interval of ``change``.
-        z: the change beyond what the drift of the two stages would have brought, in standard errors.
+        z: the change in standard errors, on the scale that is searched.
     """
 
     before: float
@@ -51,6 +52,13 @@ class Transition:
         changes: per signal, what it did.
         score: strength, the root of the summed squares of the signals' z: about 4 is barely seen, 10 is plain.
         p_value: chance of so strong a change anywhere in a run of this length without transitions.
+        adjusted_p_value: the same, adjusted for the number of transitions reported (Holm).
+        seen_by: signals whose change is beyond noise, in their order.
+        consensus: share of the signals measured on both sides that see it.
+        free_energy: change of the free energy ``n L + llc log n`` at the n of the run; None where n, the loss or the
+            llc is not known. Negative: the new phase is the preferred one.
+        equal_n: the n at which both sides would have the same free energy, ``n / log n = -d llc / d loss``; None where
+            one side has the lower free energy at every n.
     """
 
     start: float
@@ -61,6 +69,11 @@ class Transition:
     changes: dict[str, Change]
     score: float
     p_value: float
+    adjusted_p_value: float = 1.0
+    seen_by: tuple[str, ...] = ()
+    consensus: float = 0.0
+    free_energy: float | None = None
+    equal_n: float | None = None
 
     def __repr__(self) -> str:
         """Return one line with the place, the kind and the signals that changed."""
@@ -75,6 +88,7 @@ class Transition:
         """Return the transition as plain Python values that JSON can hold."""
         plain = asdict(self)
         plain["interval"] = list(self.interval)
+        plain["seen_by"] = list(self.seen_by)
         for change in plain["changes"].values():
             change["interval"] = list(change["interval"])
         return plain
@@ -91,8 +105,50 @@ class Transition:
                 name: Change(**{**change, "interval": tuple(change["interval"])})
                 for name, change in plain["changes"].items()
             }
-            return cls(**{**plain, "interval": tuple(plain["interval"]), "changes": changes})
+            tuples = {"interval": tuple(plain["interval"]), "seen_by": tuple(plain["seen_by"])}
+            return cls(**{**plain, **tuples, "changes": changes})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"not a transition: expected a mapping as written by Transition.to_dict(), got {plain!r} ({error})"
             ) from error
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of a run between two transitions.
+
+    Attributes:
+        start: its first step.
+        end: its last step.
+        measurements: number of measurements in it.
+        levels: per signal its median; absent where the signal was not measured.
+    """
+
+    start: float
+    end: float
+    measurements: int
+    levels: dict[str, float]
+
+
+class Detection(list[Transition]):
+    """The transitions of a run in order: a list that knows more.
+
+    Attributes:
+        stages: the stretches between the transitions, one more than there are transitions; empty if undecided.
+        undecided: why nothing can be said of the run, None where the detector had its say.
+        least_change: the smallest abrupt change, in noise standard deviations of one signal, that would have been seen
+            half-way through; NaN where nothing was looked for.
+    """
+
+    def __init__(
+        self,
+        transitions: Iterable[Transition] = (),
+        stages: Iterable[Stage] = (),
+        undecided: str | None = None,
+        least_change: float = math.nan,
+    ) -> None:
+        """Take the transitions and what goes with them."""
+        super().__init__(transitions)
+        self.stages = tuple(stages)
+        self.undecided = undecided
+        self.least_change = least_change

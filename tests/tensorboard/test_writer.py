@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from phasewatch.record import Histogram, Measurement, Run
 from phasewatch.tensorboard import TensorBoardWriter, read_scalars
 from phasewatch.tensorboard.writer import spectrum_edges
-from phasewatch.transitions import Change, Transition
+from phasewatch.transitions import Change, Flag, Transition
 
 SPECTRUM = Histogram([-1.0, -1e-6, 0.0, 2e-6, 3.0], [1.0, 2.0, 40.0, 5.0, 2.0])
 
@@ -35,6 +35,10 @@ def measurement(step: int, **values: float) -> Measurement:
 def transition(step: float) -> Transition:
     change = Change(2.0, 1.0, -1.0, 0.1, (-1.2, -0.8), -10.0)
     return Transition(step - 5, step + 5, step, (step - 2, step + 2), "A", {"loss": change}, 10.0, 1e-6)
+
+
+def flag(number: int, place: float, detected_at: int) -> Flag:
+    return Flag(number, "flagged", transition(place), detected_at)
 
 
 def accumulated(directory: Path) -> EventAccumulator:
@@ -145,9 +149,9 @@ def test_flags_are_logged_at_the_step_of_detection(tmp_path: Path) -> None:
     for step in range(0, 100, 10):
         writer.on_measurement(measurement(step))
         if step == 50:
-            writer.on_transitions(step, [transition(20.0)])
+            writer.on_transitions(step, [flag(0, 20.0, step)], [transition(20.0)])
         if step == 90:
-            writer.on_transitions(step, [transition(60.0)])
+            writer.on_transitions(step, [flag(1, 60.0, step)], [transition(20.0), transition(60.0)])
     writer.close()
     scalars = read_scalars(writer.directory)
     assert [column.tolist() for column in scalars["phasewatch/transition_at"]] == [[50, 90], [20.0, 60.0]]
@@ -167,7 +171,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path)
     writer.on_resume(before)
     writer.on_measurement(measurement(90))
-    writer.on_transitions(90, [transition(60.0)])
+    writer.on_transitions(90, [flag(1, 60.0, 90)], [transition(20.0), transition(60.0)])
     writer.close()
     assert read_scalars(writer.directory)["phasewatch/transitions"][1].tolist() == [2.0]
     [(_, table)] = texts(writer.directory, "transitions_flagged")

@@ -6,30 +6,17 @@ import json
 
 import numpy as np
 import pytest
-from synthetic import Run, linear_network, sampled_steps, synthetic_run
+from synthetic import SAMPLINGS, Run, Score, linear_network, sampled_steps, strict_score, synthetic_run
 
 from phasewatch.transitions import Transition, detect_transitions
-
-SAMPLINGS = ("linear", "log", "mixed")
 
 
 def detect(run: Run) -> list[Transition]:
     return detect_transitions(run.steps, run.values, standard_errors=run.standard_errors)
 
 
-def strict_score(found: list[Transition], run: Run) -> tuple[int, int, int]:
-    """Hits, false ones and misses: a hit touches the truth within 3 measurements and reaches at most 6 beyond it."""
-    unmatched = list(run.transitions)
-    hits = 0
-    for transition in found:
-        a, b = np.searchsorted(run.steps, [transition.start, transition.end])
-        for truth in unmatched:
-            p, q, _ = truth
-            if a <= q + 3 and b >= p - 3 and a >= p - 6 and b <= q + 6:
-                unmatched.remove(truth)
-                hits += 1
-                break
-    return hits, len(found) - hits, len(unmatched)
+def score(found: list[Transition], run: Run) -> Score:
+    return strict_score([(transition.start, transition.end) for transition in found], run)
 
 
 def step_signal(n: int = 80, height: float = 1.0, sigma: float = 0.02, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -55,44 +42,66 @@ def test_each_stage_of_a_linear_network_is_found_where_theory_says(
     seed: int, sampling: str, n: int, strengths: tuple[float, ...], initial: float
 ) -> None:
     scale = np.random.default_rng(seed).uniform(0.8, 1.25)
-    run, half_way = linear_network(
+    run = linear_network(
         [scale * s for s in strengths], n, initial=initial, sampling=sampling, noise_share=0.001 * seed, seed=seed
     )
     found = detect(run)
-    assert len(found) == len(half_way)
-    for transition, time in zip(found, sorted(half_way), strict=True):
-        assert transition.start <= time <= transition.end
+    assert len(found) == len(run.transitions)
+    for transition, truth in zip(found, run.transitions, strict=True):
+        half_way = truth.step[0]
+        assert transition.start <= half_way <= transition.end
+        assert transition.interval[0] <= half_way <= transition.interval[1]
         assert transition.start <= transition.step <= transition.end
         assert transition.changes["loss"].change < 0 < transition.changes["hessian_trace"].change
 
 
-@pytest.mark.parametrize("n", [60, 120])
-def test_strong_transitions_are_found_in_noise(n: int) -> None:
-    """Precision at least .9 and recall at least .6 over 24 runs.
+@pytest.mark.parametrize(
+    ("n", "stages", "noise_kind"),
+    [(60, "drift", "gauss"), (120, "drift", "gauss"), (120, "drift", "t3"), (120, "curved", "gauss")],
+)
+def test_transitions_are_found_in_noise(n: int, stages: str, noise_kind: str) -> None:
+    """F1 at least .88 over 30 runs with 60 transitions (seeds of their own).
 
-    On the design seeds precision was .97 to 1.00 and recall .77 to .93: with 36 transitions a recall of .77 falls
-    short of .6 with probability .01, and a precision of .97 of .9 with probability .03. The seeds are fixed.
+    At the .95 that the benchmark shows, one found or missed in ten would come by chance less than once in 100.
     """
-    totals = np.zeros(3, dtype=int)
-    for seed in range(24):
-        run = synthetic_run(40_000 + seed, n, transitions=1 + seed % 2, sampling=SAMPLINGS[seed % 3])
-        totals += strict_score(detect(run), run)
-    hits, false, missed = totals
-    assert hits / (hits + false) >= 0.9
-    assert hits / (hits + missed) >= 0.6
+    total = Score()
+    for seed in range(30):
+        run = synthetic_run(
+            40_000 + seed,
+            n,
+            transitions=1 + seed % 3,
+            sampling=SAMPLINGS[seed // 3 % 3],
+            stages=stages,
+            noise_kind=noise_kind,
+        )
+        total += score(detect(run), run)
+    assert total.f1 >= 0.88
 
 
 def test_kinds_are_those_of_the_truth() -> None:
-    """At least 85 % of the hits are of the true kind (24 runs; design seeds gave more)."""
+    """At least 85 % of the hits are of the true kind (24 runs; the benchmark gives 95 %)."""
     right = total = 0
     for seed in range(24):
         run = synthetic_run(50_000 + seed, 120, transitions=1, sampling=SAMPLINGS[seed % 3])
         for transition in detect(run):
-            if strict_score([transition], run)[0]:
+            if score([transition], run).hits:
                 total += 1
-                right += transition.kind == run.transitions[0][2]
-    assert total >= 15
+                right += transition.kind == run.transitions[0].kind
+    assert total >= 20
     assert right >= 0.85 * total
+
+
+@pytest.mark.parametrize(
+    ("stages", "noise_kind"),
+    [("power", "gauss"), ("curved", "gauss"), ("drift", "ar0.5"), ("drift", "ar0.8"), ("drift", "t3")],
+)
+def test_null_runs_raise_few_alarms(stages: str, noise_kind: str) -> None:
+    """At most 6 alarms in 40 runs: at a rate of .05 more would come by chance once in 250, at .1 once in 10."""
+    runs = (
+        synthetic_run(45_000 + seed, 120, sampling=SAMPLINGS[seed % 3], stages=stages, noise_kind=noise_kind)
+        for seed in range(40)
+    )
+    assert sum(len(detect(run)) for run in runs) <= 6
 
 
 def test_nothing_is_found_when_the_model_is_frozen() -> None:
@@ -126,12 +135,6 @@ def test_nothing_is_found_on_power_laws() -> None:
         loss = (decay + rng.uniform(0.0, 0.5)) * np.exp(scatter * rng.standard_normal(n))
         alarms += bool(detect_transitions(steps, {"loss": loss}))
     assert alarms <= 11
-
-
-def test_trends_raise_no_more_alarms_than_alpha() -> None:
-    """At most 13 alarms in 100 drifting runs: at a rate of .05 more would come by chance less than once in 1,000."""
-    runs = (synthetic_run(80_000 + seed, 100, sampling=SAMPLINGS[seed % 3]) for seed in range(100))
-    assert sum(len(detect(run)) for run in runs) <= 13
 
 
 def test_location_intervals_cover_steps() -> None:

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import Run, linear_network, synthetic_run
+from synthetic import Run, linear_network, strict_score, synthetic_run
 
-from phasewatch.transitions import LiveDetector, Transition, detect_transitions
+from phasewatch.transitions import Flag, LiveDetector, detect_transitions, live, standing_transitions
 
 
-def feed(detector: LiveDetector, run: Run, start: int = 0, stop: int | None = None) -> list[tuple[int, Transition]]:
-    """Show the detector the measurements from start to stop; return what it flagged, and when."""
-    flags = []
+def feed(detector: LiveDetector, run: Run, start: int = 0, stop: int | None = None) -> list[tuple[int, Flag]]:
+    """Show the detector the measurements from start to stop; return what it said, and when."""
+    flags: list[tuple[int, Flag]] = []
     for index in range(start, len(run.steps) if stop is None else stop):
         values = {name: column[index] for name, column in run.values.items()}
         errors = {name: column[index] for name, column in run.standard_errors.items()}
-        flags += [(index, transition) for transition in detector.update(run.steps[index], values, errors)]
+        flags += [(index, flag) for flag in detector.update(run.steps[index], values, errors)]
     return flags
 
 
@@ -32,12 +32,56 @@ def two_steps(n: int = 70) -> Run:
 
 
 def test_each_transition_is_flagged_once_and_soon() -> None:
-    flags = feed(LiveDetector(), two_steps())
-    assert len(flags) == 2
-    for (index, transition), place in zip(flags, (25, 50), strict=True):
-        assert place + 3 <= index <= place + 8
+    detector = LiveDetector()
+    said = feed(detector, two_steps())
+    flagged = [(index, flag.transition) for index, flag in said if flag.action == "flagged"]
+    assert len(flagged) == 2
+    for (index, transition), place in zip(flagged, (25, 50), strict=True):
+        assert place + 2 <= index <= place + 8
         assert transition.start <= 10.0 * place and transition.end >= 10.0 * (place - 1)
-    assert flags[0][1].kind == "A"
+    assert [transition.kind for transition in detector.transitions][0] == "A"
+    assert all(flag.detected_at == 10.0 * index for index, flag in said)
+
+
+def test_a_revision_is_a_flag_of_its_own_and_the_last_one_stands() -> None:
+    run = synthetic_run(7, 90, transitions=2)
+    detector = LiveDetector()
+    said = [flag for _, flag in feed(detector, run)]
+    assert [flag.number for flag in said if flag.action == "flagged"] == list(range(len({f.number for f in said})))
+    assert any(flag.action == "revised" for flag in said)
+    for before, after in zip(said, said[1:], strict=False):
+        assert before.detected_at <= after.detected_at
+    assert standing_transitions(said) == detector.transitions
+    assert strict_score([(t.start, t.end) for t in detector.transitions], run).f1 == 1.0
+
+
+def test_what_more_measurements_refute_is_withdrawn() -> None:
+    """Three measurements on another level, then back: flagged perhaps, never left standing."""
+    rng = np.random.default_rng(0)
+    loss = 1.0 + 0.01 * rng.standard_normal(60)
+    loss[30:34] += 0.3
+    detector = LiveDetector()
+    feed(detector, Run(np.arange(60) * 10.0, {"loss": loss}, {}, []))
+    inside = [t for t in detector.transitions if t.end < 280.0 or t.start > 360.0]
+    assert inside == []
+
+
+def test_a_measurement_costs_no_more_the_longer_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never are more than a window's measurements searched, however many there were."""
+    monkeypatch.setattr(live, "WINDOW", 40)
+    searched = []
+    monkeypatch.setattr(
+        live,
+        "detect_transitions",
+        lambda steps, *a, **k: searched.append(len(steps)) or detect_transitions(steps, *a, **k),
+    )
+    rng = np.random.default_rng(3)
+    level = 2.0 - 0.5 * (np.arange(120) >= 30) - 0.5 * (np.arange(120) >= 90)
+    detector = LiveDetector()
+    feed(detector, Run(np.arange(120) * 10.0, {"loss": level + 0.03 * rng.standard_normal(120)}, {}, []))
+    assert max(searched) == 40
+    # The first one lies before the window by now, and stands.
+    assert [round(t.end, -2) for t in detector.transitions] == [300.0, 900.0]
 
 
 def test_a_single_point_raises_nothing() -> None:
@@ -49,11 +93,14 @@ def test_a_single_point_raises_nothing() -> None:
 
 
 def test_stages_of_a_linear_network_are_flagged_as_they_pass() -> None:
-    run, half_way = linear_network((4.0, 2.0, 1.0), 100, initial=1e-6, noise_share=0.001)
-    flags = feed(LiveDetector(), run)
-    assert len(flags) == 3
-    for (index, transition), time in zip(flags, sorted(half_way), strict=True):
-        assert transition.start <= time <= transition.end <= run.steps[index]
+    run = linear_network((4.0, 2.0, 1.0), 100, initial=1e-6, noise_share=0.001)
+    detector = LiveDetector()
+    said = feed(detector, run)
+    assert len(detector.transitions) == 3
+    for transition, truth in zip(detector.transitions, run.transitions, strict=True):
+        assert transition.start <= truth.step[0] <= transition.end
+        first = next(i for i, f in said if f.transition.start <= truth.step[0] <= f.transition.end)
+        assert first <= truth.last + 8
 
 
 @pytest.mark.parametrize("pause", [5, 27, 29, 31, 53])
@@ -68,7 +115,7 @@ def test_a_resumed_detector_gives_the_same_flags(pause: int) -> None:
     flags += feed(second, run, start=pause)
     assert flags == expected
     assert second.state_dict() == unbroken.state_dict()
-    assert second.flagged == [transition for _, transition in expected]
+    assert second.flags == [flag for _, flag in expected]
 
 
 def plain(value: Any) -> bool:

@@ -1,0 +1,120 @@
+"""The same transition in several runs: transitions aligned across seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from phasewatch.transitions.transition import Transition
+
+# In units of leaving one transition unmatched, and two matched ones whose steps differ by a factor of two.
+FACTOR = 2.0
+OTHER_KIND = 0.5
+MISSING = 1.0
+
+
+@dataclass(frozen=True)
+class AlignedTransition:
+    """One transition as several runs show it.
+
+    Attributes:
+        transitions: per run its transition, None where the run has none to match.
+    """
+
+    transitions: tuple[Transition | None, ...]
+
+    @property
+    def _present(self) -> list[Transition]:
+        return [transition for transition in self.transitions if transition is not None]
+
+    @property
+    def step(self) -> float:
+        """Median of the steps."""
+        return float(np.median([transition.step for transition in self._present]))
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Smallest and largest step."""
+        steps = [transition.step for transition in self._present]
+        return min(steps), max(steps)
+
+    @property
+    def share(self) -> float:
+        """Share of the runs that have it."""
+        return len(self._present) / len(self.transitions)
+
+    @property
+    def kind(self) -> str:
+        """The most frequent kind, the first of those that are equally frequent."""
+        kinds = [transition.kind for transition in self._present]
+        return max(dict.fromkeys(kinds), key=kinds.count)
+
+
+def align_transitions(runs: Sequence[Sequence[Transition]]) -> list[AlignedTransition]:
+    """Align the transitions of several runs, in order of their steps.
+
+    Runs are added one by one, those with the most transitions first, by the best order-preserving match to what is
+    aligned already (Needleman & Wunsch 1970); a match costs the ratio of the steps, and more between kinds.
+
+    Args:
+        runs: per run its transitions.
+
+    Example:
+        >>> def at(step, kind="A"):
+        ...     return Transition(step - 5, step + 5, step, (step - 5, step + 5), kind, {}, 9.0, 1e-9)
+        >>> first, second = align_transitions([[at(100), at(900)], [at(110), at(800)], [at(850)]])
+        >>> first.step, first.spread, round(first.share, 2)
+        (105.0, (100, 110), 0.67)
+        >>> second.step, second.share
+        (850.0, 1.0)
+    """
+    aligned: list[dict[int, Transition]] = []
+    for number in sorted(range(len(runs)), key=lambda k: -len(runs[k])):
+        row = sorted(runs[number], key=lambda transition: transition.step)
+        merged: list[dict[int, Transition]] = []
+        for group, transition in _match(aligned, row):
+            column = dict(group or {})
+            if transition is not None:
+                column[number] = transition
+            merged.append(column)
+        aligned = merged
+    return [AlignedTransition(tuple(group.get(k) for k in range(len(runs)))) for group in aligned]
+
+
+def _match(
+    groups: Sequence[dict[int, Transition]], row: Sequence[Transition]
+) -> list[tuple[dict[int, Transition] | None, Transition | None]]:
+    """Pairs of a group and a transition, either of which may be missing, at the least cost."""
+    cost = np.zeros((len(groups) + 1, len(row) + 1))
+    cost[:, 0] = MISSING * np.arange(len(groups) + 1)
+    cost[0] = MISSING * np.arange(len(row) + 1)
+    for i, group in enumerate(groups, start=1):
+        for j, transition in enumerate(row, start=1):
+            cost[i, j] = min(
+                cost[i - 1, j - 1] + _unlikeness(group, transition),
+                cost[i - 1, j] + MISSING,
+                cost[i, j - 1] + MISSING,
+            )
+    pairs: list[tuple[dict[int, Transition] | None, Transition | None]] = []
+    i, j = len(groups), len(row)
+    while i or j:
+        if i and j and cost[i, j] == cost[i - 1, j - 1] + _unlikeness(groups[i - 1], row[j - 1]):
+            i, j = i - 1, j - 1
+            pairs.append((groups[i], row[j]))
+        elif i and (not j or cost[i, j] == cost[i - 1, j] + MISSING):
+            i -= 1
+            pairs.append((groups[i], None))
+        else:
+            j -= 1
+            pairs.append((None, row[j]))
+    return pairs[::-1]
+
+
+def _unlikeness(group: dict[int, Transition], transition: Transition) -> float:
+    steps = [max(other.step, 1e-9) for other in group.values()]
+    ratio = abs(math.log(max(transition.step, 1e-9) / float(np.median(steps)))) / math.log(FACTOR)
+    kinds = {other.kind for other in group.values()}
+    return ratio + OTHER_KIND * (transition.kind not in kinds)

@@ -1,0 +1,135 @@
+"""Transitions of runs whose courses are blurred by the scatter of their points."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import gammaincc
+from scipy.stats import binom, chi2
+from scipy.stats import t as student
+
+from phasewatch.transitions.cost import CostWeightedLine
+from phasewatch.transitions.regression import (
+    CHANGE_PRICE,
+    PLACES,
+    BoundarySearch,
+    Selection,
+    SignalRegression,
+    boundary_price,
+)
+from phasewatch.transitions.search import OptimalPartition
+from phasewatch.transitions.series import Scaled
+from phasewatch.transitions.transition import Transition
+from phasewatch.transitions.wording import describe
+
+# Candidates come from segmentations that find too much on purpose; more than one boundary for this many measurements
+# is a sign of correlated noise, and the penalty is raised.
+LEAST_SPACING = 12
+CANDIDATE_RATE = 0.5
+# The widening of a change's error for having chosen boundaries, slopes and bends by the same data.
+SELECTION = 1.1
+
+
+def noisy_transitions(scaled: Scaled, alpha: float, drift: bool = True) -> list[Transition]:
+    """Choose boundaries among those of exact segmentations (lines, plateaus) by one regression on all of them.
+
+    Args:
+        scaled: the signals.
+        alpha: wanted rate of false alarms.
+        drift: whether stages may drift and bend; otherwise they are plateaus.
+    """
+    points, count = scaled.y.shape
+    # In units of its span about its middle, no signal is too large or too small to be squared.
+    signals = [
+        SignalRegression(
+            scaled.steps, scaled.time, scaled.y[:, k], scaled.sigma[:, k], 1.0, scaled.trusted[:, k], drift
+        )
+        for k in range(count)
+    ]
+    search = BoundarySearch(signals, points, boundary_price(alpha, points, count))
+    selection = search.best(candidate_bounds(scaled, drift))
+    search.prepare(selection)
+    return [
+        _describe(scaled, search, selection, j)
+        for j in range(len(selection.boundaries))
+        if any(j in changes for changes in selection.changes)
+    ]
+
+
+def candidate_bounds(scaled: Scaled, drift: bool = True) -> list[list[int]]:
+    """Inner bounds of the exact segmentations into lines and into plateaus, at a penalty that lets in too many."""
+    return [
+        _candidates(scaled, CostWeightedLine(scaled.time, scaled.weights, 3 if sloped else 2, drift=sloped))
+        for sloped in ((True, False) if drift else (False,))
+    ]
+
+
+def _candidates(scaled: Scaled, cost: CostWeightedLine) -> list[int]:
+    points, count = scaled.y.shape
+    search = OptimalPartition(cost).fit(scaled.y)
+    penalty = float(chi2.isf(CANDIDATE_RATE / points, (1 + cost.drift) * count))
+    ends = search.predict(penalty)
+    while len(ends) > max(8, points // LEAST_SPACING):
+        penalty *= 1.5
+        ends = search.predict(penalty)
+    return ends[:-1]
+
+
+def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: int) -> Transition:
+    points = len(scaled.steps)
+    place, width = selection.boundaries[j]
+    first, last = place - max(0.5, width / 2), place + max(0.5, width / 2)
+    places, mass, spread = search.whereabouts(selection, j)
+    low, middle, high = _interval(places, mass)
+    effects = []
+    for signal, changes in zip(search.signals, selection.changes, strict=True):
+        sides = np.array([(signal.index < place).any(), (signal.index > place).any()])
+        effects.append(signal.effect(changes, j) if sides.all() else (0.0, 0.0, math.inf, 3))
+    before, change, error, freedom = (np.array(column) for column in zip(*effects, strict=True))
+    strengths = np.array(
+        [
+            s.evidence * math.log1p((c / e) ** 2 / s.points)
+            for s, c, e in zip(search.signals, change, error, strict=True)
+        ]
+    )
+    neighbours = [-1.0, *(b[0] for b in selection.boundaries), float(points)]
+    index = np.arange(points)
+    return describe(
+        scaled,
+        extent=(_step_at(scaled, first), _step_at(scaled, last)),
+        step=_step_at(scaled, min(max(middle, first), last)),
+        interval=(_step_at(scaled, low), _step_at(scaled, high)),
+        before=before,
+        change=change,
+        error=SELECTION * np.hypot(error, spread),
+        quantile=student.ppf(0.975, freedom),
+        seen=np.array([j in changes for changes in selection.changes]),
+        sides=(
+            (int(np.searchsorted(index, neighbours[j])), int(np.searchsorted(index, place))),
+            (int(np.searchsorted(index, place)), int(np.searchsorted(index, neighbours[j + 2]))),
+        ),
+        p_value=_p_value(strengths, points),
+    )
+
+
+def _interval(places: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
+    """Return the 95 % interval of a place and its median; no narrower than the gap between two measurements."""
+    order = np.argsort(places, kind="stable")
+    below = np.cumsum(mass[order])
+    low, middle, high = (
+        float(places[order][min(int(np.searchsorted(below, q)), len(places) - 1)]) for q in (0.025, 0.5, 0.975)
+    )
+    return min(low, middle) - 0.5, middle, max(high, middle) + 0.5
+
+
+def _p_value(strengths: np.ndarray, points: int) -> float:
+    """Chance of so much strength beyond the price of a change, anywhere in the run."""
+    gain = float(np.maximum(strengths - CHANGE_PRICE, 0.0).sum())
+    count = np.arange(1, len(strengths) + 1)
+    share = binom.pmf(count, len(strengths), chi2.sf(CHANGE_PRICE, 1))
+    return min(1.0, PLACES * points * float(share @ gammaincc(count, gain / 2)))
+
+
+def _step_at(scaled: Scaled, place: float) -> float:
+    return float(np.interp(place, np.arange(len(scaled.steps)), scaled.steps))

@@ -1,0 +1,448 @@
+"""Which boundaries of a noisy run are real: one regression of each signal on all of them at once.
+
+A signal is a line in log time, at most one bend (an offset power law), and an abrupt or logistic change of level at
+each boundary; about it there is first-order autocorrelated noise, whose correlation is fitted together with everything
+else. Correlated noise, a power law and a real change can each explain a wiggle; they are compared by one penalised
+likelihood. A boundary has a price (from the wanted rate of false alarms, shared out over the places where it might be)
+and each signal that changes there another (as in Tickle, Eckley & Fearnhead 2021, "A computationally efficient,
+high-dimensional multiple changepoint procedure").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaincc
+from scipy.stats import binom, chi2
+
+from phasewatch.transitions.series import UNRELIABLE_VARIANCE
+
+# A boundary: the half-way place and the 10-90 % width of the change, both in measurements; width 0 is abrupt.
+Boundary = tuple[float, float]
+
+CORRELATIONS = np.array([0.0, 0.2, 0.4, 0.6, 0.75, 0.88])
+WIDTHS = np.array([0.0, 3.0, 4.5, 6.5, 9.0, 13.0, 19.0, 27.0, 40.0, 60.0, 90.0])
+BEND_SCALES = 10
+BEND_EXPONENTS = (0.4, 1.0)
+# Prices, in units of twice the log-likelihood: of a change in one signal, more where its noise is correlated (a level
+# that wanders makes steps look likelier than they are), of a bend, of slopes that differ, of correlation, of a ramp.
+CHANGE_PRICE = 4.0
+CORRELATED_CHANGE_PRICE = 16.0
+BEND_PRICE = 10.0
+SLOPES_PRICE = 3.0
+CORRELATION_PRICE = 12.0
+WIDTH_PRICE = 3.0
+# What is left unexplained below this share of a signal's span is of no interest.
+RESOLUTION = 0.015
+# Prior standard deviation of a slope's change at a boundary, in spans of the signal over the whole of log time.
+SLOPE_PRIOR = 0.5
+# Effective number of places for each measurement: at and between measurements, of several widths.
+PLACES = 4.0
+# Width of a ramp that is tried where a step may be none.
+RAMP = 5.0
+ROUNDS = 3
+LOG_81 = math.log(81.0)
+
+
+def boundary_price(alpha: float, points: int, signals: int) -> float:
+    """Gain that a boundary must bring beyond ``CHANGE_PRICE`` a signal, so that ``alpha`` of all null runs has one.
+
+    Under the null, twice the log-likelihood gained in a signal is chi-squared with one degree of freedom; what exceeds
+    ``CHANGE_PRICE`` is at most exponential, so the sum over those of the signals that do is a mixture of gammas.
+    """
+    count = np.arange(1, signals + 1)
+    share = binom.pmf(count, signals, chi2.sf(CHANGE_PRICE, 1))
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        if float(share @ gammaincc(count, middle / 2)) > alpha / (PLACES * points):
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def changed_share(index: np.ndarray, boundary: Boundary) -> np.ndarray:
+    """Share of the change that has happened at each measurement."""
+    place, width = boundary
+    if width == 0:
+        return (index >= place).astype(float)
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(LOG_81 * (index - place) / width, -40.0, 40.0))))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A regression at its best correlation.
+
+    Attributes:
+        criterion: minus twice the log-likelihood, prices included but those of changes in white noise.
+        correlation: index into ``CORRELATIONS``.
+        columns: columns of the design that it uses; the last ``slopes`` of them with a Gaussian prior.
+        slopes: number of boundaries at which the slope may change.
+        residual: residual sum of squares.
+    """
+
+    criterion: float
+    correlation: int
+    columns: tuple[int, ...]
+    slopes: int
+    residual: float
+
+
+class SignalRegression:
+    """The regression of one signal. All its fits use the Gram matrices of one design, made by ``use``."""
+
+    def __init__(
+        self,
+        steps: np.ndarray,
+        time: np.ndarray,
+        values: np.ndarray,
+        sigma: np.ndarray,
+        span: float,
+        trusted: np.ndarray,
+        drift: bool = True,
+    ) -> None:
+        """Take one signal on its scale, with the standard deviation of each point (infinite where missing).
+
+        Points that are not ``trusted`` count as the 25th of one. Without ``drift`` all stages are plateaus.
+        """
+        present = np.isfinite(sigma)
+        self.index = np.flatnonzero(present).astype(float)
+        self.sigma = sigma[present]
+        self.time = time[present]
+        self.points = len(self.sigma)
+        self.evidence = float(np.where(trusted[present], 1.0, 1.0 / UNRELIABLE_VARIANCE).sum())
+        self.extent = float(np.ptp(time)) or 1.0
+        y = values[present]
+        self.mean = float(y.mean())
+        self.y = (y - self.mean) / self.sigma
+        self.drift = drift
+        elapsed = steps[present] - steps[present][0]
+        scales = np.geomspace(max(float(np.diff(elapsed).min()), 1e-4 * elapsed[-1]), 0.6 * elapsed[-1], BEND_SCALES)
+        relative = 1.0 + elapsed[:, None] / scales
+        bends = np.concatenate([relative**-exponent for exponent in BEND_EXPONENTS], axis=1)
+        self.bends = (bends - bends.mean(axis=0)) / self.sigma[:, None]
+        line = np.column_stack([np.ones(self.points), (self.time - self.time.mean()) / self.extent])
+        self.line = line[:, : 1 + drift] / self.sigma[:, None]
+        unit = span / float(np.median(self.sigma))
+        self.prior = 1.0 / (SLOPE_PRIOR * unit) ** 2
+        self.unexplained = self.points * (RESOLUTION * unit) ** 2
+
+    def change(self, boundary: Boundary) -> np.ndarray:
+        """The column of a change of level."""
+        return changed_share(self.index, boundary) / self.sigma
+
+    def use(self, boundaries: Sequence[Boundary]) -> None:
+        """Make the Gram matrices, one for each correlation, of all columns that fits may choose from."""
+        count = len(boundaries)
+        self.boundaries = tuple(boundaries)
+        kinks = [
+            np.maximum(self.time - np.interp(place, self.index, self.time), 0.0) / self.extent / self.sigma
+            for place, _ in boundaries
+        ]
+        z = np.column_stack([self.line, *(self.change(b) for b in boundaries), *kinks, self.bends, self.y])
+        ahead = z[1:].T @ z[:-1]
+        inner = z[1:-1]
+        rho = CORRELATIONS[:, None, None]
+        # The innovations' Gram matrix, with the first point at its stationary variance.
+        self._gram = (z.T @ z)[None] - rho * (ahead + ahead.T) + rho**2 * (inner.T @ inner)
+        self._first_change = self.line.shape[1]
+        self._first_kink = self._first_change + count
+        self._first_bend = self._first_kink + count
+        self._fits: dict[tuple[tuple[int, ...], tuple[int, ...]], Fit] = {}
+
+    def fit(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> Fit:
+        """Fit with changes of level at some boundaries, slopes common to all stages or not, whichever is better."""
+        key = (boundaries, changes)
+        if key not in self._fits:
+            best = self._fit((), changes)
+            if boundaries and self.drift:
+                best = min(best, self._fit(boundaries, changes), key=lambda fit: fit.criterion)
+            self._fits[key] = best
+        return self._fits[key]
+
+    def _fit(self, kinks: tuple[int, ...], changes: tuple[int, ...], bend: bool = False) -> Fit:
+        m, count = self.points, len(kinks)
+        firsts = [*range(self._first_change), *(self._first_change + j for j in changes)]
+        free = [*firsts, *(self._first_kink + j for j in kinks)]
+        rest = slice(self._first_bend, None)
+        gram = self._gram[:, free][:, :, free]
+        price = np.zeros(len(CORRELATIONS))
+        if count:
+            inside = gram[:, -count:, -count:]
+            price += np.linalg.slogdet(np.eye(count) + inside / self.prior)[1] + SLOPES_PRICE
+            gram = gram.copy()
+            gram[:, range(-count, 0), range(-count, 0)] += self.prior
+        scale = 1.0 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+        normal = gram * scale[:, :, None] * scale[:, None, :] + 1e-10 * np.eye(len(free))
+        right = self._gram[:, free, rest] * scale[:, :, None]
+        solved = np.linalg.solve(normal, right)
+        own = np.diagonal(self._gram[:, rest, rest], axis1=1, axis2=2)
+        left = own - (right * solved).sum(axis=1)
+        moment = self._gram[:, rest, -1] - (right * solved[:, :, -1:]).sum(axis=1)
+        straight = np.maximum(left[:, -1], 1e-9)
+        fresh = left[:, :-1] > 1e-6 * own[:, :-1]
+        gain = np.where(fresh, moment[:, :-1] ** 2 / np.where(fresh, left[:, :-1], 1.0), 0.0)
+        which = gain.argmax(axis=1)
+        bent = np.maximum(straight - gain.max(axis=1), 1e-3 * m)
+        bends = self.drift & (
+            self.evidence * np.log((straight + self.unexplained) / (bent + self.unexplained)) > BEND_PRICE
+        )
+        bends |= bend & self.drift
+        residual = np.where(bends, bent, straight)
+        price += BEND_PRICE * bends + (CORRELATION_PRICE + CORRELATED_CHANGE_PRICE * len(changes)) * CORRELATIONS
+        criterion = self.evidence * np.log((residual + self.unexplained) / m) - np.log(1 - CORRELATIONS**2) + price
+        best = int(criterion.argmin())
+        extra = [self._first_bend + int(which[best])] if bends[best] else []
+        columns = (*firsts, *extra, *free[len(firsts) :])
+        return Fit(float(criterion[best]), best, columns, count, float(residual[best]))
+
+    def strengths(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> np.ndarray:
+        """Squared z of each change, all others being fitted too."""
+        effects, covariance, _ = self._coefficients(self.fit(boundaries, changes))
+        here = slice(self._first_change, self._first_change + len(changes))
+        squared: np.ndarray = effects[here] ** 2 / np.diag(covariance)[here]
+        return squared
+
+    def _coefficients(self, fit: Fit) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return coefficients, their covariance and the degrees of freedom of the residual."""
+        columns = list(fit.columns)
+        gram = self._gram[fit.correlation][np.ix_(columns, columns)]
+        if fit.slopes:
+            gram[range(-fit.slopes, 0), range(-fit.slopes, 0)] += self.prior
+        scale = 1.0 / np.sqrt(np.diag(gram))
+        inverse = np.linalg.inv(gram * scale[:, None] * scale + 1e-9 * np.eye(len(columns))) * scale[:, None] * scale
+        freedom = max(self.points - 1 - len(columns) + fit.slopes, 3)
+        variance = (fit.residual + self.unexplained) / freedom
+        return inverse @ self._gram[fit.correlation][columns, -1], inverse * variance, freedom
+
+    def effect(self, changes: tuple[int, ...], j: int) -> tuple[float, float, float, int]:
+        """Return the level before boundary ``j``, its change, the change's standard error and degrees of freedom.
+
+        Levels are continued to the half-way place of the boundary, all other boundaries being fitted too.
+        """
+        every = tuple(range(len(self.boundaries)))
+        changes = tuple(sorted({*changes, j}))
+        # Whether slopes differ and the course bends is not known: both are allowed for, whatever the data preferred.
+        fit = self._fit(every if self.drift else (), changes, bend=True)
+        coefficients, covariance, freedom = self._coefficients(fit)
+        place = np.array([self.boundaries[j][0]])
+        at = np.interp(place, self.index, np.arange(self.points))
+        rows = np.arange(self.points)
+        line = [np.interp(at, rows, column * self.sigma) for column in self.line.T]
+        shares = [changed_share(place, b) * (k != j) for k, b in enumerate(self.boundaries)]
+        time = np.interp(at, rows, self.time)
+        kinks = [np.maximum(time - np.interp(b[0], self.index, self.time), 0.0) / self.extent for b in self.boundaries]
+        bends = [np.interp(at, rows, column * self.sigma) for column in self.bends.T]
+        row = np.concatenate([*line, *shares, *kinks, *bends])[list(fit.columns)]
+        position = fit.columns.index(self._first_change + j)
+        error = float(np.sqrt(covariance[position, position]))
+        return self.mean + float(row @ coefficients), float(coefficients[position]), error, freedom
+
+    def choose(self, boundaries: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+        """Return the best criterion, and at which of the boundaries this signal changes."""
+        # Fitted coefficients make likelihood ratios of short series too large.
+        small = (self.points - 3 - min(len(boundaries), 4)) / self.points
+        changes = boundaries
+        best = (math.inf, changes)
+        while True:
+            value = self.fit(boundaries, changes).criterion * small + CHANGE_PRICE * len(changes)
+            best = min(best, (value, changes))
+            if not changes or value > best[0] + 25.0:
+                return best
+            strengths = self.strengths(boundaries, changes)
+            weakest = int(strengths.argmin())
+            if strengths[weakest] > 60.0:
+                return best
+            changes = changes[:weakest] + changes[weakest + 1 :]
+
+    def gains(
+        self, candidates: Sequence[Boundary], others: Sequence[Boundary], fit: Fit
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return twice the log-likelihood gained by a change at each candidate, and how large that change would be.
+
+        Correlation and bend are those of ``fit``.
+        """
+        rho = CORRELATIONS[fit.correlation]
+        bend = [c - self._first_bend for c in fit.columns if c >= self._first_bend]
+        design = np.column_stack([self.line, self.bends[:, bend], *(self.change(b) for b in others)])
+        basis = np.linalg.qr(_innovations(design, rho))[0]
+        columns = _innovations(np.column_stack([self.change(b) for b in candidates]), rho)
+        size = (columns**2).sum(axis=0)
+        columns = columns - basis @ (basis.T @ columns)
+        y = _innovations(self.y[:, None], rho)[:, 0]
+        residual = y - basis @ (basis.T @ y)
+        total = float(residual @ residual) + self.unexplained
+        left = (columns**2).sum(axis=0)
+        fresh = left > 1e-4 * size
+        change = np.where(fresh, columns.T @ residual / np.where(fresh, left, 1.0), 0.0)
+        freedom = self.points - design.shape[1] - 1
+        gain = (
+            freedom * self.evidence / self.points * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
+        )
+        return gain, change
+
+
+def _innovations(columns: np.ndarray, rho: float) -> np.ndarray:
+    return np.concatenate([columns[:1] * math.sqrt(1 - rho**2), columns[1:] - rho * columns[:-1]])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A set of boundaries and which signals change at each.
+
+    Attributes:
+        criterion: penalised minus twice log-likelihood of all signals.
+        boundaries: in order.
+        changes: per signal, the boundaries (by number) at which it changes.
+    """
+
+    criterion: float
+    boundaries: tuple[Boundary, ...]
+    changes: tuple[tuple[int, ...], ...]
+
+
+class BoundarySearch:
+    """Chooses among candidate boundaries, and moves and widens them."""
+
+    def __init__(self, signals: Sequence[SignalRegression], points: int, price: float) -> None:
+        """Take the signals, the number of measurements and the price of a boundary."""
+        self.signals = signals
+        self.points = points
+        self.price = price
+
+    def best(self, candidates: Sequence[Sequence[int]]) -> Selection:
+        """Return the best selection that starts from any of some segmentations, given by their inner bounds."""
+        usable = [[c for c in bounds if 3 <= c <= self.points - 3] for bounds in candidates]
+        starts: dict[tuple[Boundary, ...], None] = {}
+        for bounds in usable:
+            starts[tuple((c - 0.5, 0.0) for c in bounds)] = None
+            # What two or three boundaries cut up may be one ramp.
+            merged = _merged(bounds, max(8.0, self.points / 8))
+            starts[tuple(merged)] = None
+            # A row of ramps, each taken for a step, would look no better than a drift.
+            starts[tuple((place, max(width, RAMP)) for place, width in merged)] = None
+        best = min((self.prune(start) for start in starts), key=lambda s: s.criterion)
+        for _ in range(ROUNDS):
+            moved = self.moved(best)
+            trial = [*moved]
+            for place in sorted({c - 0.5 for bounds in usable for c in bounds}):
+                if all(abs(place - b) > max(2.0, 0.6 * w) for b, w in trial):
+                    trial.append((place, 0.0))
+            options = [self.prune(sorted(trial)), *(self.prune(joined) for joined in self._joined(moved))]
+            better = min(options, key=lambda s: s.criterion)
+            if better.criterion >= best.criterion - 1e-6:
+                break
+            best = better
+        return best
+
+    def prepare(self, selection: Selection) -> None:
+        """Make the signals ready to be asked about a selection."""
+        for signal in self.signals:
+            signal.use(selection.boundaries)
+
+    def prune(self, boundaries: Sequence[Boundary]) -> Selection:
+        """Drop boundaries, the weakest first, and return the best of all stages of this."""
+        for signal in self.signals:
+            signal.use(boundaries)
+        kept = tuple(range(len(boundaries)))
+        best: tuple[float, tuple[int, ...], list[tuple[int, ...]]] | None = None
+        while True:
+            chosen = [signal.choose(kept) for signal in self.signals]
+            criterion = sum(value for value, _ in chosen) + self.price * len(kept)
+            if best is None or criterion < best[0]:
+                best = (criterion, kept, [changes for _, changes in chosen])
+            if not kept:
+                break
+            weight = dict.fromkeys(kept, 0.0)
+            for signal, (_, changes) in zip(self.signals, chosen, strict=True):
+                if changes:
+                    for j, strength in zip(changes, signal.strengths(kept, changes), strict=True):
+                        weight[j] += max(strength - CHANGE_PRICE, 0.0)
+            weakest = min(kept, key=lambda j: weight[j])
+            kept = tuple(j for j in kept if j != weakest)
+        criterion, kept, chosen_changes = best
+        number = {j: k for k, j in enumerate(kept)}
+        changes_of = tuple(tuple(number[j] for j in changes) for changes in chosen_changes)
+        return Selection(criterion, tuple(boundaries[j] for j in kept), changes_of)
+
+    def moved(self, selection: Selection) -> list[Boundary]:
+        """Move and widen each boundary in turn to where its signals want it."""
+        boundaries = list(selection.boundaries)
+        for signal in self.signals:
+            signal.use(boundaries)
+        everywhere = tuple(range(len(boundaries)))
+        fits = [s.fit(everywhere, c) for s, c in zip(self.signals, selection.changes, strict=True)]
+        for j in everywhere:
+            candidates = self._around(boundaries, j)
+            gain = np.array([-WIDTH_PRICE * (width > 0) for _, width in candidates])
+            for signal, changes, fit in zip(self.signals, selection.changes, fits, strict=True):
+                if j in changes:
+                    gain += signal.gains(candidates, [boundaries[k] for k in changes if k != j], fit)[0]
+            boundaries[j] = candidates[int(gain.argmax())]
+        return boundaries
+
+    def _around(self, boundaries: Sequence[Boundary], j: int) -> list[Boundary]:
+        """Places and widths near those of a boundary, itself first."""
+        place, width = boundaries[j]
+        low = boundaries[j - 1][0] + 2.0 if j else 2.5
+        high = boundaries[j + 1][0] - 2.0 if j + 1 < len(boundaries) else self.points - 3.5
+        reach = max(4.0, 0.6 * width + 2.0)
+        low, high = max(low, place - reach), min(high, place + reach)
+        candidates = [(place, width)]
+        for wide in WIDTHS[max(14.0, self.points / 3) >= WIDTHS].tolist():
+            spacing = max(0.5, wide / 8) if wide else 1.0
+            first = low if wide else math.floor(low) + 0.5
+            candidates += [(float(c), wide) for c in np.arange(first, high + 0.01, spacing)]
+        return candidates
+
+    def whereabouts(self, selection: Selection, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return possible half-way places of a boundary, their posterior probabilities, and the change's spread.
+
+        Priors are flat; the spread is, per signal, the standard deviation of the change that comes of not knowing place
+        and width.
+        """
+        boundaries = selection.boundaries
+        candidates = self._around(boundaries, j)[1:]
+        if not candidates:
+            return np.array([boundaries[j][0]]), np.ones(1), np.zeros(len(self.signals))
+        every = tuple(range(len(boundaries)))
+        gain = np.array([-WIDTH_PRICE * (width > 0) for _, width in candidates])
+        changed = np.zeros((len(self.signals), len(candidates)))
+        for row, (signal, changes) in enumerate(zip(self.signals, selection.changes, strict=True)):
+            others = [boundaries[k] for k in changes if k != j]
+            own, changed[row] = signal.gains(candidates, others, signal.fit(every, changes))
+            if j in changes:
+                gain += own
+        # Widths have unequal numbers of places; each width is to weigh alike.
+        widths = np.array([width for _, width in candidates])
+        spacing = np.where(widths > 0, np.maximum(0.5, widths / 8), 1.0)
+        mass = np.exp(0.5 * (gain - gain.max())) * spacing
+        mass /= mass.sum()
+        spread = np.sqrt(((changed - (changed @ mass)[:, None]) ** 2) @ mass)
+        return np.array([place for place, _ in candidates]), mass, spread
+
+    def _joined(self, boundaries: Sequence[Boundary]) -> list[list[Boundary]]:
+        """The same boundaries with two neighbours made one ramp."""
+        joined = []
+        for j in range(len(boundaries) - 1):
+            (a, wide_a), (b, wide_b) = boundaries[j], boundaries[j + 1]
+            width = b - a + 0.5 * (wide_a + wide_b)
+            if width <= max(8.0, self.points / 8):
+                joined.append([*boundaries[:j], (0.5 * (a + b), width), *boundaries[j + 2 :]])
+        return joined
+
+
+def _merged(bounds: Sequence[int], reach: float) -> list[Boundary]:
+    merged: list[Boundary] = []
+    k = 0
+    while k < len(bounds):
+        last = k
+        while last + 1 < len(bounds) and bounds[last + 1] - bounds[k] <= reach:
+            last += 1
+        merged.append((0.5 * (bounds[k] + bounds[last]) - 0.5, float(bounds[last] - bounds[k])))
+        k = last + 1
+    return merged

@@ -1,0 +1,135 @@
+"""Transitions of runs whose courses are resolved: the scatter of the points is small beside what the signals do.
+
+There a transition is many measurements wide and as smooth as the stages beside it. What makes it one is its speed: it
+is a stretch that is faster than the stage before and the stage after.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import chi2
+
+from phasewatch.transitions.cost import CostWeightedLine
+from phasewatch.transitions.location import locate_ramp
+from phasewatch.transitions.search import OptimalPartition
+from phasewatch.transitions.series import Scaled
+from phasewatch.transitions.stretches import FastStretch, fast_stretches, fit_line
+from phasewatch.transitions.transition import Transition
+from phasewatch.transitions.wording import NORMAL_95, describe
+
+MIN_STAGE = 3
+# A transition is this many times faster than the stages beside it ...
+RATE_RATIO = 1.3
+# ... and moves a signal by at least this share of its range.
+LEAST_CHANGE = 0.05
+# The widening for autocorrelation settles within a few rounds of segmenting and measuring it.
+ROUNDS = 3
+
+
+def resolved_transitions(scaled: Scaled, alpha: float) -> list[Transition]:
+    """Segment the signals into lines in log time and keep the stretches that are slow, fast and slow again."""
+    return _Stretches(scaled, alpha).transitions()
+
+
+class _Stretches:
+    def __init__(self, scaled: Scaled, alpha: float) -> None:
+        self.scaled, self.alpha = scaled, alpha
+        self.time, self.y = scaled.time, scaled.y
+        n, count = self.y.shape
+        self.penalty = float(chi2.isf(alpha / max(1, n - 2 * MIN_STAGE + 1), 2 * count))
+        ceiling = np.full(count, 6.0 if n < 200 else 12.0)
+        white = scaled.weights
+        self.weights = white / ceiling
+        self.ends = self._segment()
+        # Drift removed, the scatter tells how much of that widening was needed; it may only shrink.
+        for _ in range(ROUNDS):
+            ceiling = np.minimum(self._variance_inflation(white), ceiling)
+            self.weights = white / ceiling
+            self.ends = self._segment()
+
+    def transitions(self) -> list[Transition]:
+        found: list[Transition] = []
+        for stretch in fast_stretches(self.scaled.steps, self.time, self.y, self.weights, self.ends, RATE_RATIO):
+            transition = self._describe(stretch)
+            if transition is None:
+                continue
+            if found and transition.start < found[-1].end:
+                # Two that meet in one short stage are one; the stronger stands for both.
+                transition = max(found.pop(), transition, key=lambda one: one.score)
+            found.append(transition)
+        return found
+
+    def _segment(self) -> list[int]:
+        search = OptimalPartition(CostWeightedLine(self.time, self.weights, MIN_STAGE))
+        return search.fit_predict(self.y, self.penalty)
+
+    def _variance_inflation(self, white: np.ndarray) -> np.ndarray:
+        """Long-run variance of the residuals, ``s**2 (1 + rho) / (1 - rho)``, in units of the white noise's."""
+        residual = np.zeros_like(self.y)
+        bounds = [0, *self.ends]
+        for a, b in zip(bounds, bounds[1:], strict=False):
+            line = fit_line(self.time[a:b], self.y[a:b], self.weights[a:b])
+            fitted = line.level + line.slope * (self.time[a:b, None] - line.centre)
+            residual[a:b] = (self.y[a:b] - fitted) * np.sqrt(white[a:b])
+        inflation = np.ones(self.y.shape[1])
+        for column in range(self.y.shape[1]):
+            r = residual[self.scaled.present[:, column], column]
+            freedom = max(len(r) - 2 * len(self.ends), 2)
+            variance = float(r @ r) / freedom
+            if variance > 0:
+                # Fitted lines take correlation away, about two points' worth each; half a standard error of the
+                # correlation is not believed, since it would widen white noise half of the time.
+                lag_one = float(r[1:] @ r[:-1] / (r @ r)) + 2.0 * len(self.ends) / len(r)
+                rho = float(np.clip(lag_one - 0.5 / np.sqrt(len(r)), 0.0, 0.95))
+                inflation[column] = max(1.0, variance * (1 + rho) / (1 - rho))
+        return inflation
+
+    def _describe(self, stretch: FastStretch) -> Transition | None:
+        """Locate the stretch and measure what changed; None if the change is within the noise or negligible."""
+        ramp = locate_ramp(self.time, self.y, self.weights, stretch.before, stretch.after)
+        before = fit_line(*self._slice(stretch.before[0], ramp.start + 1))
+        after = fit_line(*self._slice(ramp.end, stretch.after[1]))
+        low, low_variance = before.at(self.time[ramp.start])
+        high, high_variance = after.at(self.time[ramp.end])
+        width = self.time[ramp.end] - self.time[ramp.start]
+        # The drift that both stages share would have gone on without a transition.
+        same_way = before.slope * after.slope > 0
+        drift = np.where(same_way, np.sign(before.slope) * np.minimum(np.abs(before.slope), np.abs(after.slope)), 0.0)
+        change = high - low - drift * width
+        variance = low_variance + high_variance
+        z = np.where(np.isfinite(variance), change / np.sqrt(np.where(np.isfinite(variance), variance, 1.0)), 0.0)
+        worthwhile = (np.abs(change) >= LEAST_CHANGE) & (z != 0)
+        strength = float((z[worthwhile] ** 2).sum())
+        p_value = min(1.0, len(self.time) * float(chi2.sf(strength, self.y.shape[1])))
+        if p_value > self.alpha:
+            return None
+        steps = self.scaled.steps
+        # Signals that show different sides of one change are half-way at different times: none of them is wrong.
+        seen = worthwhile & (np.abs(z) > 3.0)
+        alone = [
+            locate_ramp(self.time, self.y[:, [k]], self.weights[:, [k]], stretch.before, stretch.after).location
+            for k in np.flatnonzero(seen)
+        ]
+        # How a change proceeds within its extent is not known either: its middle half is the least that is doubtful.
+        quarter = 0.25 * width
+        first = min([ramp.interval[0], *alone, self.time[ramp.start] + quarter])
+        last = max([ramp.interval[1], *alone, self.time[ramp.end] - quarter])
+        return describe(
+            self.scaled,
+            extent=(float(steps[ramp.start]), float(steps[ramp.end])),
+            step=self._step_at(ramp.location),
+            interval=(self._step_at(first), self._step_at(last)),
+            before=low + 0.5 * drift * width,
+            change=change,
+            error=np.sqrt(variance),
+            quantile=np.full(len(z), NORMAL_95),
+            seen=seen,
+            sides=((stretch.before[0], ramp.start + 1), (ramp.end, stretch.after[1])),
+            p_value=p_value,
+        )
+
+    def _slice(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.time[start:end], self.y[start:end], self.weights[start:end]
+
+    def _step_at(self, time: float) -> float:
+        return float(np.interp(time, self.time, self.scaled.steps))

@@ -1,0 +1,125 @@
+"""What a user can hang on the detector: a hook, a metric, and checkpoints around each transition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from lightning_cases import QUICK, Classifier, data
+from torch.utils.data import DataLoader
+
+from phasewatch.callbacks import PhaseWatch, TransitionDetector
+from phasewatch.record import load_run
+from phasewatch.transitions import Flag, LiveDetector, Transition
+
+
+def transition(start: float, end: float) -> Transition:
+    return Transition(start, end, 0.5 * (start + end), (start, end), "A", {}, 9.0, 1e-6)
+
+
+class Scripted(LiveDetector):
+    """Flags at step 10 a transition from 4 to 6, revises it at 14 and withdraws it at 18."""
+
+    def update(self, step: float, *arguments: Any, **options: Any) -> list[Flag]:
+        said = {
+            10: [Flag(0, "flagged", transition(4, 6), step)],
+            14: [Flag(0, "revised", transition(4, 8), step)],
+            18: [Flag(0, "withdrawn", transition(4, 8), step)],
+        }.get(int(step), [])
+        self.flags.extend(said)
+        return said
+
+
+class ScriptedWatch(PhaseWatch):
+    def detector(self) -> LiveDetector:
+        return Scripted(self.alpha)
+
+
+class Metric(pl.Callback):
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.seen.append(float(trainer.callback_metrics["transitions"]))
+
+
+def train(root: Any, watch: PhaseWatch, max_steps: int, *more: Any) -> pl.Trainer:
+    pl.seed_everything(1, verbose=False)
+    trainer = pl.Trainer(
+        max_steps=max_steps,
+        accelerator="cpu",
+        default_root_dir=str(root),
+        callbacks=[watch, *more],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(Classifier(), DataLoader(data(), batch_size=8))
+    return trainer
+
+
+def test_hook_metric_and_record_see_every_flag(tmp_path: Any) -> None:
+    told: list[Flag] = []
+    metric = Metric()
+    trainer = train(tmp_path, ScriptedWatch(schedule=2, on_transition=told.append, **QUICK), 20, metric)
+    assert [(flag.action, flag.detected_at) for flag in told] == [("flagged", 10), ("revised", 14), ("withdrawn", 18)]
+    assert metric.seen == [0.0] * 10 + [1.0] * 8 + [0.0] * 2
+    run = load_run(trainer.log_dir)
+    assert [(flag["action"], flag["detected_at"]) for flag in run.flags] == [
+        ("flagged", 10),
+        ("revised", 14),
+        ("withdrawn", 18),
+    ]
+    assert run.transitions == ()
+    assert run.flags[1]["transition"]["end"] == 8.0
+
+
+def test_the_record_keeps_the_step_of_the_first_flag_and_the_words_of_the_last(tmp_path: Any) -> None:
+    trainer = train(tmp_path, ScriptedWatch(schedule=2, **QUICK), 16)
+    [standing] = load_run(trainer.log_dir).transitions
+    assert (standing["detected_at"], standing["end"]) == (10, 8.0)
+
+
+def test_checkpoints_before_at_and_after_a_transition_hold_those_weights(tmp_path: Any) -> None:
+    trainer = train(tmp_path, ScriptedWatch(schedule=2, save_checkpoints=6, **QUICK), 20)
+    directory = next(tmp_path.rglob("transitions"))
+    saved = {path.name for path in directory.glob("transition-*")}
+    assert saved == {
+        "transition-0-before-step=4.ckpt",
+        "transition-0-at-step=4.ckpt",
+        "transition-0-after-step=10.ckpt",
+    }
+    assert len(list(directory.glob("recent-*"))) == 6
+    before = torch.load(directory / "transition-0-before-step=4.ckpt", weights_only=True)
+    after = torch.load(directory / "transition-0-after-step=10.ckpt", weights_only=True)
+    assert before["global_step"] == 4 and after["global_step"] == 10
+    # They are the weights of an equal run at these steps.
+    assert trainer.global_step == 20
+    again = train(tmp_path / "again", PhaseWatch(schedule=2, **QUICK), 4)
+    for name, weight in again.lightning_module.state_dict().items():
+        assert torch.equal(before["state_dict"][name], weight), name
+
+
+def test_a_checkpoint_that_is_not_kept_back_any_more_is_left_out(tmp_path: Any) -> None:
+    train(tmp_path, ScriptedWatch(schedule=2, save_checkpoints=2, **QUICK), 12)
+    saved = {path.name for path in next(tmp_path.rglob("transitions")).glob("transition-*")}
+    # Kept back at step 10 are 6 and 8: nothing before step 4.
+    assert saved == {"transition-0-at-step=6.ckpt", "transition-0-after-step=10.ckpt"}
+
+
+def test_a_hook_that_fails_does_not_end_the_run(tmp_path: Any) -> None:
+    def failing(flag: Flag) -> None:
+        raise RuntimeError("no disk")
+
+    with pytest.warns(UserWarning, match="on_transition failed at step 10"):
+        trainer = train(tmp_path, ScriptedWatch(schedule=2, on_transition=failing, **{**QUICK, "on_error": "warn"}), 12)
+    assert trainer.global_step == 12
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, True])
+def test_bad_counts_are_named(count: Any) -> None:
+    for callback in (PhaseWatch, TransitionDetector):
+        with pytest.raises(ValueError, match="save_checkpoints"):
+            callback(save_checkpoints=count)

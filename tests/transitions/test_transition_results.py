@@ -1,0 +1,201 @@
+"""What a detection says beside where: stages, consensus, free energy, choices of the user, indecision, other runs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import Run, strict_score, synthetic_run
+
+from phasewatch.transitions import Detection, Transition, align_transitions, detect_transitions
+
+N = 80
+LATER = np.arange(N) >= 40
+
+
+def staircase(seed: int = 0, **heights: float) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: 20.0 + height * LATER + rng.standard_normal(N) for name, height in heights.items()}
+
+
+def detect(run: Run, **options: object) -> Detection:
+    return detect_transitions(run.steps, run.values, standard_errors=run.standard_errors, **options)  # type: ignore[arg-type]
+
+
+def extents(found: Detection) -> list[tuple[float, float]]:
+    return [(transition.start, transition.end) for transition in found]
+
+
+def test_stages_lie_between_the_transitions_and_know_their_levels() -> None:
+    found = detect_transitions(10 * np.arange(N), staircase(loss=-8.0, llc=6.0))
+    before, after = found.stages
+    assert (before.start, before.end, before.measurements) == (0.0, 390.0, 40)
+    assert (after.start, after.end, after.measurements) == (400.0, 790.0, 40)
+    # A median of 40 points of unit variance: within .8 with a probability of .9999.
+    assert after.levels["loss"] - before.levels["loss"] == pytest.approx(-8.0, abs=1.2)
+    assert found.undecided is None
+
+
+def test_consensus_tells_what_one_signal_alone_sees() -> None:
+    [alone] = detect_transitions(np.arange(N), staircase(loss=0.0, llc=-8.0, hessian_max=0.0))
+    assert alone.seen_by == ("llc",)
+    assert alone.consensus == pytest.approx(1 / 3)
+    [all_three] = detect_transitions(np.arange(N), staircase(loss=-8.0, llc=8.0, hessian_max=8.0))
+    assert all_three.seen_by == ("loss", "llc", "hessian_max")
+    assert all_three.consensus == 1.0
+
+
+def test_free_energy_and_the_n_of_equal_free_energies() -> None:
+    values = staircase(loss=0.0, llc=9.0)
+    values["loss"] = 1.0 - 0.05 * LATER + 0.002 * np.random.default_rng(3).standard_normal(N)
+    [transition] = detect_transitions(np.arange(N), values, n=1000)
+    loss, llc = transition.changes["loss"].change, transition.changes["llc"].change
+    assert transition.free_energy == pytest.approx(1000 * loss + llc * math.log(1000))
+    assert transition.equal_n is not None
+    n = transition.equal_n
+    assert n * loss + llc * math.log(n) == pytest.approx(0.0, abs=1e-6 * n)
+    [without_n] = detect_transitions(np.arange(N), values)
+    assert without_n.free_energy is None and without_n.equal_n == n
+    # Both fall: the new side is better at every n.
+    [both] = detect_transitions(np.arange(N), staircase(loss=-8.0, llc=-8.0), n=1000)
+    assert both.equal_n is None and both.free_energy is not None and both.free_energy < 0
+
+
+def test_adjusted_p_values_are_those_of_holm() -> None:
+    run = synthetic_run(7, 240, transitions=3)
+    found = detect(run)
+    assert len(found) == 3
+    p = np.array([t.p_value for t in found])
+    order = np.argsort(p)
+    expected = np.empty(3)
+    expected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.array([3, 2, 1])))
+    assert [t.adjusted_p_value for t in found] == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+def test_too_short_a_series_is_undecided(n: int) -> None:
+    found = detect_transitions(np.arange(n), {"loss": np.arange(n) * 1.0})
+    assert found == [] and found.stages == ()
+    assert found.undecided is not None and f"{n} measurements" in found.undecided
+
+
+def test_too_few_points_to_see_anything_in_are_undecided_and_enough_are_not() -> None:
+    rng = np.random.default_rng(0)
+    short = detect_transitions(np.arange(9), {"loss": rng.standard_normal(9)})
+    assert short == [] and short.undecided is not None and "noise standard deviations" in short.undecided
+    long = detect_transitions(np.arange(60), {"loss": rng.standard_normal(60)})
+    assert long == [] and long.undecided is None and len(long.stages) == 1
+    assert long.least_change < short.least_change
+    # A signal that was measured four times only, beside none.
+    sparse = np.full(60, np.nan)
+    sparse[::15] = 1.0
+    assert detect_transitions(np.arange(60), {"loss": sparse}).undecided is not None
+    assert detect_transitions(np.arange(60), {"loss": np.ones(60)}).undecided is None
+
+
+def test_plateaus_by_choice_read_a_drift_as_steps_and_drifts_do_not() -> None:
+    """The user's model is obeyed: a straight line in log time is no transition, but no plateau either."""
+    steps = np.geomspace(1.0, 1e4, 90)
+    drift = 8.0 * np.log(steps) + np.random.default_rng(1).standard_normal(90)
+    assert detect_transitions(steps, {"llc": drift}, model="drift") == []
+    assert len(detect_transitions(steps, {"llc": drift}, model="plateau")) >= 1
+    flat = detect_transitions(np.arange(N), staircase(llc=5.0), model="plateau")
+    assert [(t.start <= 39.0, t.end >= 40.0) for t in flat] == [(True, True)]
+
+
+def test_plateau_criterion_finds_the_turns_of_the_llc() -> None:
+    """sin(u) has slope zero at u = pi/2 + k pi; log time is u."""
+    u = np.linspace(1.0, 9.0, 120)
+    llc = 10.0 + 3.0 * np.sin(u) + 0.1 * np.random.default_rng(0).standard_normal(120)
+    found = detect_transitions(np.exp(u), {"loss": -u, "llc": llc}, criterion="plateau")
+    turns = np.exp(np.pi / 2 + np.pi * np.arange(3))
+    assert [t.kind for t in found] == ["plateau"] * 3
+    for transition, turn in zip(found, turns, strict=True):
+        assert transition.interval[0] <= turn <= transition.interval[1]
+        assert transition.step == pytest.approx(turn, rel=0.1)
+    monotone = detect_transitions(
+        np.exp(u), {"llc": u + 0.1 * np.random.default_rng(0).standard_normal(120)}, criterion="plateau"
+    )
+    assert monotone == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("model", "lines"), ("criterion", "slope")])
+def test_unknown_choices_are_named(option: str, value: str) -> None:
+    with pytest.raises(ValueError, match=value):
+        detect_transitions(np.arange(N), staircase(loss=1.0), **{option: value})  # type: ignore[arg-type]
+
+
+def at(step: float, kind: str = "A") -> Transition:
+    return Transition(0.9 * step, 1.1 * step, step, (0.9 * step, 1.1 * step), kind, {}, 9.0, 1e-9)
+
+
+def test_transitions_of_several_runs_are_aligned_in_order() -> None:
+    runs = [[at(100.0), at(400.0, "B"), at(900.0)], [at(130.0), at(1000.0)], [at(90.0), at(450.0, "B"), at(800.0)], []]
+    first, second, third = align_transitions(runs)
+    assert [t and t.step for t in first.transitions] == [100.0, 130.0, 90.0, None]
+    assert [t and t.step for t in second.transitions] == [400.0, None, 450.0, None]
+    assert (second.kind, second.step, second.spread, second.share) == ("B", 425.0, (400.0, 450.0), 0.5)
+    assert third.spread == (800.0, 1000.0)
+    assert align_transitions([]) == [] and align_transitions([[], []]) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    steps=st.lists(st.lists(st.floats(1.0, 1e5), max_size=4, unique=True), min_size=1, max_size=4),
+    seed=st.integers(0, 9),
+)
+def test_alignment_loses_nothing_and_keeps_the_order(steps: list[list[float]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    runs = [[at(s, str(rng.choice(["A", "B"]))) for s in sorted(row)] for row in steps]
+    aligned = align_transitions(runs)
+    for number, run in enumerate(runs):
+        assert [a.transitions[number] for a in aligned if a.transitions[number] is not None] == run
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    factor=st.floats(1e-6, 1e6),
+    offset=st.floats(-1e3, 1e3),
+    unit=st.floats(1e-3, 1e3),
+    names=st.permutations(["loss", "llc", "hessian_max"]),
+)
+def test_units_offsets_order_and_constant_signals_do_not_matter(
+    seed: int, factor: float, offset: float, unit: float, names: list[str]
+) -> None:
+    run = synthetic_run(seed, 60, transitions=1)
+    original = detect(run)
+    # The loss and the curvature are positive, and may be followed in logarithms: they keep their zero.
+    values = {name: run.values[name] * factor + (factor * offset if name == "llc" else 0.0) for name in names}
+    values["nullity"] = np.full(60, 3.0)
+    errors = {"llc": factor * run.standard_errors["llc"]}
+    found = detect_transitions(unit * run.steps, values, standard_errors=errors)
+    assert [t.kind for t in found] == [t.kind for t in original]
+    for one, other in zip(found, original, strict=True):
+        assert one.start / unit == pytest.approx(other.start, rel=1e-6)
+        assert one.end / unit == pytest.approx(other.end, rel=1e-6)
+        assert one.changes["llc"].change == pytest.approx(factor * other.changes["llc"].change, rel=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.05 / 3**0.5, 0.05 * 3**0.5])
+def test_the_wanted_rate_hardly_changes_what_is_found(alpha: float) -> None:
+    """Over a threefold range of alpha the found sets agree to F1 >= .9 on 20 runs."""
+    hits = total = 0
+    for seed in range(20):
+        run = synthetic_run(30_000 + seed, 120, transitions=1 + seed % 3)
+        usual, other = detect(run), detect(run, alpha=alpha)
+        same = {t.step for t in usual} & {t.step for t in other}
+        hits, total = hits + 2 * len(same), total + len(usual) + len(other)
+    assert hits >= 0.9 * total
+
+
+def test_every_point_counts_once() -> None:
+    """The strict score itself: a long stretch over two transitions is a hit for none but one, and reaches too far."""
+    run = synthetic_run(11, 120, transitions=2)
+    one, other = ((run.steps[t.first], run.steps[t.last]) for t in run.transitions)
+    assert strict_score([one, other], run).f1 == 1.0
+    assert strict_score([one, one], run).hits == 1
+    assert strict_score([(run.steps[0], run.steps[-1])], run).hits == 0
