@@ -19,7 +19,6 @@ import logging
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -430,6 +429,7 @@ def best_time(call: Callable[[], Any], repeats: int = 3) -> float:
     return min(times)
 
 
+SECTIONS = ("accuracy", "budgets", "memory", "speed")
 MEASUREMENTS = 20
 """Estimates with default draws over which the time of compilation is spread."""
 
@@ -505,31 +505,40 @@ def speed_table() -> str:
 
 
 def memory_table() -> str:
-    """Peak memory of the transformer, each in a process of its own, above that of the imports and the model."""
+    """Peak memory of the transformer above what the process held before, each in a process of its own (Linux)."""
     peaks = {}
-    for what in ("nothing", "step", "estimate"):
+    for what in ("step", "estimate"):
         command = [sys.executable, __file__, "--memory", what]
         peaks[what] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-    step, estimate = (peaks[what] - peaks["nothing"] for what in ("step", "estimate"))
     return (
         "| | MiB above the model |\n|---|---|\n"
-        f"| one training step (forward, backward, SGD) | {step / 1024:,.0f} |\n"
-        f"| `estimate_llc`, one chain at a time | {estimate / 1024:,.0f} = {estimate / step:.2f} steps |"
+        f"| one training step (forward, backward, SGD) | {peaks['step'] / 1024:,.0f} |\n"
+        f"| `estimate_llc`, one chain at a time | {peaks['estimate'] / 1024:,.0f} = "
+        f"{peaks['estimate'] / peaks['step']:.2f} steps |"
     )
 
 
 def peak_memory(what: str) -> int:
-    """KiB that this process came to need."""
+    """KiB by which the resident memory of this process comes to grow."""
     module, batches, loss_fn, _ = speed_cases()["transformer"]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before = resident("VmRSS")
     if what == "step":
         optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
         for _ in range(3):
             optimizer.zero_grad()
             loss_fn(module, batches[0]).backward()
             optimizer.step()
-    elif what == "estimate":
-        phasewatch.estimate_llc(phasewatch.Objective(module, batches, loss_fn=loss_fn), chains=2, burn_in=20, draws=20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    else:
+        objective = phasewatch.Objective(module, batches, loss_fn=loss_fn)
+        phasewatch.estimate_llc(objective, chains=2, burn_in=20, draws=20)
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """A line of what the kernel says of this process, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def main() -> None:
@@ -537,7 +546,8 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=12, help="number of cases drawn afresh")
     parser.add_argument("--seed", type=int, default=2_000, help="seed of the first of them")
     parser.add_argument("--no-peers", action="store_true", help="measure phasewatch alone")
-    parser.add_argument("--memory", choices=("nothing", "step", "estimate"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=("step", "estimate"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these parts anew, keep the others")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -545,29 +555,37 @@ def main() -> None:
     if arguments.memory:
         print(peak_memory(arguments.memory))
         return
-    cases = [linear_case(widths, rank, 1, fresh=False) for widths, rank in LISTED]
-    cases += [drawn_case(arguments.seed + k) for k in range(arguments.fresh)]
-    budgeted = [linear_case(widths, rank, 1, fresh=False) for widths, rank in BUDGETED]
+    results = ROOT / "benchmarks" / "results"
+    file = results / "llc.json"
+    found = json.loads(file.read_text()) if file.exists() and arguments.only else {}
     with contextlib.redirect_stderr(io.StringIO()) if not arguments.no_peers else contextlib.nullcontext():
-        rows = accuracy(cases, not arguments.no_peers)
-        speed, memory = speed_table(), memory_table()
-        budgets = budget_table(budgeted)
-    table = accuracy_table(rows)
+        for section in arguments.only or SECTIONS:
+            if section == "accuracy":
+                cases = [linear_case(widths, rank, 1, fresh=False) for widths, rank in LISTED]
+                cases += [drawn_case(arguments.seed + k) for k in range(arguments.fresh)]
+                found[section] = [asdict(row) for row in accuracy(cases, not arguments.no_peers)]
+            elif section == "budgets":
+                found[section] = budget_table([linear_case(*case, 1, fresh=False) for case in BUDGETED])
+            else:
+                found[section] = speed_table() if section == "speed" else memory_table()
+            found[f"{section} load"] = round(os.getloadavg()[1], 1)
+            file.write_text(json.dumps(found, indent=1) + "\n")
+    rows = [Row(**row) for row in found["accuracy"]]
+    loads = ", ".join(f"{section} {found[f'{section} load']}" for section in SECTIONS)
     text = (
         "# Learning coefficients\n\n"
         f"`make bench-llc`; torch {torch.__version__}, one thread, Python {platform.python_version()}, "
-        f"{platform.machine()}, load {os.getloadavg()[1]:.1f} on {os.cpu_count()} processors.\n"
+        f"{platform.machine()}, {os.cpu_count()} processors.\nLoad of the machine at the end of each part (times are "
+        f"only as good as it is idle): {loads}.\n"
         f"n = {SAMPLES:,}, batches of {BATCH}. phasewatch is called without an argument of the "
         f"sampler; devinterp and canonical-interp with\n{PEER_CHAINS} chains, {PEER_BURN_IN} + {PEER_DRAWS:,} draws; "
         "canonical-interp takes its own default step; the best of four step sizes is chosen with the answer known.\n"
         "The exact value of a normal crossing is its expectation at this n and localization, by quadrature.\n\n"
-        f"{table}\n\n## Gradients a chain to 5 %\n\nRoot mean square error over two seeds, four chains, burn-in "
-        "counted; devinterp at the step that does best, chosen with the answer known.\n\n"
-        f"{budgets}\n\n## Time of a draw of a chain\n\n{speed}\n\n## Memory\n\n{memory}\n"
+        f"{accuracy_table(rows)}\n\n## Gradients a chain to 5 %\n\nRoot mean square error over two seeds, four chains, "
+        "burn-in counted; devinterp at the step that does best, chosen with the answer known.\n\n"
+        f"{found['budgets']}\n\n## Time of a draw of a chain\n\n{found['speed']}\n\n## Memory\n\n{found['memory']}\n"
     )
-    results = ROOT / "benchmarks" / "results"
     (results / "llc.md").write_text(text)
-    (results / "llc.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     figure(rows, ROOT / "docs" / "llc_accuracy.png")
     print(text)
 

@@ -44,6 +44,7 @@ else:
     CallbackBase = _callback_base()
 
 _SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+_LARGEST_NETWORK_FOR_ONE_BATCH = 100_000
 _LARGEST_PROBE_IN_CHECKPOINT = 64 * 2**20
 
 
@@ -317,7 +318,10 @@ class MonitoringCallback(WatchingCallback):
         elif indices is None:
             return StreamProbe(self.probe_samples), "captured from the stream", None
         else:
-            batches = draw_probe(loader, self.probe_samples, self.seed)
+            # Small networks have room for the whole probe at once, and λ from few gradients needs them without noise.
+            count = sum(parameter.numel() for parameter in trainer.lightning_module.parameters())
+            small = count <= _LARGEST_NETWORK_FOR_ONE_BATCH and self.mode == "eval"
+            batches = draw_probe(loader, self.probe_samples, self.seed, in_one_batch=small)
         with isolated():
             batches = [_to_device(trainer, batch) for batch in batches]
         return batches, "given" if self.probe is not None else "drawn from the training set", n

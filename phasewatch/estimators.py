@@ -68,10 +68,10 @@ class LearningCoefficient:
     """
 
     chains: int = 4
-    draws: int = 100
-    burn_in: int = 100
+    draws: int = 400
+    burn_in: int = 200
     nbeta: float | None = None
-    localization: float = 1.0
+    localization: float = 10.0
     refined: tuple[str, ...] = ()
     data: str = ""
 
@@ -135,7 +135,7 @@ class HessianSpectrum:
     num_eigenvalues: int = 5
     dense_below: int = 1500
     nbeta: float | None = None
-    localization: float = 1.0
+    localization: float = 10.0
     name = "hessian"
 
     def __post_init__(self) -> None:

@@ -43,13 +43,16 @@ def support(loader: Any) -> list[int] | range | None:
     return None
 
 
-def draw_probe(loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: int = 0) -> list[Any]:
+def draw_probe(
+    loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: int = 0, *, in_one_batch: bool = False
+) -> list[Any]:
     """Batches of the data set of a loader, drawn without touching the loader or any global random stream.
 
     Args:
         loader: A loader whose :func:`support` is known; its batch size and ``collate_fn`` are used.
         samples: How many samples to draw, at most the whole data set.
         seed: Seeds the choice, and transforms that draw random numbers.
+        in_one_batch: Whether to collate all samples into one batch, which needs more memory and has no noise.
 
     Raises:
         ValueError: If the data set is empty.
@@ -61,9 +64,10 @@ def draw_probe(loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: in
     generator = torch.Generator().manual_seed(seed)
     chosen = [indices[i] for i in torch.randperm(len(indices), generator=generator)[:samples].tolist()]
     batch_sampler: Any = loader.batch_sampler  # has the batch size also where the user gave a sampler of batches
+    size = len(chosen) if in_one_batch or batch_sampler is None else min(batch_sampler.batch_size, len(chosen))
     private = DataLoader(
         loader.dataset,
-        batch_size=None if batch_sampler is None else min(batch_sampler.batch_size, len(chosen)),
+        batch_size=None if batch_sampler is None else size,
         drop_last=batch_sampler is not None,  # the noise of a very short batch would dominate the sampler's
         sampler=chosen,
         collate_fn=loader.collate_fn,

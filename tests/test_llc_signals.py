@@ -12,7 +12,7 @@ from phasewatch import Objective, Watch, estimate_llc
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient
 from phasewatch.watch import _seed_at
 
-SETTINGS = {"chains": 2, "draws": 60, "burn_in": 40}
+SETTINGS: dict[str, Any] = {"chains": 2, "draws": 60, "burn_in": 40, "localization": 1.0}
 
 
 def mean_squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -30,7 +30,7 @@ def network_and_data() -> tuple[nn.Module, list[Any], list[Any]]:
 def test_layers_and_other_data_are_series_of_their_own() -> None:
     """Each is what the estimator says by itself."""
     network, probe, validation = network_and_data()
-    coefficient = LearningCoefficient(**SETTINGS, refined=("0", "*.bias"))  # type: ignore[arg-type]
+    coefficient = LearningCoefficient(**SETTINGS, refined=("0", "*.bias"))
     watch = Watch(
         network,
         probe,
@@ -52,7 +52,7 @@ def test_layers_and_other_data_are_series_of_their_own() -> None:
     ):
         objective = Objective(network, batches, loss_fn=mean_squared_error)
         objective = objective.restricted_to(part) if part else objective
-        alone = estimate_llc(objective, n=500, seed=_seed_at(0, 0), localization=1.0, **SETTINGS)  # type: ignore[arg-type]
+        alone = estimate_llc(objective, n=500, seed=_seed_at(0, 0), **SETTINGS)  # type: ignore[arg-type]
         assert measurement.values[name] == alone.learning_coefficient
         assert measurement.standard_errors[name] == alone.standard_error
     assert {"loss", "loss_validation", "gradient_norm_validation"} <= measurement.values.keys()
