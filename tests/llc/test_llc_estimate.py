@@ -209,6 +209,7 @@ def test_cost_and_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     objective.losses_and_gradients(objective.parameters.repeat(2, 1), 0)  # the first call compares with single ones
     calls = 0.0
     one, several, losses = Objective.loss_and_gradient, Objective.losses_and_gradients, Objective.losses
+    of_samples = Objective.sample_losses
 
     def counted(self: Objective, *args: object) -> tuple[Tensor, Tensor]:
         nonlocal calls
@@ -227,6 +228,12 @@ def test_cost_and_repr(monkeypatch: pytest.MonkeyPatch) -> None:
         calls += len(vectors) / 3
         return losses(self, vectors, batch)
 
+    def counted_samples(self: Objective, vectors: Tensor, batch: int) -> Tensor:
+        nonlocal calls
+        calls += len(vectors) / 3
+        return of_samples(self, vectors, batch)
+
+    monkeypatch.setattr(Objective, "sample_losses", counted_samples)
     monkeypatch.setattr(Objective, "loss_and_gradient", counted)
     monkeypatch.setattr(Objective, "losses_and_gradients", counted_together)
     monkeypatch.setattr(Objective, "losses", counted_losses)
