@@ -177,6 +177,8 @@ def logistic_regression(
     teacher = torch.randn(classes, inputs, generator=generator, dtype=torch.float64) / inputs**0.5
     labels = torch.multinomial(torch.softmax(x @ teacher.T, dim=1), 1, generator=generator)[:, 0]
     module = nn.Linear(inputs, classes).double()
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
     descend(module, x, labels, cross_entropy)
     return batched(module, x, labels, cross_entropy, batch_size)
 
