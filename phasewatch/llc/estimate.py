@@ -168,7 +168,7 @@ def estimate_llc(
         localization: Precision gamma of the Gaussian around w*. It lowers the estimate where it is not small
             against nbeta times the curvature.
         compiled: Whether to compile the gradient (``torch.compile``): half a minute the first time, then up to a
-            third faster on small networks. A later estimate with the same ``loss_fn`` and shapes need not compile again.
+            third faster on small networks. A later estimate with the same ``loss_fn`` and shapes need not compile.
         thresholds: When the estimate is unreliable.
 
     Returns:
