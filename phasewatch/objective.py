@@ -237,13 +237,14 @@ class Objective:
             shared = _PROGRAMS.setdefault(self.loss_fn, {})
         except TypeError:  # a loss function that cannot be a key
             shared = {}
+        # The module may have changed in other things than tensors since it was traced.
+        for find in (lambda: shared.get(key), lambda: self._trace(vectors, batch, tensors, compiled)):
+            program = self._programs[key] = find()
+            if program and self._agrees(lambda places, _, run=program: run(places, tensors), vectors, batch):  # type: ignore[misc]
+                shared[key] = program
+                return program
         self._programs[key] = None
-        for program in filter(None, (shared.get(key), self._trace(vectors, batch, tensors, compiled))):
-            # The module may have changed in other things than tensors since it was traced.
-            if self._agrees(lambda places, _, program=program: program(places, tensors), vectors, batch):  # type: ignore[misc]
-                self._programs[key] = shared[key] = program
-                break
-        return self._programs[key]
+        return None
 
     def _trace(self, vectors: Tensor, batch: int, tensors: list[Tensor], compiled: bool) -> GradientProgram | None:
         leaves, structure = tree_flatten(self._batches[batch])
