@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from phasewatch.isolation import RandomState, isolated, preserved_randomness, seed_everything
-from phasewatch.program import GradientProgram, UntraceableError
+from phasewatch.vectorized import Vectorized
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """``loss_fn(module, batch)``: the mean loss of the batch as a scalar tensor."""
 OutputReader = Callable[[list[Tensor], Tensor, list[Tensor]], Tensor]
 """``reader(outputs, loss, data)``: another scalar made of the network's outputs and the loss of a batch."""
 
-_PROGRAMS: WeakKeyDictionary[Any, dict[Any, GradientProgram]] = WeakKeyDictionary()
-"""By loss function, so that a later measurement of the same network need not trace or compile again."""
 
 _SHARED_TYPES = (Dataset, DataLoader)
 
@@ -51,6 +46,9 @@ class Objective:
         batch_weights: Share of the samples in each batch; the batch losses are averaged with them.
         batch_losses: Loss of each batch at ``parameters``, shape ``(num_batches,)``.
         parameter_shapes: Name to shape, in the order in which they stand in the flat vector.
+        batches: The data, with copies of the tensors.
+        fixed: Name to tensor for buffers and parameters that are not trained.
+        output_reader: See :meth:`read_from_outputs`: number of the call, function and data; None for the loss itself.
 
     Example:
         >>> module = torch.nn.Linear(2, 1, bias=False)
@@ -109,7 +107,7 @@ class Objective:
             self._sizes = [p.numel() for p in trainable.values()]
             self.parameters = torch.cat([p.detach().to(self.dtype).flatten() for p in trainable.values()])
             self.num_parameters = self.parameters.numel()
-            self._fixed = {
+            self.fixed = {
                 name: self._cast(tensor)
                 for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
                 if name not in trainable
@@ -117,20 +115,16 @@ class Objective:
             self._aliases = _aliases(self._module)
             self._recurrent = any(isinstance(m, nn.RNNBase) for m in self._module.modules())
             self._wrapper = _LossModule(self._module, loss_fn)
-            self._batches = [tree_map(self._cast, batch) for batch in _as_batches(batches)]
-            self.batch_sizes = _batch_sizes(self._batches, batch_sizes)
+            self.batches = [tree_map(self._cast, batch) for batch in _as_batches(batches)]
+            self.batch_sizes = _batch_sizes(self.batches, batch_sizes)
             self.num_samples = sum(self.batch_sizes)
             self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
             self._outermost_calls: dict[int, int] = {}
-            self._vectorizes: bool | None
-            self._has_sample_losses: bool | None = None
-            self._output_reader: tuple[int, OutputReader, list[list[Tensor]]] | None = None
-            self._programs: dict[Any, GradientProgram | None] = {}
+            self.output_reader: tuple[int, OutputReader, list[list[Tensor]]] | None = None
             self._draws_random_numbers = False
             self._writes_to_its_inputs = False
             self.batch_losses = self._first_evaluation()
-            # None until it has been tried.
-            self._vectorizes = False if self._draws_random_numbers or self._writes_to_its_inputs else None
+            self._vectorized = Vectorized(self)
 
     @property
     def module(self) -> nn.Module:
@@ -140,7 +134,12 @@ class Objective:
     @property
     def num_batches(self) -> int:
         """Number of batches."""
-        return len(self._batches)
+        return len(self.batches)
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether the loss neither draws random numbers nor writes to its inputs."""
+        return not (self._draws_random_numbers or self._writes_to_its_inputs)
 
     @property
     def device(self) -> torch.device:
@@ -185,89 +184,25 @@ class Objective:
                 loss.add_(batch_loss.detach(), alpha=weight)
         return loss, gradient
 
-    def losses_and_gradients(self, vectors: Tensor, batch: int, *, compiled: bool = False) -> tuple[Tensor, Tensor]:
-        """The loss of one batch and its gradient at several places, in one call where the network allows.
+    def losses_and_gradients(
+        self, vectors: Tensor, batch: int | None = None, *, compiled: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient at several places, in one call where the network allows.
 
         Args:
             vectors: Shape ``(places, num_parameters)``.
-            batch: Index of the batch.
+            batch: Index of one batch; default the weighted mean over all.
             compiled: Whether to compile it, for each shape of batches once; pays after a minute of such calls.
 
         Returns:
-            The losses, shape ``(places,)``, and gradients, shape ``(places, num_parameters)``, both detached.
+            The losses, shape ``(places,)``, and gradients, shape ``(places, num_parameters)``, both detached. Means
+            over several batches are formed in float64 where the network allows.
         """
-        if (self._vectorizes if len(vectors) > 1 else compiled) and (
-            program := self._program(vectors, batch, compiled)
-        ):
-            return program(vectors, self._tensors(batch))
-        if len(vectors) > 1 and self._vectorizes is None:
-            self._vectorizes = self._agrees(self._at_once, vectors, batch)
-        if len(vectors) > 1 and self._vectorizes:
-            return self._at_once(vectors, batch)
-        pairs = [self.loss_and_gradient(vector, batch) for vector in vectors]
-        return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+        return self._vectorized.losses_and_gradients(vectors, batch, compiled)
 
-    def _at_once(self, vectors: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # slow batching rules of single operators
-            leaves = vectors.detach().requires_grad_()
-            losses = torch.func.vmap(partial(self._call, batch=batch))(leaves)
-            (gradients,) = torch.autograd.grad(losses.sum(), leaves)
-        return losses.detach(), gradients
-
-    def _tensors(self, batch: int) -> list[Tensor]:
-        """Everything but the parameters that an evaluation on a batch depends on."""
-        data = [leaf for leaf in tree_leaves(self._batches[batch]) if isinstance(leaf, Tensor)]
-        read = self._output_reader[2][batch] if self._output_reader else []
-        return [*self._fixed.values(), *data, *read]
-
-    def _program(self, vectors: Tensor, batch: int, compiled: bool) -> GradientProgram | None:
-        """The trace that serves a batch of this shape; None where there is none."""
-        if self._draws_random_numbers or self._writes_to_its_inputs:
-            return None
-        leaves, structure = tree_flatten(self._batches[batch])
-        constants = [None if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
-        tensors = self._tensors(batch)
-        reader = self._output_reader[:2] if self._output_reader else None
-        shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in [vectors, *tensors])
-        key = (compiled, shapes, tuple(self.parameter_shapes), tuple(constants), str(structure), reader, self.mode)
-        if key in self._programs:
-            return self._programs[key]
-        try:
-            shared = _PROGRAMS.setdefault(self.loss_fn, {})
-        except TypeError:  # a loss function that cannot be a key
-            shared = {}
-        # The module may have changed in other things than tensors since it was traced.
-        for find in (lambda: shared.get(key), lambda: self._trace(vectors, batch, tensors, compiled)):
-            program = self._programs[key] = find()
-            if program and self._agrees(lambda places, _, run=program: run(places, tensors), vectors, batch):  # type: ignore[misc]
-                shared[key] = program
-                return program
-        self._programs[key] = None
-        return None
-
-    def _trace(self, vectors: Tensor, batch: int, tensors: list[Tensor], compiled: bool) -> GradientProgram | None:
-        leaves, structure = tree_flatten(self._batches[batch])
-
-        def loss(vector: Tensor, others: list[Tensor]) -> Tensor:
-            given = iter(others)
-            fixed = {name: next(given) for name in self._fixed}
-            data = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return self._call(vector, batch, tree_unflatten(data, structure), fixed, list(given))
-
-        try:
-            return GradientProgram(loss, vectors, tensors, compiled)
-        except UntraceableError:
-            return None
-
-    def losses(self, vectors: Tensor, batch: int) -> Tensor:
-        """The loss of one batch at several places, without gradients; arguments as above, shape ``(places,)``."""
-        if len(vectors) > 1 and self._vectorizes is None:
-            return self.losses_and_gradients(vectors, batch)[0]
-        with torch.no_grad():
-            if len(vectors) > 1 and self._vectorizes:
-                return torch.func.vmap(partial(self._call, batch=batch))(vectors)
-            return torch.stack([self._evaluate(vector, batch) for vector in vectors])
+    def losses(self, vectors: Tensor, batch: int | None = None) -> Tensor:
+        """The loss at several places, without gradients; arguments as above, shape ``(places,)``."""
+        return self._vectorized.losses(vectors, batch)
 
     def sample_losses(self, vectors: Tensor, batch: int) -> Tensor:
         """The loss of every sample of a batch at several places.
@@ -283,49 +218,7 @@ class Objective:
             ValueError: If the loss of the batch is not the mean of losses that each depend on one sample, as with
                 data that have no common first dimension, or a loss that sums or compares samples.
         """
-        size = self.batch_sizes[batch]
-        leaves, structure = tree_flatten(self._batches[batch])
-        per_sample = [isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size for leaf in leaves]
-
-        def loss_of_one(vector: Tensor, sample: list[Any]) -> Tensor:
-            own = iter(sample)
-            one = [next(own).unsqueeze(0) if chosen else leaf for leaf, chosen in zip(leaves, per_sample, strict=True)]
-            return self._call(vector, batch, tree_unflatten(one, structure))
-
-        samples = [leaf for leaf, chosen in zip(leaves, per_sample, strict=True) if chosen]
-        if self._draws_random_numbers or self._writes_to_its_inputs or not samples:
-            raise ValueError("The loss draws random numbers, or the batch has no tensor with one entry a sample.")
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = torch.func.vmap(torch.func.vmap(loss_of_one, in_dims=(None, 0)), in_dims=(0, None))(
-                    vectors, samples
-                )
-                if self._has_sample_losses is None:
-                    mean, whole = found[0].mean(), self._call(vectors[0], batch)
-                    self._has_sample_losses = torch.allclose(mean, whole, rtol=1e-3, atol=1e-6)
-        except Exception as error:
-            raise ValueError(f"The loss cannot be taken sample by sample ({type(error).__name__}: {error}).") from error
-        if not self._has_sample_losses:
-            raise ValueError("The loss of a batch is not the mean of the losses of its samples.")
-        return found
-
-    def _agrees(self, evaluate: Callable[[Tensor, int], tuple[Tensor, Tensor]], vectors: Tensor, batch: int) -> bool:
-        """Whether calls for several places say what a call for one says, some way off where gradients are not small."""
-        places = 1.1 * vectors + 0.01
-        loss, gradient = self.loss_and_gradient(places[-1], batch)
-        if not (loss.isfinite() and gradient.isfinite().all()):
-            places = vectors
-            loss, gradient = self.loss_and_gradient(places[-1], batch)
-        try:
-            losses, gradients = evaluate(places, batch)
-        except Exception:
-            return False
-        tolerance = float(torch.finfo(self.dtype).eps) ** 0.5
-        return bool(
-            torch.allclose(losses[-1], loss, rtol=tolerance, atol=tolerance**2, equal_nan=True)
-            and (gradients[-1] - gradient).norm() <= tolerance * gradient.norm() + tolerance**2
-        )
+        return self._vectorized.sample_losses(vectors, batch)
 
     def gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
         """The gradient of :meth:`loss`, shape ``(num_parameters,)``."""
@@ -353,24 +246,27 @@ class Objective:
             "The Gauss-Newton matrix needs loss_fn(module, batch) to compute the network's outputs by calling a "
             "module and the loss from these outputs alone; rewrite loss_fn so, or use matrix='hessian'."
         )
-        with _OutputCut(self._module) as cut:
-            self._choose_last_call(cut, batch, advice)
-            loss = self._evaluate(parameters, batch)
-        outputs, leaves = cut.outputs, cut.leaves
-        if not outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in outputs):
-            raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
+        outputs, leaves, loss, _ = self._cut_at_outputs(parameters, batch, replace=True, advice=advice)
         if loss.requires_grad:
             (past_cut,) = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
             if past_cut is not None:
                 raise NoOutputsError(f"The loss depends on the parameters not only through the outputs. {advice}")
         return outputs, leaves, loss
 
-    def _choose_last_call(self, cut: _OutputCut, batch: int, advice: str) -> int:
-        if batch not in self._outermost_calls:
-            with torch.no_grad():
-                self._evaluate(self.parameters, batch)
-            self._outermost_calls[batch] = cut.counted_calls()
-        return cut.choose_call(self._outermost_calls[batch], advice)
+    def _cut_at_outputs(
+        self, parameters: Tensor, batch: int, replace: bool, advice: str
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, int]:
+        """Outputs, the leaves in their place if ``replace``, the loss, and the number of the call that is cut."""
+        with _OutputCut(self._module, replace=replace) as cut:
+            if batch not in self._outermost_calls:
+                with torch.no_grad():
+                    self._evaluate(self.parameters, batch)
+                self._outermost_calls[batch] = cut.counted_calls()
+            call = cut.choose_call(self._outermost_calls[batch], advice)
+            loss = self._evaluate(parameters, batch)
+        if not cut.outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in cut.outputs):
+            raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
+        return cut.outputs, cut.leaves, loss, call
 
     def outputs_and_slopes(self, batch: int) -> tuple[list[Tensor], list[Tensor], int]:
         """The network's outputs at ``parameters``, and the slope of the loss in each.
@@ -388,12 +284,7 @@ class Objective:
         advice = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
         vector = self.parameters.detach().clone().requires_grad_()
         with torch.enable_grad():
-            with _OutputCut(self._module, replace=False) as recorder:
-                call = self._choose_last_call(recorder, batch, advice)
-                loss = self._evaluate(vector, batch)
-            outputs = recorder.outputs
-            if not outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in outputs):
-                raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not outputs. {advice}")
+            outputs, _, loss, call = self._cut_at_outputs(vector, batch, replace=False, advice=advice)
             differentiable = [output for output in outputs if output.requires_grad]
             found = iter(torch.autograd.grad(loss, differentiable, allow_unused=True))
         slopes = [(next(found) if output.requires_grad else None) for output in outputs]
@@ -412,8 +303,8 @@ class Objective:
             data: Tensors that the reader is given, a list for each batch.
         """
         other = copy.copy(self)
-        other._output_reader = (call, reader, data)
-        other._programs = {}
+        other.output_reader = (call, reader, data)
+        other._vectorized = Vectorized(other)
         with isolated(), torch.no_grad():
             other.batch_losses = torch.stack([other._evaluate(self.parameters, i) for i in range(self.num_batches)])
         return other
@@ -436,10 +327,10 @@ class Objective:
         with isolated():
             other = copy.copy(self)
             other.dtype = dtype
-            other._programs = {}
+            other._vectorized = Vectorized(other)
             other.parameters = self.parameters.to(dtype)
-            other._fixed = {name: other._cast(tensor) for name, tensor in self._fixed.items()}
-            other._batches = [tree_map(other._cast, batch) for batch in self._batches]
+            other.fixed = {name: other._cast(tensor) for name, tensor in self.fixed.items()}
+            other.batches = [tree_map(other._cast, batch) for batch in self.batches]
             other.batch_losses = other._first_evaluation()
         return other
 
@@ -471,8 +362,8 @@ class Objective:
         other.parameters = torch.cat([pieces[name].flatten() for name in other.parameter_shapes])
         other.num_parameters = other.parameters.numel()
         others = {name: piece.clone() for name, piece in pieces.items() if name not in chosen}
-        other._fixed = {**self._fixed, **others}
-        other._programs = {}
+        other.fixed = {**self.fixed, **others}
+        other._vectorized = Vectorized(other)
         return other
 
     def _cast(self, leaf: Any) -> Any:
@@ -482,12 +373,12 @@ class Objective:
 
     def _evaluate(self, vector: Tensor, batch: int) -> Tensor:
         if not self._draws_random_numbers:
-            return self._call(vector, batch)
+            return self.call(vector, batch)
         with preserved_randomness():
             seed_everything(self.seed * 1_000_003 + batch)
-            return self._call(vector, batch)
+            return self.call(vector, batch)
 
-    def _call(
+    def call(
         self,
         vector: Tensor,
         batch: int,
@@ -495,18 +386,27 @@ class Objective:
         fixed: dict[str, Tensor] | None = None,
         read: list[Tensor] | None = None,
     ) -> Tensor:
+        """The loss of one batch as a function of every tensor in it; random numbers are drawn as they come.
+
+        Args:
+            vector: Flat parameters, shape ``(num_parameters,)``.
+            batch: Index of the batch.
+            data: Default that of the batch.
+            fixed: Default :attr:`fixed`.
+            read: What the ``output_reader`` is given; default its data for the batch.
+        """
         fresh = _clone if self._writes_to_its_inputs else _same
         tensors = self.unflatten(vector)
-        for name, tensor in (self._fixed if fixed is None else fixed).items():
+        for name, tensor in (self.fixed if fixed is None else fixed).items():
             tensors[name] = fresh(tensor)
         for alias, name in self._aliases.items():
             tensors[alias] = tensors[name]
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        inputs = tree_map(fresh, self._batches[batch] if data is None else data)
+        inputs = tree_map(fresh, self.batches[batch] if data is None else data)
         with self._differentiable_kernels(), self._output_recorder() as recorder:
             loss = torch.func.functional_call(self._wrapper, named, (inputs,), tie_weights=False)
-        if recorder is not None and self._output_reader is not None:
-            _, reader, tensors_read = self._output_reader
+        if recorder is not None and self.output_reader is not None:
+            _, reader, tensors_read = self.output_reader
             loss = reader(recorder.outputs, loss, tensors_read[batch] if read is None else read)
         if not isinstance(loss, Tensor):
             raise TypeError(
@@ -515,9 +415,9 @@ class Objective:
         return loss.to(self.dtype)
 
     def _output_recorder(self) -> AbstractContextManager[_OutputCut | None]:
-        if self._output_reader is None:
+        if self.output_reader is None:
             return nullcontext()
-        return _OutputCut(self._module, chosen=self._output_reader[0], replace=False)
+        return _OutputCut(self._module, chosen=self.output_reader[0], replace=False)
 
     def _differentiable_kernels(self) -> AbstractContextManager[None]:
         """The recurrent layers of cuDNN have no gradient in evaluation mode; PyTorch's own do."""
@@ -528,7 +428,7 @@ class Objective:
     def _first_evaluation(self) -> Tensor:
         """Losses at the start, and what kind of function this is: does it draw, does it write to its inputs?"""
         vector = self.parameters.detach().clone().requires_grad_()
-        inputs = [t for t in tree_leaves([self._fixed, self._batches]) if isinstance(t, Tensor)]
+        inputs = [t for t in tree_leaves([self.fixed, self.batches]) if isinstance(t, Tensor)]
         kept = [_clone(t) for t in inputs]
         versions = [t._version for t in inputs]
         losses = []

@@ -12,24 +12,69 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 LossOfTensors = Callable[[Tensor, list[Tensor]], Tensor]
 """``loss(vector, tensors)``: a scalar made of a flat vector of parameters and everything else that is a tensor."""
+Evaluation = Callable[[Tensor, list[Tensor]], tuple[Tensor, ...]]
+"""``evaluation(vectors, tensors)``: the like for several vectors, shape ``(places, num_parameters)``."""
 
 
 class UntraceableError(RuntimeError):
     """The function decides by values of tensors which operations to run, or uses what cannot be recorded."""
 
 
-class GradientProgram:
-    """The operations that give a loss and its gradient at several places.
+def losses(loss: LossOfTensors) -> Evaluation:
+    """The loss at several places, shape ``(places,)``."""
+
+    def evaluation(vectors: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        if len(vectors) == 1:
+            return (loss(vectors[0], tensors).unsqueeze(0),)
+        return (torch.func.vmap(lambda vector: loss(vector, tensors))(vectors),)
+
+    return evaluation
+
+
+def losses_and_gradients(loss: LossOfTensors) -> Evaluation:
+    """The loss at several places, shape ``(places,)``, and its gradients, shape ``(places, num_parameters)``."""
+
+    def evaluation(vectors: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaves = vectors.detach().requires_grad_()
+            (found,) = losses(loss)(leaves, tensors)
+            (gradients,) = torch.autograd.grad(found.sum(), leaves)
+        return found.detach(), gradients.detach()
+
+    return evaluation
+
+
+def sample_losses(loss: LossOfTensors, per_sample: list[bool]) -> Evaluation:
+    """The loss of each sample at several places, shape ``(places, samples)``.
+
+    Args:
+        loss: Of a batch, a mean over its samples.
+        per_sample: Which of the tensors have an entry for each sample.
+    """
+
+    def of_one(vector: Tensor, tensors: list[Tensor]) -> Tensor:
+        batches_of_one = [t.unsqueeze(0) if chosen else t for t, chosen in zip(tensors, per_sample, strict=True)]
+        return loss(vector, batches_of_one)
+
+    def evaluation(vectors: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        over_samples = torch.func.vmap(of_one, in_dims=(None, [0 if chosen else None for chosen in per_sample]))
+        return (torch.func.vmap(over_samples, in_dims=(0, None))(vectors, tensors),)
+
+    return evaluation
+
+
+class Program:
+    """The operations of an evaluation.
 
     A trace has the overhead of neither the module nor autograd nor ``vmap``. All tensors are inputs, so that it serves
     for other data of the same shapes; where a value of one decides on what is run, tracing fails.
     """
 
-    def __init__(self, loss: LossOfTensors, vectors: Tensor, tensors: list[Tensor], compiled: bool) -> None:
+    def __init__(self, evaluation: Evaluation, vectors: Tensor, tensors: list[Tensor], compiled: bool) -> None:
         """Trace.
 
         Args:
-            loss: What to trace.
+            evaluation: What to trace.
             vectors: Places as they will be asked for, shape ``(places, num_parameters)``.
             tensors: The other tensors, with the shapes that they will have.
             compiled: Whether to compile what was traced; takes some seconds to half a minute, and a C++ compiler.
@@ -37,30 +82,23 @@ class GradientProgram:
         Raises:
             UntraceableError: If it cannot be traced.
         """
-
-        def losses_and_gradients(places: Tensor, others: list[Tensor]) -> tuple[Tensor, Tensor]:
-            leaves = places.detach().requires_grad_()
-            if len(places) == 1:
-                losses = loss(leaves[0], others).unsqueeze(0)
-            else:
-                losses = torch.func.vmap(lambda vector: loss(vector, others))(leaves)
-            (gradients,) = torch.autograd.grad(losses.sum(), leaves)
-            return losses.detach(), gradients.detach()
-
         try:
-            with torch.enable_grad(), warnings.catch_warnings():
+            with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._run: Callable[..., Any] = make_fx(losses_and_gradients)(vectors, tensors)
+                traced = make_fx(evaluation)(vectors, tensors)
         except Exception as error:
             raise UntraceableError(f"{type(error).__name__}: {error}") from error
+        traced.graph.eliminate_dead_code()
+        traced.recompile()
+        self._run: Callable[..., Any] = traced
         if compiled:
             self._compile(vectors, tensors)
 
-    def __call__(self, vectors: Tensor, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Losses, shape ``(places,)``, and gradients, shape ``(places, num_parameters)``."""
+    def __call__(self, vectors: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """What the evaluation returns, detached."""
         with torch.no_grad():
-            losses, gradients = self._run(vectors, tensors)
-        return losses, gradients
+            found: tuple[Tensor, ...] = self._run(vectors, tensors)
+        return found
 
     def _compile(self, vectors: Tensor, tensors: list[Tensor]) -> None:
         compiled = torch.compile(self._run, dynamic=False)

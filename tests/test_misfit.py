@@ -43,7 +43,7 @@ def test_divergence_of_a_classifier_is_kullback_leibler() -> None:
     objective = _classifier(1)
     divergence, _ = split_off_misfit(objective)
     place = objective.parameters + 0.5
-    network, inputs = objective.module, torch.cat([batch[0] for batch in objective._batches])
+    network, inputs = objective.module, torch.cat([batch[0] for batch in objective.batches])
     logits = [
         torch.func.functional_call(network, objective.unflatten(w), (inputs,)) for w in (objective.parameters, place)
     ]

@@ -28,7 +28,7 @@ ADAPTATION_RATE, ADAPTATION_DECAY = 1.5, 0.6
 """Move k of burn-in changes log(step) by ``rate * k ** -decay`` times the error: Robbins-Monro."""
 PRECONDITIONED_FROM = 1 / 3
 """Share of burn-in after which the masses are frozen."""
-SPREADING = 16.0
+SPREADING = 4.0
 """Until then nbeta is less by this factor: chains that start at one point spread over its flat directions sooner."""
 MOVES_OF_SPREADING = 60
 """Moves of burn-in needed per unit of that factor, or it is less: a short one could not cool the chains again."""
@@ -364,13 +364,13 @@ class _Block:
         """One step of all chains; returns Metropolis' probabilities, and which were accepted."""
         if self._moves % MOVES_PER_REFRESHMENT == 0:
             persistence = self.persistence ** min(MOVES_PER_REFRESHMENT, self.moves_per_batch or MOVES_PER_REFRESHMENT)
-            self.momenta = torch.add(self.momenta * persistence, self._normal(), alpha=math.sqrt(1 - persistence**2))
+            self.momenta = self._normal().mul_(math.sqrt(1 - persistence**2)).add_(self.momenta, alpha=persistence)
         self._moves += 1
         stride = (self.log_step.exp() * self.scale).to(self.scale.dtype)
-        half_kicked = self.momenta.addcmul(stride, self.gradients, value=-0.5)
-        positions = self.positions.addcmul(stride, half_kicked)
+        momenta = self.momenta.addcmul(stride, self.gradients, value=-0.5)
+        positions = self.positions.addcmul(stride, momenta)
         energies, potentials, gradients = self.posterior.evaluate(positions, self.batch)
-        momenta = half_kicked.addcmul_(stride, gradients, value=-0.5)
+        momenta.addcmul_(stride, gradients, value=-0.5)
         work = potentials - self.potentials + (_kinetic(momenta) - _kinetic(self.momenta))
         work = torch.where(work.isnan(), torch.inf, work)
         acceptance = torch.exp(-work.clamp(min=0))
@@ -378,14 +378,9 @@ class _Block:
         self.thresholds = torch.where(self.thresholds > 1, self.thresholds - 2, self.thresholds)
         accepted = self.thresholds.abs() < acceptance
         self.thresholds = torch.where(accepted, self.thresholds * work.exp(), self.thresholds)
-        if accepted.device.type == "cpu" and bool(accepted.all()):  # elsewhere to ask would be to wait
-            self.positions, self.momenta, self.gradients = positions, momenta, gradients
-            self.energies, self.potentials = energies, potentials
-            return acceptance, accepted
-        row = accepted[:, None]
-        self.positions = torch.where(row, positions, self.positions)
-        self.momenta = torch.where(row, momenta, -self.momenta)
-        self.gradients = torch.where(row, gradients, self.gradients)
+        self.positions = _where_accepted(accepted, positions, self.positions)
+        self.momenta = _where_accepted(accepted, momenta, self.momenta, sign=-1)
+        self.gradients = _where_accepted(accepted, gradients, self.gradients)
         self.energies = torch.where(accepted, energies, self.energies)
         self.potentials = torch.where(accepted, potentials, self.potentials)
         return acceptance, accepted
@@ -397,20 +392,27 @@ class _Block:
         return noise
 
     def _first_step(self) -> float:
-        """One over the root of the largest scaled curvature, by power iteration on differences of the gradient."""
-        position = self.positions[:1]
-        gradient = self.gradients[:1]
-        direction = torch.empty_like(position).normal_(generator=self.generators[0])
-        curvature = 1.0
+        """One over the root of the largest scaled curvature by power iteration on gradients, median over chains."""
+        directions = self._normal()
+        curvatures = directions.new_ones(len(directions), 1)
         for _ in range(POWER_ITERATIONS):
-            reach = 1 / (curvature**0.5 * float(direction.norm()))
-            _, _, moved = self.posterior.evaluate(position + reach * self.scale * direction, self.batch)
-            change = (moved - gradient).mul_(self.scale).mul_(curvature**0.5)
-            size = float(change.norm())
-            if not (math.isfinite(size) and size > 0):
-                break
-            direction, curvature = change, size
-        return 1 / math.sqrt(curvature)
+            reach = 1 / (curvatures.sqrt() * directions.norm(dim=1, keepdim=True))
+            _, _, moved = self.posterior.evaluate(self.positions + reach * self.scale * directions, self.batch)
+            changes = (moved - self.gradients) * self.scale * curvatures.sqrt()
+            sizes = changes.norm(dim=1, keepdim=True)
+            found = sizes.isfinite() & (sizes > 0)
+            directions = torch.where(found, changes, directions)
+            curvatures = torch.where(found, sizes, curvatures)
+        return 1 / math.sqrt(float(curvatures.median()))
+
+
+def _where_accepted(accepted: Tensor, proposed: Tensor, current: Tensor, sign: int = 1) -> Tensor:
+    """The rows proposed where accepted, else ``sign`` times the current ones; may overwrite ``proposed``."""
+    if accepted.device.type != "cpu":  # to ask for the few rows that are refused would be to wait
+        return torch.where(accepted[:, None], proposed, sign * current)
+    for row in (~accepted).nonzero().flatten().tolist():
+        torch.mul(current[row], sign, out=proposed[row])
+    return proposed
 
 
 def _kinetic(momenta: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class LocalizedPosterior:
         self.compiled = compiled
         self.center = objective.parameters
         self.gradients = 0.0
+        weights = torch.tensor(objective.batch_weights, dtype=torch.float64, device=objective.device)
+        self._loss = objective.batch_losses.double() @ weights
         self._seen = objective
         self._misfit: Objective | None = None
         self._slopes: list[Tensor] | None = None
@@ -81,23 +83,18 @@ class LocalizedPosterior:
             shape ``(chains, num_parameters)``.
         """
         displacements = positions - self.center
-        if batch is None:
-            views = [self._view(self.objective, positions, i) for i in range(self.objective.num_batches)]
-            excess = _mean((view[0] for view in views), self.objective.batch_weights)
-            gradients = _mean((view[1] for view in views), self.objective.batch_weights)
-        else:
-            excess, gradients = self._view(self._seen, positions, batch)
-            if self._slopes is not None:
-                excess = excess + (displacements @ self._slopes[batch]).double()
-                gradients = gradients + self._slopes[batch]
+        objective = self.objective if batch is None else self._seen
+        losses, gradients = objective.losses_and_gradients(positions, batch, compiled=self.compiled)
+        self.gradients += len(positions) * (objective.num_batches if batch is None else 1)
+        start = self._loss if batch is None else objective.batch_losses[batch]
+        excess = (losses - start).double()
+        slope = self._slopes[batch] if batch is not None and self._slopes is not None else None
+        if slope is not None:
+            excess = excess + (displacements @ slope).double()
         energies = self.nbeta * excess
         potentials = energies + self.localization / 2 * torch.linalg.vecdot(displacements, displacements).double()
-        return energies, potentials, torch.add(displacements * self.localization, gradients, alpha=self.nbeta)
-
-    def _view(self, objective: Objective, positions: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        losses, gradients = objective.losses_and_gradients(positions, batch, compiled=self.compiled)
-        self.gradients += len(positions)
-        return (losses - objective.batch_losses[batch]).double(), gradients
+        forces = displacements.mul_(self.localization).add_(gradients, alpha=self.nbeta)
+        return energies, potentials, forces if slope is None else forces.add_(slope, alpha=self.nbeta)
 
     def bend(self, positions: Tensor) -> Tensor:
         """The misfit on all batches less its slope at w*, times nbeta, shape ``(chains,)``, in float64."""
@@ -105,9 +102,8 @@ class LocalizedPosterior:
             return torch.zeros(len(positions), dtype=torch.float64, device=positions.device)
         assert self._slopes is not None
         self.gradients += len(positions) * self.cost_of_bend
-        rows = [self._misfit.losses(positions, batch).double() for batch in range(self.objective.num_batches)]
         linear = (positions - self.center) @ self._slopes[0]
-        return self.nbeta * (_mean(rows, self.objective.batch_weights) - linear.double())
+        return self.nbeta * (self._misfit.losses(positions).double() - linear.double())
 
     def slopes(self, positions: Tensor) -> Tensor:
         """First-order change of nbeta L from w* to each position, shape ``(chains,)``."""

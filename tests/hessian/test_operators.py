@@ -122,11 +122,11 @@ def test_gauss_newton_is_the_product_of_its_factors(name: str) -> None:
     total = torch.zeros(objective.num_parameters, objective.num_parameters, dtype=torch.float64)
     for batch, weight in enumerate(objective.batch_weights):
         with second_derivatives():
-            inputs, targets = objective._batches[batch]
+            inputs, targets = objective.batches[batch]
 
             def outputs(vector: Tensor, inputs: Tensor = inputs) -> Tensor:
-                tensors = {**objective.unflatten(vector), **objective._fixed}
-                return torch.func.functional_call(objective._module, tensors, (inputs,))
+                tensors = {**objective.unflatten(vector), **objective.fixed}
+                return torch.func.functional_call(objective.module, tensors, (inputs,))
 
             def loss(y: Tensor, targets: Tensor = targets, squared: bool = name == "tied") -> Tensor:
                 if squared:

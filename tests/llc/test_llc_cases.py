@@ -161,7 +161,7 @@ def test_fluctuations_of_a_linear_model() -> None:
     """
     objective = noisy_regression(6, 2, seed=5, samples=4_000)
     estimate = estimate_llc(objective, seed=6)
-    x, y = (torch.cat([batch[k] for batch in objective._batches]).double() for k in (0, 1))
+    x, y = (torch.cat([batch[k] for batch in objective.batches]).double() for k in (0, 1))
     weight = objective.parameters.double().view(2, 6)
     residual = x @ weight.T - y
     covariance = torch.linalg.inv(estimate.nbeta * x.T @ x / len(x) + estimate.localization * torch.eye(6))
@@ -206,7 +206,7 @@ def test_temperatures() -> None:
 def test_quadratic_check_agrees_where_the_loss_is_quadratic() -> None:
     """Two ways to the same number; 4 standard errors, P(fail) < 1e-3."""
     objective = noisy_regression(8, 1, seed=3, samples=3_000)
-    x = torch.cat([batch[0] for batch in objective._batches]).double()
+    x = torch.cat([batch[0] for batch in objective.batches]).double()
     estimate = estimate_llc(objective, localization=20.0, seed=1)
     eigenvalues = torch.linalg.eigvalsh(x.T @ x / len(x)).numpy()
     expected = quadratic_llc(eigenvalues, nbeta=estimate.nbeta, localization=20.0)

@@ -24,7 +24,7 @@ def test_units_die_at_the_steps_that_are_named(tmp_path: Path, monkeypatch: Any,
     explain_zeros, silent = script.explain_zeros, []
 
     def watched(model: Any, objective: Any) -> Any:
-        inputs = objective._batches[0][0]
+        inputs = objective.batches[0][0]
         with torch.no_grad():
             silent.append(set(torch.nonzero((model[0](inputs) <= 0).all(0)).flatten().tolist()))
         return explain_zeros(model, objective)
