@@ -51,6 +51,7 @@ class CurvatureOperator(ABC):
         self.kept_bytes = 0
         self._graph_memory = graph_memory
         self._kept: dict[int, LinearMap] | None = None
+        self._derivatives: list[Tensor] = []
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,6 +69,10 @@ class CurvatureOperator(ABC):
             raise ValueError(f"The vector has shape {tuple(vector.shape)}; expected {self.shape[1:]}.")
         self.products += 1
         return self._multiply(vector, batched=False)
+
+    def gradient(self) -> Tensor:
+        """The gradient of the first batch, shape ``(num_parameters,)``."""
+        return self.objective.gradient(batch=0)
 
     def dense(self) -> Tensor:
         """The whole matrix, shape ``(num_parameters, num_parameters)``, as computed, that is not symmetrised.
@@ -121,6 +126,7 @@ class CurvatureOperator(ABC):
                 size, first = self._graph_size(batch)
                 product, again = self._product(batch)
                 _check_repeatable(first, again)
+                self._derivatives = self._derivatives or again
                 if self.kept_bytes + size <= self._graph_memory:
                     self._kept[batch] = product
                     self.kept_bytes += size
@@ -159,6 +165,12 @@ class HessianOperator(CurvatureOperator):
     """
 
     name = "Hessian"
+
+    def gradient(self) -> Tensor:
+        """The gradient of the first batch, shape ``(num_parameters,)``, which the first product has computed anyway."""
+        with _curvature_pass(self.name):
+            self._kept_graphs()
+        return self._derivatives[1]
 
     def _linearize(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
         parameters = self.objective.parameters.detach().clone().requires_grad_()
@@ -223,7 +235,7 @@ def _check_continuity(objective: Objective) -> None:
             return
     if jump is not None and (jump := _jump(objective, 1e4)) is not None:
         raise ValueError(
-            f"The loss jumps by {jump:.2g} on a step of {_STEP:.0%} of the parameters' length, so that its "
+            f"The loss jumps by {jump:.2g} on a step of {_STEP:.1%} of the parameters' length, so that its "
             "derivatives do not say how it changes. Look for what is discontinuous in the module or in loss_fn: "
             "rounding, argmax, comparisons, hard thresholds, quantization."
         )
@@ -249,7 +261,7 @@ def _jump(objective: Objective, rounding: float) -> float | None:
             return float(objective.loss(start + share * line, 0))
 
     left, right = 0.0, 1.0
-    at_left, at_right = loss(left), loss(right)
+    at_left, at_right = float(objective.batch_losses[0]), loss(right)
     negligible = rounding * torch.finfo(objective.dtype).eps * max(abs(at_left), abs(at_right))
     changes = [abs(at_right - at_left)]
     for _ in range(_HALVINGS):
@@ -268,7 +280,7 @@ def _jump(objective: Objective, rounding: float) -> float | None:
     return None
 
 
-_STEP = 0.01
+_STEP = 0.005
 """Length of the line on which jumps are looked for, relative to the parameters."""
 
 _HALVINGS = 20
