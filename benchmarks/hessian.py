@@ -421,6 +421,7 @@ def verdict(rows: list[Row]) -> str:
         for task, bar in BARS.items():
             done = [r for r in rows if r.model == model and r.task.startswith(task) and r.gradients is not None]
             right = [r for r in done if r.tool != "phasewatch" and (r.relative_error or 0.0) <= ENOUGH]
+            right = [r for r in right if r.phasewatch_beside is not None]
             own = next((r for r in done if r.tool == "phasewatch"), None)
             if own is None or not right:
                 continue

@@ -11,9 +11,11 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from phasewatch.symmetry.directions import Added, Array, Columns, Directions
+from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form
 from phasewatch.symmetry.generic import (
     MOST_ENTRIES,
+    absorb,
+    absorbs,
     add_scales,
     can_undo_shift,
     change_of_basis,
@@ -187,24 +189,33 @@ def unit_directions(layer: Layer, parameters: Array) -> Iterator[Directions]:
     constant, closed, effective = layer.constant(), layer.closed(), layer.effective()
     dead = constant & closed
     for unit in np.flatnonzero(dead).tolist():
-        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]))
+        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]), parameters)
         yield Directions("dead", name, ((unit,),), (*_incoming(space, unit), *outgoing))
     for unit in np.flatnonzero(~dead & ~effective).tolist():
         yield Directions("zero outgoing", name, ((unit,),), _incoming(space, unit))
     for unit in np.flatnonzero(constant & ~dead).tolist():
         silent = not any(parameters[w.rows[unit, ~w.shifts]].any() for w in space.writers)
         kind = "zero incoming" if silent else "constant"
-        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]))
+        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]), parameters)
         if outgoing:
             yield Directions(kind, name, ((unit,),), outgoing)
         writer = next((w for w in space.writers if w.shifts.any()), None)
         units = np.array([unit])
-        if writer is not None and layer.slopes is not None and can_undo_shift(space, parameters, units).all():
-            columns = Columns()
-            columns.add(0, writer.rows[unit, writer.shifts], 1.0)
-            undo_shifts(columns, 0, space, parameters, units, float(layer.slopes[unit, 0]))
-            yield Directions(kind, name, ((unit,),), (columns.form(),))
-    yield from _parallel(layer, ~constant)
+        if writer is None or layer.slopes is None:
+            continue
+        columns = Columns()
+        columns.add(0, writer.rows[unit, writer.shifts], 1.0)
+        slope, mean = float(layer.slopes[unit, 0]), float(layer.means[unit])
+        if can_undo_shift(space, parameters, units).all():
+            undo_shifts(columns, 0, space, parameters, units, slope)
+        elif (
+            mean != 0.0 and not space.fixed_norms
+        ):  # without biases behind it, the outgoing weights take the change back
+            for reader in space.readers:
+                weights = reader.weights[:, unit]
+                columns.add(0, weights, -parameters[weights] * slope / mean)
+        yield Directions(kind, name, ((unit,),), (columns.form(),))
+    yield from _parallel(layer, ~constant, parameters)
     if layer.slopes is not None and not space.heads and not space.norms:
         yield from _sharing_slopes(layer, ~closed, parameters)
 
@@ -213,19 +224,26 @@ def _incoming(space: Space, unit: int) -> tuple[Added, ...]:
     return tuple(Added(w.rows[unit][:, None], np.ones((1, 1))) for w in space.writers)
 
 
-def _outgoing(space: Space, units: tuple[int, ...], mixture: tuple[float, ...], constant: float) -> tuple[Added, ...]:
+def _outgoing(
+    space: Space, units: tuple[int, ...], mixture: tuple[float, ...], constant: float, parameters: Array
+) -> tuple[Form, ...]:
     """A combination of units that is constant: every row of every reader may add a multiple of it."""
-    forms = []
+    forms: list[Form] = []
     for reader in space.readers:
         rows = reader.weights[:, list(units)]
         if constant == 0.0:
             forms.append(Added(rows, np.array([mixture])))
         elif reader.biases is not None:
             forms.append(Added(np.hstack([rows, reader.biases[:, None]]), np.array([[*mixture, -constant]])))
+        elif reader.writes is not None and absorbs(reader.writes):
+            columns, numbers = Columns(), np.arange(len(rows))
+            columns.add(numbers[:, None], rows, np.array([mixture]))
+            absorb(columns, numbers, reader.writes, parameters, constant * np.eye(len(rows)))
+            forms.append(columns.form())
     return tuple(forms)
 
 
-def _parallel(layer: Layer, among: NDArray[np.bool_]) -> Iterator[Directions]:
+def _parallel(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:
     values = layer.activations
     near = np.abs(layer.cosines) > 1 - 1e-9
     taken = ~among
@@ -241,7 +259,9 @@ def _parallel(layer: Layer, among: NDArray[np.bool_]) -> Iterator[Directions]:
                 continue
             taken[second] = True
             pair = first, int(second)
-            yield Directions("parallel", layer.space.layer, (pair,), _outgoing(layer.space, pair, (-factor, 1.0), 0.0))
+            yield Directions(
+                "parallel", layer.space.layer, (pair,), _outgoing(layer.space, pair, (-factor, 1.0), 0.0, parameters)
+            )
 
 
 def _sharing_slopes(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:

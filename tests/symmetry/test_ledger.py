@@ -254,6 +254,51 @@ def test_rms_norm_scale_and_rotations() -> None:
     account(module, x, 1 + 10, generic=11)
 
 
+@pytest.mark.parametrize(("inputs", "width", "bias"), [(2, 7, True), (3, 9, False), (2, 5, False)])
+def test_more_units_than_a_root_mean_square_has_coefficients(inputs: int, width: int, bias: bool) -> None:
+    """Scales of units, with their weights in the norm, keep the quadratic form up to a factor."""
+    columns = inputs + bias
+    layers = [nn.Linear(inputs, width, bias=bias), nn.RMSNorm(width, eps=0.0), nn.Tanh(), nn.Linear(width, 2)]
+    nullity = 1 + width - columns * (columns + 1) // 2
+    account(seeded(nn.Sequential(*layers), 4), normal(300, inputs), nullity, generic=nullity)
+
+
+def test_more_units_than_a_standard_deviation_has_coefficients() -> None:
+    """As for RMSNorm, and the scales must keep the mean; besides the norm's scale and the shifts of all units."""
+    layers = [nn.Linear(2, 9, bias=False), nn.LayerNorm(9, eps=0.0), nn.Tanh(), nn.Linear(9, 2)]
+    nullity = 1 + 2 + 9 - 3 - 2
+    account(seeded(nn.Sequential(*layers), 4), normal(300, 2), nullity, generic=nullity)
+
+
+def test_a_norm_behind_a_norm_forgets_the_first() -> None:
+    """Only ratios count behind a homogeneous function, so that the first norm may be anything."""
+    layers = [nn.Linear(4, 6), nn.RMSNorm(6, eps=0.0), nn.LeakyReLU(0.3), nn.Linear(6, 5, bias=False)]
+    layers += [nn.RMSNorm(5, eps=0.0), nn.Tanh(), nn.Linear(5, 2)]
+    # unit by unit behind the first norm, the scale of all, that of each unit against the norm's weight, the second norm
+    account(seeded(nn.Sequential(*layers), 3), normal(400, 4), 6 + 1 + 5 + 1, generic=13)
+
+
+@pytest.mark.parametrize(("affine", "bias"), [(True, True), (True, False), (False, True), (False, False)])
+def test_batch_norm_without_activation_is_one_more_linear_layer(affine: bool, bias: bool) -> None:
+    """The product of two linear layers through 4 units, the scales and shifts of the norm, and those of ReLU units."""
+    inputs = normal(400, 6)
+    layers = [nn.Linear(6, 4, bias=bias), nn.BatchNorm1d(4, affine=affine), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)]
+    nullity = 4**2 + 4 * bias + 8 * affine
+    account(seeded(nn.Sequential(*layers), 2), inputs, nullity, generic=nullity)
+
+
+def test_batch_norm_without_weights_before_relu() -> None:
+    inputs = normal(600, 4)
+    layers = [nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.LeakyReLU(), nn.Linear(6, 3)]
+    account(seeded(nn.Sequential(*layers), 1), inputs, 6, generic=6)
+
+
+def test_constants_pass_a_layer_without_bias() -> None:
+    """Change of basis of 4 units, their constants into the norm's, and the norm's scale of each of 5 units."""
+    layers = [nn.Linear(6, 4), nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)]
+    account(seeded(nn.Sequential(*layers), 2), normal(400, 6), 4**2 + 4 + 5, generic=25)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize(("inputs", "heads", "head", "outputs"), [(6, 2, 3, 6), (7, 1, 4, 5)])
