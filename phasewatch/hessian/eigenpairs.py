@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, own_generator, relative_rounding
-from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, Patterns, of_parameters
+from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator, Patterns, of_parameters
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
@@ -21,7 +21,7 @@ _STEPS_WHEN_FAR = 2
 _NEAR = 10.0
 """Residuals that many times what is allowed may have converged in one more step."""
 
-_COLUMNS_AT_ONCE = 2**16
+_COLUMNS_AT_ONCE = 2**14
 
 _OF_ITSELF = 0.05
 """Residual, relative to its own eigenvalue, at which a small one has converged, so that it is right as well."""
@@ -118,15 +118,22 @@ def leading_eigenpairs(
         def draw() -> Tensor:
             return torch.randn(size, generator=generator, dtype=torch.float64).to(objective.parameters)
 
-        start, gradient = draw(), operator.gradient()
-        if gradient.norm() > 0:
-            start.add_(gradient, alpha=float(start.norm() / gradient.norm()))
-        return _thick_restart_lanczos(operator, start, draw, num_eigenvalues, end, tolerance, basis_size, max_products)
+        return _thick_restart_lanczos(
+            operator, _start(operator, draw), draw, num_eigenvalues, end, tolerance, basis_size, max_products
+        )
+
+
+def _start(operator: CurvatureOperator, draw: Callable[[], Tensor]) -> Tensor:
+    """A random vector and the gradient in equal shares."""
+    start, gradient = draw(), operator.gradient()
+    if gradient.norm() > 0:
+        start.add_(gradient, alpha=float(start.norm() / gradient.norm()))
+    return start
 
 
 def _thick_restart_lanczos(
     operator: SymmetricOperator,
-    start: Tensor,
+    rest: Tensor,
     draw: Callable[[], Tensor],
     wanted: int,
     end: End,
@@ -134,18 +141,18 @@ def _thick_restart_lanczos(
     basis_size: int,
     max_products: int,
 ) -> Eigenpairs:
-    rest = start
     size, coupling = rest.numel(), rest.norm().item()
     rounding = relative_rounding(rest.dtype, size)
     capacity = min(basis_size, size)
     # Two pieces, as the first one is handed out and the second let go without a copy of either.
-    basis = rest.new_zeros(wanted, size), rest.new_zeros(capacity - wanted, size)
+    basis = rest.new_empty(wanted, size), rest.new_empty(capacity - wanted, size)
     projected = np.zeros((capacity, capacity))
     length = products = next_look = 0
     coupled: int | None = 2
     while True:
         row = basis[0][length] if length < wanted else basis[1][length - wanted]
         torch.div(rest, coupling, out=row)
+        del rest
         rest, coefficients = orthogonalized(operator @ row, *_first(basis, length + 1), coupled=coupled)
         products += 1
         projected[: length + 1, length] = projected[length, : length + 1] = coefficients.double().cpu().numpy()

@@ -121,7 +121,7 @@ def lanczos(
     size = start.numel()
     rounding = relative_rounding(start.dtype, size)
     locked = start.new_zeros(0, size) if deflated is None else deflated
-    basis = start.new_zeros(num_steps, size)
+    basis = start.new_empty(num_steps, size)
     diagonal: list[float] = []
     couplings: list[float] = []
     strayed, entries = 0.0, 0
