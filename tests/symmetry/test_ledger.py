@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -128,8 +129,8 @@ def test_tanh_units(outputs: int) -> None:
     cancelling = inputs + 1 if outputs == 1 else 0
     ledger = account(module, x, outputs + cancelling, parallel=outputs, annihilating=cancelling)
     assert ledger.findings[0].units == ((1, 3),)
-    assert ledger.closeness[0].parallel == pytest.approx(1.0, abs=1e-12)
-    assert ledger.closeness[0].parallel_units == (1, 3)
+    distance, units = ledger.closeness[0].distances["parallel"]
+    assert distance == pytest.approx(0.0, abs=1e-12) and units == (1, 3)
 
     module[2].weight.data[:, 3] = 0.7 * module[2].weight.data[:, 1]
     ledger = account(module, x, outputs + inputs + 1, parallel=outputs, annihilating=inputs + 1)
@@ -433,13 +434,49 @@ def test_closeness_sees_degeneracy_coming() -> None:
         first.bias.data[3] = -first.bias.data[1] + distance * first.bias.data[3]
         last.weight.data[:, 0] *= distance
         closeness = explain_zeros(module, at_own_outputs(module, x)).closeness[0]
-        parallel.append(1 - closeness.parallel)
-        outgoing.append(closeness.outgoing)
+        parallel.append(closeness.distances["parallel"][0])
+        outgoing.append(closeness.distances["zero outgoing"][0])
     assert parallel == sorted(parallel, reverse=True)
     assert outgoing == sorted(outgoing, reverse=True)
-    assert closeness.parallel_units == (1, 3)
-    assert closeness.outgoing_unit == 0
+    assert closeness.distances["parallel"][1] == (1, 3)
+    assert closeness.distances["zero outgoing"][1] == (0,)
     assert closeness.exact
+
+
+def test_every_kind_has_a_measure_that_names_the_units() -> None:
+    """Planted one at a time, almost and then exactly; the share of samples is that of the planted ones."""
+    x = normal(400, 4)
+    base = switching(x, 4, 6, 3)
+    nearly = {
+        # a unit that is on for 2 of the samples, one that is off for 2, one that is on where another one is, but for 2
+        "dead": lambda first, _, order: first.bias.__setitem__(2, first.bias[2] - (order[2][-3:-1].mean())),
+        "always on": lambda first, _, order: first.bias.__setitem__(2, first.bias[2] - (order[2][1:3].mean())),
+        "zero incoming": lambda first, *_: first.weight.__setitem__(2, 1e-3 * first.weight[2]),
+    }
+    for kind, change in nearly.items():
+        module = copy.deepcopy(base)
+        order = module[0](x).detach().T.sort(dim=1).values
+        with torch.no_grad():
+            change(module[0], module[2], order)
+        distance, units = explain_zeros(module, at_own_outputs(module, x)).closeness[0].distances[kind]
+        assert units == (2,)
+        if kind == "zero incoming":
+            norms = module[0].weight.detach().norm(dim=1)
+            assert distance == pytest.approx(float(norms[2] / norms.max()))
+        else:
+            assert distance == pytest.approx(2 / 400)
+    module = copy.deepcopy(base)
+    with torch.no_grad():  # the same hyperplane, shifted by as much as takes the sign of two samples
+        values = module[0](x).detach()[:, 1]
+        above = values[values > 0].sort().values
+        module[0].weight[4] = 2 * module[0].weight[1]
+        module[0].bias[4] = 2 * (module[0].bias[1] - above[1:3].mean())
+    distance, units = explain_zeros(module, at_own_outputs(module, x)).closeness[0].distances["same pattern"]
+    assert (distance, units) == (pytest.approx(2 / 400), (1, 4))
+    flat = torch.cat([x[:, :3], x[:, :3].sum(1, keepdim=True) + 1e-3 * x[:, 3:]], dim=1)
+    distance, _ = explain_zeros(base, at_own_outputs(base, flat)).closeness[0].distances["data rank"]
+    features = torch.cat([flat, torch.ones(400, 1, dtype=torch.float64)], dim=1)
+    assert distance == pytest.approx(float(torch.linalg.svdvals(features / features.norm(dim=0))[-1]), rel=1e-6)
 
 
 def test_units_that_nearly_cancel_are_named_with_their_distance() -> None:
