@@ -84,7 +84,7 @@ def leading_eigenpairs(
         tolerance: Residual at which a pair has converged, relative to the largest magnitude; or at 5 % of its own
             magnitude, if that is less, but never below a hundredth of the tolerance.
         basis_size: Greatest number of vectors kept, at least ``num_eigenvalues + 2``; memory is that many times the
-            parameters.
+            parameters, and eight times more at most, beside the graph.
         max_products: Products after which it gives up, with ``converged=False``.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
 

@@ -227,7 +227,7 @@ def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
 
 def _check_continuity(objective: Objective) -> None:
     """Refuse a loss that jumps on the way to a place nearby; in single precision a second look is taken in double."""
-    jump = _jump(objective, 100)
+    jump = _jump(objective, 200)
     if jump is not None and objective.dtype != torch.float64:
         try:
             objective = objective.to(torch.float64)
@@ -235,7 +235,7 @@ def _check_continuity(objective: Objective) -> None:
             return
     if jump is not None and (jump := _jump(objective, 1e4)) is not None:
         raise ValueError(
-            f"The loss jumps by {jump:.2g} on a step of {_STEP:.1%} of the parameters' length, so that its "
+            f"The loss jumps by {jump:.2g} on a step of {_STEP:.0%} of the parameters' length, so that its "
             "derivatives do not say how it changes. Look for what is discontinuous in the module or in loss_fn: "
             "rounding, argmax, comparisons, hard thresholds, quantization."
         )
@@ -280,7 +280,7 @@ def _jump(objective: Objective, rounding: float) -> float | None:
     return None
 
 
-_STEP = 0.005
+_STEP = 0.01
 """Length of the line on which jumps are looked for, relative to the parameters."""
 
 _HALVINGS = 20
