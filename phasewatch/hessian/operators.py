@@ -211,6 +211,12 @@ class GaussNewtonOperator(CurvatureOperator):
 
 def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
     """A second evaluation tells a loss with a memory or randomness of its own from a function."""
+    if not all(derivative.isfinite().all() for derivative in first[1:]):
+        raise ValueError(
+            "The gradient is not finite although the loss is. A function whose derivative is infinite at these "
+            "parameters does this (sqrt, norm or a power at 0): add a small constant under it, and look for it with "
+            "torch.autograd.set_detect_anomaly(True)."
+        )
     tolerance = 1e3 * torch.finfo(first[0].dtype).eps
     same = abs(float(first[0] - again[0])) <= tolerance * (abs(float(first[0])) + 1e-300)
     for one, other in zip(first[1:], again[1:], strict=True):
