@@ -17,10 +17,10 @@ from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
 End = Literal["magnitude", "top", "bottom"]
-_STEPS_WHEN_FAR = 2
 _NEAR = 10.0
-"""Residuals that many times what is allowed may have converged in one more step."""
+"""Residuals up to that many times what is allowed are looked at after every step."""
 
+_STEPS_WHEN_FAR = 2
 _COLUMNS_AT_ONCE = 2**14
 
 _OF_ITSELF = 0.05
@@ -71,8 +71,8 @@ def leading_eigenpairs(
     symmetric eigenvalue problems", algorithm 1), in the objective's own precision; it stops as soon as all pairs wanted
     have converged. It starts from a gradient and a random vector in equal shares: a gradient lies where the curvature
     is, which saves some products, and the random part sees what symmetry keeps out of a gradient. One start vector sees
-    one eigenvector of each eigenvalue: an eigenvalue with several exact copies is
-    listed once, or as often as rounding has revealed (:func:`phasewatch.hessian_spectrum` looks for copies).
+    one eigenvector of each eigenvalue: an eigenvalue with several exact copies is listed once, or as often as rounding
+    has revealed (:func:`phasewatch.hessian_spectrum` looks for copies).
 
     Args:
         objective: The loss; the matrix is taken at its parameters, over all of its batches.

@@ -278,7 +278,7 @@ def _through_fixed_norm(passage: Passage, parameters: Array) -> Iterator[Directi
     own = writer.shifts.any()
     if own:
         written[:, np.flatnonzero(writer.shifts)[0]] += constants
-    elif constants.any() and any(reader.biases is None for reader in after.readers):
+    elif passage.shifts is None and constants.any() and any(reader.biases is None for reader in after.readers):
         return
 
     def maps(a: Indices, b: Indices) -> Directions:
@@ -286,10 +286,12 @@ def _through_fixed_norm(passage: Passage, parameters: Array) -> Iterator[Directi
         columns = Columns()
         numbers = np.arange(len(a))
         columns.add(numbers[:, None], writer.rows[a], written[b])
+        if not own and passage.shifts is not None:
+            columns.add(numbers, passage.shifts[a], slopes[a] * constants[b])
         for reader in after.readers:
             change = parameters[reader.weights[:, a].T] * (slopes[a] / slopes[b])[:, None]
             columns.add(numbers[:, None], reader.weights[:, b].T, -change)
-            if not own and reader.biases is not None:
+            if not own and passage.shifts is None and reader.biases is not None:
                 constant = change * (slopes * constants)[b][:, None]
                 columns.add(numbers[:, None], np.broadcast_to(reader.biases, change.shape), constant)
         return Directions("norm", before.layer, _each(a) if np.array_equal(a, b) else (), (columns.form(),))

@@ -288,6 +288,12 @@ def test_batch_norm_without_activation_is_one_more_linear_layer(affine: bool, bi
     account(seeded(nn.Sequential(*layers), 2), inputs, nullity, generic=nullity)
 
 
+def test_batch_norm_between_layers_without_bias() -> None:
+    """Its bias is the only one, and takes up what the changes of basis of its 4 units leave."""
+    layers = [nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 2)]
+    account(seeded(nn.Sequential(*layers), 2), normal(400, 6), 4**2 + 4, generic=20)
+
+
 def test_batch_norm_without_weights_before_relu() -> None:
     inputs = normal(600, 4)
     layers = [nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.LeakyReLU(), nn.Linear(6, 3)]
