@@ -178,13 +178,21 @@ def _shifts(space: Space, parameters: Array) -> Iterator[Directions]:
     writer = _shifting(space)
     if writer is None:
         return
-    units = np.arange(space.width)
-    units = units[can_undo_shift(space, parameters, units)]
+    everything = np.arange(space.width)
+    units = everything[can_undo_shift(space, parameters, everything)]
     if units.size:
         columns = Columns()
         columns.add(np.arange(len(units))[:, None], writer.rows[units][:, writer.shifts], 1.0)
         undo_shifts(columns, np.arange(len(units)), space, parameters, units)
         yield Directions(_kind(space), space.layer, _each(units), (columns.form(),))
+    blind = [r.weights for r in space.readers if r.biases is None and not absorbs(r.writes)]
+    if blind and sum(map(len, blind)) < space.width and not space.fixed_norms:
+        columns = Columns()
+        for number, unseen in enumerate(scipy.linalg.null_space(parameters[np.vstack(blind)]).T):
+            numbers = np.full(space.width, number)
+            columns.add(numbers[:, None], writer.rows[:, writer.shifts], unseen[:, None])
+            undo_shifts(columns, numbers, space, parameters, everything, unseen)
+        yield Directions(_kind(space), space.layer, (), (columns.form(),))
 
 
 def _shifting(space: Space) -> Writer | None:
@@ -345,23 +353,24 @@ def _rotations(space: Space, parameters: Array) -> Iterator[Directions]:
 
 
 def _turn_back(columns: Columns, column: int, normalized: Space, turn: Array, parameters: Array) -> bool:
-    scale, shift = np.ones(normalized.width), np.zeros(normalized.width)
+    scale, shift, shifts = np.ones(normalized.width), np.zeros(normalized.width), None
     for writer in normalized.writers:
         for indices, is_shift in zip(writer.rows.T, writer.shifts, strict=True):
             if is_shift:
-                shift = parameters[indices]
+                shift, shifts = parameters[indices], indices
             else:
                 scale = parameters[indices]
     if not scale.all():
         return False
     inner = scale[:, None] * turn / scale
+    without_bias = shift.any() and any(reader.biases is None for reader in normalized.readers)
+    if without_bias and shifts is not None:
+        columns.add(column, shifts, inner @ shift)
     for reader in normalized.readers:
         change = parameters[reader.weights] @ inner
         columns.add(column, reader.weights, -change)
-        if reader.biases is not None:
+        if not without_bias and reader.biases is not None:
             columns.add(column, reader.biases, change @ shift)
-        elif shift.any():
-            return False
     return True
 
 
@@ -379,6 +388,13 @@ def _centred(space: Space, parameters: Array) -> Iterator[Directions]:
             yield Directions("norm", reader.layer, (), (Added(rows, np.append(weights, -constant)[None]),))
         elif constant == 0.0:
             yield Directions("norm", reader.layer, (), (Added(reader.weights, weights[None]),))
+        elif len(space.readers) == 1:  # without a bias the norm's own takes the constant back, as far as it is read
+            left, sizes, right = np.linalg.svd(parameters[reader.weights], full_matrices=False)
+            columns = Columns()
+            for number in np.flatnonzero(sizes > 1e-9 * sizes.max()):
+                columns.add(int(number), reader.weights, left[:, number, None] * weights)
+                columns.add(int(number), shifts[:, 0], -constant / sizes[number] * right[number])
+            yield Directions("norm", reader.layer, (), (columns.form(),))
 
 
 def _query_key(pairing: Pairing, parameters: Array) -> Iterator[Directions]:

@@ -288,6 +288,14 @@ def test_batch_norm_without_activation_is_one_more_linear_layer(affine: bool, bi
     account(seeded(nn.Sequential(*layers), 2), inputs, nullity, generic=nullity)
 
 
+def test_layer_norm_before_a_layer_without_bias() -> None:
+    """Its rotations and the sum of what it writes, with its bias in place of the layer's."""
+    layers = [nn.Linear(5, 4), nn.LayerNorm(4, eps=0.0), nn.Linear(4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2)]
+    # scale, what all units get alike, rotations of three dimensions, weights against the layer's, multiples of the sum,
+    # and the bias that the layer does not see
+    account(seeded(nn.Sequential(*layers), 2), normal(400, 5), 1 + 6 + 3 + 4 + 3 + 1, generic=18)
+
+
 def test_batch_norm_between_layers_without_bias() -> None:
     """Its bias is the only one, and takes up what the changes of basis of its 4 units leave."""
     layers = [nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 2)]
