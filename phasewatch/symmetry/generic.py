@@ -240,8 +240,9 @@ def _hidden_scales(space: Space, parameters: Array) -> Iterator[Directions]:
     if space.readers or space.activations:
         return
     rows, normalized = parameters[space.writers[0].rows], space.normalized[0]
-    first, second = np.triu_indices(rows.shape[1])
+    inputs = rows.shape[1]
     centred = "layer_norm" in space.norms
+    coefficients = inputs * (inputs + 1) // 2 + centred * inputs
     scales = [w.rows[:, ~w.shifts] for w in normalized.writers if not w.shifts.all()]
     norms_behind = [
         set() if r.biases is not None or r.writes is None else set(r.writes.norms) for r in normalized.readers
@@ -252,9 +253,10 @@ def _hidden_scales(space: Space, parameters: Array) -> Iterator[Directions]:
     if set(space.norms) == {"rms_norm"} and scales and again:
         changes = np.eye(space.width)
         exact = not any(r.writes is not None and r.writes.epsilon for r in normalized.readers)
-    elif len(first) + centred * rows.shape[1] < space.width and (scales or normalized.linear):
+    elif coefficients < space.width and (scales or normalized.linear):
         if centred:
             rows = rows - rows.mean(0)
+        first, second = np.triu_indices(inputs)
         conditions = np.hstack([rows[:, first] * rows[:, second], rows if centred else rows[:, :0]])
         changes, exact = scipy.linalg.null_space(conditions.T).T, True
     else:
@@ -389,6 +391,9 @@ def _centred(space: Space, parameters: Array) -> Iterator[Directions]:
         elif constant == 0.0:
             yield Directions("norm", reader.layer, (), (Added(reader.weights, weights[None]),))
         elif len(space.readers) == 1:  # without a bias the norm's own takes the constant back, as far as it is read
+            if len(reader.weights) ** 2 * space.width > MOST_ENTRIES:
+                space.broken.append(f"what {reader.layer} may add of the sum of its inputs, which is too much")
+                return
             left, sizes, right = np.linalg.svd(parameters[reader.weights], full_matrices=False)
             columns = Columns()
             for number in np.flatnonzero(sizes > 1e-9 * sizes.max()):
