@@ -190,18 +190,27 @@ def always_on(d: Drawn) -> Instance:
 
 
 def finite_data(d: Drawn) -> Instance:
-    """Few samples, wide outputs: #alive + sum (d_in + 1 - rank of what the unit sees), no two units alike."""
+    """Few samples, wide outputs: #alive + sum (d_in + 1 - rank of what the unit sees), no two units alike.
+
+    Nor may a unit be able to do on its few samples what others do, which is one more zero each that the formula leaves
+    out (and the ledger unexplained).
+    """
     while True:
         inputs, width = d.size(5, 7), d.size(4, 6)
         outputs = width + d.size(2, 3)
         x = d.normal(3 * inputs, inputs)
         net = d.mlp(inputs, width, outputs, act=nn.ReLU)
-        on = net[0](x) > 0
+        on, hidden = net[0](x) > 0, net[1](net[0](x)).detach()
         distinct = len({tuple(column.tolist()) for column in on.T}) == width
-        if distinct and on.any(0).all() and not on.all(0).any() and _rank(net[1](net[0](x))) == width:
-            break
-    extended = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-    return net, x, width + sum(inputs + 1 - _rank(extended[column]) for column in on.T)
+        if not (distinct and on.any(0).all() and not on.all(0).any() and _rank(hidden) == width):
+            continue
+        ones = torch.ones(len(x), 1, dtype=x.dtype)
+        extended = torch.cat([x, ones], 1)
+        unseen = [inputs + 1 - _rank(extended[column]) for column in on.T]
+        of_all = [torch.cat([extended * column[:, None], hidden, ones], 1) for column in on.T]
+        # what a unit sees and what all units say are independent, but for what it says itself
+        if all(m.shape[1] - _rank(m) == u + 1 for m, u in zip(of_all, unseen, strict=True)):
+            return net, x, width + sum(unseen)
 
 
 def tanh(d: Drawn) -> Instance:

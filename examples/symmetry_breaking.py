@@ -103,7 +103,7 @@ def draw(ledgers: list[ZeroLedger], losses: list[float], path: str) -> None:
     )
     middle.set_ylabel("zero eigenvalues")
     middle.legend(loc="lower right", fontsize="small")
-    active = [ledger.closeness[0].active for ledger in ledgers]
+    active = [ledger.closeness[0].distances["dead"][0] for ledger in ledgers]
     bottom.plot(steps, active, color="#c0392b", linewidth=1, drawstyle="steps-post")
     bottom.set_ylabel("least share of samples\nthat reach a unit")
     bottom.set_xlabel("step")

@@ -438,7 +438,7 @@ class Objective:
             self._draws_random_numbers |= before != RandomState.capture()
             _check_loss(loss, i)
             losses.append(loss.detach())
-        if not loss.requires_grad or torch.autograd.grad(loss, vector, allow_unused=True)[0] is None:
+        if not _depends_on(loss, vector):
             raise ValueError(
                 "The loss does not depend on the trainable parameters. loss_fn(module, batch) must compute it from "
                 "the module it is given, with gradients on and without detach() or item()."
@@ -641,6 +641,21 @@ def _check_loss(loss: Any, batch: int) -> None:
             f"The loss of batch {batch} is {loss.item()}; expected a finite number. Look at the data of the probe "
             "and at the parameters (has training diverged?)."
         )
+
+
+def _depends_on(result: Tensor, leaf: Tensor) -> bool:
+    """Whether autograd knows a way from the result to the leaf."""
+    nodes = [result.grad_fn]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if getattr(node, "variable", None) is leaf:
+            return True
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def _clone(leaf: Any) -> Any:

@@ -130,8 +130,7 @@ def test_heat_map_counts_each_eigenvalue_once_and_zeros_in_the_middle() -> None:
     (mesh,) = figure.axes[0].collections
     counts = np.ma.filled(mesh.get_array(), 0.0)
     assert counts.sum(axis=0).tolist() == [4.0, 4.0]
-    middle = counts[counts.shape[0] // 2 - 1 : counts.shape[0] // 2 + 1]
-    assert middle.sum(axis=0).tolist() == [2.0, 1.0]
+    assert counts[counts.shape[0] // 2].tolist() == [2.0, 1.0]
 
 
 @pytest.mark.parametrize("measurements", [[], [_spectrum(0, [1.0])], [_spectrum(0, [0.0]), _spectrum(1, [0.0])]])

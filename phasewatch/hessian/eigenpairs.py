@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, own_generator, relative_rounding
-from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, Patterns, of_parameters
+from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator, Patterns, of_parameters
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
 End = Literal["magnitude", "top", "bottom"]
-_CHECK_EVERY = 3
+_NEAR = 10.0
+"""Residuals up to that many times what is allowed are looked at after every step."""
+
+_STEPS_WHEN_FAR = 2
+_COLUMNS_AT_ONCE = 2**14
 
 _OF_ITSELF = 0.05
 """Residual, relative to its own eigenvalue, at which a small one has converged, so that it is right as well."""
@@ -65,8 +69,10 @@ def leading_eigenpairs(
 
     Lanczos with full reorthogonalisation and thick restarts (Wu & Simon 2000, "Thick-restart Lanczos method for large
     symmetric eigenvalue problems", algorithm 1), in the objective's own precision; it stops as soon as all pairs wanted
-    have converged. One start vector sees one eigenvector of each eigenvalue: an eigenvalue with several exact copies is
-    listed once, or as often as rounding has revealed (:func:`phasewatch.hessian_spectrum` looks for copies).
+    have converged. It starts from a gradient and a random vector in equal shares: a gradient lies where the curvature
+    is, which saves some products, and the random part sees what symmetry keeps out of a gradient. One start vector sees
+    one eigenvector of each eigenvalue: an eigenvalue with several exact copies is listed once, or as often as rounding
+    has revealed (:func:`phasewatch.hessian_spectrum` looks for copies).
 
     Args:
         objective: The loss; the matrix is taken at its parameters, over all of its batches.
@@ -78,7 +84,7 @@ def leading_eigenpairs(
         tolerance: Residual at which a pair has converged, relative to the largest magnitude; or at 5 % of its own
             magnitude, if that is less, but never below a hundredth of the tolerance.
         basis_size: Greatest number of vectors kept, at least ``num_eigenvalues + 2``; memory is that many times the
-            parameters.
+            parameters, and eight times more at most, beside the graph.
         max_products: Products after which it gives up, with ``converged=False``.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
 
@@ -112,11 +118,22 @@ def leading_eigenpairs(
         def draw() -> Tensor:
             return torch.randn(size, generator=generator, dtype=torch.float64).to(objective.parameters)
 
-        return _thick_restart_lanczos(operator, draw, num_eigenvalues, end, tolerance, basis_size, max_products)
+        return _thick_restart_lanczos(
+            operator, _start(operator, draw), draw, num_eigenvalues, end, tolerance, basis_size, max_products
+        )
+
+
+def _start(operator: CurvatureOperator, draw: Callable[[], Tensor]) -> Tensor:
+    """A random vector and the gradient in equal shares."""
+    start, gradient = draw(), operator.gradient()
+    if gradient.norm() > 0:
+        start.add_(gradient, alpha=float(start.norm() / gradient.norm()))
+    return start
 
 
 def _thick_restart_lanczos(
     operator: SymmetricOperator,
+    rest: Tensor,
     draw: Callable[[], Tensor],
     wanted: int,
     end: End,
@@ -124,25 +141,28 @@ def _thick_restart_lanczos(
     basis_size: int,
     max_products: int,
 ) -> Eigenpairs:
-    rest = draw()
     size, coupling = rest.numel(), rest.norm().item()
     rounding = relative_rounding(rest.dtype, size)
     capacity = min(basis_size, size)
-    basis = rest.new_zeros(capacity, size)
+    # Two pieces, as the first one is handed out and the second let go without a copy of either.
+    basis = rest.new_empty(wanted, size), rest.new_empty(capacity - wanted, size)
     projected = np.zeros((capacity, capacity))
-    length = products = 0
+    length = products = next_look = 0
+    coupled: int | None = 2
     while True:
-        vector = rest / coupling
-        basis[length] = vector
-        rest, coefficients = orthogonalized(operator @ vector, basis[: length + 1])
+        row = basis[0][length] if length < wanted else basis[1][length - wanted]
+        torch.div(rest, coupling, out=row)
+        del rest
+        rest, coefficients = orthogonalized(operator @ row, *_first(basis, length + 1), coupled=coupled)
         products += 1
         projected[: length + 1, length] = projected[length, : length + 1] = coefficients.double().cpu().numpy()
         length += 1
+        coupled = 2
         coupling = rest.norm().item()
         # An invariant basis holds one vector of each eigenvalue; the rest of the space is reached from a new start.
         invariant = length == size or coupling <= rounding * np.abs(projected[:length, :length]).max()
         done = length == size or products == max_products
-        if not (done or invariant or length == capacity or length % _CHECK_EVERY == 0):
+        if not (done or invariant or length == capacity or length >= next_look):
             continue
         values, rotation = np.linalg.eigh(projected[:length, :length])
         order = _from_the_end(values, end)
@@ -150,19 +170,22 @@ def _thick_restart_lanczos(
         leading = order[:wanted]
         magnitudes = np.abs(values)
         allowed = np.minimum(tolerance * magnitudes.max(), _OF_ITSELF * magnitudes[leading])
-        within = residuals[leading] <= np.maximum(allowed, max(rounding, tolerance / 100) * magnitudes.max())
-        converged = len(leading) == wanted and bool(within.all())
+        allowed = np.maximum(allowed, max(rounding, tolerance / 100) * magnitudes.max())
+        converged = len(leading) == wanted and bool((residuals[leading] <= allowed).all())
         if converged or done:
-            vectors = _rotated(basis[:length], rotation[:, leading])
-            return Eigenpairs(values[leading], vectors, residuals[leading], converged, products)
+            _rotate(_first(basis, length), rotation[:, leading])
+            return Eigenpairs(values[leading], basis[0][: len(leading)], residuals[leading], converged, products)
+        near = len(leading) == wanted and bool((residuals[leading] <= _NEAR * allowed).all())
+        next_look = length + (1 if near else _STEPS_WHEN_FAR)
         if length == capacity:
             kept = order[: (wanted + capacity) // 2]
-            basis[: len(kept)] = _rotated(basis, rotation[:, kept])
+            _rotate(_first(basis, length), rotation[:, kept])
             projected[:] = 0.0
             np.fill_diagonal(projected[: len(kept), : len(kept)], values[kept])
-            length = len(kept)
+            length, coupled = len(kept), None
+            next_look = length + 1
         if invariant:
-            rest = orthogonalized(draw(), basis[:length])[0]
+            rest = orthogonalized(draw(), *_first(basis, length))[0]
             coupling = rest.norm().item()
 
 
@@ -171,5 +194,15 @@ def _from_the_end(values: NDArray[np.float64], end: End) -> NDArray[np.intp]:
     return np.argsort(key, kind="stable")
 
 
-def _rotated(basis: Tensor, rotation: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rotation.T)).to(basis) @ basis
+def _first(basis: tuple[Tensor, Tensor], length: int) -> tuple[Tensor, Tensor]:
+    return basis[0][:length], basis[1][: max(length - len(basis[0]), 0)]
+
+
+def _rotate(basis: tuple[Tensor, Tensor], rotation: NDArray[np.float64]) -> None:
+    """Replace the first rows by combinations of all, shape ``(rows, combinations)``, without a second basis."""
+    turn = torch.from_numpy(np.ascontiguousarray(rotation.T)).to(basis[0])
+    for pieces in zip(*(block.split(_COLUMNS_AT_ONCE, dim=1) for block in basis), strict=True):
+        combined = turn @ torch.cat(pieces)
+        first = len(pieces[0])
+        pieces[0][: len(combined)] = combined[:first]
+        pieces[1][: max(len(combined) - first, 0)] = combined[first:]

@@ -121,7 +121,7 @@ def lanczos(
     size = start.numel()
     rounding = relative_rounding(start.dtype, size)
     locked = start.new_zeros(0, size) if deflated is None else deflated
-    basis = start.new_zeros(num_steps, size)
+    basis = start.new_empty(num_steps, size)
     diagonal: list[float] = []
     couplings: list[float] = []
     strayed, entries = 0.0, 0
@@ -133,10 +133,8 @@ def lanczos(
 
     for step in range(num_steps):
         basis[step] = vector / vector.norm()
-        product = orthogonalized(operator @ basis[step], locked)[0]
-        vector, coefficients = orthogonalized(product, basis[: step + 1])
-        vector, _ = orthogonalized(vector, locked)
-        found = coefficients.double().cpu().numpy()
+        vector, coefficients = orthogonalized(operator @ basis[step], locked, basis[: step + 1], coupled=2)
+        found = coefficients[len(locked) :].double().cpu().numpy()
         diagonal.append(float(found[step]))
         couplings.append(vector.norm().item())
         if step > 0:
@@ -149,19 +147,28 @@ def lanczos(
     return so_far(invariant)
 
 
-def orthogonalized(vector: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def orthogonalized(vector: Tensor, *rows: Tensor, coupled: int | None = None) -> tuple[Tensor, Tensor]:
     """The part orthogonal to the rows, by two passes of Gram-Schmidt, and the coefficients taken off.
 
     Args:
         vector: Shape ``(N,)``.
-        rows: Orthonormal, shape ``(k, N)``.
+        rows: Orthonormal, all together, each of shape ``(k, N)``.
+        coupled: The vector is orthogonal to all but the last rows, that many, up to rounding, so that one pass is over
+            these alone: a product with the last vector of a Krylov basis is, to all but two.
 
     Returns:
-        The part, shape ``(N,)``, and the coefficients, shape ``(k,)``.
+        The part, shape ``(N,)``, and the coefficients, shape ``(k,)``, of all rows one after another.
     """
-    if len(rows) == 0:
+    blocks = [block for block in rows if len(block)]
+    if not blocks:
         return vector, vector.new_zeros(0)
-    coefficients = rows @ vector
-    rest = torch.addmv(vector, rows.T, coefficients, alpha=-1)
-    correction = rows @ rest
-    return torch.addmv(rest, rows.T, correction, alpha=-1), coefficients + correction
+    near = [blocks[-1][-coupled:]] if coupled is not None and coupled <= len(blocks[-1]) else blocks
+    taken_off = vector.new_zeros(sum(map(len, blocks)))
+    for some in (near, blocks):
+        found = []
+        for block in some:
+            found.append(block @ vector)
+            vector = torch.addmv(vector, block.T, found[-1], alpha=-1)
+        coefficients = torch.cat(found)
+        taken_off[len(taken_off) - len(coefficients) :] += coefficients
+    return vector, taken_off

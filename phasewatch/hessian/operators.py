@@ -51,6 +51,7 @@ class CurvatureOperator(ABC):
         self.kept_bytes = 0
         self._graph_memory = graph_memory
         self._kept: dict[int, LinearMap] | None = None
+        self._derivatives: list[Tensor] = []
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,6 +69,10 @@ class CurvatureOperator(ABC):
             raise ValueError(f"The vector has shape {tuple(vector.shape)}; expected {self.shape[1:]}.")
         self.products += 1
         return self._multiply(vector, batched=False)
+
+    def gradient(self) -> Tensor:
+        """The gradient of the first batch, shape ``(num_parameters,)``."""
+        return self.objective.gradient(batch=0)
 
     def dense(self) -> Tensor:
         """The whole matrix, shape ``(num_parameters, num_parameters)``, as computed, that is not symmetrised.
@@ -121,6 +126,7 @@ class CurvatureOperator(ABC):
                 size, first = self._graph_size(batch)
                 product, again = self._product(batch)
                 _check_repeatable(first, again)
+                self._derivatives = self._derivatives or again
                 if self.kept_bytes + size <= self._graph_memory:
                     self._kept[batch] = product
                     self.kept_bytes += size
@@ -159,6 +165,12 @@ class HessianOperator(CurvatureOperator):
     """
 
     name = "Hessian"
+
+    def gradient(self) -> Tensor:
+        """The gradient of the first batch, shape ``(num_parameters,)``, which the first product has computed anyway."""
+        with _curvature_pass(self.name):
+            self._kept_graphs()
+        return self._derivatives[1]
 
     def _linearize(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
         parameters = self.objective.parameters.detach().clone().requires_grad_()
@@ -199,6 +211,12 @@ class GaussNewtonOperator(CurvatureOperator):
 
 def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
     """A second evaluation tells a loss with a memory or randomness of its own from a function."""
+    if not all(derivative.isfinite().all() for derivative in first[1:]):
+        raise ValueError(
+            "The gradient is not finite although the loss is. A function whose derivative is infinite at these "
+            "parameters does this (sqrt, norm or a power at 0): add a small constant under it, and look for it with "
+            "torch.autograd.set_detect_anomaly(True)."
+        )
     tolerance = 1e3 * torch.finfo(first[0].dtype).eps
     same = abs(float(first[0] - again[0])) <= tolerance * (abs(float(first[0])) + 1e-300)
     for one, other in zip(first[1:], again[1:], strict=True):
@@ -215,7 +233,7 @@ def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
 
 def _check_continuity(objective: Objective) -> None:
     """Refuse a loss that jumps on the way to a place nearby; in single precision a second look is taken in double."""
-    jump = _jump(objective, 100)
+    jump = _jump(objective, 200)
     if jump is not None and objective.dtype != torch.float64:
         try:
             objective = objective.to(torch.float64)
@@ -249,7 +267,7 @@ def _jump(objective: Objective, rounding: float) -> float | None:
             return float(objective.loss(start + share * line, 0))
 
     left, right = 0.0, 1.0
-    at_left, at_right = loss(left), loss(right)
+    at_left, at_right = float(objective.batch_losses[0]), loss(right)
     negligible = rounding * torch.finfo(objective.dtype).eps * max(abs(at_left), abs(at_right))
     changes = [abs(at_right - at_left)]
     for _ in range(_HALVINGS):

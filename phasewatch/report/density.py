@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from phasewatch.record import Measurement
 
 SPECTRUM = "hessian_eigenvalues"
-ROWS = 90
+ROWS = 91
 DECADES = 8
 """Magnitudes of eigenvalues that the axis shows on each side of zero, below the largest."""
+
+_PALE_TO_DARK = ListedColormap(colormaps["YlGnBu"](np.linspace(0.25, 1, 256)))
+"""Single eigenvalues stay pale, so that what there is much of stands out; nothing is white."""
 
 
 def density_figure(measurements: Sequence[Measurement]) -> Figure | None:
@@ -35,25 +40,31 @@ def density_figure(measurements: Sequence[Measurement]) -> Figure | None:
         return None
     edges = np.linspace(-1 - DECADES, 1 + DECADES, ROWS + 1)
     counts = np.stack([_column(m, largest, edges) for m in spectra], axis=1)
-    figure = Figure(figsize=(9.0, 4.2), dpi=150, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(8.0, 4.8), dpi=150, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     image = axes.pcolormesh(
         np.arange(len(steps) + 1) - 0.5,
         edges,
         np.ma.masked_less(counts, 1e-3),
         norm=LogNorm(vmin=max(float(counts[counts > 1e-3].min()), 0.1), vmax=float(counts.max())),
-        cmap="viridis",
+        cmap=_PALE_TO_DARK,
     )
-    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 9)).round().astype(int))
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 6)).round().astype(int))
     axes.set_xticks(shown, [f"{steps[i]:,.0f}" for i in shown])
-    magnitudes = [d for d in range(0, DECADES + 1, 2) if d < DECADES]
-    ticks = [(DECADES - d, largest * 10.0**-d) for d in magnitudes]
-    positions = [-p for p, _ in ticks] + [0] + [p for p, _ in ticks[::-1]]
-    labels = [f"−{v:.0e}" for _, v in ticks] + ["0"] + [f"{v:.0e}" for _, v in ticks[::-1]]
-    axes.set_yticks(positions, labels)
-    axes.set_xlabel("training step (one column a measurement)")
-    axes.set_ylabel("eigenvalue of the Hessian")
-    figure.colorbar(image, label="number of eigenvalues")
+    top = int(np.floor(np.log10(largest)))
+    ticks = [(DECADES + power - np.log10(largest), power) for power in range(top, top - DECADES + 1, -2)]
+    axes.set_yticks(
+        [*(-place for place, _ in ticks), 0, *(place for place, _ in ticks)],
+        [*(f"$-10^{{{power}}}$" for _, power in ticks), "0", *(f"$10^{{{power}}}$" for _, power in ticks)],
+    )
+    axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+    axes.tick_params(labelsize=12)
+    axes.set_xlabel("training step (one column a measurement)", fontsize=13)
+    axes.set_ylabel("eigenvalue of the Hessian", fontsize=13)
+    axes.set_title(f"0 holds all below {largest * 10.0**-DECADES:.0e} in modulus", fontsize=11, color="0.35")
+    bar = figure.colorbar(image, format=FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    bar.set_label("number of eigenvalues", fontsize=13)
+    bar.ax.tick_params(labelsize=12)
     return figure
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import scipy.linalg
 
 from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form, Mixed
-from phasewatch.symmetry.spaces import Architecture, Pairing, Redundancy, Space, Writer
+from phasewatch.symmetry.spaces import Architecture, Pairing, Passage, Redundancy, Space, Writer
 from phasewatch.symmetry.tape import Indices
 
 MOST_ENTRIES = 50_000_000
@@ -33,6 +34,8 @@ def generic_directions(architecture: Architecture, parameters: Array) -> Iterato
             yield from _shifts(space, parameters)
         if space.standardized and not space.activations:
             yield from _centred(space, parameters)
+    for passage in architecture.passages:
+        yield from _through_fixed_norm(passage, parameters)
     for pairing in architecture.pairings:
         yield from _query_key(pairing, parameters)
     for redundancy in architecture.redundant:
@@ -86,7 +89,7 @@ def can_undo_shift(space: Space, parameters: Array, units: Indices) -> Array:
     """For which units all readers can take back a constant."""
     possible = np.ones(len(units), dtype=bool)
     for reader in space.readers:
-        if reader.biases is None:
+        if reader.biases is None and not absorbs(reader.writes):
             possible &= ~(parameters[reader.weights[:, units]] != 0).any(0)
     if any(norm.shifts is None for norm in space.fixed_norms):
         possible[:] = False
@@ -108,9 +111,35 @@ def undo_shifts(
         if reader.biases is not None:
             biases = np.broadcast_to(reader.biases, (len(units), len(reader.biases)))
             columns.add(numbers[:, None], biases, -values[:, None] * parameters[reader.weights[:, units].T])
+        elif reader.writes is not None and absorbs(reader.writes):
+            absorb(
+                columns, numbers, reader.writes, parameters, values[:, None] * parameters[reader.weights[:, units].T]
+            )
     for norm in space.fixed_norms:
         if norm.shifts is not None:
             columns.add(numbers, norm.shifts[units], -values * parameters[norm.scales[units]] / norm.deviation[units])
+
+
+def absorbs(space: Space | None) -> bool:
+    """Whether constants that a linear layer without bias writes to a space can be taken back behind it."""
+    if space is None or not space.shift or space.norms or not (space.readers or space.fixed_norms):
+        return False
+    readers = all(reader.biases is not None or absorbs(reader.writes) for reader in space.readers)
+    return readers and all(norm.shifts is not None for norm in space.fixed_norms)
+
+
+def absorb(columns: Columns, numbers: Indices, space: Space, parameters: Array, constants: Array) -> None:
+    """Take constants back, one for each unit of the space, shape ``(directions, width)``."""
+    for reader in space.readers:
+        change = constants @ parameters[reader.weights].T
+        if reader.biases is not None:
+            columns.add(numbers[:, None], np.broadcast_to(reader.biases, change.shape), -change)
+        elif reader.writes is not None:
+            absorb(columns, numbers, reader.writes, parameters, change)
+    for norm in space.fixed_norms:
+        if norm.shifts is not None:
+            change = constants * (parameters[norm.scales] / norm.deviation)
+            columns.add(numbers[:, None], np.broadcast_to(norm.shifts, change.shape), -change)
 
 
 def change_of_basis(space: Space, parameters: Array, units: Indices, scale: Array | None = None) -> Mixed:
@@ -149,13 +178,21 @@ def _shifts(space: Space, parameters: Array) -> Iterator[Directions]:
     writer = _shifting(space)
     if writer is None:
         return
-    units = np.arange(space.width)
-    units = units[can_undo_shift(space, parameters, units)]
+    everything = np.arange(space.width)
+    units = everything[can_undo_shift(space, parameters, everything)]
     if units.size:
         columns = Columns()
         columns.add(np.arange(len(units))[:, None], writer.rows[units][:, writer.shifts], 1.0)
         undo_shifts(columns, np.arange(len(units)), space, parameters, units)
         yield Directions(_kind(space), space.layer, _each(units), (columns.form(),))
+    blind = [r.weights for r in space.readers if r.biases is None and not absorbs(r.writes)]
+    if blind and sum(map(len, blind)) < space.width and not space.fixed_norms:
+        columns = Columns()
+        for number, unseen in enumerate(scipy.linalg.null_space(parameters[np.vstack(blind)]).T):
+            numbers = np.full(space.width, number)
+            columns.add(numbers[:, None], writer.rows[:, writer.shifts], unseen[:, None])
+            undo_shifts(columns, numbers, space, parameters, everything, unseen)
+        yield Directions(_kind(space), space.layer, (), (columns.form(),))
 
 
 def _shifting(space: Space) -> Writer | None:
@@ -168,7 +205,7 @@ def _before_norm(space: Space, parameters: Array) -> Iterator[Directions]:
     by_unit = set(space.norms) == {"batch_norm"}
     numbers = units if by_unit else np.zeros_like(units)
     named = _each(units) if by_unit else (tuple(units.tolist()),)
-    if space.linear:
+    if space.linear and space.writers:
         columns = Columns()
         add_scales(columns, numbers, space, parameters, units)
         yield Directions("norm", space.layer, named, (columns.form(),), exact=not space.epsilon)
@@ -187,7 +224,104 @@ def _before_norm(space: Space, parameters: Array) -> Iterator[Directions]:
             if not writer.diagonal:
                 yield Directions("norm", space.layer, (), (Added(writer.rows.T, np.ones((1, space.width))),))
     if "batch_norm" not in space.norms:
+        yield from _hidden_scales(space, parameters)
         yield from _rotations(space, parameters)
+
+
+def _hidden_scales(space: Space, parameters: Array) -> Iterator[Directions]:
+    r"""Scales of single units that a norm does not see, and that what is behind it takes back.
+
+    The norm of ``V x`` is a quadratic form of ``x``, with ``k (k + 1) / 2`` coefficients :math:`\sum_i v_i v_i^\top`
+    for ``k`` inputs: where there are more units, changes of their scales can keep all of these. Where another norm
+    comes behind, with nothing but a homogeneous function and linear layers without bias between, any change will do.
+    """
+    if len(space.writers) != 1 or len(space.normalized) != 1 or space.writers[0].diagonal:
+        return
+    if space.readers or space.activations:
+        return
+    rows, normalized = parameters[space.writers[0].rows], space.normalized[0]
+    inputs = rows.shape[1]
+    centred = "layer_norm" in space.norms
+    coefficients = inputs * (inputs + 1) // 2 + centred * inputs
+    scales = [w.rows[:, ~w.shifts] for w in normalized.writers if not w.shifts.all()]
+    norms_behind = [
+        set() if r.biases is not None or r.writes is None else set(r.writes.norms) for r in normalized.readers
+    ]
+    again = (
+        normalized.linear and bool(norms_behind) and all(n and n <= {"layer_norm", "rms_norm"} for n in norms_behind)
+    )
+    if set(space.norms) == {"rms_norm"} and scales and again:
+        changes = np.eye(space.width)
+        exact = not any(r.writes is not None and r.writes.epsilon for r in normalized.readers)
+    elif coefficients < space.width and (scales or normalized.linear):
+        if centred:
+            rows = rows - rows.mean(0)
+        first, second = np.triu_indices(inputs)
+        conditions = np.hstack([rows[:, first] * rows[:, second], rows if centred else rows[:, :0]])
+        changes, exact = scipy.linalg.null_space(conditions.T).T, True
+    else:
+        return
+    columns = Columns()
+    for number, scale in enumerate(changes):
+        columns.add(number, space.writers[0].rows, -scale[:, None] * rows)
+        for indices in scales or [reader.weights.T for reader in normalized.readers]:
+            columns.add(number, indices, scale[:, None] * parameters[indices])
+    yield Directions("norm", space.layer, (), (columns.form(),), exact=exact)
+
+
+def _through_fixed_norm(passage: Passage, parameters: Array) -> Iterator[Directions]:
+    """Linear maps, and constants, that are written before a BatchNorm in evaluation mode and undone behind it."""
+    before, after = passage.before, passage.after
+    if len(before.writers) != 1 or before.writers[0].diagonal or before.readers or before.activations:
+        return
+    if not after.linear or not after.readers or after.norms or after.fixed_norms or len(after.writers) > 1:
+        return
+    units = np.arange(before.width)
+    scales = np.ones(before.width) if passage.scales is None else parameters[passage.scales]
+    shifts = np.zeros(before.width) if passage.shifts is None else parameters[passage.shifts]
+    if not scales.all():
+        return
+    writer, slopes = before.writers[0], scales / passage.deviation
+    # The output is slope * (what is written + constant).
+    constants = shifts / slopes - passage.mean
+    written = parameters[writer.rows]
+    own = writer.shifts.any()
+    if own:
+        written[:, np.flatnonzero(writer.shifts)[0]] += constants
+    elif passage.shifts is None and constants.any() and any(reader.biases is None for reader in after.readers):
+        return
+
+    def maps(a: Indices, b: Indices) -> Directions:
+        """Unit ``b`` is added to unit ``a``."""
+        columns = Columns()
+        numbers = np.arange(len(a))
+        columns.add(numbers[:, None], writer.rows[a], written[b])
+        if not own and passage.shifts is not None:
+            columns.add(numbers, passage.shifts[a], slopes[a] * constants[b])
+        for reader in after.readers:
+            change = parameters[reader.weights[:, a].T] * (slopes[a] / slopes[b])[:, None]
+            columns.add(numbers[:, None], reader.weights[:, b].T, -change)
+            if not own and passage.shifts is None and reader.biases is not None:
+                constant = change * (slopes * constants)[b][:, None]
+                columns.add(numbers[:, None], np.broadcast_to(reader.biases, change.shape), constant)
+        return Directions("norm", before.layer, _each(a) if np.array_equal(a, b) else (), (columns.form(),))
+
+    if passage.scales is None:
+        yield maps(units, units)
+    if after.activations or after.heads or after.twisted or not passage.whole:
+        return
+    entries = written.shape[1] + sum(len(reader.weights) for reader in after.readers)
+    if before.width**2 * entries > MOST_ENTRIES:
+        before.broken.append(f"the changes of basis of {before.layer} through its BatchNorm, which are too many")
+        return
+    a, b = np.nonzero(~np.eye(before.width, dtype=bool))
+    if a.size:
+        yield maps(a, b)
+    if passage.shifts is None and own and all(reader.biases is not None for reader in after.readers):
+        columns = Columns()
+        columns.add(units[:, None], writer.rows[:, writer.shifts], 1.0)
+        undo_shifts(columns, units, after, parameters, units, slopes)
+        yield Directions("norm", before.layer, _each(units), (columns.form(),))
 
 
 def _rotations(space: Space, parameters: Array) -> Iterator[Directions]:
@@ -221,23 +355,24 @@ def _rotations(space: Space, parameters: Array) -> Iterator[Directions]:
 
 
 def _turn_back(columns: Columns, column: int, normalized: Space, turn: Array, parameters: Array) -> bool:
-    scale, shift = np.ones(normalized.width), np.zeros(normalized.width)
+    scale, shift, shifts = np.ones(normalized.width), np.zeros(normalized.width), None
     for writer in normalized.writers:
         for indices, is_shift in zip(writer.rows.T, writer.shifts, strict=True):
             if is_shift:
-                shift = parameters[indices]
+                shift, shifts = parameters[indices], indices
             else:
                 scale = parameters[indices]
     if not scale.all():
         return False
     inner = scale[:, None] * turn / scale
+    without_bias = shift.any() and any(reader.biases is None for reader in normalized.readers)
+    if without_bias and shifts is not None:
+        columns.add(column, shifts, inner @ shift)
     for reader in normalized.readers:
         change = parameters[reader.weights] @ inner
         columns.add(column, reader.weights, -change)
-        if reader.biases is not None:
+        if not without_bias and reader.biases is not None:
             columns.add(column, reader.biases, change @ shift)
-        elif shift.any():
-            return False
     return True
 
 
@@ -255,6 +390,16 @@ def _centred(space: Space, parameters: Array) -> Iterator[Directions]:
             yield Directions("norm", reader.layer, (), (Added(rows, np.append(weights, -constant)[None]),))
         elif constant == 0.0:
             yield Directions("norm", reader.layer, (), (Added(reader.weights, weights[None]),))
+        elif len(space.readers) == 1:  # without a bias the norm's own takes the constant back, as far as it is read
+            if len(reader.weights) ** 2 * space.width > MOST_ENTRIES:
+                space.broken.append(f"what {reader.layer} may add of the sum of its inputs, which is too much")
+                return
+            left, sizes, right = np.linalg.svd(parameters[reader.weights], full_matrices=False)
+            columns = Columns()
+            for number in np.flatnonzero(sizes > 1e-9 * sizes.max()):
+                columns.add(int(number), reader.weights, left[:, number, None] * weights)
+                columns.add(int(number), shifts[:, 0], -constant / sizes[number] * right[number])
+            yield Directions("norm", reader.layer, (), (columns.form(),))
 
 
 def _query_key(pairing: Pairing, parameters: Array) -> Iterator[Directions]:

@@ -61,6 +61,7 @@ class Reader:
         biases: Flat index of the bias of each row, shape ``(rows,)``; None without bias.
         call: The call that read.
         channels: Unit of each input feature of the call.
+        writes: The space that it writes, where each row is a unit of that.
     """
 
     layer: str
@@ -68,6 +69,7 @@ class Reader:
     biases: Indices | None
     call: Call | None = None
     channels: Indices | None = None
+    writes: Space | None = None
 
 
 @dataclass(eq=False)
@@ -85,6 +87,29 @@ class FixedNorm:
     shifts: Indices | None
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
+
+
+@dataclass(eq=False)
+class Passage:
+    """A BatchNorm in evaluation mode as one more linear layer, with a matrix that is diagonal.
+
+    Attributes:
+        before: The space that it reads.
+        after: The space that it writes.
+        scales: Flat index of the weight of each unit; None without.
+        shifts: Flat index of the bias of each unit; None without.
+        mean: The running means.
+        deviation: The running standard deviations.
+        whole: Whether all linear maps commute with what lies before it.
+    """
+
+    before: Space
+    after: Space
+    scales: Indices | None
+    shifts: Indices | None
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+    whole: bool
 
 
 @dataclass(eq=False)
@@ -222,6 +247,7 @@ class Architecture:
         pairings: All attentions.
         sites: All linear layers.
         redundant: Pairs of writers that are added up.
+        passages: All BatchNorms in evaluation mode.
         unknown: What is not known, in words.
     """
 
@@ -229,6 +255,7 @@ class Architecture:
     pairings: list[Pairing]
     sites: list[Site]
     redundant: list[Redundancy]
+    passages: list[Passage]
     unknown: list[str]
 
 
@@ -257,15 +284,20 @@ class _Walk:
         self._pairings: list[Pairing] = []
         self._sites: dict[bytes, Site] = {}
         self._redundant: list[Redundancy] = []
+        self._passages: list[Passage] = []
         self._unknown: list[str] = []
 
     def architecture(self) -> Architecture:
         spaces = [space for space in self._spaces if space.merged_into is None]
+        for reader in (reader for space in spaces for reader in space.readers):
+            reader.writes = None if reader.writes is None else _root(reader.writes)
         unknown = list(dict.fromkeys([*self._unknown, *(reason for space in spaces for reason in space.broken)]))
         missing = [name for name, known in zip(self._parameters, self._known, strict=True) if not known]
         if missing:
             unknown.append(f"what is computed with {', '.join(missing[:6])}{' and others' * (len(missing) > 6)}")
-        return Architecture(spaces, self._pairings, list(self._sites.values()), self._redundant, unknown)
+        return Architecture(
+            spaces, self._pairings, list(self._sites.values()), self._redundant, self._passages, unknown
+        )
 
     def visit(self, call: Call) -> None:
         if call.name in LINEAR_MAPS:
@@ -366,10 +398,10 @@ class _Walk:
         if call.name == "embedding":
             self._write(call.output, layer, Writer(weight.T, np.full(len(weight), True)), axis)
             return
-        if read is not None:
-            self._read(layer, weight, bias, read, call)
         writer = self._affine_writer(weight, bias)
         space = self._write(call.output, layer, writer, axis)
+        if read is not None:
+            self._read(layer, weight, bias, read, call, space)
         self._add_site(layer, writer.rows, call, space, bias is not None)
 
     def _write(self, output: Tensor, layer: str, writer: Writer | None, axis: int, width: int | None = None) -> Space:
@@ -382,7 +414,13 @@ class _Walk:
         return space
 
     def _read(
-        self, layer: str, weight: Indices, bias: Indices | None, read: tuple[Space, Indices], call: Call | None
+        self,
+        layer: str,
+        weight: Indices,
+        bias: Indices | None,
+        read: tuple[Space, Indices],
+        call: Call | None,
+        writes: Space | None = None,
     ) -> None:
         space, channels = read
         copies = len(channels) // space.width
@@ -394,7 +432,9 @@ class _Walk:
         biases = None
         if bias is not None:
             biases = np.broadcast_to(bias.reshape(-1, *[1] * (columns.ndim - 2)), columns.shape[:-1]).ravel()
-        space.readers.append(Reader(layer, columns.reshape(-1, space.width), biases, call, channels))
+        weights = columns.reshape(-1, space.width)
+        one_to_one = writes if writes is not None and len(weights) == writes.width else None
+        space.readers.append(Reader(layer, weights, biases, call, channels, one_to_one))
 
     def _add_site(self, layer: str, rows: Indices, call: Call, space: Space, has_bias: bool) -> None:
         inputs = np.vstack([_positions(call, x) for x in call.inputs])
@@ -435,13 +475,12 @@ class _Walk:
         written = self._write(call.output, layer, writer, axis, width)
         written.separate()
         written.standardized = call.name == "layer_norm"
-        written.linear = scale is not None
         written.shift = shift is not None
         if found is None:
             return
         space, channels = found
         if is_batch and not call.argument(5, "training", False):
-            self._fixed_norm(call, space, channels, scale, shift)
+            self._fixed_norm(call, space, channels, scale, shift, written)
         else:
             space.norms.append(call.name)
             position = {"layer_norm": 4, "rms_norm": 3, "batch_norm": 7}[call.name]
@@ -450,17 +489,31 @@ class _Walk:
             space.normalized.append(written)
 
     def _fixed_norm(
-        self, call: Call, space: Space, channels: Indices, scale: Indices | None, shift: Indices | None
+        self,
+        call: Call,
+        space: Space,
+        channels: Indices,
+        scale: Indices | None,
+        shift: Indices | None,
+        written: Space,
     ) -> None:
+        whole = len(np.unique(space.blocks)) == 1
         space.separate()
-        if scale is None or len(channels) != space.width:
+        if len(channels) != space.width:
             space.block()
             return
         order = np.argsort(channels)
-        mean, variance = (_numpy(call.argument(i, name)) for i, name in ((1, "running_mean"), (2, "running_var")))
+        mean, variance = (
+            _numpy(call.argument(i, name))[order] for i, name in ((1, "running_mean"), (2, "running_var"))
+        )
         deviation = np.sqrt(variance + call.argument(7, "eps", 1e-5))
-        shifts = None if shift is None else shift[order]
-        space.fixed_norms.append(FixedNorm(scale[order], shifts, mean[order], deviation[order]))
+        scales, shifts = (None if indices is None else indices[order] for indices in (scale, shift))
+        if np.array_equal(order, np.arange(space.width)):
+            self._passages.append(Passage(space, written, scales, shifts, mean, deviation, whole))
+        if scales is None:
+            space.block()
+        else:
+            space.fixed_norms.append(FixedNorm(scales, shifts, mean, deviation))
 
     def _activation(self, call: Call) -> None:
         found = self.narrowed(call.args[0])

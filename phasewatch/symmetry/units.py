@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,9 +11,11 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from phasewatch.symmetry.directions import Added, Array, Columns, Directions
+from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form
 from phasewatch.symmetry.generic import (
     MOST_ENTRIES,
+    absorb,
+    absorbs,
     add_scales,
     can_undo_shift,
     change_of_basis,
@@ -31,45 +33,23 @@ NEARLY = 0.01
 
 @dataclass(frozen=True)
 class Closeness:
-    """How far the units of a layer are from degenerate; 1.0 and 0.0 are the exact cases.
+    """How far the units of a layer are from degenerate.
 
     Attributes:
         layer: Name of the module.
-        parallel: Largest absolute cosine between the activations of two units on the probe.
-        parallel_units: These two; None in a layer of one unit.
-        active: Least share of the probe on which a unit's activation function has a slope.
-        active_unit: This unit.
-        outgoing: Least norm of the outgoing weights of a unit, relative to the largest.
-        outgoing_unit: This unit.
-        variation: Least standard deviation of a unit's activation, relative to the largest.
-        variation_unit: This unit.
-        cancelling: Length of what is left of the effects on the outputs, each taken at unit length, in the combination
-            of units whose effects cancel best; 1.0 where the effects are not known.
-        cancelling_units: The units with a share in it.
+        distances: For each non-generic kind how far the nearest units are from it, 0.0 being the exact case, and which
+            units these are. ``dead``: least share of the probe on which a unit's activation function has a slope.
+            ``always on``: least share on which a ReLU unit is not at its steeper slope. ``same pattern``: least share
+            on which two ReLU units are not on and off together. ``zero outgoing``, ``zero incoming``: least norm of a
+            unit's weights, relative to the largest. ``constant``: least standard deviation of an activation, relative
+            to the largest. ``parallel``: 1 less the largest absolute cosine between two units' activations.
+            ``annihilating``: length of what is left of the effects on the outputs, each taken at unit length, in the
+            combination of units that cancels best. ``data rank``: the same of the features that enter the layer,
+            without units. A kind that does not apply, or whose measure is not known, is at 1.0.
     """
 
     layer: str
-    parallel: float
-    parallel_units: tuple[int, int] | None
-    active: float
-    active_unit: int
-    outgoing: float
-    outgoing_unit: int
-    variation: float
-    variation_unit: int
-    cancelling: float
-    cancelling_units: tuple[int, ...]
-
-    @property
-    def distances(self) -> dict[str, tuple[float, tuple[int, ...]]]:
-        """For each kind of degeneracy how far the nearest units are from it, 0.0 being the exact case, and which."""
-        return {
-            "dead": (self.active, (self.active_unit,)),
-            "zero outgoing": (self.outgoing, (self.outgoing_unit,)),
-            "constant": (self.variation, (self.variation_unit,)),
-            "parallel": (max(1 - self.parallel, 0.0), self.parallel_units or ()),
-            "annihilating": (self.cancelling, self.cancelling_units),
-        }
+    distances: Mapping[str, tuple[float, tuple[int, ...]]]
 
     @property
     def exact(self) -> bool:
@@ -85,6 +65,9 @@ _MOST_WORK = 2e10
 """Multiplications that may be spent on one layer's unseen directions."""
 
 
+_MOST_WORK_FOR_A_MEASURE = 3e7
+"""Multiplications that may be spent on how nearly a layer's inputs are of less rank."""
+
 _CLEARLY_MORE = 1.25
 """Samples for each weight from which on they are taken to determine it where not all can be looked into."""
 
@@ -97,6 +80,7 @@ class Layer:
         activations: What the readers see, one row a unit, shape ``(width, positions)``.
         slopes: Derivative of the activation function, shape ``(width, positions)``; None without just one function.
         reach: Gradients at what the layer writes, shape ``(positions, width)``; None if unknown.
+        inputs: What enters the layer, shape ``(positions, features [+ 1])``; None if unknown.
     """
 
     def __init__(self, space: Space, sites: list[Site]) -> None:
@@ -104,8 +88,9 @@ class Layer:
         read = next(r for r in space.readers if r.call is not None and r.call.inputs)
         self.activations = _read_by_unit(read, space.width)
         self.slopes = _slopes(space.activations[0], space.width) if len(space.activations) == 1 else None
-        reach = [s.gradients for s in sites if s.space is space]
-        self.reach = reach[0] if reach else None
+        site = next((s for s in sites if s.space is space), None)
+        self.reach = None if site is None else site.gradients
+        self.inputs = None if site is None else site.inputs
 
     @property
     def means(self) -> Array:
@@ -144,23 +129,48 @@ class Layer:
 
     def closeness(self, parameters: Array) -> Closeness:
         """The graded measures."""
-        cosines = self.cosines.copy()
-        np.fill_diagonal(cosines, 0.0)
-        size = len(cosines)
-        pair = divmod(int(np.argmax(np.abs(cosines))), size)
         outgoing = np.sqrt(sum(np.square(parameters[r.weights]).sum(0) for r in self.space.readers))
-        outgoing = outgoing / max(float(outgoing.max()), 1e-300)
-        variation = self.deviations / max(float(self.deviations.max()), 1e-300)
-        active = np.ones(size) if self.slopes is None else (np.abs(self.slopes) > 0).mean(1)
+        rows = np.hstack([np.zeros((self.space.width, 1)), *self._incoming_weights(parameters)])
+        active = np.ones(self.space.width) if self.slopes is None else (np.abs(self.slopes) > 0).mean(1)
+        cosines = np.abs(self.cosines)
         return Closeness(
             self.space.layer,
-            float(np.abs(cosines[pair])),
-            (min(pair), max(pair)) if size > 1 else None,
-            *_least(active),
-            *_least(outgoing),
-            *_least(variation),
-            *self._cancelling(),
+            {
+                "dead": _least(active),
+                "zero outgoing": _least(_relative(outgoing)),
+                "zero incoming": _least(_relative(np.linalg.norm(rows, axis=1))),
+                "constant": _least(_relative(self.deviations)),
+                "parallel": _nearest(np.maximum(1 - cosines, 0.0)),
+                "annihilating": self._cancelling(),
+                "always on": self._always_on(),
+                "same pattern": self._same_pattern(),
+                "data rank": (self._unseen(), ()),
+            },
         )
+
+    def _incoming_weights(self, parameters: Array) -> list[Array]:
+        return [parameters[w.rows[:, ~w.shifts]] for w in self.space.writers if not w.diagonal]
+
+    def _steep(self) -> NDArray[np.bool_] | None:
+        """Where units are at their steeper slope; None where the activation function is not piecewise linear."""
+        if self.slopes is None or not self.space.linear or not self.slopes.max() > 0:
+            return None
+        return np.asarray(self.slopes == self.slopes.max())
+
+    def _always_on(self) -> tuple[float, tuple[int, ...]]:
+        steep = self._steep()
+        return (1.0, ()) if steep is None else _least((~steep).mean(1))
+
+    def _same_pattern(self) -> tuple[float, tuple[int, ...]]:
+        steep = self._steep()
+        if steep is None:
+            return 1.0, ()
+        on = torch.from_numpy(steep.astype(np.float64))
+        both = (on @ on.T).numpy() / on.shape[1]
+        share = np.diag(both)
+        switching = (share > 0) & (share < 1 - 0.5 / on.shape[1])
+        apart = np.maximum(share[:, None] + share - 2 * both, 0.0)
+        return _nearest(np.where(switching[:, None] & switching, apart, 1.0))
 
     def _cancelling(self) -> tuple[float, tuple[int, ...]]:
         units = np.flatnonzero(self.effective())
@@ -170,6 +180,16 @@ class Layer:
         effects = effects / np.linalg.norm(effects, axis=0)
         least, mixture = least_singular(triangle(effects))
         return least, tuple(units[mixture > 0.1 * mixture.max()].tolist())
+
+    def _unseen(self) -> float:
+        if self.inputs is None or len(self.inputs) < self.inputs.shape[1]:
+            return 0.0 if self.inputs is not None else 1.0
+        norms = np.linalg.norm(self.inputs, axis=0)
+        if not norms.all():
+            return 0.0
+        if self.inputs.size * self.inputs.shape[1] > _MOST_WORK_FOR_A_MEASURE:
+            return 1.0
+        return least_singular(triangle(self.inputs / norms))[0]
 
 
 def layers_of(architecture: Architecture) -> list[Layer]:
@@ -187,24 +207,33 @@ def unit_directions(layer: Layer, parameters: Array) -> Iterator[Directions]:
     constant, closed, effective = layer.constant(), layer.closed(), layer.effective()
     dead = constant & closed
     for unit in np.flatnonzero(dead).tolist():
-        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]))
+        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]), parameters)
         yield Directions("dead", name, ((unit,),), (*_incoming(space, unit), *outgoing))
     for unit in np.flatnonzero(~dead & ~effective).tolist():
         yield Directions("zero outgoing", name, ((unit,),), _incoming(space, unit))
     for unit in np.flatnonzero(constant & ~dead).tolist():
         silent = not any(parameters[w.rows[unit, ~w.shifts]].any() for w in space.writers)
         kind = "zero incoming" if silent else "constant"
-        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]))
+        outgoing = _outgoing(space, (unit,), (1.0,), float(layer.means[unit]), parameters)
         if outgoing:
             yield Directions(kind, name, ((unit,),), outgoing)
         writer = next((w for w in space.writers if w.shifts.any()), None)
         units = np.array([unit])
-        if writer is not None and layer.slopes is not None and can_undo_shift(space, parameters, units).all():
-            columns = Columns()
-            columns.add(0, writer.rows[unit, writer.shifts], 1.0)
-            undo_shifts(columns, 0, space, parameters, units, float(layer.slopes[unit, 0]))
-            yield Directions(kind, name, ((unit,),), (columns.form(),))
-    yield from _parallel(layer, ~constant)
+        if writer is None or layer.slopes is None:
+            continue
+        columns = Columns()
+        columns.add(0, writer.rows[unit, writer.shifts], 1.0)
+        slope, mean = float(layer.slopes[unit, 0]), float(layer.means[unit])
+        if can_undo_shift(space, parameters, units).all():
+            undo_shifts(columns, 0, space, parameters, units, slope)
+        elif (
+            mean != 0.0 and not space.fixed_norms
+        ):  # without biases behind it, the outgoing weights take the change back
+            for reader in space.readers:
+                weights = reader.weights[:, unit]
+                columns.add(0, weights, -parameters[weights] * slope / mean)
+        yield Directions(kind, name, ((unit,),), (columns.form(),))
+    yield from _parallel(layer, ~constant, parameters)
     if layer.slopes is not None and not space.heads and not space.norms:
         yield from _sharing_slopes(layer, ~closed, parameters)
 
@@ -213,19 +242,26 @@ def _incoming(space: Space, unit: int) -> tuple[Added, ...]:
     return tuple(Added(w.rows[unit][:, None], np.ones((1, 1))) for w in space.writers)
 
 
-def _outgoing(space: Space, units: tuple[int, ...], mixture: tuple[float, ...], constant: float) -> tuple[Added, ...]:
+def _outgoing(
+    space: Space, units: tuple[int, ...], mixture: tuple[float, ...], constant: float, parameters: Array
+) -> tuple[Form, ...]:
     """A combination of units that is constant: every row of every reader may add a multiple of it."""
-    forms = []
+    forms: list[Form] = []
     for reader in space.readers:
         rows = reader.weights[:, list(units)]
         if constant == 0.0:
             forms.append(Added(rows, np.array([mixture])))
         elif reader.biases is not None:
             forms.append(Added(np.hstack([rows, reader.biases[:, None]]), np.array([[*mixture, -constant]])))
+        elif reader.writes is not None and absorbs(reader.writes):
+            columns, numbers = Columns(), np.arange(len(rows))
+            columns.add(numbers[:, None], rows, np.array([mixture]))
+            absorb(columns, numbers, reader.writes, parameters, constant * np.eye(len(rows)))
+            forms.append(columns.form())
     return tuple(forms)
 
 
-def _parallel(layer: Layer, among: NDArray[np.bool_]) -> Iterator[Directions]:
+def _parallel(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:
     values = layer.activations
     near = np.abs(layer.cosines) > 1 - 1e-9
     taken = ~among
@@ -241,7 +277,9 @@ def _parallel(layer: Layer, among: NDArray[np.bool_]) -> Iterator[Directions]:
                 continue
             taken[second] = True
             pair = first, int(second)
-            yield Directions("parallel", layer.space.layer, (pair,), _outgoing(layer.space, pair, (-factor, 1.0), 0.0))
+            yield Directions(
+                "parallel", layer.space.layer, (pair,), _outgoing(layer.space, pair, (-factor, 1.0), 0.0, parameters)
+            )
 
 
 def _sharing_slopes(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:
@@ -397,5 +435,18 @@ def _slopes(activation: Activation, width: int) -> Array | None:
     return torch.cat(slopes, dim=1).double().cpu().numpy()
 
 
-def _least(values: Array) -> tuple[float, int]:
-    return float(values.min()), int(values.argmin())
+def _least(values: Array) -> tuple[float, tuple[int, ...]]:
+    return float(values.min()), (int(values.argmin()),)
+
+
+def _nearest(distances: Array) -> tuple[float, tuple[int, ...]]:
+    """The least distance of two units, and which."""
+    if len(distances) < 2:
+        return 1.0, ()
+    distances = distances + np.diag(np.full(len(distances), np.inf))
+    first, second = sorted(divmod(int(np.argmin(distances)), len(distances)))
+    return float(distances[first, second]), (first, second)
+
+
+def _relative(values: Array) -> Array:
+    return np.asarray(values / max(float(values.max()), 1e-300))

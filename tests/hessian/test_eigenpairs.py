@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curvature_cases import cross_entropy, mlp, normal, planted
+from curvature_cases import QuadraticForm, cross_entropy, mlp, normal, planted, squared_error
 
 from phasewatch.hessian import HessianOperator, leading_eigenpairs
 from phasewatch.objective import Objective
@@ -55,6 +55,30 @@ def test_copies_come_from_new_starts_where_the_basis_is_exhausted() -> None:
     assert found.converged
     zero = leading_eigenpairs(planted([0.0] * 12), 3)
     assert zero.converged and not zero.values.any()
+
+
+def test_eigenvectors_that_the_gradient_does_not_see_are_found() -> None:
+    """The gradient of two equal units with equal weights is the same in both; half of the eigenvectors are not."""
+    module = mlp(3, 2, 1)
+    with torch.no_grad():
+        module[0].weight[1] = module[0].weight[0]
+        module[0].bias[1] = module[0].bias[0]
+        module[2].weight[0, 1] = module[2].weight[0, 0]
+    objective = Objective(module, [(normal(30, 3), normal(30, 1, seed=1))], loss_fn=squared_error)
+    exact = np.linalg.eigvalsh(HessianOperator(objective).dense().numpy())
+    found = leading_eigenpairs(objective, 6, tolerance=1e-9)
+    swapped = torch.cat([found.vectors[:, [3, 4, 5, 0, 1, 2, 7, 6, 9, 8]], found.vectors[:, 10:]], dim=1)
+    assert sum(torch.allclose(a, -b, atol=1e-6) for a, b in zip(found.vectors, swapped, strict=True)) >= 2
+    np.testing.assert_allclose(found.values, exact[np.argsort(-np.abs(exact))][:6], atol=1e-8)
+
+
+def test_a_gradient_that_is_an_eigenvector_hides_no_other() -> None:
+    module = QuadraticForm(torch.diag(torch.tensor(SPECTRUM, dtype=torch.float64)))
+    with torch.no_grad():
+        module.w.copy_(torch.eye(len(SPECTRUM))[0])
+    objective = Objective(module, [torch.zeros(1)], loss_fn=lambda m, _: 0.5 * m.w @ (m.matrix @ m.w))
+    found = leading_eigenpairs(objective, 4, end="top", tolerance=1e-8)
+    np.testing.assert_allclose(found.values, [11, 7, 5, 2], atol=1e-7)
 
 
 def test_giving_up_is_said() -> None:

@@ -159,17 +159,18 @@ def test_kinks_are_no_jumps(activation: type[nn.Module], dtype: torch.dtype, sca
             )
 
 
-def test_products_that_are_not_finite() -> None:
+@pytest.mark.parametrize(("power", "what"), [(1.5, "A product with the Hessian"), (0.5, "The gradient")])
+def test_derivatives_that_are_not_finite(power: float, what: str) -> None:
     class Root(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.weight.abs().pow(1.5) * x
+            return self.weight.abs().pow(power) * x
 
     objective = Objective(Root(), [normal(5, 3)], loss_fn=lambda module, x: module(x).sum())
-    with pytest.raises(ValueError, match="is not finite although the loss is"):
+    with pytest.raises(ValueError, match=f"{what} is not finite although the loss is"):
         hessian_spectrum(objective)
 
 

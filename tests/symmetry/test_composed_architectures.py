@@ -47,7 +47,7 @@ blocks = st.builds(
     st.sampled_from(["", "", "layer", "rms", "batch"]),
     st.sampled_from(list(ACTIVATIONS)),
     st.booleans(),
-).filter(lambda block: not (block.norm and block.activation == "linear"))  # these make linear layers of their own
+)
 heads = st.none() | st.builds(Heads, st.integers(1, 2), st.integers(1, 2), st.booleans(), st.booleans())
 
 
@@ -62,9 +62,7 @@ def build(attention: Heads | None, layers: list[Block], outputs: int) -> tuple[n
     for block in layers:
         linear.append(len(modules))
         modules.append(nn.Linear(width, block.width, bias=block.bias))
-        if block.width > width:
-            pass  # a norm of what lives in fewer dimensions has zeros of its own, which the ledger leaves unexplained
-        elif block.norm == "layer":
+        if block.norm == "layer":
             modules.append(nn.LayerNorm(block.width, eps=0.0))
         elif block.norm == "rms":
             modules.append(nn.RMSNorm(block.width, eps=0.0))
@@ -88,7 +86,8 @@ def plant(net: nn.Sequential, linear: list[int], layers: list[Block], where: int
             assume(block.activation == "relu" and not block.norm and block.bias)
             first.bias[1] = -100.0
         elif fault == "zero outgoing":
-            assume(not homogeneous)
+            # Behind a norm that many units share, the others may make room for what such a unit does to it.
+            assume(not homogeneous and block.norm not in ("layer", "rms"))
             last.weight[:, 1] = 0
         elif fault == "zero incoming":
             assume(not homogeneous and not block.norm)
@@ -130,6 +129,10 @@ def every_unit_switches(net: nn.Sequential, x: Tensor) -> bool:
 def test_composed(
     attention: Heads | None, layers: list[Block], outputs: int, where: int, fault: str, seed: int
 ) -> None:
+    # A norm without activation, of what attention has narrowed to two dimensions before, is left unexplained in part.
+    assume(attention is None or not any(block.norm and block.activation == "linear" for block in layers))
+    # Nor are all zeros of a norm with nothing but a linear layer between it and another norm.
+    assume(not any(a.norm and b.norm and a.activation == "linear" for a, b in zip(layers, layers[1:], strict=False)))
     net, inputs, linear = build(attention, layers, outputs)
     seeded(net, seed, scale=1.0)
     x = normal(300, inputs, seed=seed) if attention is None else normal(60, 5, inputs, seed=seed)

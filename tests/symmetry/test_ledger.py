@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -128,8 +129,8 @@ def test_tanh_units(outputs: int) -> None:
     cancelling = inputs + 1 if outputs == 1 else 0
     ledger = account(module, x, outputs + cancelling, parallel=outputs, annihilating=cancelling)
     assert ledger.findings[0].units == ((1, 3),)
-    assert ledger.closeness[0].parallel == pytest.approx(1.0, abs=1e-12)
-    assert ledger.closeness[0].parallel_units == (1, 3)
+    distance, units = ledger.closeness[0].distances["parallel"]
+    assert distance == pytest.approx(0.0, abs=1e-12) and units == (1, 3)
 
     module[2].weight.data[:, 3] = 0.7 * module[2].weight.data[:, 1]
     ledger = account(module, x, outputs + inputs + 1, parallel=outputs, annihilating=inputs + 1)
@@ -252,6 +253,65 @@ def test_rms_norm_scale_and_rotations() -> None:
     x = normal(300, 6)
     module = seeded(nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5, eps=0.0, elementwise_affine=False), nn.Linear(5, 4)))
     account(module, x, 1 + 10, generic=11)
+
+
+@pytest.mark.parametrize(("inputs", "width", "bias"), [(2, 7, True), (3, 9, False), (2, 5, False)])
+def test_more_units_than_a_root_mean_square_has_coefficients(inputs: int, width: int, bias: bool) -> None:
+    """Scales of units, with their weights in the norm, keep the quadratic form up to a factor."""
+    columns = inputs + bias
+    layers = [nn.Linear(inputs, width, bias=bias), nn.RMSNorm(width, eps=0.0), nn.Tanh(), nn.Linear(width, 2)]
+    nullity = 1 + width - columns * (columns + 1) // 2
+    account(seeded(nn.Sequential(*layers), 4), normal(300, inputs), nullity, generic=nullity)
+
+
+def test_more_units_than_a_standard_deviation_has_coefficients() -> None:
+    """As for RMSNorm, and the scales must keep the mean; besides the norm's scale and the shifts of all units."""
+    layers = [nn.Linear(2, 9, bias=False), nn.LayerNorm(9, eps=0.0), nn.Tanh(), nn.Linear(9, 2)]
+    nullity = 1 + 2 + 9 - 3 - 2
+    account(seeded(nn.Sequential(*layers), 4), normal(300, 2), nullity, generic=nullity)
+
+
+def test_a_norm_behind_a_norm_forgets_the_first() -> None:
+    """Only ratios count behind a homogeneous function, so that the first norm may be anything."""
+    layers = [nn.Linear(4, 6), nn.RMSNorm(6, eps=0.0), nn.LeakyReLU(0.3), nn.Linear(6, 5, bias=False)]
+    layers += [nn.RMSNorm(5, eps=0.0), nn.Tanh(), nn.Linear(5, 2)]
+    # unit by unit behind the first norm, the scale of all, that of each unit against the norm's weight, the second norm
+    account(seeded(nn.Sequential(*layers), 3), normal(400, 4), 6 + 1 + 5 + 1, generic=13)
+
+
+@pytest.mark.parametrize(("affine", "bias"), [(True, True), (True, False), (False, True), (False, False)])
+def test_batch_norm_without_activation_is_one_more_linear_layer(affine: bool, bias: bool) -> None:
+    """The product of two linear layers through 4 units, the scales and shifts of the norm, and those of ReLU units."""
+    inputs = normal(400, 6)
+    layers = [nn.Linear(6, 4, bias=bias), nn.BatchNorm1d(4, affine=affine), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)]
+    nullity = 4**2 + 4 * bias + 8 * affine
+    account(seeded(nn.Sequential(*layers), 2), inputs, nullity, generic=nullity)
+
+
+def test_layer_norm_before_a_layer_without_bias() -> None:
+    """Its rotations and the sum of what it writes, with its bias in place of the layer's."""
+    layers = [nn.Linear(5, 4), nn.LayerNorm(4, eps=0.0), nn.Linear(4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2)]
+    # scale, what all units get alike, rotations of three dimensions, weights against the layer's, multiples of the sum,
+    # and the bias that the layer does not see
+    account(seeded(nn.Sequential(*layers), 2), normal(400, 5), 1 + 6 + 3 + 4 + 3 + 1, generic=18)
+
+
+def test_batch_norm_between_layers_without_bias() -> None:
+    """Its bias is the only one, and takes up what the changes of basis of its 4 units leave."""
+    layers = [nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 2)]
+    account(seeded(nn.Sequential(*layers), 2), normal(400, 6), 4**2 + 4, generic=20)
+
+
+def test_batch_norm_without_weights_before_relu() -> None:
+    inputs = normal(600, 4)
+    layers = [nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.LeakyReLU(), nn.Linear(6, 3)]
+    account(seeded(nn.Sequential(*layers), 1), inputs, 6, generic=6)
+
+
+def test_constants_pass_a_layer_without_bias() -> None:
+    """Change of basis of 4 units, their constants into the norm's, and the norm's scale of each of 5 units."""
+    layers = [nn.Linear(6, 4), nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2)]
+    account(seeded(nn.Sequential(*layers), 2), normal(400, 6), 4**2 + 4 + 5, generic=25)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -388,13 +448,49 @@ def test_closeness_sees_degeneracy_coming() -> None:
         first.bias.data[3] = -first.bias.data[1] + distance * first.bias.data[3]
         last.weight.data[:, 0] *= distance
         closeness = explain_zeros(module, at_own_outputs(module, x)).closeness[0]
-        parallel.append(1 - closeness.parallel)
-        outgoing.append(closeness.outgoing)
+        parallel.append(closeness.distances["parallel"][0])
+        outgoing.append(closeness.distances["zero outgoing"][0])
     assert parallel == sorted(parallel, reverse=True)
     assert outgoing == sorted(outgoing, reverse=True)
-    assert closeness.parallel_units == (1, 3)
-    assert closeness.outgoing_unit == 0
+    assert closeness.distances["parallel"][1] == (1, 3)
+    assert closeness.distances["zero outgoing"][1] == (0,)
     assert closeness.exact
+
+
+def test_every_kind_has_a_measure_that_names_the_units() -> None:
+    """Planted one at a time, almost and then exactly; the share of samples is that of the planted ones."""
+    x = normal(400, 4)
+    base = switching(x, 4, 6, 3)
+    nearly = {
+        # a unit that is on for 2 of the samples, one that is off for 2, one that is on where another one is, but for 2
+        "dead": lambda first, _, order: first.bias.__setitem__(2, first.bias[2] - (order[2][-3:-1].mean())),
+        "always on": lambda first, _, order: first.bias.__setitem__(2, first.bias[2] - (order[2][1:3].mean())),
+        "zero incoming": lambda first, *_: first.weight.__setitem__(2, 1e-3 * first.weight[2]),
+    }
+    for kind, change in nearly.items():
+        module = copy.deepcopy(base)
+        order = module[0](x).detach().T.sort(dim=1).values
+        with torch.no_grad():
+            change(module[0], module[2], order)
+        distance, units = explain_zeros(module, at_own_outputs(module, x)).closeness[0].distances[kind]
+        assert units == (2,)
+        if kind == "zero incoming":
+            norms = module[0].weight.detach().norm(dim=1)
+            assert distance == pytest.approx(float(norms[2] / norms.max()))
+        else:
+            assert distance == pytest.approx(2 / 400)
+    module = copy.deepcopy(base)
+    with torch.no_grad():  # the same hyperplane, shifted by as much as takes the sign of two samples
+        values = module[0](x).detach()[:, 1]
+        above = values[values > 0].sort().values
+        module[0].weight[4] = 2 * module[0].weight[1]
+        module[0].bias[4] = 2 * (module[0].bias[1] - above[1:3].mean())
+    distance, units = explain_zeros(module, at_own_outputs(module, x)).closeness[0].distances["same pattern"]
+    assert (distance, units) == (pytest.approx(2 / 400), (1, 4))
+    flat = torch.cat([x[:, :3], x[:, :3].sum(1, keepdim=True) + 1e-3 * x[:, 3:]], dim=1)
+    distance, _ = explain_zeros(base, at_own_outputs(base, flat)).closeness[0].distances["data rank"]
+    features = torch.cat([flat, torch.ones(400, 1, dtype=torch.float64)], dim=1)
+    assert distance == pytest.approx(float(torch.linalg.svdvals(features / features.norm(dim=0))[-1]), rel=1e-6)
 
 
 def test_units_that_nearly_cancel_are_named_with_their_distance() -> None:
