@@ -75,8 +75,9 @@ class Vectorized:
             raise ValueError("The loss draws random numbers, or the batch has no tensor with one entry a sample.")
         try:
             if self._has_sample_losses is None:
-                (found,) = self._evaluation("samples", (batch,))(vectors[:1], self._tensors((batch,)))
-                whole = self._objective.loss(vectors[0], batch)
+                with torch.no_grad():
+                    (found,) = self._evaluation("samples", (batch,))(vectors[:1], self._tensors((batch,)))
+                    whole = self._objective.loss(vectors[0], batch)
                 self._has_sample_losses = torch.allclose(found.mean(), whole, rtol=1e-3, atol=1e-6)
             if self._has_sample_losses:
                 return self._evaluate("samples", vectors, batch, compiled=False)[0]
@@ -181,8 +182,10 @@ class Vectorized:
         return shapes, constants, str(structure), len(block) > 1
 
     def _program(self, kind: Kind, vectors: Tensor, block: Block, compiled: bool) -> Program | None:
-        """The trace that serves a block of this shape; None where there is none."""
+        """The trace that serves a block of this shape; None where there is none, or where it hardly pays."""
         objective = self._objective
+        if len(vectors) == 1 and not compiled:  # a large network: tracing would hold all that lies between
+            return None
         reader = objective.output_reader[:2] if objective.output_reader else None
         place = (vectors.shape, vectors.dtype, vectors.device)
         key = (
