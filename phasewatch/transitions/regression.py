@@ -113,7 +113,7 @@ class SignalRegression:
         self.sigma = sigma[present]
         self.time = time[present]
         self.points = len(self.sigma)
-        self.evidence = float(np.where(trusted[present], 1.0, 1.0 / UNRELIABLE_VARIANCE).sum())
+        self.effective = float(np.where(trusted[present], 1.0, 1.0 / UNRELIABLE_VARIANCE).sum())
         self.extent = float(np.ptp(time)) or 1.0
         y = values[present]
         self.mean = float(y.mean())
@@ -190,16 +190,37 @@ class SignalRegression:
         which = gain.argmax(axis=1)
         bent = np.maximum(straight - gain.max(axis=1), 1e-3 * m)
         bends = self.drift & (
-            self.evidence * np.log((straight + self.unexplained) / (bent + self.unexplained)) > BEND_PRICE
+            self.effective * np.log((straight + self.unexplained) / (bent + self.unexplained)) > BEND_PRICE
         )
         bends |= bend & self.drift
         residual = np.where(bends, bent, straight)
         price += BEND_PRICE * bends + (CORRELATION_PRICE + CORRELATED_CHANGE_PRICE * len(changes)) * CORRELATIONS
-        criterion = self.evidence * np.log((residual + self.unexplained) / m) - np.log(1 - CORRELATIONS**2) + price
+        criterion = self.effective * np.log((residual + self.unexplained) / m) - np.log(1 - CORRELATIONS**2) + price
         best = int(criterion.argmin())
         extra = [self._first_bend + int(which[best])] if bends[best] else []
         columns = (*firsts, *extra, *free[len(firsts) :])
         return Fit(float(criterion[best]), best, columns, count, float(residual[best]))
+
+    def evidence(self, fit: Fit) -> np.ndarray:
+        """Return the log marginal likelihood of the columns of a fit at each of ``CORRELATIONS``.
+
+        Coefficients and the log of the scale have flat priors (restricted likelihood; Patterson & Thompson 1971,
+        Harville 1974), so what fitted columns take from the residuals' correlation is made up for.
+        """
+        columns = list(fit.columns)
+        gram = self._gram[:, columns][:, :, columns]
+        own, moment = self._own[:, -1], self._gram[:, columns, -1]
+        if fit.slopes:
+            gram[:, range(-fit.slopes, 0), range(-fit.slopes, 0)] += self.prior
+        scale = 1.0 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+        normal = gram * scale[:, :, None] * scale[:, None, :] + 1e-9 * np.eye(len(columns))
+        solved = np.linalg.solve(normal, (moment * scale)[..., None])[..., 0]
+        residual = np.maximum(own - (moment * scale * solved).sum(axis=1), 1e-9) + self.unexplained
+        determinant = np.linalg.slogdet(normal)[1] - 2.0 * np.log(scale).sum(axis=1) - fit.slopes * math.log(self.prior)
+        freedom = self.effective - len(columns) + fit.slopes
+        bent = columns[-1 - fit.slopes] >= self._first_bend
+        price = BEND_PRICE * bent + SLOPES_PRICE * (fit.slopes > 0)
+        return np.asarray(-0.5 * (freedom * np.log(residual) - np.log(1 - CORRELATIONS**2) + determinant + price))
 
     def strengths(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> np.ndarray:
         """Squared z of each change, all others being fitted too."""
@@ -282,7 +303,7 @@ class SignalRegression:
         change = np.where(fresh, columns.T @ residual / np.where(fresh, left, 1.0), 0.0)
         freedom = self.points - design.shape[1] - 1
         gain = (
-            freedom * self.evidence / self.points * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
+            freedom * self.effective / self.points * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
         )
         return gain, change
 
@@ -344,6 +365,13 @@ class BoundarySearch:
         """Make the signals ready to be asked about a selection."""
         for signal in self.signals:
             signal.use(selection.boundaries)
+
+    def gain(self, selection: Selection, which: int) -> float:
+        """Return what one boundary of a selection brings beyond its price, in units of twice the log-likelihood."""
+        self.prepare(selection)
+        rest = tuple(j for j in range(len(selection.boundaries)) if j != which)
+        without = sum(signal.choose(rest, rest)[0] for signal in self.signals) + self.price * len(rest)
+        return without - selection.criterion
 
     def prune(self, boundaries: Sequence[Boundary]) -> Selection:
         """Drop boundaries, the weakest first, and return the best of all stages of this."""

@@ -70,10 +70,9 @@ def test_a_measurement_costs_no_more_the_longer_the_run(monkeypatch: pytest.Monk
     """Never are more than a window's measurements searched, however many there were."""
     monkeypatch.setattr(live, "WINDOW", 40)
     searched = []
+    scaled_run = live.scaled_run
     monkeypatch.setattr(
-        live,
-        "detect_transitions",
-        lambda steps, *a, **k: searched.append(len(steps)) or detect_transitions(steps, *a, **k),
+        live, "scaled_run", lambda steps, *given: searched.append(len(steps)) or scaled_run(steps, *given)
     )
     rng = np.random.default_rng(3)
     level = 2.0 - 0.5 * (np.arange(120) >= 30) - 0.5 * (np.arange(120) >= 90)
