@@ -18,6 +18,8 @@ LOG_SPAN = 10.0
 # The logarithm's offset, as a share of the range.
 LOG_OFFSET = 0.01
 SPIKE = 3.5
+# Measurements over which a standard error is compared with those about it.
+ERROR_WINDOW = 9
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,8 @@ def prepare(
         if known.any():
             # The scale's derivative turns a standard error in own units into one on the scale.
             own = np.where(known, own, np.median(own[known]))
+            # A standard error from a few probes is small by chance now and then: no point weighs more than its like.
+            own = np.maximum(own, median_filter(own, size=ERROR_WINDOW, mode="nearest"))
             relative = own if offset is None else own / np.exp(y)
     relative = relative / np.median(relative)
     sigma_present = np.hypot(_noise(x, y, relative) * relative, NOISE_FLOOR * span)
