@@ -6,16 +6,18 @@ and with them gradients and Hessians, are piecewise polynomials: nothing is samp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from torch.func import grad, hessian, vmap
+from synthetic import Run, Truth
+from torch.func import hessian, vmap
 
 FEATURES = 6
 # Rows: the two hidden units; the bias.
 SHAPE = (3, FEATURES)
 DATA, BATCH, RATE = 1000, 20, 0.02
+PROBES = 10
+# Losses of the stages that are met: one active polygon of 4, 5 or 6 features, and how many others are merely dead (+).
+LEVELS = {"4": 0.1111111, "4+": 0.1041667, "4++": 0.0972222, "5": 0.0687436, "5+": 0.0617991, "6": 0.0481924}
 
 
 def population_loss(parameters: torch.Tensor) -> torch.Tensor:
@@ -83,3 +85,61 @@ def trained(seeds: range, epochs: int, measurements: int) -> tuple[np.ndarray, t
         if (step + 1) % every == 0:
             kept.append(parameters.copy())
     return every * np.arange(1.0, measurements + 1), torch.from_numpy(np.stack(kept, axis=1))
+
+
+def superposition_runs(seeds: range, epochs: int = 2000, measurements: int = 120) -> list[Run]:
+    """Train and measure: the loss on fresh data, the trace by random probes, the largest curvature.
+
+    The truth is read off the exact loss: a transition is where it passes from within 10 % of one level (as a share of
+    the way) to within 10 % of another, half-way where it is at their mean.
+    """
+    steps, parameters = trained(seeds, epochs, measurements)
+    flat = parameters.reshape(-1, *SHAPE)
+    losses = vmap(population_loss)(flat).reshape(len(seeds), measurements).numpy()
+    size = SHAPE[0] * SHAPE[1]
+    curvature = vmap(hessian(population_loss), chunk_size=512)(flat).reshape(len(seeds), measurements, size, size)
+    runs = []
+    for seed, theta, loss, matrices in zip(seeds, parameters.numpy(), losses, curvature.numpy(), strict=True):
+        rng = np.random.default_rng([seed, 1])
+        probes = rng.choice([-1.0, 1.0], size=(measurements, PROBES, size))
+        traces = np.einsum("tpi,tij,tpj->tp", probes, matrices, probes)
+        largest = np.linalg.eigvalsh(matrices)[:, -1]
+        values = {
+            "loss": np.array([_sampled_loss(rng, point) for point in theta]),
+            "hessian_trace": traces.mean(axis=1),
+            # As an iterative eigensolver leaves it.
+            "hessian_max": largest * (1.0 + 0.01 * rng.standard_normal(measurements)),
+        }
+        errors = {"hessian_trace": traces.std(axis=1, ddof=1) / PROBES**0.5}
+        runs.append(Run(steps, values, errors, _passages(steps, loss)))
+    return runs
+
+
+def _sampled_loss(rng: np.random.Generator, parameters: np.ndarray) -> float:
+    """Loss on fresh data, as many as there are training samples."""
+    active, size = rng.integers(FEATURES, size=DATA), rng.random(DATA)
+    weights, bias = parameters[:2], parameters[2]
+    error = np.maximum((weights[:, active] * size).T @ weights + bias, 0.0)
+    error[np.arange(DATA), active] -= size
+    return float((error**2).sum(axis=1).mean())
+
+
+def _passages(steps: np.ndarray, loss: np.ndarray) -> list[Truth]:
+    """The passages of the exact loss from the level of one stage to that of another."""
+    levels = np.array(list(LEVELS.values()))
+    nearest = np.abs(loss[:, None] - levels).argmin(axis=1)
+    passages: list[Truth] = []
+    for k in np.flatnonzero(np.diff(nearest)):
+        # A passage may pass by a level: only where it stays is a stage.
+        old, new = levels[nearest[max(k - 3, 0)]], levels[nearest[min(k + 4, len(loss) - 1)]]
+        if old == new or nearest[k] != nearest[max(k - 3, 0)]:
+            continue
+        share = (loss - old) / (new - old)
+        first = int(np.flatnonzero(share[: k + 2] < 0.1)[-1])
+        if passages and first < passages[-1].last:
+            continue
+        last = int(k) + 1 + int(np.flatnonzero(share[k + 1 :] > 0.9)[0])
+        half = first + int(np.flatnonzero(share[first : last + 1] < 0.5)[-1])
+        changes = {"loss": float(new - old)}
+        passages.append(Truth(first, last, (float(steps[half]), float(steps[half + 1])), changes=changes))
+    return passages
