@@ -23,7 +23,7 @@ REFRESH = 8
 # a false alarm are far from adding up.
 LOOK_SHARE = 0.02
 # What the log odds of a change must exceed beyond those of alpha where the noise's correlation is 1.
-CORRELATION_PRICE = 30.0
+CORRELATION_PRICE = 26.0
 
 Action = Literal["flagged", "revised", "withdrawn"]
 
@@ -117,13 +117,8 @@ class LiveDetector:
             ValueError: if the step is not a later one, or for the reasons of ``detect_transitions``. The measurement is
                 then not taken.
         """
-        before = self.state_dict()
-        try:
-            self._append(step, values, standard_errors or {}, reliable or {})
-            new = self._look()
-        except ValueError:
-            self.load_state_dict(before)
-            raise
+        self._append(step, values, standard_errors or {}, reliable or {})
+        new = self._look()
         self.flags.extend(new)
         return new
 
@@ -174,20 +169,21 @@ class LiveDetector:
             unknown = sorted(set(given) - set(values))
             if unknown:
                 raise ValueError(f"{what} name {unknown}, but the values are those of {sorted(values)}")
+        row = {name: _optional(value, f"value of {name!r}") for name, value in values.items()}
+        errors = {name: _optional(error, f"standard error of {name!r}") for name, error in standard_errors.items()}
+        negative = [name for name, error in errors.items() if error is not None and error < 0]
+        if negative:
+            raise ValueError(f"standard errors of {negative} are negative; expected them to be >= 0")
+        # Nothing is taken before all of it was seen to be sound.
         for name in values:
             if name not in self._values:
                 self._values[name] = [None] * len(self._steps)
                 self._errors[name] = [None] * len(self._steps)
                 self._reliable[name] = [True] * len(self._steps)
-        row = {name: _optional(values.get(name), f"value of {name!r}") for name in self._values}
-        error_row = {name: _optional(standard_errors.get(name), f"standard error of {name!r}") for name in self._values}
-        negative = [name for name, error in error_row.items() if error is not None and error < 0]
-        if negative:
-            raise ValueError(f"standard errors of {negative} are negative; expected them to be >= 0")
         self._steps.append(step)
         for name, column in self._values.items():
-            column.append(row[name])
-            self._errors[name].append(error_row[name])
+            column.append(row.get(name))
+            self._errors[name].append(errors.get(name))
             self._reliable[name].append(bool(reliable.get(name, True)))
 
     def _look(self) -> list[Flag]:
