@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from phasewatch.transitions.detect import RESOLVED, completed, scaled_run
@@ -71,7 +72,13 @@ class LiveDetector:
     """Flags each transition at the measurement at which it is certain, and revises it when more is seen.
 
     A measurement costs a bounded time: the last 240 are searched again, and fully only where an exact segmentation has
-    a boundary among the newest, or after an eighth more measurements. A look spends a twentieth of ``alpha``.
+    a boundary among the newest, or after an eighth more measurements.
+
+    What is found is flagged once two things hold: its gain in likelihood pays for a fiftieth of ``alpha``, and its odds
+    against noise of any correlation that the history allows exceed one over its share of ``alpha``, by more the more
+    correlated the noise seems (``phasewatch.transitions.odds``). In a short history much correlation is possible: there
+    it takes more measurements, or a larger change. A flag stands as long as its transition is found at all of
+    ``alpha``.
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
@@ -196,25 +203,27 @@ class LiveDetector:
         if isinstance(scaled, Detection) or not self._is_worth_a_search(scaled):
             return []
         self._searched = len(self._steps)
-        convinces: Callable[[int, list[int]], bool]
         if scaled.noise < RESOLVED:
             found = resolved_transitions(scaled, self.alpha)
-
-            def convinces(which: int, known: list[int]) -> bool:
-                return found[which].p_value <= LOOK_SHARE * self.alpha
+            convinces = partial(self._is_plain, found)
         else:
             search = NoisySearch(scaled, self.alpha)
             found = search.transitions
-
-            def convinces(which: int, known: list[int]) -> bool:
-                # Twice a log-likelihood of 2 log(1/share) more is a chance that is smaller by that share.
-                if search.gain(which) < -2.0 * math.log(LOOK_SHARE):
-                    return False
-                odds = search.odds(which, known)
-                least = math.log(PLACES * len(scaled.steps) / self.alpha)
-                return odds.log_ratio > least + CORRELATION_PRICE * odds.correlation
-
+            convinces = partial(self._is_convincing, search)
         return self._compare(completed(found, None), convinces, settled=self._steps[first] if first else None)
+
+    def _is_plain(self, found: Sequence[Transition], which: int, known: Sequence[int]) -> bool:
+        """Tell whether a transition of a resolved run may be flagged."""
+        return found[which].p_value <= LOOK_SHARE * self.alpha
+
+    def _is_convincing(self, search: NoisySearch, which: int, known: Sequence[int]) -> bool:
+        """Tell whether a transition of a noisy run may be flagged, those that are known being taken for granted."""
+        # Twice a log-likelihood of 2 log(1/share) more is a chance that is smaller by that share.
+        if search.gain(which) < -2.0 * math.log(LOOK_SHARE):
+            return False
+        odds = search.odds(which, known)
+        least = math.log(PLACES * search.search.points / self.alpha)
+        return odds.log_ratio > least + CORRELATION_PRICE * odds.correlation
 
     def _is_worth_a_search(self, scaled: Scaled) -> bool:
         """Tell, at the cost of two segmentations, whether anything may have changed since the last search."""
@@ -224,7 +233,7 @@ class LiveDetector:
         return any(bounds and bounds[-1] >= len(scaled.steps) - RECENT for bounds in candidate_bounds(scaled))
 
     def _compare(
-        self, found: Sequence[Transition], convinces: Callable[[int, list[int]], bool], settled: float | None
+        self, found: Sequence[Transition], convinces: Callable[[int, Sequence[int]], bool], settled: float | None
     ) -> list[Flag]:
         """Match what is found now with what was flagged; whatever lies before ``settled`` stays as it is."""
         current = {flag.number: flag for flag in self.flags}
