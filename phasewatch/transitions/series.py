@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import median_filter
 
+from phasewatch.transitions.kinds import LLC
+
 # An unreliable point keeps a voice, a small one.
 UNRELIABLE_VARIANCE = 25.0
 # Differences below this share of a signal's range are of no interest, however exactly it is known.
@@ -175,7 +177,8 @@ def prepare(
     present = np.isfinite(values)
     if present.sum() < 4 or np.ptp(values[present]) <= 1e-12 * np.abs(values[present]).max():
         return None
-    scaled, offset = _scale(values, present)
+    # The learning coefficient counts linearly in the free energy, and may be negative: it keeps its own scale.
+    scaled, offset = (values, None) if name == LLC else _scale(values, present)
     y, x = scaled[present], time[present]
     span = _span(y)
     relative = np.ones(len(y))
