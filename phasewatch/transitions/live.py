@@ -222,7 +222,7 @@ class LiveDetector:
         if search.gain(which) < -2.0 * math.log(LOOK_SHARE):
             return False
         odds = search.odds(which, known)
-        least = math.log(PLACES * search.search.points / self.alpha)
+        least = math.log(PLACES * search.points / self.alpha)
         return odds.log_ratio > least + CORRELATION_PRICE * odds.correlation
 
     def _is_worth_a_search(self, scaled: Scaled) -> bool:

@@ -38,6 +38,7 @@ class NoisySearch:
 
     Attributes:
         transitions: what was found, in order.
+        points: number of measurements.
     """
 
     def __init__(self, scaled: Scaled, alpha: float, drift: bool = True) -> None:
@@ -48,25 +49,27 @@ class NoisySearch:
             alpha: wanted rate of false alarms.
             drift: whether stages may drift and bend; otherwise they are plateaus.
         """
-        points, count = scaled.y.shape
+        self.points, count = scaled.y.shape
         # In units of its span about its middle, no signal is too large or too small to be squared.
-        self.signals = [
+        self._signals = [
             SignalRegression(
                 scaled.steps, scaled.time, scaled.y[:, k], scaled.sigma[:, k], 1.0, scaled.trusted[:, k], drift
             )
             for k in range(count)
         ]
-        self.search = BoundarySearch(self.signals, points, boundary_price(alpha, points, count))
-        self.selection = self.search.best(candidate_bounds(scaled, drift))
-        self.search.prepare(self.selection)
+        self._search = BoundarySearch(self._signals, self.points, boundary_price(alpha, self.points, count))
+        self._selection = self._search.best(candidate_bounds(scaled, drift))
+        self._search.prepare(self._selection)
         self._numbers = [
-            j for j in range(len(self.selection.boundaries)) if any(j in changes for changes in self.selection.changes)
+            j
+            for j in range(len(self._selection.boundaries))
+            if any(j in changes for changes in self._selection.changes)
         ]
-        self.transitions = [_describe(scaled, self.search, self.selection, j) for j in self._numbers]
+        self.transitions = [_describe(scaled, self._search, self._selection, j) for j in self._numbers]
 
     def gain(self, which: int) -> float:
         """Return what a transition, given by its number, brings beyond its price: twice a log-likelihood."""
-        return self.search.gain(self.selection, self._numbers[which])
+        return self._search.gain(self._selection, self._numbers[which])
 
     def odds(self, which: int, known: Sequence[int]) -> Odds:
         """Return the odds of a transition against correlated noise, others being taken for granted.
@@ -76,9 +79,9 @@ class NoisySearch:
             known: the numbers of those that are taken for granted.
         """
         kept = sorted({self._numbers[which], *(self._numbers[k] for k in known)})
-        boundaries = [self.selection.boundaries[j] for j in kept]
-        changes = [tuple(k for k, j in enumerate(kept) if j in own) for own in self.selection.changes]
-        return odds_of_change(self.signals, boundaries, changes, kept.index(self._numbers[which]))
+        boundaries = [self._selection.boundaries[j] for j in kept]
+        changes = [tuple(k for k, j in enumerate(kept) if j in own) for own in self._selection.changes]
+        return odds_of_change(self._signals, boundaries, changes, kept.index(self._numbers[which]))
 
 
 def candidate_bounds(scaled: Scaled, drift: bool = True) -> list[list[int]]:
