@@ -163,7 +163,10 @@ def test_null_runs_are_hardly_ever_flagged(noise_kind: str) -> None:
 
 @pytest.mark.slow
 def test_transitions_are_flagged_soon_and_stand() -> None:
-    """12 runs with 24 transitions: F1 at least .85 (the benchmark gives .95), half of them within 4 measurements."""
+    """12 runs with 24 transitions: F1 at least .85 (the benchmark gives .91 to 1), half of the hits within 6 measurements.
+
+    In the benchmark a quarter takes longer than 6; that half of 22 does would come by chance once in 100.
+    """
     total, delays = Score(), []
     for seed in range(12):
         run = synthetic_run(62_000 + seed, 90, transitions=1 + seed % 3, sampling=SAMPLINGS[seed // 3 % 3])
@@ -173,7 +176,7 @@ def test_transitions_are_flagged_soon_and_stand() -> None:
         for one, which in strict_matches([(t.start, t.end) for _, t in flags], run):
             delays.append(flags[one][0] - run.transitions[which].first - 1)
     assert total.f1 >= 0.85
-    assert np.median(delays) <= 4
+    assert np.median(delays) <= 6
 
 
 def test_signals_that_come_late_or_never() -> None:
