@@ -163,7 +163,7 @@ def test_null_runs_are_hardly_ever_flagged(noise_kind: str) -> None:
 
 @pytest.mark.slow
 def test_transitions_are_flagged_soon_and_stand() -> None:
-    """12 runs with 24 transitions: F1 at least .85 (the benchmark gives .91 to 1), half of the hits within 6 measurements.
+    """12 runs with 24 transitions: F1 at least .85 (the benchmark gives .91 to 1), half of them within 6 measurements.
 
     In the benchmark a quarter takes longer than 6; that half of 22 does would come by chance once in 100.
     """
