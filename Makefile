@@ -57,8 +57,8 @@ bench-hessian: $(PEERS)/.done
 bench-llc: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/llc.py
 
-bench-transitions: $(VENV)/.peers
-	$(BIN)/python benchmarks/transitions.py
+bench-transitions: $(PEERS)/.done
+	$(PEERS)/bin/python benchmarks/transitions.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from phasewatch.transitions.noisy import candidate_bounds, noisy_transitions
+from phasewatch.transitions.noisy import NoisySearch
 from phasewatch.transitions.plateaus import plateau_boundaries
 from phasewatch.transitions.regression import CHANGE_PRICE, boundary_price
 from phasewatch.transitions.resolved import resolved_transitions
@@ -80,7 +80,7 @@ def detect_transitions(
         raise ValueError(f"model is {model!r}; expected 'auto', 'drift' or 'plateau'")
     if criterion not in ("transition", "plateau"):
         raise ValueError(f"criterion is {criterion!r}; expected 'transition' or 'plateau'")
-    scaled = _scaled(steps, values, standard_errors, reliable)
+    scaled = scaled_run(steps, values, standard_errors, reliable)
     if isinstance(scaled, Detection):
         return scaled
     count = len(scaled.steps)
@@ -90,35 +90,19 @@ def detect_transitions(
     elif model == "auto" and scaled.noise < RESOLVED:
         found = resolved_transitions(scaled, alpha)
     else:
-        found = noisy_transitions(scaled, alpha, drift=model != "plateau")
+        found = NoisySearch(scaled, alpha, drift=model != "plateau").transitions
     undecided = None
     if not found and scaled.noise >= RESOLVED and least > LARGEST_UNSEEN:
         undecided = (
             f"{count} measurements are too few to tell: an abrupt change of less than {least:.0f} noise standard "
             "deviations would not be seen. Measure more often."
         )
-    found = _adjusted([_with_free_energy(transition, n) for transition in found])
+    found = completed(found, n)
     stages = () if undecided else _stages(scaled, found)
     return Detection(found, stages, undecided, least)
 
 
-def may_have_changed(
-    steps: ArrayLike,
-    values: Mapping[str, ArrayLike],
-    standard_errors: Mapping[str, ArrayLike] | None,
-    reliable: Mapping[str, ArrayLike] | None,
-    newest: int,
-) -> bool:
-    """Tell, at the cost of two segmentations, whether a transition among the newest measurements is worth a search."""
-    scaled = _scaled(steps, values, standard_errors, reliable)
-    if isinstance(scaled, Detection):
-        return False
-    if scaled.noise < RESOLVED:
-        return True
-    return any(bounds and bounds[-1] >= len(scaled.steps) - newest for bounds in candidate_bounds(scaled))
-
-
-def _scaled(
+def scaled_run(
     steps: ArrayLike,
     values: Mapping[str, ArrayLike],
     standard_errors: Mapping[str, ArrayLike] | None,
@@ -154,19 +138,18 @@ def _least_change(alpha: float, points: int, signals: int) -> float:
     return 2.0 * math.sqrt(math.expm1(min(price / max(points - 4, 1), 30.0)))
 
 
-def _with_free_energy(transition: Transition, n: int | None) -> Transition:
-    at_n, equal_n = free_energy_change(transition, n)
-    return replace(transition, free_energy=at_n, equal_n=equal_n)
-
-
-def _adjusted(found: Sequence[Transition]) -> list[Transition]:
-    """Holm's step-down adjustment of the p-values."""
+def completed(found: Sequence[Transition], n: int | None) -> list[Transition]:
+    """Add what takes all transitions (Holm's adjustment of the p-values) and the n of the run (the free energy)."""
     adjusted = {}
     largest = 0.0
     for rank, k in enumerate(sorted(range(len(found)), key=lambda k: found[k].p_value)):
         largest = max(largest, min(1.0, (len(found) - rank) * found[k].p_value))
         adjusted[k] = largest
-    return [replace(transition, adjusted_p_value=adjusted[k]) for k, transition in enumerate(found)]
+    complete = []
+    for k, transition in enumerate(found):
+        at_n, equal_n = free_energy_change(transition, n)
+        complete.append(replace(transition, adjusted_p_value=adjusted[k], free_energy=at_n, equal_n=equal_n))
+    return complete
 
 
 def _stages(scaled: Scaled, found: Sequence[Transition]) -> list[Stage]:

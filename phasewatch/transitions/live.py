@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from phasewatch.transitions.detect import MIN_POINTS, detect_transitions, may_have_changed
-from phasewatch.transitions.series import checked_alpha
-from phasewatch.transitions.transition import Transition
+from phasewatch.transitions.detect import RESOLVED, completed, scaled_run
+from phasewatch.transitions.noisy import NoisySearch, candidate_bounds
+from phasewatch.transitions.regression import PLACES
+from phasewatch.transitions.resolved import resolved_transitions
+from phasewatch.transitions.series import Scaled, checked_alpha
+from phasewatch.transitions.transition import Detection, Transition
 
 # Measurements that are looked at again with each new one; what happened before them is settled.
 WINDOW = 240
@@ -18,7 +22,9 @@ RECENT = 12
 REFRESH = 8
 # Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
 # a false alarm are far from adding up.
-LOOK_SHARE = 0.05
+LOOK_SHARE = 0.02
+# What the log odds of a change must exceed beyond those of alpha where the noise's correlation is 1.
+CORRELATION_PRICE = 26.0
 
 Action = Literal["flagged", "revised", "withdrawn"]
 
@@ -66,7 +72,13 @@ class LiveDetector:
     """Flags each transition at the measurement at which it is certain, and revises it when more is seen.
 
     A measurement costs a bounded time: the last 240 are searched again, and fully only where an exact segmentation has
-    a boundary among the newest, or after an eighth more measurements. A look spends a twentieth of ``alpha``.
+    a boundary among the newest, or after an eighth more measurements.
+
+    What is found is flagged once two things hold: its gain in likelihood pays for a fiftieth of ``alpha``, and its odds
+    against noise of any correlation that the history allows exceed one over its share of ``alpha``, by more the more
+    correlated the noise seems (``phasewatch.transitions.odds``). In a short history much correlation is possible: there
+    it takes more measurements, or a larger change. A flag stands as long as its transition is found at all of
+    ``alpha``.
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
@@ -86,6 +98,7 @@ class LiveDetector:
         self._errors: dict[str, list[float | None]] = {}
         self._reliable: dict[str, list[bool]] = {}
         self._searched = 0
+        self._waiting = False
 
     @property
     def transitions(self) -> list[Transition]:
@@ -111,13 +124,8 @@ class LiveDetector:
             ValueError: if the step is not a later one, or for the reasons of ``detect_transitions``. The measurement is
                 then not taken.
         """
-        before = self.state_dict()
-        try:
-            self._append(step, values, standard_errors or {}, reliable or {})
-            new = self._look()
-        except ValueError:
-            self.load_state_dict(before)
-            raise
+        self._append(step, values, standard_errors or {}, reliable or {})
+        new = self._look()
         self.flags.extend(new)
         return new
 
@@ -130,6 +138,7 @@ class LiveDetector:
             "standard_errors": {name: list(column) for name, column in self._errors.items()},
             "reliable": {name: list(column) for name, column in self._reliable.items()},
             "searched": self._searched,
+            "waiting": self._waiting,
             "flags": [flag.to_dict() for flag in self.flags],
         }
 
@@ -146,6 +155,7 @@ class LiveDetector:
             self._errors = {name: list(column) for name, column in state["standard_errors"].items()}
             self._reliable = {name: list(column) for name, column in state["reliable"].items()}
             self._searched = int(state["searched"])
+            self._waiting = bool(state["waiting"])
             self.flags = [Flag.from_dict(plain) for plain in state["flags"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -166,63 +176,89 @@ class LiveDetector:
             unknown = sorted(set(given) - set(values))
             if unknown:
                 raise ValueError(f"{what} name {unknown}, but the values are those of {sorted(values)}")
+        row = {name: _optional(value, f"value of {name!r}") for name, value in values.items()}
+        errors = {name: _optional(error, f"standard error of {name!r}") for name, error in standard_errors.items()}
+        negative = [name for name, error in errors.items() if error is not None and error < 0]
+        if negative:
+            raise ValueError(f"standard errors of {negative} are negative; expected them to be >= 0")
+        # Nothing is taken before all of it was seen to be sound.
         for name in values:
             if name not in self._values:
                 self._values[name] = [None] * len(self._steps)
                 self._errors[name] = [None] * len(self._steps)
                 self._reliable[name] = [True] * len(self._steps)
-        row = {name: _optional(values.get(name), f"value of {name!r}") for name in self._values}
-        error_row = {name: _optional(standard_errors.get(name), f"standard error of {name!r}") for name in self._values}
-        negative = [name for name, error in error_row.items() if error is not None and error < 0]
-        if negative:
-            raise ValueError(f"standard errors of {negative} are negative; expected them to be >= 0")
         self._steps.append(step)
         for name, column in self._values.items():
-            column.append(row[name])
-            self._errors[name].append(error_row[name])
+            column.append(row.get(name))
+            self._errors[name].append(errors.get(name))
             self._reliable[name].append(bool(reliable.get(name, True)))
 
     def _look(self) -> list[Flag]:
-        count = len(self._steps)
-        if not self._values or count < MIN_POINTS:
+        if not self._values:
             return []
-        first = max(0, count - WINDOW)
-        given = {
-            "steps": self._steps[first:],
-            "values": {name: column[first:] for name, column in self._values.items()},
-            "standard_errors": {name: column[first:] for name, column in self._errors.items()},
-            "reliable": {name: column[first:] for name, column in self._reliable.items()},
-        }
-        if not (may_have_changed(**given, newest=RECENT) or count >= self._searched + self._searched // REFRESH):  # type: ignore[arg-type]
+        first = max(0, len(self._steps) - WINDOW)
+        columns = (self._values, self._errors, self._reliable)
+        given = ({name: column[first:] for name, column in kind.items()} for kind in columns)
+        scaled = scaled_run(self._steps[first:], *given)  # type: ignore[arg-type]
+        if isinstance(scaled, Detection) or not self._is_worth_a_search(scaled):
             return []
-        self._searched = count
-        found: list[Transition] = detect_transitions(**given, alpha=LOOK_SHARE * self.alpha)  # type: ignore[arg-type]
-        lost = [t for t in self.transitions if not any(self._same(t, other) for other in found)]
-        if any(first == 0 or transition.start > self._steps[first] for transition in lost):
-            # What was certain once is given up only if it would not be found at the whole of alpha either.
-            lenient = detect_transitions(**given, alpha=self.alpha)  # type: ignore[arg-type]
-            found += [t for t in lenient if any(self._same(t, old) for old in lost)]
-            found.sort(key=lambda transition: transition.step)
-        return self._compare(found, settled=self._steps[first] if first else None)
+        self._searched = len(self._steps)
+        if scaled.noise < RESOLVED:
+            found = resolved_transitions(scaled, self.alpha)
+            convinces = partial(self._is_plain, found)
+        else:
+            search = NoisySearch(scaled, self.alpha)
+            found = search.transitions
+            convinces = partial(self._is_convincing, search)
+        return self._compare(completed(found, None), convinces, settled=self._steps[first] if first else None)
 
-    def _compare(self, found: Sequence[Transition], settled: float | None) -> list[Flag]:
+    def _is_plain(self, found: Sequence[Transition], which: int, known: Sequence[int]) -> bool:
+        """Tell whether a transition of a resolved run may be flagged."""
+        return found[which].p_value <= LOOK_SHARE * self.alpha
+
+    def _is_convincing(self, search: NoisySearch, which: int, known: Sequence[int]) -> bool:
+        """Tell whether a transition of a noisy run may be flagged, those that are known being taken for granted."""
+        # Twice a log-likelihood of 2 log(1/share) more is a chance that is smaller by that share.
+        if search.gain(which) < -2.0 * math.log(LOOK_SHARE):
+            return False
+        odds = search.odds(which, known)
+        least = math.log(PLACES * search.points / self.alpha)
+        return odds.log_ratio > least + CORRELATION_PRICE * odds.correlation
+
+    def _is_worth_a_search(self, scaled: Scaled) -> bool:
+        """Tell, at the cost of two segmentations, whether anything may have changed since the last search."""
+        count = len(self._steps)
+        if scaled.noise < RESOLVED or self._waiting or count >= self._searched + self._searched // REFRESH:
+            return True
+        return any(bounds and bounds[-1] >= len(scaled.steps) - RECENT for bounds in candidate_bounds(scaled))
+
+    def _compare(
+        self, found: Sequence[Transition], convinces: Callable[[int, Sequence[int]], bool], settled: float | None
+    ) -> list[Flag]:
         """Match what is found now with what was flagged; whatever lies before ``settled`` stays as it is."""
         current = {flag.number: flag for flag in self.flags}
         open_flags = [flag for flag in current.values() if settled is None or flag.transition.start > settled]
-        new: list[Flag] = []
-        number = len(current)
-        for transition in found:
+        known: dict[int, Flag] = {}
+        for k, transition in enumerate(found):
             same = next((flag for flag in open_flags if self._same(flag.transition, transition)), None)
-            if same is None:
-                if settled is None or transition.start > settled:
-                    new.append(Flag(number, "flagged", transition, self._steps[-1]))
-                    number += 1
-                continue
-            open_flags.remove(same)
-            old = same.transition
-            changed = (old.start, old.end, old.kind) != (transition.start, transition.end, transition.kind)
-            if changed or same.action == "withdrawn":
-                new.append(Flag(same.number, "revised", transition, self._steps[-1]))
+            if same is not None:
+                open_flags.remove(same)
+                known[k] = same
+        new: list[Flag] = []
+        self._waiting = False
+        for k, transition in enumerate(found):
+            if k in known:
+                old = known[k].transition
+                changed = (old.start, old.end, old.kind) != (transition.start, transition.end, transition.kind)
+                if changed or known[k].action == "withdrawn":
+                    new.append(Flag(known[k].number, "revised", transition, self._steps[-1]))
+            elif settled is None or transition.start > settled:
+                if convinces(k, list(known)):
+                    known[k] = Flag(len(current), "flagged", transition, self._steps[-1])
+                    current[len(current)] = known[k]
+                    new.append(known[k])
+                else:
+                    self._waiting = True
         gone = [flag for flag in open_flags if flag.action != "withdrawn"]
         return new + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
 

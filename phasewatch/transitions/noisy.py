@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import gammaincc
@@ -10,6 +11,7 @@ from scipy.stats import binom, chi2
 from scipy.stats import t as student
 
 from phasewatch.transitions.cost import CostWeightedLine
+from phasewatch.transitions.odds import Odds, odds_of_change
 from phasewatch.transitions.regression import (
     CHANGE_PRICE,
     PLACES,
@@ -31,30 +33,55 @@ CANDIDATE_RATE = 0.5
 SELECTION = 1.1
 
 
-def noisy_transitions(scaled: Scaled, alpha: float, drift: bool = True) -> list[Transition]:
-    """Choose boundaries among those of exact segmentations (lines, plateaus) by one regression on all of them.
+class NoisySearch:
+    """Boundaries chosen among those of exact segmentations (lines, plateaus) by one regression on all of them.
 
-    Args:
-        scaled: the signals.
-        alpha: wanted rate of false alarms.
-        drift: whether stages may drift and bend; otherwise they are plateaus.
+    Attributes:
+        transitions: what was found, in order.
+        points: number of measurements.
     """
-    points, count = scaled.y.shape
-    # In units of its span about its middle, no signal is too large or too small to be squared.
-    signals = [
-        SignalRegression(
-            scaled.steps, scaled.time, scaled.y[:, k], scaled.sigma[:, k], 1.0, scaled.trusted[:, k], drift
-        )
-        for k in range(count)
-    ]
-    search = BoundarySearch(signals, points, boundary_price(alpha, points, count))
-    selection = search.best(candidate_bounds(scaled, drift))
-    search.prepare(selection)
-    return [
-        _describe(scaled, search, selection, j)
-        for j in range(len(selection.boundaries))
-        if any(j in changes for changes in selection.changes)
-    ]
+
+    def __init__(self, scaled: Scaled, alpha: float, drift: bool = True) -> None:
+        """Search.
+
+        Args:
+            scaled: the signals.
+            alpha: wanted rate of false alarms.
+            drift: whether stages may drift and bend; otherwise they are plateaus.
+        """
+        self.points, count = scaled.y.shape
+        # In units of its span about its middle, no signal is too large or too small to be squared.
+        self._signals = [
+            SignalRegression(
+                scaled.steps, scaled.time, scaled.y[:, k], scaled.sigma[:, k], 1.0, scaled.trusted[:, k], drift
+            )
+            for k in range(count)
+        ]
+        self._search = BoundarySearch(self._signals, self.points, boundary_price(alpha, self.points, count))
+        self._selection = self._search.best(candidate_bounds(scaled, drift))
+        self._search.prepare(self._selection)
+        self._numbers = [
+            j
+            for j in range(len(self._selection.boundaries))
+            if any(j in changes for changes in self._selection.changes)
+        ]
+        self.transitions = [_describe(scaled, self._search, self._selection, j) for j in self._numbers]
+
+    def gain(self, which: int) -> float:
+        """Return what a transition, given by its number, brings beyond its price: twice a log-likelihood."""
+        return self._search.gain(self._selection, self._numbers[which])
+
+    def odds(self, which: int, known: Sequence[int]) -> Odds:
+        """Return the odds of a transition against correlated noise, others being taken for granted.
+
+        Args:
+            which: its number in ``transitions``.
+            known: the numbers of those that are taken for granted.
+        """
+        kept = sorted({self._numbers[which], *(self._numbers[k] for k in known)})
+        boundaries = [self._selection.boundaries[j] for j in kept]
+        changes = [tuple(k for k, j in enumerate(kept) if j in own) for own in self._selection.changes]
+        return odds_of_change(self._signals, boundaries, changes, kept.index(self._numbers[which]))
 
 
 def candidate_bounds(scaled: Scaled, drift: bool = True) -> list[list[int]]:
@@ -89,7 +116,7 @@ def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: i
     before, change, error, freedom = (np.array(column) for column in zip(*effects, strict=True))
     strengths = np.array(
         [
-            s.evidence * math.log1p((c / e) ** 2 / s.points)
+            s.effective * math.log1p((c / e) ** 2 / s.points)
             for s, c, e in zip(search.signals, change, error, strict=True)
         ]
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaincc
+from scipy.special import expit, gammaincc
 from scipy.stats import binom, chi2
 
 from phasewatch.transitions.series import UNRELIABLE_VARIANCE
@@ -65,12 +65,11 @@ def boundary_price(alpha: float, points: int, signals: int) -> float:
     return high
 
 
-def changed_share(index: np.ndarray, boundary: Boundary) -> np.ndarray:
-    """Share of the change that has happened at each measurement."""
-    place, width = boundary
-    if width == 0:
-        return (index >= place).astype(float)
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(LOG_81 * (index - place) / width, -40.0, 40.0))))
+def changed_shares(index: np.ndarray, boundaries: Sequence[Boundary]) -> np.ndarray:
+    """Share of the change at each boundary that has happened at each measurement, shape (points, boundaries)."""
+    place, width = np.array(boundaries, dtype=float).reshape(-1, 2).T
+    distance = index[:, None] - place
+    return np.where(width > 0, expit(LOG_81 * distance / np.where(width > 0, width, 1.0)), distance >= 0)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class SignalRegression:
         self.sigma = sigma[present]
         self.time = time[present]
         self.points = len(self.sigma)
-        self.evidence = float(np.where(trusted[present], 1.0, 1.0 / UNRELIABLE_VARIANCE).sum())
+        self.effective = float(np.where(trusted[present], 1.0, 1.0 / UNRELIABLE_VARIANCE).sum())
         self.extent = float(np.ptp(time)) or 1.0
         y = values[present]
         self.mean = float(y.mean())
@@ -131,24 +130,24 @@ class SignalRegression:
         self.prior = 1.0 / (SLOPE_PRIOR * unit) ** 2
         self.unexplained = self.points * (RESOLUTION * unit) ** 2
 
-    def change(self, boundary: Boundary) -> np.ndarray:
-        """The column of a change of level."""
-        return changed_share(self.index, boundary) / self.sigma
+    def changes(self, boundaries: Sequence[Boundary]) -> np.ndarray:
+        """The columns of changes of level."""
+        return changed_shares(self.index, boundaries) / self.sigma[:, None]
 
     def use(self, boundaries: Sequence[Boundary]) -> None:
         """Make the Gram matrices, one for each correlation, of all columns that fits may choose from."""
         count = len(boundaries)
         self.boundaries = tuple(boundaries)
-        kinks = [
-            np.maximum(self.time - np.interp(place, self.index, self.time), 0.0) / self.extent / self.sigma
-            for place, _ in boundaries
-        ]
-        z = np.column_stack([self.line, *(self.change(b) for b in boundaries), *kinks, self.bends, self.y])
+        places = np.interp([place for place, _ in boundaries], self.index, self.time)
+        kinks = np.maximum(self.time[:, None] - places, 0.0) / (self.extent * self.sigma[:, None])
+        z = np.column_stack([self.line, self.changes(boundaries), kinks, self.bends, self.y])
         ahead = z[1:].T @ z[:-1]
         inner = z[1:-1]
         rho = CORRELATIONS[:, None, None]
         # The innovations' Gram matrix, with the first point at its stationary variance.
         self._gram = (z.T @ z)[None] - rho * (ahead + ahead.T) + rho**2 * (inner.T @ inner)
+        self._every = np.arange(len(CORRELATIONS))[:, None, None]
+        self._own = np.diagonal(self._gram, axis1=1, axis2=2)
         self._first_change = self.line.shape[1]
         self._first_kink = self._first_change + count
         self._first_bend = self._first_kink + count
@@ -156,12 +155,15 @@ class SignalRegression:
 
     def fit(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> Fit:
         """Fit with changes of level at some boundaries, slopes common to all stages or not, whichever is better."""
-        key = (boundaries, changes)
+        fit = self._fit_once((), changes)
+        if boundaries and self.drift:
+            fit = min(fit, self._fit_once(boundaries, changes), key=lambda fit: fit.criterion)
+        return fit
+
+    def _fit_once(self, kinks: tuple[int, ...], changes: tuple[int, ...]) -> Fit:
+        key = (kinks, changes)
         if key not in self._fits:
-            best = self._fit((), changes)
-            if boundaries and self.drift:
-                best = min(best, self._fit(boundaries, changes), key=lambda fit: fit.criterion)
-            self._fits[key] = best
+            self._fits[key] = self._fit(kinks, changes)
         return self._fits[key]
 
     def _fit(self, kinks: tuple[int, ...], changes: tuple[int, ...], bend: bool = False) -> Fit:
@@ -169,18 +171,17 @@ class SignalRegression:
         firsts = [*range(self._first_change), *(self._first_change + j for j in changes)]
         free = [*firsts, *(self._first_kink + j for j in kinks)]
         rest = slice(self._first_bend, None)
-        gram = self._gram[:, free][:, :, free]
+        gram = self._gram[self._every, np.array(free)[:, None], free]
         price = np.zeros(len(CORRELATIONS))
         if count:
             inside = gram[:, -count:, -count:]
             price += np.linalg.slogdet(np.eye(count) + inside / self.prior)[1] + SLOPES_PRICE
-            gram = gram.copy()
             gram[:, range(-count, 0), range(-count, 0)] += self.prior
         scale = 1.0 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
         normal = gram * scale[:, :, None] * scale[:, None, :] + 1e-10 * np.eye(len(free))
         right = self._gram[:, free, rest] * scale[:, :, None]
         solved = np.linalg.solve(normal, right)
-        own = np.diagonal(self._gram[:, rest, rest], axis1=1, axis2=2)
+        own = self._own[:, rest]
         left = own - (right * solved).sum(axis=1)
         moment = self._gram[:, rest, -1] - (right * solved[:, :, -1:]).sum(axis=1)
         straight = np.maximum(left[:, -1], 1e-9)
@@ -189,16 +190,37 @@ class SignalRegression:
         which = gain.argmax(axis=1)
         bent = np.maximum(straight - gain.max(axis=1), 1e-3 * m)
         bends = self.drift & (
-            self.evidence * np.log((straight + self.unexplained) / (bent + self.unexplained)) > BEND_PRICE
+            self.effective * np.log((straight + self.unexplained) / (bent + self.unexplained)) > BEND_PRICE
         )
         bends |= bend & self.drift
         residual = np.where(bends, bent, straight)
         price += BEND_PRICE * bends + (CORRELATION_PRICE + CORRELATED_CHANGE_PRICE * len(changes)) * CORRELATIONS
-        criterion = self.evidence * np.log((residual + self.unexplained) / m) - np.log(1 - CORRELATIONS**2) + price
+        criterion = self.effective * np.log((residual + self.unexplained) / m) - np.log(1 - CORRELATIONS**2) + price
         best = int(criterion.argmin())
         extra = [self._first_bend + int(which[best])] if bends[best] else []
         columns = (*firsts, *extra, *free[len(firsts) :])
         return Fit(float(criterion[best]), best, columns, count, float(residual[best]))
+
+    def evidence(self, fit: Fit) -> np.ndarray:
+        """Return the log marginal likelihood of the columns of a fit at each of ``CORRELATIONS``.
+
+        Coefficients and the log of the scale have flat priors (restricted likelihood; Patterson & Thompson 1971,
+        Harville 1974), so what fitted columns take from the residuals' correlation is made up for.
+        """
+        columns = list(fit.columns)
+        gram = self._gram[:, columns][:, :, columns]
+        own, moment = self._own[:, -1], self._gram[:, columns, -1]
+        if fit.slopes:
+            gram[:, range(-fit.slopes, 0), range(-fit.slopes, 0)] += self.prior
+        scale = 1.0 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+        normal = gram * scale[:, :, None] * scale[:, None, :] + 1e-9 * np.eye(len(columns))
+        solved = np.linalg.solve(normal, (moment * scale)[..., None])[..., 0]
+        residual = np.maximum(own - (moment * scale * solved).sum(axis=1), 1e-9) + self.unexplained
+        determinant = np.linalg.slogdet(normal)[1] - 2.0 * np.log(scale).sum(axis=1) - fit.slopes * math.log(self.prior)
+        freedom = self.effective - len(columns) + fit.slopes
+        bent = columns[-1 - fit.slopes] >= self._first_bend
+        price = BEND_PRICE * bent + SLOPES_PRICE * (fit.slopes > 0)
+        return np.asarray(-0.5 * (freedom * np.log(residual) - np.log(1 - CORRELATIONS**2) + determinant + price))
 
     def strengths(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> np.ndarray:
         """Squared z of each change, all others being fitted too."""
@@ -233,7 +255,8 @@ class SignalRegression:
         at = np.interp(place, self.index, np.arange(self.points))
         rows = np.arange(self.points)
         line = [np.interp(at, rows, column * self.sigma) for column in self.line.T]
-        shares = [changed_share(place, b) * (k != j) for k, b in enumerate(self.boundaries)]
+        shares = changed_shares(place, self.boundaries).T
+        shares[j] = 0.0
         time = np.interp(at, rows, self.time)
         kinks = [np.maximum(time - np.interp(b[0], self.index, self.time), 0.0) / self.extent for b in self.boundaries]
         bends = [np.interp(at, rows, column * self.sigma) for column in self.bends.T]
@@ -242,11 +265,10 @@ class SignalRegression:
         error = float(np.sqrt(covariance[position, position]))
         return self.mean + float(row @ coefficients), float(coefficients[position]), error, freedom
 
-    def choose(self, boundaries: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-        """Return the best criterion, and at which of the boundaries this signal changes."""
+    def choose(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+        """Return the best criterion, and at which of the boundaries this signal changes: at most at ``changes``."""
         # Fitted coefficients make likelihood ratios of short series too large.
         small = (self.points - 3 - min(len(boundaries), 4)) / self.points
-        changes = boundaries
         best = (math.inf, changes)
         while True:
             value = self.fit(boundaries, changes).criterion * small + CHANGE_PRICE * len(changes)
@@ -268,9 +290,9 @@ class SignalRegression:
         """
         rho = CORRELATIONS[fit.correlation]
         bend = [c - self._first_bend for c in fit.columns if c >= self._first_bend]
-        design = np.column_stack([self.line, self.bends[:, bend], *(self.change(b) for b in others)])
+        design = np.column_stack([self.line, self.bends[:, bend], self.changes(others)])
         basis = np.linalg.qr(_innovations(design, rho))[0]
-        columns = _innovations(np.column_stack([self.change(b) for b in candidates]), rho)
+        columns = _innovations(self.changes(candidates), rho)
         size = (columns**2).sum(axis=0)
         columns = columns - basis @ (basis.T @ columns)
         y = _innovations(self.y[:, None], rho)[:, 0]
@@ -281,7 +303,7 @@ class SignalRegression:
         change = np.where(fresh, columns.T @ residual / np.where(fresh, left, 1.0), 0.0)
         freedom = self.points - design.shape[1] - 1
         gain = (
-            freedom * self.evidence / self.points * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
+            freedom * self.effective / self.points * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
         )
         return gain, change
 
@@ -344,14 +366,22 @@ class BoundarySearch:
         for signal in self.signals:
             signal.use(selection.boundaries)
 
+    def gain(self, selection: Selection, which: int) -> float:
+        """Return what one boundary of a selection brings beyond its price, in units of twice the log-likelihood."""
+        self.prepare(selection)
+        rest = tuple(j for j in range(len(selection.boundaries)) if j != which)
+        without = sum(signal.choose(rest, rest)[0] for signal in self.signals) + self.price * len(rest)
+        return without - selection.criterion
+
     def prune(self, boundaries: Sequence[Boundary]) -> Selection:
         """Drop boundaries, the weakest first, and return the best of all stages of this."""
         for signal in self.signals:
             signal.use(boundaries)
         kept = tuple(range(len(boundaries)))
+        allowed = [kept for _ in self.signals]
         best: tuple[float, tuple[int, ...], list[tuple[int, ...]]] | None = None
         while True:
-            chosen = [signal.choose(kept) for signal in self.signals]
+            chosen = [signal.choose(kept, changes) for signal, changes in zip(self.signals, allowed, strict=True)]
             criterion = sum(value for value, _ in chosen) + self.price * len(kept)
             if best is None or criterion < best[0]:
                 best = (criterion, kept, [changes for _, changes in chosen])
@@ -364,6 +394,8 @@ class BoundarySearch:
                         weight[j] += max(strength - CHANGE_PRICE, 0.0)
             weakest = min(kept, key=lambda j: weight[j])
             kept = tuple(j for j in kept if j != weakest)
+            # Only a signal that loses a change has to look at the others again.
+            allowed = [kept if weakest in changes else changes for _, changes in chosen]
         criterion, kept, chosen_changes = best
         number = {j: k for k, j in enumerate(kept)}
         changes_of = tuple(tuple(number[j] for j in changes) for changes in chosen_changes)

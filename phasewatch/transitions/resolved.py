@@ -18,8 +18,8 @@ from phasewatch.transitions.transition import Transition
 from phasewatch.transitions.wording import NORMAL_95, describe
 
 MIN_STAGE = 3
-# A transition is this many times faster than the stages beside it ...
-RATE_RATIO = 1.3
+# A transition is faster than the stages beside it by this share at least ...
+FASTER = 0.3
 # ... and moves a signal by at least this share of its range.
 LEAST_CHANGE = 0.05
 # The widening for autocorrelation settles within a few rounds of segmenting and measuring it.
@@ -49,7 +49,7 @@ class _Stretches:
 
     def transitions(self) -> list[Transition]:
         found: list[Transition] = []
-        for stretch in fast_stretches(self.scaled.steps, self.time, self.y, self.weights, self.ends, RATE_RATIO):
+        for stretch in fast_stretches(self.scaled.steps, self.time, self.y, self.weights, self.ends, 1.0 + FASTER):
             transition = self._describe(stretch)
             if transition is None:
                 continue

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import median_filter
 
+from phasewatch.transitions.kinds import LLC
+
 # An unreliable point keeps a voice, a small one.
 UNRELIABLE_VARIANCE = 25.0
 # Differences below this share of a signal's range are of no interest, however exactly it is known.
@@ -18,6 +20,8 @@ LOG_SPAN = 10.0
 # The logarithm's offset, as a share of the range.
 LOG_OFFSET = 0.01
 SPIKE = 3.5
+# Measurements over which a standard error is compared with those about it.
+ERROR_WINDOW = 9
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,8 @@ def prepare(
     present = np.isfinite(values)
     if present.sum() < 4 or np.ptp(values[present]) <= 1e-12 * np.abs(values[present]).max():
         return None
-    scaled, offset = _scale(values, present)
+    # The learning coefficient counts linearly in the free energy, and may be negative: it keeps its own scale.
+    scaled, offset = (values, None) if name == LLC else _scale(values, present)
     y, x = scaled[present], time[present]
     span = _span(y)
     relative = np.ones(len(y))
@@ -183,6 +188,8 @@ def prepare(
         if known.any():
             # The scale's derivative turns a standard error in own units into one on the scale.
             own = np.where(known, own, np.median(own[known]))
+            # A standard error from a few probes is small by chance now and then: no point weighs more than its like.
+            own = np.maximum(own, median_filter(own, size=ERROR_WINDOW, mode="nearest"))
             relative = own if offset is None else own / np.exp(y)
     relative = relative / np.median(relative)
     sigma_present = np.hypot(_noise(x, y, relative) * relative, NOISE_FLOOR * span)

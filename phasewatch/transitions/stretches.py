@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A transition is faster than the stage before it in steps as well: what only decelerates never is.
-SPEED_UP = 1.2
+# A transition is faster than the stage before it by this share in steps as well: what only decelerates never is.
+FASTER_IN_STEPS = 0.2
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ class _Pieces:
 
     def slow_before(self, stage: int, peak: int, ratio: float) -> bool:
         """Tell whether the run gets faster from the stage to the peak: much in log time, and in steps at all."""
-        return bool(self.slow_after(stage, peak, ratio) and SPEED_UP * self.most_rate[stage] <= self.least_rate[peak])
+        faster = (1.0 + FASTER_IN_STEPS) * self.most_rate[stage] <= self.least_rate[peak]
+        return bool(faster and self.slow_after(stage, peak, ratio))
 
     def slow_after(self, stage: int, peak: int, ratio: float) -> bool:
         """Tell whether the run gets slower from the peak to the stage: much in log time, hence more so in steps."""

@@ -283,6 +283,25 @@ def test_constant_or_missing_series_give_nothing(value: float) -> None:
     assert detect_transitions(np.arange(50), {"loss": np.full(50, value)}, standard_errors={"loss": np.zeros(50)}) == []
 
 
+@pytest.mark.parametrize("error", [0.0, np.nan])
+def test_standard_errors_of_zero_or_none_are_no_knowledge(error: float) -> None:
+    """As if there were none; known ones among them stand for those that are not."""
+    steps, loss = step_signal()
+    [plain] = detect_transitions(steps, {"loss": loss})
+    assert detect_transitions(steps, {"loss": loss}, standard_errors={"loss": np.full(80, error)}) == [plain]
+    some = np.where(np.arange(80) % 3, 0.02, error)
+    assert detect_transitions(steps, {"loss": loss}, standard_errors={"loss": some}) == [plain]
+
+
+def test_one_standard_error_that_is_small_by_chance_does_not_rule() -> None:
+    """A point that lies far off and claims a hundredth of the others' error makes no transition."""
+    steps, loss = step_signal(height=0.0)
+    loss[37] += 0.1
+    errors = np.full(80, 0.02)
+    errors[37] = 0.0002
+    assert detect_transitions(steps, {"loss": loss}, standard_errors={"loss": errors}) == []
+
+
 FINE = np.linspace(1.0, 2.0, 20)
 
 
@@ -302,6 +321,9 @@ FINE = np.linspace(1.0, 2.0, 20)
         ({"standard_errors": {"los": FINE}}, "los"),
         ({"standard_errors": {"loss": -FINE}}, "negative"),
         ({"standard_errors": {"loss": FINE[1:]}}, "19 entries"),
+        ({"standard_errors": {"loss": np.full(20, np.inf)}}, "infinity"),
+        ({"steps": np.r_[np.arange(19), np.inf]}, "finite"),
+        ({"values": {"loss": np.ones((20, 2))}}, "one-dimensional"),
         ({"reliable": {"llc": np.ones(20, dtype=bool)}}, "llc"),
         ({"reliable": {"loss": FINE}}, "booleans"),
         ({"alpha": 0.0}, "alpha"),
