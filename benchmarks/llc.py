@@ -22,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+
+# Before torch is loaded: else a second run of this file would find everything compiled.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -412,16 +416,16 @@ def speed_cases() -> dict[str, tuple[nn.Module, list[tuple[Tensor, Tensor]], Cal
         return list(zip(x[:1_792].split(size), y[:1_792].split(size), strict=True))
 
     return {
-        "MLP, digits, batches of 32": (mlp, digits(32), cross_entropy, 400),
-        "MLP, digits, batches of 64": (mlp, digits(64), cross_entropy, 400),
-        "MLP, digits, batches of 256": (mlp, digits(256), cross_entropy, 400),
+        "MLP, digits, batches of 32": (mlp, digits(32), cross_entropy, 800),
+        "MLP, digits, batches of 64": (mlp, digits(64), cross_entropy, 800),
+        "MLP, digits, batches of 256": (mlp, digits(256), cross_entropy, 800),
         "deep linear network, batches of 512": (
             linear,
             [(part, linear(part).detach()) for part in inputs.split(512)],
             half_squared_error,
-            400,
+            800,
         ),
-        "transformer, batches of 32 x 64 tokens": (*transformer_case(), token_cross_entropy, 12),
+        "transformer, batches of 32 x 64 tokens": (*transformer_case(), token_cross_entropy, 24),
     }
 
 
@@ -463,7 +467,8 @@ def speed_table() -> str:
     for name, (module, batches, loss_fn, gradients) in speed_cases().items():
         parameters = list(module.parameters())
         objective = phasewatch.Objective(module, batches, loss_fn=loss_fn)
-        chains = SPEED_CHAINS if objective.num_parameters < 100_000 else 2
+        small = objective.num_parameters < 100_000
+        chains, burn_in = (SPEED_CHAINS, 1_000) if small else (2, 20)
         case = Case(name, True, objective, 1.0, loss_fn)
 
         def bare() -> None:
@@ -471,7 +476,7 @@ def speed_table() -> str:
                 torch.autograd.grad(loss_fn(module, batches[k % len(batches)]), parameters)
 
         def ours(draws: int, compiled: bool = False) -> Any:
-            return phasewatch.estimate_llc(objective, chains=chains, burn_in=20, draws=draws, compiled=compiled)
+            return phasewatch.estimate_llc(objective, chains=chains, burn_in=burn_in, draws=draws, compiled=compiled)
 
         def theirs(draws: int) -> Any:
             from devinterp.optim import SGLD
@@ -496,12 +501,13 @@ def speed_table() -> str:
         first, second = (wall_time(lambda: ours(gradients, compiled=True)) for _ in range(2))
         compilation = first - second
 
-        def draw(estimate: Callable[[int], Any]) -> float:
+        def draw(estimate: Callable[[int], Any], shorter: int = gradients) -> float:
             # The difference of two lengths leaves out what is done once.
-            long, short = (best_time(lambda: estimate(length * gradients)) for length in (3, 1))
-            return (long - short) / (2 * gradients * chains)
+            long, short = (best_time(lambda: estimate(length * shorter)) for length in (2, 1))
+            return (long - short) / (shorter * chains)
 
-        plain, compiled = draw(ours), draw(lambda draws: ours(draws, compiled=True))
+        default = 2_950 if small else gradients  # whether moves see the whole probe depends on the length
+        plain, compiled = draw(ours, default), draw(lambda draws: ours(draws, compiled=True), default)
         peer = draw(theirs) if installed("devinterp") else math.nan
         other = math.nan
         if installed("canonical_interp") and loss_fn is not token_cross_entropy:
@@ -572,7 +578,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these parts anew, keep the others")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # or the second run of this file would find it all compiled
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     if arguments.memory:

@@ -378,9 +378,11 @@ class _Block:
         self.thresholds = torch.where(self.thresholds > 1, self.thresholds - 2, self.thresholds)
         accepted = self.thresholds.abs() < acceptance
         self.thresholds = torch.where(accepted, self.thresholds * work.exp(), self.thresholds)
-        self.positions = _where_accepted(accepted, positions, self.positions)
-        self.momenta = _where_accepted(accepted, momenta, self.momenta, sign=-1)
-        self.gradients = _where_accepted(accepted, gradients, self.gradients)
+        # On a CPU only the few rows that are refused are written; elsewhere to ask for them would be to wait.
+        refused = (~accepted).nonzero().flatten().tolist() if accepted.device.type == "cpu" else None
+        self.positions = _chosen(accepted, refused, positions, self.positions)
+        self.momenta = _chosen(accepted, refused, momenta, self.momenta, sign=-1)
+        self.gradients = _chosen(accepted, refused, gradients, self.gradients)
         self.energies = torch.where(accepted, energies, self.energies)
         self.potentials = torch.where(accepted, potentials, self.potentials)
         return acceptance, accepted
@@ -406,11 +408,11 @@ class _Block:
         return 1 / math.sqrt(float(curvatures.median()))
 
 
-def _where_accepted(accepted: Tensor, proposed: Tensor, current: Tensor, sign: int = 1) -> Tensor:
+def _chosen(accepted: Tensor, refused: list[int] | None, proposed: Tensor, current: Tensor, sign: int = 1) -> Tensor:
     """The rows proposed where accepted, else ``sign`` times the current ones; may overwrite ``proposed``."""
-    if accepted.device.type != "cpu":  # to ask for the few rows that are refused would be to wait
+    if refused is None:
         return torch.where(accepted[:, None], proposed, sign * current)
-    for row in (~accepted).nonzero().flatten().tolist():
+    for row in refused:
         torch.mul(current[row], sign, out=proposed[row])
     return proposed
 
