@@ -498,15 +498,14 @@ def speed_table() -> str:
             return canonical_interp(case, 0, functional.cross_entropy, draws, 0, chains)
 
         gradient = best_time(bare) / gradients
-        first, second = (wall_time(lambda: ours(gradients, compiled=True)) for _ in range(2))
-        compilation = first - second
-
         def draw(estimate: Callable[[int], Any], shorter: int = gradients) -> float:
             # The difference of two lengths leaves out what is done once.
             long, short = (best_time(lambda: estimate(length * shorter)) for length in (2, 1))
             return (long - short) / (shorter * chains)
 
         default = 2_950 if small else gradients  # whether moves see the whole probe depends on the length
+        first, second = (wall_time(lambda: ours(default, compiled=True)) for _ in range(2))
+        compilation = first - second
         plain, compiled = draw(ours, default), draw(lambda draws: ours(draws, compiled=True), default)
         peer = draw(theirs) if installed("devinterp") else math.nan
         other = math.nan
