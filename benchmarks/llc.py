@@ -498,6 +498,7 @@ def speed_table() -> str:
             return canonical_interp(case, 0, functional.cross_entropy, draws, 0, chains)
 
         gradient = best_time(bare) / gradients
+
         def draw(estimate: Callable[[int], Any], shorter: int = gradients) -> float:
             # The difference of two lengths leaves out what is done once.
             long, short = (best_time(lambda: estimate(length * shorter)) for length in (2, 1))
