@@ -2,7 +2,7 @@
 
 Prints four tables and draws a figure: the estimates of phasewatch (no argument given), of devinterp with its defaults
 and with the step size that comes nearest to the known answer (nobody has that knowledge in practice), and of
-canonical-interp; how many gradients reach 5 %; the time of a draw of a chain in units of one forward and backward pass;
+canonical-interp; how many gradients reach 5 %; the time that each takes for a gradient, in units of the bare one;
 and the peak memory beside that of a training step. Writes them to benchmarks/results/ and docs/. Peers are used where
 they are installed: pip install -r benchmarks/requirements.txt
 """
@@ -458,7 +458,7 @@ MEASUREMENTS = 20
 
 
 def speed_table() -> str:
-    """Time of a chain's draw in units of one forward and backward pass on the same batch."""
+    """Time that a chain takes for a gradient, in units of one forward and backward pass on the same batch."""
     lines = [
         "| network | parameters | one gradient | phasewatch | compiled | devinterp 1.3.2 | canonical-interp "
         f"| {MEASUREMENTS} measurements, compilation counted: devinterp / phasewatch |",
@@ -611,7 +611,11 @@ def main() -> None:
         "The exact value of a normal crossing is its expectation at this n and localization, by quadrature.\n\n"
         f"{accuracy_table(rows)}\n\n## Gradients a chain to 5 %\n\nRoot mean square error over two seeds, four chains, "
         "burn-in counted; devinterp at the step that does best, chosen with the answer known.\n\n"
-        f"{found['budgets']}\n\n## Time of a draw of a chain\n\n{found['speed']}\n\n## Memory\n\n{found['memory']}\n"
+        f"{found['budgets']}\n\n## Time of a minibatch gradient of a chain\n\n"
+        "All that an estimate does is counted: moves, looks at the whole probe, losses of samples, random numbers.\n"
+        "devinterp and canonical-interp make a draw of each gradient, phasewatch of one or, on the noisy MLP, of one a "
+        "batch.\nProcessor time, the least of several runs.\n\n"
+        f"{found['speed']}\n\n## Memory\n\n{found['memory']}\n"
     )
     (results / "llc.md").write_text(text)
     figure(rows, ROOT / "docs" / "llc_accuracy.png")
