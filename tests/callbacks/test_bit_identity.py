@@ -73,7 +73,7 @@ def test_dropout_and_batchnorm_in_train_mode(mode: Any, tmp_path: Any) -> None:
 def test_a_measurement_that_raises_half_way(evaluation: int, tmp_path: Any, monkeypatch: Any) -> None:
     """Raise inside the k-th evaluation of the loss, wherever in a measurement it falls."""
     plain = fit(tmp_path, lambda: Classifier(dropout=0.5), workers, None)
-    evaluate, count = Objective._call, [0]
+    evaluate, count = Objective.call, [0]
 
     def broken(self: Objective, *arguments: Any) -> Any:
         count[0] += 1
@@ -83,7 +83,7 @@ def test_a_measurement_that_raises_half_way(evaluation: int, tmp_path: Any, monk
             raise RuntimeError("planted")
         return result
 
-    monkeypatch.setattr(Objective, "_call", broken)
+    monkeypatch.setattr(Objective, "call", broken)
     watch = PhaseWatch(schedule=1, **{**QUICK, "on_error": "warn"})
     with pytest.warns(UserWarning, match="planted"):
         watched = fit(tmp_path, lambda: Classifier(dropout=0.5), workers, watch)
