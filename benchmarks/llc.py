@@ -457,14 +457,11 @@ MEASUREMENTS = 20
 """Estimates with default draws over which the time of compilation is spread."""
 
 
-def speed_table() -> str:
+def speed_table(network: str, kept: dict[str, str]) -> dict[str, str]:
     """Time that a chain takes for a gradient, in units of one forward and backward pass on the same batch."""
-    lines = [
-        "| network | parameters | one gradient | phasewatch | compiled | devinterp 1.3.2 | canonical-interp "
-        f"| {MEASUREMENTS} measurements, compilation counted: devinterp / phasewatch |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, (module, batches, loss_fn, gradients) in speed_cases().items():
+    rows = dict(kept)
+    cases = {name: case for name, case in speed_cases().items() if network in name}
+    for name, (module, batches, loss_fn, gradients) in cases.items():
         parameters = list(module.parameters())
         objective = phasewatch.Objective(module, batches, loss_fn=loss_fn)
         small = objective.num_parameters < 100_000
@@ -519,13 +516,13 @@ def speed_table() -> str:
             f"{x * 1e6:,.0f} µs = {x / gradient:.2f} gradients" if math.isfinite(x) else "–"
             for x in (plain, compiled, peer, other)
         ]
-        lines.append(
+        rows[name] = (
             f"| {name} | {objective.num_parameters:,} | {gradient * 1e6:,.0f} µs | "
             + " | ".join(cells)
             + f" | {gain:.1f} (compiling took {compilation:.0f} s) |"
         )
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
+        print(rows[name], flush=True)
+    return rows
 
 
 def memory_table() -> str:
@@ -575,6 +572,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2_000, help="seed of the first of them")
     parser.add_argument("--no-peers", action="store_true", help="measure phasewatch alone")
     parser.add_argument("--memory", choices=("step", "estimate"), help=argparse.SUPPRESS)
+    parser.add_argument("--network", default="", help="time only the networks with this in their name, keep the others")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="measure these parts anew, keep the others")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -594,8 +592,10 @@ def main() -> None:
                 found[section] = [asdict(row) for row in accuracy(cases, not arguments.no_peers)]
             elif section == "budgets":
                 found[section] = budget_table([linear_case(*case, 1, fresh=False) for case in BUDGETED])
+            elif section == "speed":
+                found[section] = speed_table(arguments.network, found.get(section, {}) if arguments.network else {})
             else:
-                found[section] = speed_table() if section == "speed" else memory_table()
+                found[section] = memory_table()
             found[f"{section} load"] = round(os.getloadavg()[1], 1)
             file.write_text(json.dumps(found, indent=1) + "\n")
     rows = [Row(**row) for row in found["accuracy"]]
@@ -615,7 +615,11 @@ def main() -> None:
         "All that an estimate does is counted: moves, looks at the whole probe, losses of samples, random numbers.\n"
         "devinterp and canonical-interp make a draw of each gradient, phasewatch of one or, on the noisy MLP, of one a "
         "batch.\nProcessor time, the least of several runs.\n\n"
-        f"{found['speed']}\n\n## Memory\n\n{found['memory']}\n"
+        "| network | parameters | one gradient | phasewatch | compiled | devinterp 1.3.2 | canonical-interp "
+        f"| {MEASUREMENTS} measurements, compilation counted: devinterp / phasewatch |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+        + "\n".join(found["speed"].values())
+        + f"\n\n## Memory\n\n{found['memory']}\n"
     )
     (results / "llc.md").write_text(text)
     figure(rows, ROOT / "docs" / "llc_accuracy.png")
