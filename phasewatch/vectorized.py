@@ -178,8 +178,8 @@ class Vectorized:
         """Equal where the same program serves."""
         leaves, structure = tree_flatten(self._objective.batches[block[0]])
         constants = tuple(None if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-        shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in self._tensors(block))
-        return shapes, constants, str(structure), len(block) > 1
+        shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in self._tensors(block[:1]))
+        return shapes, constants, str(structure), len(block)
 
     def _program(self, kind: Kind, vectors: Tensor, block: Block, compiled: bool) -> Program | None:
         """The trace that serves a block of this shape; None where there is none, or where it hardly pays."""

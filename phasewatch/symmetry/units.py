@@ -226,9 +226,8 @@ def unit_directions(layer: Layer, parameters: Array) -> Iterator[Directions]:
         slope, mean = float(layer.slopes[unit, 0]), float(layer.means[unit])
         if can_undo_shift(space, parameters, units).all():
             undo_shifts(columns, 0, space, parameters, units, slope)
-        elif (
-            mean != 0.0 and not space.fixed_norms
-        ):  # without biases behind it, the outgoing weights take the change back
+        elif mean != 0.0 and not space.fixed_norms:
+            # Without biases behind it, the outgoing weights take the change back.
             for reader in space.readers:
                 weights = reader.weights[:, unit]
                 columns.add(0, weights, -parameters[weights] * slope / mean)
