@@ -25,6 +25,9 @@ STUCK = 0.05
 """A chain that accepts a smaller share of its moves than this has diverged."""
 FALLEN = 1e9
 """So has one whose nbeta (L - L(w*)) is below minus this: the loss has no floor."""
+CHAINS, MOST_CHAINS, CHAINS_TIMES_PARAMETERS = 8, 128, 256
+"""Chains by default: more than 8 where parameters are so few that they cost little. A small lambda needs them: a loss
+that is most often near its floor and now and then far above has a relative variance of 1 / lambda."""
 DRIFT_SIGNIFICANCE = 3.0
 """A drift counts only where it is this many standard errors from none."""
 
@@ -141,7 +144,7 @@ def estimate_llc(
     n: int | None = None,
     seed: int = 0,
     *,
-    chains: int = 8,
+    chains: int | None = None,
     draws: int = 2_950,
     burn_in: int = 1_000,
     nbeta: float | None = None,
@@ -161,7 +164,8 @@ def estimate_llc(
         objective: The loss, on a fixed probe.
         n: Size of the data set that the model is trained on; default the samples of the probe.
         seed: Same seed, same numbers (on the same device and library versions).
-        chains: Number of independent chains, all from w*.
+        chains: Number of independent chains, all from w*; default 8, and up to 128 where there are fewer than 32
+            parameters.
         draws: Draws a chain.
         burn_in: Minibatch gradients a chain before them; they set the step size.
         nbeta: Inverse temperature times n; default n / log n.
@@ -193,6 +197,8 @@ def estimate_llc(
     n = objective.num_samples if n is None else n
     if n < 2:
         raise ValueError(f"n is {n}; expected the size of the training set, at least 2 (nbeta = n / log n).")
+    if chains is None:
+        chains = min(MOST_CHAINS, max(CHAINS, CHAINS_TIMES_PARAMETERS // objective.num_parameters))
     check_settings(chains, draws, burn_in, nbeta, localization)
     nbeta = n / math.log(n) if nbeta is None else nbeta
     with isolated():

@@ -52,6 +52,10 @@ LEAST_KEPT = 0.85
 """That is where a smaller share of the ways is kept when the bend is looked at."""
 NEGLIGIBLE_BEND = 1e-3
 """If it has never been larger after so many looks, it is not looked at again (chains are near w* and hot then)."""
+SHORT_MOVE, SHORT_MOVES = 0.15, 1 / 16
+"""A random move of 16 is shorter by this factor: it frees chains from where the loss is too steep for the step."""
+LEAST_ACCEPTANCE = 0.5
+"""A chain that accepts fewer moves than this at the end of burn-in is stuck."""
 DRAWS_PER_POSITION = 16
 THRESHOLD_DRIFT = 0.04
 """Largest change per move of the variable that decides on acceptance."""
@@ -211,6 +215,7 @@ class _Block:
         checks = [masses_at + (burn_in - masses_at) * (k + 1) // WARMING_CHECKS for k in range(WARMING_CHECKS)]
         late = masses_at + (burn_in - masses_at) // 2
         late_log_step, late_moves, moves, forces = torch.zeros_like(self.log_step), 0, 0, 0
+        late_acceptances: list[Tensor] = []
         jumps: list[Tensor] = []
         energies: list[Tensor] = []
         spent = 0.0
@@ -232,6 +237,8 @@ class _Block:
                 spent += self._cost_of_move()
                 change = ADAPTATION_RATE * moves**-ADAPTATION_DECAY
                 self.log_step += change * (acceptance.mean() - TARGET_ACCEPTANCE)
+                if spent >= late:
+                    late_acceptances.append(acceptance)
             if not spread_out:
                 squared_forces += self.gradients.square().mean(dim=0)
                 forces += 1
@@ -250,7 +257,20 @@ class _Block:
                     return spent + self._restart_with_whole_probe(nbeta, burn_in - int(spent))
                 jumps, energies = [], []
         self.log_step = late_log_step / late_moves
+        if late_acceptances:
+            self._free_stuck_chains(torch.stack(late_acceptances).mean(dim=0))
         return spent
+
+    def _free_stuck_chains(self, acceptance: Tensor) -> None:
+        """Chains that the hot start left where the loss is too steep for the step go on from where others are."""
+        stuck = (acceptance < LEAST_ACCEPTANCE).cpu().numpy()
+        if stuck.any() and not stuck.all():
+            source = np.arange(len(stuck))
+            source[stuck] = self.host.choice(source[~stuck], size=int(stuck.sum()))
+            rows = torch.as_tensor(source, device=self.positions.device)
+            self.positions, self.momenta, self.gradients = self.positions[rows], self.momenta[rows], self.gradients[rows]
+            self.energies, self.potentials, self.bends = self.energies[rows], self.potentials[rows], self.bends[rows]
+            self._start = (self._start[0][rows], self._start[1][rows])
 
     def _set_nbeta(self, nbeta: float) -> None:
         self.posterior.nbeta = nbeta
@@ -366,7 +386,8 @@ class _Block:
             persistence = self.persistence ** min(MOVES_PER_REFRESHMENT, self.moves_per_batch or MOVES_PER_REFRESHMENT)
             self.momenta = self._normal().mul_(math.sqrt(1 - persistence**2)).add_(self.momenta, alpha=persistence)
         self._moves += 1
-        stride = (self.log_step.exp() * self.scale).to(self.scale.dtype)
+        length = SHORT_MOVE if self.host.random() < SHORT_MOVES else 1.0
+        stride = (length * self.log_step.exp() * self.scale).to(self.scale.dtype)
         momenta = self.momenta.addcmul(stride, self.gradients, value=-0.5)
         positions = self.positions.addcmul(stride, momenta)
         energies, potentials, gradients = self.posterior.evaluate(positions, self.batch)

@@ -246,6 +246,7 @@ class LiveDetector:
                 known[k] = same
         new: list[Flag] = []
         self._waiting = False
+        believed: list[int] | None = None
         for k, transition in enumerate(found):
             if k in known:
                 old = known[k].transition
@@ -253,7 +254,10 @@ class LiveDetector:
                 if changed or known[k].action == "withdrawn":
                     new.append(Flag(known[k].number, "revised", transition, self._steps[-1]))
             elif settled is None or transition.start > settled:
-                if convinces(k, list(known)):
+                if believed is None:
+                    believed = [j for j in known if convinces(j, [i for i in known if i != j])]
+                if convinces(k, believed):
+                    believed.append(k)
                     known[k] = Flag(len(current), "flagged", transition, self._steps[-1])
                     current[len(current)] = known[k]
                     new.append(known[k])
