@@ -125,6 +125,14 @@ def sample_hmc(posterior: LocalizedPosterior, *, chains: int, draws: int, burn_i
 class _Block:
     """Chains that move together: positions, momenta of unit mass in scaled coordinates, one batch for all."""
 
+    positions: Tensor
+    momenta: Tensor
+    gradients: Tensor
+    energies: Tensor
+    potentials: Tensor
+    bends: Tensor
+    _start: tuple[Tensor, Tensor]
+
     def __init__(
         self, posterior: LocalizedPosterior, seeds: list[np.random.SeedSequence], sample_losses: SampleLosses
     ) -> None:
@@ -268,7 +276,8 @@ class _Block:
             source = np.arange(len(stuck))
             source[stuck] = self.host.choice(source[~stuck], size=int(stuck.sum()))
             rows = torch.as_tensor(source, device=self.positions.device)
-            self.positions, self.momenta, self.gradients = self.positions[rows], self.momenta[rows], self.gradients[rows]
+            self.positions, self.momenta = self.positions[rows], self.momenta[rows]
+            self.gradients = self.gradients[rows]
             self.energies, self.potentials, self.bends = self.energies[rows], self.potentials[rows], self.bends[rows]
             self._start = (self._start[0][rows], self._start[1][rows])
 

@@ -24,7 +24,7 @@ REFRESH = 8
 # a false alarm are far from adding up.
 LOOK_SHARE = 0.02
 # What the log odds of a change must exceed beyond those of alpha where the noise's correlation is 1.
-CORRELATION_PRICE = 26.0
+CORRELATION_PRICE = 20.0
 
 Action = Literal["flagged", "revised", "withdrawn"]
 
@@ -217,12 +217,17 @@ class LiveDetector:
         return found[which].p_value <= LOOK_SHARE * self.alpha
 
     def _is_convincing(self, search: NoisySearch, which: int, known: Sequence[int]) -> bool:
-        """Tell whether a transition of a noisy run may be flagged, those that are known being taken for granted."""
+        """Tell whether a transition of a noisy run may be flagged.
+
+        Those that are known are taken for granted if they still have odds of their own: a level that wanders has them
+        for a while, and would lend them to its next turn.
+        """
         # Twice a log-likelihood of 2 log(1/share) more is a chance that is smaller by that share.
         if search.gain(which) < -2.0 * math.log(LOOK_SHARE):
             return False
-        odds = search.odds(which, known)
         least = math.log(PLACES * search.points / self.alpha)
+        believed = [k for k in known if search.odds(k, [j for j in known if j != k]).log_ratio > 0.0]
+        odds = search.odds(which, believed)
         return odds.log_ratio > least + CORRELATION_PRICE * odds.correlation
 
     def _is_worth_a_search(self, scaled: Scaled) -> bool:
@@ -246,7 +251,6 @@ class LiveDetector:
                 known[k] = same
         new: list[Flag] = []
         self._waiting = False
-        believed: list[int] | None = None
         for k, transition in enumerate(found):
             if k in known:
                 old = known[k].transition
@@ -254,10 +258,7 @@ class LiveDetector:
                 if changed or known[k].action == "withdrawn":
                     new.append(Flag(known[k].number, "revised", transition, self._steps[-1]))
             elif settled is None or transition.start > settled:
-                if believed is None:
-                    believed = [j for j in known if convinces(j, [i for i in known if i != j])]
-                if convinces(k, believed):
-                    believed.append(k)
+                if convinces(k, list(known)):
                     known[k] = Flag(len(current), "flagged", transition, self._steps[-1])
                     current[len(current)] = known[k]
                     new.append(known[k])
