@@ -24,7 +24,7 @@ REFRESH = 8
 # a false alarm are far from adding up.
 LOOK_SHARE = 0.02
 # What the log odds of a change must exceed beyond those of alpha where the noise's correlation is 1.
-CORRELATION_PRICE = 20.0
+CORRELATION_PRICE = 26.0
 
 Action = Literal["flagged", "revised", "withdrawn"]
 
