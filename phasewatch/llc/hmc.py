@@ -52,8 +52,6 @@ LEAST_KEPT = 0.85
 """That is where a smaller share of the ways is kept when the bend is looked at."""
 NEGLIGIBLE_BEND = 1e-3
 """If it has never been larger after so many looks, it is not looked at again (chains are near w* and hot then)."""
-SHORT_MOVE, SHORT_MOVES = 0.15, 1 / 16
-"""A random move of 16 is shorter by this factor: it frees chains from where the loss is too steep for the step."""
 LEAST_ACCEPTANCE = 0.5
 """A chain that accepts fewer moves than this at the end of burn-in is stuck."""
 DRAWS_PER_POSITION = 16
@@ -395,8 +393,7 @@ class _Block:
             persistence = self.persistence ** min(MOVES_PER_REFRESHMENT, self.moves_per_batch or MOVES_PER_REFRESHMENT)
             self.momenta = self._normal().mul_(math.sqrt(1 - persistence**2)).add_(self.momenta, alpha=persistence)
         self._moves += 1
-        length = SHORT_MOVE if self.host.random() < SHORT_MOVES else 1.0
-        stride = (length * self.log_step.exp() * self.scale).to(self.scale.dtype)
+        stride = (self.log_step.exp() * self.scale).to(self.scale.dtype)
         momenta = self.momenta.addcmul(stride, self.gradients, value=-0.5)
         positions = self.positions.addcmul(stride, momenta)
         energies, potentials, gradients = self.posterior.evaluate(positions, self.batch)
