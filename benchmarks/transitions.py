@@ -320,21 +320,21 @@ def live_quality(by_cell: dict[str, list[Run]]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, runs in by_cell.items():
-        watched = all_live(runs)
-        each = 1e3 * sum(taken for _, taken, _ in watched) / sum(len(run.steps) for run in runs)
-        flagged = [[flag for flag in detector.flags if flag.action == "flagged"] for detector, _, _ in watched]
+        detectors, taken, slowest = zip(*all_live(runs), strict=True)
+        each = 1e3 * sum(taken) / sum(len(run.steps) for run in runs)
+        flagged = [[flag for flag in detector.flags if flag.action == "flagged"] for detector in detectors]
         first, hits = matched([extents([flag.transition for flag in flags]) for flags in flagged], runs)
-        revised, _ = matched([extents(detector.transitions) for detector, _, _ in watched], runs)
+        revised, _ = matched([extents(detector.transitions) for detector in detectors], runs)
         delays = [
             int(np.searchsorted(runs[number].steps, flagged[number][one].detected_at)) - truth.first - 1
             for number, one, truth in hits
         ]
         quartiles = np.percentile(delays, [25, 50, 75]) if delays else [np.nan] * 3
-        withdrawn = np.mean([sum(flag.action == "withdrawn" for flag in detector.flags) for detector, _, _ in watched])
+        withdrawn = np.mean([sum(flag.action == "withdrawn" for flag in detector.flags) for detector in detectors])
         lines.append(
             f"| {name} | {revised.f1:.3f} | {first.f1:.3f} "
             f"| {quartiles[1]:.0f} ({quartiles[0]:.0f}-{quartiles[2]:.0f}) | {withdrawn:.2f} | {each:.0f} "
-            f"| {1e3 * max(slowest for _, _, slowest in watched):.0f} |"
+            f"| {1e3 * max(slowest):.0f} |"
         )
         print(lines[-1], flush=True)
     return lines

@@ -6,6 +6,7 @@ biases nothing. Refusals, which reverse the momentum, are made to cluster (Neal 
 [0,1] value for Metropolis accept/reject decisions"): between them the chains run straight. A batch serves several
 moves. The energy that comes in when the next takes over would warm the chains; the friction is set to drain it, and
 what it leaves is known, since what comes in is measured. Chains start at w* and first spread at a lower nbeta.
+One that is stuck when burn-in ends goes on from where another is.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ class LiveDetector:
         if search.gain(which) < -2.0 * math.log(LOOK_SHARE):
             return False
         least = math.log(PLACES * search.points / self.alpha)
-        believed = [k for k in known if search.odds(k, [j for j in known if j != k]).log_ratio > 0.0]
+        believed = [k for k in known if search.odds(k, known).log_ratio > 0.0]
         odds = search.odds(which, believed)
         return odds.log_ratio > least + CORRELATION_PRICE * odds.correlation
 
