@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ class LiveDetector:
             return []
         self._searched = len(self._steps)
         if scaled.noise < RESOLVED:
-            found = resolved_transitions(scaled, self.alpha)
+            found = resolved_transitions(scaled, self.alpha, goes_on=True)
             convinces = partial(self._is_plain, found)
         else:
             search = NoisySearch(scaled, self.alpha)
@@ -253,12 +254,12 @@ class LiveDetector:
         self._waiting = False
         for k, transition in enumerate(found):
             if k in known:
-                old = known[k].transition
-                changed = (old.start, old.end, old.kind) != (transition.start, transition.end, transition.kind)
-                if changed or known[k].action == "withdrawn":
+                if known[k].action == "withdrawn" or self._is_news(known[k].transition, transition):
                     new.append(Flag(known[k].number, "revised", transition, self._steps[-1]))
             elif settled is None or transition.start > settled:
-                if convinces(k, list(known)):
+                # What no stage parts from a known one may well be the same, cut in two by what is seen so far.
+                apart = not any(self._same(found[j], transition) for j in known)
+                if apart and convinces(k, list(known)):
                     known[k] = Flag(len(current), "flagged", transition, self._steps[-1])
                     current[len(current)] = known[k]
                     new.append(known[k])
@@ -266,6 +267,16 @@ class LiveDetector:
                     self._waiting = True
         gone = [flag for flag in open_flags if flag.action != "withdrawn"]
         return new + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
+
+    def _is_news(self, old: Transition, now: Transition) -> bool:
+        """Whether a transition has ended, is of another kind or lies elsewhere by more than a measurement."""
+        if (old.kind, old.under_way) != (now.kind, now.under_way):
+            return True
+        moved = [abs(self._index(now.start) - self._index(old.start)), abs(self._index(now.end) - self._index(old.end))]
+        return not now.under_way and max(moved) > 1
+
+    def _index(self, step: float) -> int:
+        return bisect.bisect_left(self._steps, step)
 
     def _same(self, one: Transition, other: Transition) -> bool:
         """Whether two share some time, give or take a measurement."""

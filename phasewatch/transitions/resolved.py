@@ -13,7 +13,7 @@ from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.location import locate_ramp
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import Scaled
-from phasewatch.transitions.stretches import FastStretch, fast_stretches, fit_line
+from phasewatch.transitions.stretches import fast_stretches, fit_line
 from phasewatch.transitions.transition import Transition
 from phasewatch.transitions.wording import NORMAL_95, describe
 
@@ -26,9 +26,12 @@ LEAST_CHANGE = 0.05
 ROUNDS = 3
 
 
-def resolved_transitions(scaled: Scaled, alpha: float) -> list[Transition]:
-    """Segment the signals into lines in log time and keep the stretches that are slow, fast and slow again."""
-    return _Stretches(scaled, alpha).transitions()
+def resolved_transitions(scaled: Scaled, alpha: float, goes_on: bool = False) -> list[Transition]:
+    """Segment the signals into lines in log time and keep the stretches that are slow, fast and slow again.
+
+    Where the run goes on, the last one may be under way: slow, then fast to the last measurement.
+    """
+    return _Stretches(scaled, alpha).transitions(goes_on)
 
 
 class _Stretches:
@@ -47,10 +50,16 @@ class _Stretches:
             self.weights = white / ceiling
             self.ends = self._segment()
 
-    def transitions(self) -> list[Transition]:
+    def transitions(self, goes_on: bool) -> list[Transition]:
         found: list[Transition] = []
-        for stretch in fast_stretches(self.scaled.steps, self.time, self.y, self.weights, self.ends, 1.0 + FASTER):
-            transition = self._describe(stretch)
+        ratio = 1.0 + FASTER
+        steps = self.scaled.steps
+        for stretch in fast_stretches(steps, self.time, self.y, self.weights, self.ends, ratio, goes_on):
+            transition = (
+                self._describe_so_far(stretch.before)
+                if stretch.after is None
+                else self._describe(stretch.before, stretch.after)
+            )
             if transition is None:
                 continue
             if found and transition.start < found[-1].end:
@@ -84,11 +93,11 @@ class _Stretches:
                 inflation[column] = max(1.0, variance * (1 + rho) / (1 - rho))
         return inflation
 
-    def _describe(self, stretch: FastStretch) -> Transition | None:
-        """Locate the stretch and measure what changed; None if the change is within the noise or negligible."""
-        ramp = locate_ramp(self.time, self.y, self.weights, stretch.before, stretch.after)
-        before = fit_line(*self._slice(stretch.before[0], ramp.start + 1))
-        after = fit_line(*self._slice(ramp.end, stretch.after[1]))
+    def _describe(self, stage: tuple[int, int], next_stage: tuple[int, int]) -> Transition | None:
+        """Locate a change between two stages and measure it; None if it is within the noise or negligible."""
+        ramp = locate_ramp(self.time, self.y, self.weights, stage, next_stage)
+        before = fit_line(*self._slice(stage[0], ramp.start + 1))
+        after = fit_line(*self._slice(ramp.end, next_stage[1]))
         low, low_variance = before.at(self.time[ramp.start])
         high, high_variance = after.at(self.time[ramp.end])
         width = self.time[ramp.end] - self.time[ramp.start]
@@ -97,17 +106,13 @@ class _Stretches:
         drift = np.where(same_way, np.sign(before.slope) * np.minimum(np.abs(before.slope), np.abs(after.slope)), 0.0)
         change = high - low - drift * width
         variance = low_variance + high_variance
-        z = np.where(np.isfinite(variance), change / np.sqrt(np.where(np.isfinite(variance), variance, 1.0)), 0.0)
-        worthwhile = (np.abs(change) >= LEAST_CHANGE) & (z != 0)
-        strength = float((z[worthwhile] ** 2).sum())
-        p_value = min(1.0, len(self.time) * float(chi2.sf(strength, self.y.shape[1])))
+        seen, p_value = self._significance(change, variance)
         if p_value > self.alpha:
             return None
         steps = self.scaled.steps
         # Signals that show different sides of one change are half-way at different times: none of them is wrong.
-        seen = worthwhile & (np.abs(z) > 3.0)
         alone = [
-            locate_ramp(self.time, self.y[:, [k]], self.weights[:, [k]], stretch.before, stretch.after).location
+            locate_ramp(self.time, self.y[:, [k]], self.weights[:, [k]], stage, next_stage).location
             for k in np.flatnonzero(seen)
         ]
         # How a change proceeds within its extent is not known either: its middle half is the least that is doubtful.
@@ -122,11 +127,49 @@ class _Stretches:
             before=low + 0.5 * drift * width,
             change=change,
             error=np.sqrt(variance),
-            quantile=np.full(len(z), NORMAL_95),
+            quantile=np.full(len(change), NORMAL_95),
             seen=seen,
-            sides=((stretch.before[0], ramp.start + 1), (ramp.end, stretch.after[1])),
+            sides=((stage[0], ramp.start + 1), (ramp.end, next_stage[1])),
             p_value=p_value,
         )
+
+    def _describe_so_far(self, stage: tuple[int, int]) -> Transition | None:
+        """Measure what has changed since the end of a stage; None if it is within the noise or negligible.
+
+        What the stage's drift has to do with it is not known before the next stage is seen.
+        """
+        count = len(self.time)
+        before = fit_line(*self._slice(*stage))
+        now = fit_line(*self._slice(max(stage[1], count - MIN_STAGE), count))
+        low, low_variance = before.at(self.time[stage[1] - 1])
+        high, high_variance = now.at(self.time[-1])
+        change, variance = high - low, low_variance + high_variance
+        seen, p_value = self._significance(change, variance)
+        if p_value > self.alpha:
+            return None
+        extent = float(self.scaled.steps[stage[1] - 1]), float(self.scaled.steps[-1])
+        return describe(
+            self.scaled,
+            extent=extent,
+            step=self._step_at(0.5 * (self.time[stage[1] - 1] + self.time[-1])),
+            interval=extent,
+            before=low,
+            change=change,
+            error=np.sqrt(variance),
+            quantile=np.full(len(change), NORMAL_95),
+            seen=seen,
+            sides=(stage, (count - MIN_STAGE, count)),
+            p_value=p_value,
+            under_way=True,
+        )
+
+    def _significance(self, change: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, float]:
+        """Tell which signals see a change that is worth while, and how likely chance makes one like it."""
+        z = np.where(np.isfinite(variance), change / np.sqrt(np.where(np.isfinite(variance), variance, 1.0)), 0.0)
+        worthwhile = (np.abs(change) >= LEAST_CHANGE) & (z != 0)
+        strength = float((z[worthwhile] ** 2).sum())
+        p_value = min(1.0, len(self.time) * float(chi2.sf(strength, self.y.shape[1])))
+        return worthwhile & (np.abs(z) > 3.0), p_value
 
     def _slice(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.time[start:end], self.y[start:end], self.weights[start:end]

@@ -40,11 +40,11 @@ class FastStretch:
 
     Attributes:
         before: [first, last + 1) of the slow segment before it, as indices of measurements.
-        after: the same of the slow segment after it.
+        after: the same of the slow segment after it; None while that has not been seen.
     """
 
     before: tuple[int, int]
-    after: tuple[int, int]
+    after: tuple[int, int] | None
 
 
 def fit_line(time: np.ndarray, signals: np.ndarray, weights: np.ndarray) -> Line:
@@ -69,8 +69,11 @@ def fast_stretches(
     weights: np.ndarray,
     ends: list[int],
     ratio: float,
+    goes_on: bool = False,
 ) -> list[FastStretch]:
     """Find the stretches whose rate is at least ``ratio`` times that of both neighbouring stages.
+
+    Where the run goes on, the last of them may have no slow stage after it yet.
 
     Rates are those in log time. Against the stage before, the rate in steps must have grown as well: a power law or an
     exponential approach, which only decelerates, is slow, fast and slow again in log time, yet no transition.
@@ -78,34 +81,35 @@ def fast_stretches(
     pieces = _pieces(steps, time, signals, weights, ends)
     together, alone = pieces[0], pieces[1:]
     count = len(together.stage)
-    accepted: dict[int, _Pieces] = {}
+    accepted: dict[int, tuple[_Pieces, bool]] = {}
     for peak in sorted(range(count), key=lambda k: -together.least_log_rate[k]):
         left = max((k for k in accepted if k < peak), default=-1)
         right = min((k for k in accepted if k > peak), default=count)
         # Stages that all signals together blur may be plain in one of them.
         for view in (together, *alone):
             before, after = view.slowest(range(left + 1, peak)), view.slowest(range(peak + 1, right))
+            over = after is not None and view.slow_after(after, peak, ratio)
             if (
                 before is not None
-                and after is not None
                 and view.slow_before(before, peak, ratio)
-                and view.slow_after(after, peak, ratio)
+                and (over or (goes_on and right == count))
                 # A neighbour found earlier must keep its own slow stage on the side that faces this one.
                 and (left < 0 or view.slow_after(before, left, ratio))
-                and (right == count or view.slow_before(after, right, ratio))
+                and (after is None or right == count or view.slow_before(after, right, ratio))
             ):
-                accepted[peak] = view
+                accepted[peak] = view, over
                 break
     bounds = [0, *ends]
     stretches = []
-    for peak, view in sorted(accepted.items()):
+    for peak, (view, over) in sorted(accepted.items()):
         first, last = peak, peak
         while not (view.stage[first] and view.slow_before(first, peak, ratio)):
             first -= 1
-        while not (view.stage[last] and view.slow_after(last, peak, ratio)):
+        while over and not (view.stage[last] and view.slow_after(last, peak, ratio)):
             last += 1
         here, there = first // 2, last // 2
-        stretches.append(FastStretch((bounds[here], bounds[here + 1]), (bounds[there], bounds[there + 1])))
+        after = (bounds[there], bounds[there + 1]) if over else None
+        stretches.append(FastStretch((bounds[here], bounds[here + 1]), after))
     return stretches
 
 

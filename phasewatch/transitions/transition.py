@@ -59,6 +59,8 @@ class Transition:
             llc is not known. Negative: the new phase is the preferred one.
         equal_n: the n at which both sides would have the same free energy, ``n / log n = -d llc / d loss``; None where
             one side has the lower free energy at every n.
+        under_way: whether the end is still to come: then ``end``, ``step``, ``interval`` and ``changes`` are those of
+            what was seen of it so far. Only while a run goes on.
     """
 
     start: float
@@ -74,6 +76,7 @@ class Transition:
     consensus: float = 0.0
     free_energy: float | None = None
     equal_n: float | None = None
+    under_way: bool = False
 
     def __repr__(self) -> str:
         """Return one line with the place, the kind and the signals that changed."""

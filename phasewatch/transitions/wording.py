@@ -27,6 +27,7 @@ def describe(
     seen: np.ndarray,
     sides: tuple[tuple[int, int], tuple[int, int]],
     p_value: float,
+    under_way: bool = False,
 ) -> Transition:
     """Put a transition into words and own units.
 
@@ -42,6 +43,7 @@ def describe(
         seen: whether the change is beyond the noise.
         sides: [first, last + 1) of the stages before and after, as indices of measurements.
         p_value: of the transition.
+        under_way: whether its end is still to come.
     """
     z = np.where(np.isfinite(error), change / np.where(np.isfinite(error), error, 1.0), 0.0)
     # What no reliable point on one of the sides speaks for is reported, but names no kind.
@@ -78,6 +80,7 @@ def describe(
         p_value=p_value,
         seen_by=seen_by,
         consensus=len(seen_by) / max(len(changes), 1),
+        under_way=under_way,
     )
 
 
