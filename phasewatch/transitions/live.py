@@ -23,9 +23,9 @@ RECENT = 12
 REFRESH = 8
 # Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
 # a false alarm are far from adding up.
-LOOK_SHARE = 0.02
-# What the log odds of a change must exceed beyond those of alpha where the noise's correlation is 1.
-CORRELATION_PRICE = 26.0
+LOOK_SHARE = 0.05
+# What the log odds of a change must exceed beyond those of alpha where, without it, the noise's correlation is 1.
+CORRELATION_PRICE = 12.0
 
 Action = Literal["flagged", "revised", "withdrawn"]
 
@@ -75,9 +75,9 @@ class LiveDetector:
     A measurement costs a bounded time: the last 240 are searched again, and fully only where an exact segmentation has
     a boundary among the newest, or after an eighth more measurements.
 
-    What is found is flagged once two things hold: its gain in likelihood pays for a fiftieth of ``alpha``, and its odds
+    What is found is flagged once two things hold: its gain in likelihood pays for a twentieth of ``alpha``, and its odds
     against noise of any correlation that the history allows exceed one over its share of ``alpha``, by more the more
-    correlated the noise seems (``phasewatch.transitions.odds``). In a short history much correlation is possible: there
+    correlated the noise would be without it (``phasewatch.transitions.odds``). In a short history much correlation is possible: there
     it takes more measurements, or a larger change. A flag stands as long as its transition is found at all of
     ``alpha``.
 

@@ -21,7 +21,7 @@ class Odds:
 
     Attributes:
         log_ratio: log of the ratio of the marginal likelihoods with and without it (the log Bayes factor).
-        correlation: posterior mean of the noise's correlation from one measurement to the next, the change being real.
+        correlation: posterior mean of the noise's correlation from one measurement to the next, were there no change.
     """
 
     log_ratio: float
@@ -46,8 +46,8 @@ def odds_of_change(
         signal.use(boundaries)
         with_it.append(signal.evidence(signal.fit(every, own)))
         without.append(signal.evidence(signal.fit(others, tuple(j for j in own if j != which))))
-    likelihood, correlation = _over_correlations(np.array(with_it))
-    return Odds(likelihood - _over_correlations(np.array(without))[0], correlation)
+    rival, correlation = _over_correlations(np.array(without))
+    return Odds(_over_correlations(np.array(with_it))[0] - rival, correlation)
 
 
 def _over_correlations(evidence: np.ndarray) -> tuple[float, float]:
