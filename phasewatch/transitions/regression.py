@@ -30,11 +30,13 @@ BEND_EXPONENTS = (0.4, 1.0)
 # Prices, in units of twice the log-likelihood: of a change in one signal, more where its noise is correlated (a level
 # that wanders makes steps look likelier than they are), of a bend, of slopes that differ, of correlation, of a ramp.
 CHANGE_PRICE = 4.0
-CORRELATED_CHANGE_PRICE = 16.0
+CORRELATED_CHANGE_PRICE = 22.0
 BEND_PRICE = 10.0
 SLOPES_PRICE = 3.0
 CORRELATION_PRICE = 12.0
 WIDTH_PRICE = 3.0
+# As many measurements of a signal as the fitting of it uses up.
+FITTED = 8
 # What is left unexplained below this share of a signal's span is of no interest.
 RESOLUTION = 0.015
 # Prior standard deviation of a slope's change at a boundary, in spans of the signal over the whole of log time.
@@ -267,8 +269,8 @@ class SignalRegression:
 
     def choose(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
         """Return the best criterion, and at which of the boundaries this signal changes: at most at ``changes``."""
-        # Fitted coefficients make likelihood ratios of short series too large.
-        small = (self.points - 3 - min(len(boundaries), 4)) / self.points
+        # Fitted coefficients make likelihood ratios of short series too large,.
+        small = max(self.points - FITTED, 1) / self.points
         best = (math.inf, changes)
         while True:
             value = self.fit(boundaries, changes).criterion * small + CHANGE_PRICE * len(changes)
@@ -347,9 +349,14 @@ class BoundarySearch:
             starts[tuple(merged)] = None
             # A row of ramps, each taken for a step, would look no better than a drift.
             starts[tuple((place, max(width, RAMP)) for place, width in merged)] = None
-        best = min((self.prune(start) for start in starts), key=lambda s: s.criterion)
+        options = [self.prune(start) for start in starts]
+        # A step half-way through a ramp is worth little: what would fall for that is given its place and width first.
+        for start in starts:
+            every = tuple(range(len(start)))
+            options.append(self.prune(self.moved(start, [every for _ in self.signals])))
+        best = min(options, key=lambda s: s.criterion)
         for _ in range(ROUNDS):
-            moved = self.moved(best)
+            moved = self.moved(best.boundaries, best.changes)
             trial = [*moved]
             for place in sorted({c - 0.5 for bounds in usable for c in bounds}):
                 if all(abs(place - b) > max(2.0, 0.6 * w) for b, w in trial):
@@ -401,17 +408,17 @@ class BoundarySearch:
         changes_of = tuple(tuple(number[j] for j in changes) for changes in chosen_changes)
         return Selection(criterion, tuple(boundaries[j] for j in kept), changes_of)
 
-    def moved(self, selection: Selection) -> list[Boundary]:
-        """Move and widen each boundary in turn to where its signals want it."""
-        boundaries = list(selection.boundaries)
+    def moved(self, start: Sequence[Boundary], changes_of: Sequence[tuple[int, ...]]) -> list[Boundary]:
+        """Move and widen each boundary in turn to where the signals that change there want it."""
+        boundaries = list(start)
         for signal in self.signals:
             signal.use(boundaries)
         everywhere = tuple(range(len(boundaries)))
-        fits = [s.fit(everywhere, c) for s, c in zip(self.signals, selection.changes, strict=True)]
+        fits = [s.fit(everywhere, c) for s, c in zip(self.signals, changes_of, strict=True)]
         for j in everywhere:
             candidates = self._around(boundaries, j)
             gain = np.array([-WIDTH_PRICE * (width > 0) for _, width in candidates])
-            for signal, changes, fit in zip(self.signals, selection.changes, fits, strict=True):
+            for signal, changes, fit in zip(self.signals, changes_of, fits, strict=True):
                 if j in changes:
                     gain += signal.gains(candidates, [boundaries[k] for k in changes if k != j], fit)[0]
             boundaries[j] = candidates[int(gain.argmax())]

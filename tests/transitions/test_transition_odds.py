@@ -64,13 +64,18 @@ def test_chance_seldom_speaks_for_a_change(kind: str) -> None:
     assert convinced <= 20
 
 
-def test_a_step_convinces_in_white_noise_and_its_correlation_is_known_to_be_small() -> None:
+def test_a_step_convinces_in_white_noise_and_less_where_the_level_wanders() -> None:
     rng = np.random.default_rng(2)
     step = 0.8 * (np.arange(N) >= 30)
-    white, correlation = step_odds([step + 0.2 * rng.standard_normal(N) for _ in range(2)])
-    assert white > 20.0 and correlation < 0.25
+    white, low = step_odds([step + 0.2 * rng.standard_normal(N) for _ in range(2)])
     wandering, high = step_odds([step + 0.2 * noise(rng, N, "ar0.8") for _ in range(2)])
-    assert wandering < white and high > 0.5
+    assert white > 20.0 and wandering < white and low < high
+
+
+def test_the_correlation_is_that_of_the_noise_where_nothing_changes() -> None:
+    rng = np.random.default_rng(4)
+    white, wandering = (step_odds([0.2 * noise(rng, N, kind) for _ in range(3)])[1] for kind in ("gauss", "ar0.8"))
+    assert white < 0.2 and 0.6 < wandering < 0.9
 
 
 def test_what_is_taken_for_granted_is_no_correlation() -> None:
