@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -36,7 +36,8 @@ class Flag:
 
     Attributes:
         number: which of its transitions, counted from 0 in the order of flagging.
-        action: ``"flagged"``: it is new; ``"revised"``: with more seen it lies elsewhere or is of another kind;
+        action: ``"flagged"``: it is new; ``"revised"``: with more seen it has ended, lies elsewhere (by more than a
+            measurement) or is of another kind;
             ``"withdrawn"``: with more seen it is none.
         transition: as it is seen now; as it was last seen, where withdrawn.
         detected_at: the step of the measurement at which this was said.
@@ -75,11 +76,12 @@ class LiveDetector:
     A measurement costs a bounded time: the last 240 are searched again, and fully only where an exact segmentation has
     a boundary among the newest, or after an eighth more measurements.
 
-    What is found is flagged once two things hold: its gain in likelihood pays for a twentieth of ``alpha``, and its odds
-    against noise of any correlation that the history allows exceed one over its share of ``alpha``, by more the more
-    correlated the noise would be without it (``phasewatch.transitions.odds``). In a short history much correlation is possible: there
-    it takes more measurements, or a larger change. A flag stands as long as its transition is found at all of
-    ``alpha``.
+    Where the points scatter, what is found is flagged once two things hold: its gain in likelihood pays for a twentieth
+    of ``alpha``, and its odds against noise of any correlation that the history allows exceed one over its share of
+    ``alpha``, by more the more correlated the noise would be without it (``phasewatch.transitions.odds``). In a short
+    history much correlation is possible: there it takes more measurements, or a larger change. Where the course is
+    resolved, a transition is flagged while it is ``under_way``, once the run is faster than in the stage before. A flag
+    stands as long as its transition is found at all of ``alpha``.
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
@@ -206,30 +208,42 @@ class LiveDetector:
         self._searched = len(self._steps)
         if scaled.noise < RESOLVED:
             found = resolved_transitions(scaled, self.alpha, goes_on=True)
-            convinces = partial(self._is_plain, found)
+            convincing = partial(self._plain, found)
         else:
             search = NoisySearch(scaled, self.alpha)
             found = search.transitions
-            convinces = partial(self._is_convincing, search)
-        return self._compare(completed(found, None), convinces, settled=self._steps[first] if first else None)
+            convincing = partial(self._convincing, search)
+        return self._compare(completed(found, None), convincing, settled=self._steps[first] if first else None)
 
-    def _is_plain(self, found: Sequence[Transition], which: int, known: Sequence[int]) -> bool:
-        """Tell whether a transition of a resolved run may be flagged."""
-        return found[which].p_value <= LOOK_SHARE * self.alpha
+    def _plain(self, found: Sequence[Transition], new: Sequence[int], known: Collection[int]) -> list[int]:
+        """Tell which new transitions of a resolved run may be flagged."""
+        return [k for k in new if found[k].p_value <= LOOK_SHARE * self.alpha]
 
-    def _is_convincing(self, search: NoisySearch, which: int, known: Sequence[int]) -> bool:
-        """Tell whether a transition of a noisy run may be flagged.
+    def _convincing(self, search: NoisySearch, new: Sequence[int], known: Collection[int]) -> list[int]:
+        """Tell which new transitions of a noisy run may be flagged: each for itself, or else all at once.
 
         Those that are known are taken for granted if they still have odds of their own: a level that wanders has them
         for a while, and would lend them to its next turn.
         """
         # Twice a log-likelihood of 2 log(1/share) more is a chance that is smaller by that share.
-        if search.gain(which) < -2.0 * math.log(LOOK_SHARE):
-            return False
+        strong = [k for k in new if search.gain(k) >= -2.0 * math.log(LOOK_SHARE)]
+        if not strong:
+            return []
         least = math.log(PLACES * search.points / self.alpha)
-        believed = [k for k in known if search.odds(k, known).log_ratio > 0.0]
-        odds = search.odds(which, believed)
-        return odds.log_ratio > least + CORRELATION_PRICE * odds.correlation
+        believed = [k for k in known if search.odds([k], set(known) - {k}).log_ratio > 0.0]
+
+        def convince(which: list[int]) -> bool:
+            odds = search.odds(which, believed)
+            return odds.log_ratio > len(which) * least + math.sqrt(len(which)) * CORRELATION_PRICE * odds.correlation
+
+        flagged: list[int] = []
+        for k in strong:
+            if convince([k]):
+                flagged.append(k)
+                believed.append(k)
+        # A change that is left out looks like a level that wanders: several may hide one another.
+        rest = [k for k in strong if k not in flagged]
+        return flagged + rest if len(rest) > 1 and convince(rest) else flagged
 
     def _is_worth_a_search(self, scaled: Scaled) -> bool:
         """Tell, at the cost of two segmentations, whether anything may have changed since the last search."""
@@ -239,7 +253,10 @@ class LiveDetector:
         return any(bounds and bounds[-1] >= len(scaled.steps) - RECENT for bounds in candidate_bounds(scaled))
 
     def _compare(
-        self, found: Sequence[Transition], convinces: Callable[[int, Sequence[int]], bool], settled: float | None
+        self,
+        found: Sequence[Transition],
+        convincing: Callable[[Sequence[int], Collection[int]], list[int]],
+        settled: float | None,
     ) -> list[Flag]:
         """Match what is found now with what was flagged; whatever lies before ``settled`` stays as it is."""
         current = {flag.number: flag for flag in self.flags}
@@ -250,23 +267,22 @@ class LiveDetector:
             if same is not None:
                 open_flags.remove(same)
                 known[k] = same
-        new: list[Flag] = []
-        self._waiting = False
-        for k, transition in enumerate(found):
-            if k in known:
-                if known[k].action == "withdrawn" or self._is_news(known[k].transition, transition):
-                    new.append(Flag(known[k].number, "revised", transition, self._steps[-1]))
-            elif settled is None or transition.start > settled:
-                # What no stage parts from a known one may well be the same, cut in two by what is seen so far.
-                apart = not any(self._same(found[j], transition) for j in known)
-                if apart and convinces(k, list(known)):
-                    known[k] = Flag(len(current), "flagged", transition, self._steps[-1])
-                    current[len(current)] = known[k]
-                    new.append(known[k])
-                else:
-                    self._waiting = True
+        said: list[Flag] = []
+        for k, flag in known.items():
+            if flag.action == "withdrawn" or self._is_news(flag.transition, found[k]):
+                said.append(Flag(flag.number, "revised", found[k], self._steps[-1]))
+        new = [k for k in range(len(found)) if k not in known and (settled is None or found[k].start > settled)]
+        # What no stage parts from a known one may well be the same, cut in two by what is seen so far.
+        apart = [k for k in new if not any(self._same(found[j], found[k]) for j in known)]
+        flagged: list[int] = []
+        for k in sorted(convincing(apart, known)):
+            if not any(self._same(found[j], found[k]) for j in flagged):
+                flagged.append(k)
+        for number, k in enumerate(flagged, start=len(current)):
+            said.append(Flag(number, "flagged", found[k], self._steps[-1]))
+        self._waiting = len(flagged) < len(new)
         gone = [flag for flag in open_flags if flag.action != "withdrawn"]
-        return new + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
+        return said + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
 
     def _is_news(self, old: Transition, now: Transition) -> bool:
         """Whether a transition has ended, is of another kind or lies elsewhere by more than a measurement."""

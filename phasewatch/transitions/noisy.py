@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 from scipy.special import gammaincc
@@ -11,7 +11,7 @@ from scipy.stats import binom, chi2
 from scipy.stats import t as student
 
 from phasewatch.transitions.cost import CostWeightedLine
-from phasewatch.transitions.odds import Odds, odds_of_change
+from phasewatch.transitions.odds import Odds, odds_of_changes
 from phasewatch.transitions.regression import (
     CHANGE_PRICE,
     PLACES,
@@ -71,17 +71,17 @@ class NoisySearch:
         """Return what a transition, given by its number, brings beyond its price: twice a log-likelihood."""
         return self._search.gain(self._selection, self._numbers[which])
 
-    def odds(self, which: int, known: Sequence[int]) -> Odds:
-        """Return the odds of a transition against correlated noise, others being taken for granted.
+    def odds(self, which: Collection[int], known: Collection[int]) -> Odds:
+        """Return the odds of transitions against correlated noise, others being taken for granted.
 
         Args:
-            which: its number in ``transitions``.
+            which: their numbers in ``transitions``.
             known: the numbers of those that are taken for granted.
         """
-        kept = sorted({self._numbers[which], *(self._numbers[k] for k in known)})
+        kept = sorted({self._numbers[k] for k in (*which, *known)})
         boundaries = [self._selection.boundaries[j] for j in kept]
         changes = [tuple(k for k, j in enumerate(kept) if j in own) for own in self._selection.changes]
-        return odds_of_change(self._signals, boundaries, changes, kept.index(self._numbers[which]))
+        return odds_of_changes(self._signals, boundaries, changes, [kept.index(self._numbers[k]) for k in which])
 
 
 def candidate_bounds(scaled: Scaled, drift: bool = True) -> list[list[int]]:

@@ -6,7 +6,7 @@ explanations are therefore weighed with every correlation that the data allow: t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,35 +17,38 @@ from phasewatch.transitions.regression import CORRELATIONS, Boundary, SignalRegr
 
 @dataclass(frozen=True)
 class Odds:
-    """What speaks for a change.
+    """What speaks for one or more changes.
 
     Attributes:
-        log_ratio: log of the ratio of the marginal likelihoods with and without it (the log Bayes factor).
-        correlation: posterior mean of the noise's correlation from one measurement to the next, were there no change.
+        log_ratio: log of the ratio of the marginal likelihoods with and without them (the log Bayes factor).
+        correlation: posterior mean of the noise's correlation from one measurement to the next, were there none.
     """
 
     log_ratio: float
     correlation: float
 
 
-def odds_of_change(
-    signals: Sequence[SignalRegression], boundaries: Sequence[Boundary], changes: Sequence[tuple[int, ...]], which: int
+def odds_of_changes(
+    signals: Sequence[SignalRegression],
+    boundaries: Sequence[Boundary],
+    changes: Sequence[tuple[int, ...]],
+    which: Collection[int],
 ) -> Odds:
-    """Weigh one change against its absence.
+    """Weigh changes against their absence.
 
     Args:
         signals: the signals.
-        boundaries: the change's boundary and those taken for granted.
+        boundaries: the boundaries of the changes and those taken for granted.
         changes: for each signal, at which of them it changes.
-        which: the number of the boundary in question.
+        which: the numbers of the boundaries in question.
     """
     every = tuple(range(len(boundaries)))
-    others = tuple(j for j in every if j != which)
+    others = tuple(j for j in every if j not in which)
     with_it, without = [], []
     for signal, own in zip(signals, changes, strict=True):
         signal.use(boundaries)
         with_it.append(signal.evidence(signal.fit(every, own)))
-        without.append(signal.evidence(signal.fit(others, tuple(j for j in own if j != which))))
+        without.append(signal.evidence(signal.fit(others, tuple(j for j in own if j not in which))))
     rival, correlation = _over_correlations(np.array(without))
     return Odds(_over_correlations(np.array(with_it))[0] - rival, correlation)
 

@@ -108,8 +108,8 @@ def fast_stretches(
         while over and not (view.stage[last] and view.slow_after(last, peak, ratio)):
             last += 1
         here, there = first // 2, last // 2
-        after = (bounds[there], bounds[there + 1]) if over else None
-        stretches.append(FastStretch((bounds[here], bounds[here + 1]), after))
+        following = (bounds[there], bounds[there + 1]) if over else None
+        stretches.append(FastStretch((bounds[here], bounds[here + 1]), following))
     return stretches
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.linalg import toeplitz
 from synthetic import noise
 
-from phasewatch.transitions.odds import odds_of_change
+from phasewatch.transitions.odds import odds_of_changes
 from phasewatch.transitions.regression import CORRELATIONS, SignalRegression
 
 N = 60
@@ -49,7 +49,7 @@ def test_evidence_is_the_restricted_likelihood(seed: int) -> None:
 
 
 def step_odds(values: list[np.ndarray]) -> tuple[float, float]:
-    odds = odds_of_change([signal(v) for v in values], [(29.5, 0.0)], [(0,)] * len(values), 0)
+    odds = odds_of_changes([signal(v) for v in values], [(29.5, 0.0)], [(0,)] * len(values), [0])
     return odds.log_ratio, odds.correlation
 
 
@@ -82,6 +82,6 @@ def test_what_is_taken_for_granted_is_no_correlation() -> None:
     """A second step that is left out looks like a level that wanders."""
     rng = np.random.default_rng(3)
     values = [0.8 * (np.arange(N) >= 15) + 0.8 * (np.arange(N) >= 45) + 0.2 * rng.standard_normal(N) for _ in range(2)]
-    both = odds_of_change([signal(v) for v in values], [(14.5, 0.0), (44.5, 0.0)], [(0, 1)] * 2, 1)
-    alone = odds_of_change([signal(v) for v in values], [(44.5, 0.0)], [(0,)] * 2, 0)
+    both = odds_of_changes([signal(v) for v in values], [(14.5, 0.0), (44.5, 0.0)], [(0, 1)] * 2, [1])
+    alone = odds_of_changes([signal(v) for v in values], [(44.5, 0.0)], [(0,)] * 2, [0])
     assert both.log_ratio > alone.log_ratio and both.correlation < alone.correlation
