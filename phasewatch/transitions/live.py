@@ -37,8 +37,7 @@ class Flag:
     Attributes:
         number: which of its transitions, counted from 0 in the order of flagging.
         action: ``"flagged"``: it is new; ``"revised"``: with more seen it has ended, lies elsewhere (by more than a
-            measurement) or is of another kind;
-            ``"withdrawn"``: with more seen it is none.
+            measurement) or is of another kind; ``"withdrawn"``: with more seen it is none.
         transition: as it is seen now; as it was last seen, where withdrawn.
         detected_at: the step of the measurement at which this was said.
     """

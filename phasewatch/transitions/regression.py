@@ -349,12 +349,11 @@ class BoundarySearch:
             starts[tuple(merged)] = None
             # A row of ramps, each taken for a step, would look no better than a drift.
             starts[tuple((place, max(width, RAMP)) for place, width in merged)] = None
-        options = [self.prune(start) for start in starts]
         # A step half-way through a ramp is worth little: what would fall for that is given its place and width first.
-        for start in starts:
+        for start in list(starts):
             every = tuple(range(len(start)))
-            options.append(self.prune(self.moved(start, [every for _ in self.signals])))
-        best = min(options, key=lambda s: s.criterion)
+            starts[tuple(self.moved(start, [every for _ in self.signals]))] = None
+        best = min((self.prune(start) for start in starts), key=lambda s: s.criterion)
         for _ in range(ROUNDS):
             moved = self.moved(best.boundaries, best.changes)
             trial = [*moved]

@@ -52,14 +52,13 @@ class _Stretches:
 
     def transitions(self, goes_on: bool) -> list[Transition]:
         found: list[Transition] = []
-        ratio = 1.0 + FASTER
-        steps = self.scaled.steps
-        for stretch in fast_stretches(steps, self.time, self.y, self.weights, self.ends, ratio, goes_on):
-            transition = (
-                self._describe_so_far(stretch.before)
-                if stretch.after is None
-                else self._describe(stretch.before, stretch.after)
-            )
+        for stretch in fast_stretches(
+            self.scaled.steps, self.time, self.y, self.weights, self.ends, 1.0 + FASTER, goes_on
+        ):
+            if stretch.after is None:
+                transition = self._describe_so_far(stretch.before)
+            else:
+                transition = self._describe(stretch.before, stretch.after)
             if transition is None:
                 continue
             if found and transition.start < found[-1].end:
@@ -138,27 +137,26 @@ class _Stretches:
 
         What the stage's drift has to do with it is not known before the next stage is seen.
         """
-        count = len(self.time)
-        before = fit_line(*self._slice(*stage))
-        now = fit_line(*self._slice(max(stage[1], count - MIN_STAGE), count))
-        low, low_variance = before.at(self.time[stage[1] - 1])
-        high, high_variance = now.at(self.time[-1])
+        start = stage[1] - 1
+        newest = (max(stage[1], len(self.time) - MIN_STAGE), len(self.time))
+        low, low_variance = fit_line(*self._slice(*stage)).at(self.time[start])
+        high, high_variance = fit_line(*self._slice(*newest)).at(self.time[-1])
         change, variance = high - low, low_variance + high_variance
         seen, p_value = self._significance(change, variance)
         if p_value > self.alpha:
             return None
-        extent = float(self.scaled.steps[stage[1] - 1]), float(self.scaled.steps[-1])
+        extent = float(self.scaled.steps[start]), float(self.scaled.steps[-1])
         return describe(
             self.scaled,
             extent=extent,
-            step=self._step_at(0.5 * (self.time[stage[1] - 1] + self.time[-1])),
+            step=self._step_at(0.5 * (self.time[start] + self.time[-1])),
             interval=extent,
             before=low,
             change=change,
             error=np.sqrt(variance),
             quantile=np.full(len(change), NORMAL_95),
             seen=seen,
-            sides=(stage, (count - MIN_STAGE, count)),
+            sides=(stage, newest),
             p_value=p_value,
             under_way=True,
         )
