@@ -15,7 +15,9 @@ _RECENT = re.compile(r"recent-step=(\d+)\.ckpt")
 
 
 class TransitionCheckpoints:
-    """Keeps the checkpoints of the last measured steps back, and saves those around a transition when it is flagged.
+    """Keeps the checkpoints of the last measured steps back, and saves those around a transition when they are known.
+
+    That is when it is flagged, but for a transition that is then under way: where it ends is known when it has ended.
 
     Attributes:
         directory: Where they lie: ``transition-<number>-<before|at|after>-step=<step>.ckpt``.
@@ -40,6 +42,9 @@ class TransitionCheckpoints:
         recent = self._recent()
         for flag in flags:
             if flag.action == "flagged":
+                for left_by_another_run in self._saved(flag):
+                    left_by_another_run.unlink()
+            if flag.action != "withdrawn":
                 self._save(flag, recent)
         for old in sorted(recent)[: -self._kept_back]:
             recent[old].unlink()
@@ -48,17 +53,19 @@ class TransitionCheckpoints:
         matches = ((_RECENT.fullmatch(path.name), path) for path in self.directory.iterdir())
         return {int(match[1]): path for match, path in matches if match}
 
+    def _saved(self, flag: Flag, place: str = "*") -> list[Path]:
+        return list(self.directory.glob(f"transition-{flag.number}-{place}-step=*.ckpt"))
+
     def _save(self, flag: Flag, recent: dict[int, Path]) -> None:
+        """Save what is known by now and was not saved before."""
         transition = flag.transition
         earlier = [step for step in recent if step <= transition.start]
-        later = [step for step in recent if step >= transition.end]
-        wanted = {
-            # Where the last checkpoint before it is not kept back any more, there is none.
-            "before": max(earlier, default=None),
-            "at": min(sorted(recent), key=lambda step: abs(step - transition.step)),
-            "after": max(later, default=None),
-        }
+        # Where the last checkpoint before it is not kept back any more, there is none.
+        wanted = {"before": max(earlier, default=None)}
+        if not transition.under_way:
+            later = [step for step in recent if step >= transition.end]
+            wanted["at"] = min(sorted(recent), key=lambda step: abs(step - transition.step))
+            wanted["after"] = max(later, default=None)
         for place, step in wanted.items():
-            if step is not None:
-                name = f"transition-{flag.number}-{place}-step={step}.ckpt"
-                shutil.copyfile(recent[step], self.directory / name)
+            if step is not None and not self._saved(flag, place):
+                shutil.copyfile(recent[step], self.directory / f"transition-{flag.number}-{place}-step={step}.ckpt")

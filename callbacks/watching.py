@@ -332,6 +332,7 @@ class _TrainerMetrics:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+        self._under_way: set[int] = set()
 
     def on_measurement(self, measurement: Measurement) -> None:
         finite = {name: value for name, value in measurement.values.items() if math.isfinite(value)}
@@ -353,9 +354,24 @@ class _TrainerMetrics:
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
         self._trainer.callback_metrics["transitions"] = torch.tensor(float(len(standing)))
         for flag in flags:
-            if flag.action == "flagged":
-                kind, place = flag.transition.kind, flag.transition.step
-                _say(self._trainer, f"phasewatch: transition ({kind}) at step {place:g}, seen at {step}")
+            news = self._news(flag)
+            if news is not None:
+                _say(self._trainer, f"phasewatch: {news}, seen at {step}")
+
+    def _news(self, flag: Flag) -> str | None:
+        """What a person wants to know at once: beginnings, ends and errors, but no better figures."""
+        transition = flag.transition
+        place = f"since step {transition.start:g}" if transition.under_way else f"at step {transition.step:g}"
+        had_begun = flag.number in self._under_way
+        self._under_way.discard(flag.number)
+        if flag.action == "withdrawn":
+            return f"no transition ({transition.kind}) {place} after all"
+        if transition.under_way:
+            self._under_way.add(flag.number)
+            return None if had_begun else f"transition ({transition.kind}) under way {place}"
+        if had_begun:
+            return f"transition ({transition.kind}) {place} has ended by {transition.end:g}"
+        return f"transition ({transition.kind}) {place}" if flag.action == "flagged" else None
 
     def on_end(self, run: Run) -> None: ...
 

@@ -256,7 +256,7 @@ def _label_rows(transitions: Sequence[Transition], steps: NDArray[np.int64]) -> 
     ends: list[float] = []
     rows = []
     for centre, transition in zip(_label_centres(transitions, steps), transitions, strict=True):
-        half = 0.5 * CHARACTER * (len(transition.kind) + 2)
+        half = 0.5 * CHARACTER * (len(transition.label) + 2)
         row = next((row for row, end in enumerate(ends) if centre - half >= end), len(ends))
         ends[row:] = [centre + half, *ends[row + 1 :]]
         rows.append(row)
@@ -268,7 +268,7 @@ def _label_centres(transitions: Sequence[Transition], steps: NDArray[np.int64]) 
     width = WIDTH - LEFT - RIGHT
     centres = []
     for fraction, transition in zip(_fractions([t.step for t in transitions], steps), transitions, strict=True):
-        half = min(0.5 * CHARACTER * len(transition.kind), 0.5 * width)
+        half = min(0.5 * CHARACTER * len(transition.label), 0.5 * width)
         centres.append(min(max(fraction * width, half), width - half))
     return centres
 
@@ -294,7 +294,7 @@ def _draw_labels(
         axis.text(
             centre / width,
             height / tall,
-            transition.kind,
+            transition.label,
             transform=axis.transAxes,
             ha="center",
             va="bottom",

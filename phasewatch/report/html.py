@@ -154,11 +154,9 @@ def _warnings(analysis: Analysis) -> Iterable[str]:
 
 
 def _flagged(plain: Mapping[str, Any]) -> tuple[str, str, str]:
-    return (
-        format_step(plain["detected_at"]),
-        format_span(plain["start"], plain["end"]),
-        str(plain["kind"]),
-    )
+    under_way = plain.get("under_way")
+    extent = f"since {format_step(plain['start'])}" if under_way else format_span(plain["start"], plain["end"])
+    return format_step(plain["detected_at"]), extent, str(plain["kind"])
 
 
 def _reasons(analysis: Analysis, name: str) -> str:

@@ -36,7 +36,7 @@ def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tup
         (
             f"{format_step(t.step)} ({format_span(*t.interval)})",
             format_span(t.start, t.end),
-            t.kind,
+            t.label,
             "\n".join(describe_changes(t, arrow)),
             format_value(t.score),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -262,7 +262,7 @@ class LiveDetector:
         open_flags = [flag for flag in current.values() if settled is None or flag.transition.start > settled]
         known: dict[int, Flag] = {}
         for k, transition in enumerate(found):
-            same = next((flag for flag in open_flags if self._same(flag.transition, transition)), None)
+            same = next((flag for flag in open_flags if self._same(self._as_of_now(flag), transition)), None)
             if same is not None:
                 open_flags.remove(same)
                 known[k] = same
@@ -283,12 +283,22 @@ class LiveDetector:
         gone = [flag for flag in open_flags if flag.action != "withdrawn"]
         return said + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
 
+    def _as_of_now(self, flag: Flag) -> Transition:
+        """What was flagged; as long as it stands, what is under way goes on to the newest measurement."""
+        if flag.transition.under_way and flag.action != "withdrawn":
+            return replace(flag.transition, end=self._steps[-1])
+        return flag.transition
+
     def _is_news(self, old: Transition, now: Transition) -> bool:
-        """Whether a transition has ended, is of another kind or lies elsewhere by more than a measurement."""
+        """Whether a transition has ended, is of another kind or lies elsewhere.
+
+        Elsewhere is more than a measurement away, and more than the quarter of its width that is doubtful anyway.
+        """
         if (old.kind, old.under_way) != (now.kind, now.under_way):
             return True
-        moved = [abs(self._index(now.start) - self._index(old.start)), abs(self._index(now.end) - self._index(old.end))]
-        return not now.under_way and max(moved) > 1
+        start, end = self._index(old.start), self._index(old.end)
+        moved = max(abs(self._index(now.start) - start), abs(self._index(now.end) - end))
+        return not now.under_way and moved > max(1.0, 0.25 * (end - start))
 
     def _index(self, step: float) -> int:
         return bisect.bisect_left(self._steps, step)

@@ -78,12 +78,17 @@ class Transition:
     equal_n: float | None = None
     under_way: bool = False
 
+    @property
+    def label(self) -> str:
+        """The kind, and that it is under way, where it is."""
+        return f"{self.kind}, under way" if self.under_way else self.kind
+
     def __repr__(self) -> str:
         """Return one line with the place, the kind and the signals that changed."""
         low, high = self.interval
         changed = ", ".join(f"{name} {change.change:+.3g}" for name, change in self.changes.items())
         return (
-            f"Transition(kind={self.kind!r}, step={self.step:g} [{low:g}, {high:g}], "
+            f"Transition(kind={self.label!r}, step={self.step:g} [{low:g}, {high:g}], "
             f"start={self.start:g}, end={self.end:g}, score={self.score:.1f}, {changed})"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,27 @@ class Scripted(LiveDetector):
 class ScriptedWatch(PhaseWatch):
     def detector(self) -> LiveDetector:
         return Scripted(self.alpha)
+
+
+class UnderWay(LiveDetector):
+    """Flags at step 6 what began at 4 and is under way, says at 14 that it has ended at 10."""
+
+    def update(self, step: float, *arguments: Any, **options: Any) -> list[Flag]:
+        said = {
+            6: [Flag(0, "flagged", replace(transition(4, 6), under_way=True), step)],
+            8: [Flag(0, "revised", replace(transition(4, 8), under_way=True), step)],
+            14: [Flag(0, "revised", transition(4, 10), step)],
+            16: [Flag(0, "revised", transition(4, 12), step)],
+            18: [Flag(1, "flagged", replace(transition(16, 18), under_way=True), step)],
+            20: [Flag(1, "withdrawn", replace(transition(16, 18), under_way=True), step)],
+        }.get(int(step), [])
+        self.flags.extend(said)
+        return said
+
+
+class UnderWayWatch(PhaseWatch):
+    def detector(self) -> LiveDetector:
+        return UnderWay(self.alpha)
 
 
 class Metric(pl.Callback):
@@ -100,6 +122,30 @@ def test_checkpoints_before_at_and_after_a_transition_hold_those_weights(tmp_pat
     again = train(tmp_path / "again", PhaseWatch(schedule=2, **QUICK), 4)
     for name, weight in again.lightning_module.state_dict().items():
         assert torch.equal(before["state_dict"][name], weight), name
+
+
+def test_what_lies_within_and_after_a_transition_is_saved_when_it_has_ended(tmp_path: Any) -> None:
+    stale = tmp_path / "run" / "transitions" / "transition-0-at-step=2.ckpt"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier run")
+    train(tmp_path, UnderWayWatch(schedule=2, save_checkpoints=6, directory=str(tmp_path / "run"), **QUICK), 17)
+    assert {path.name for path in stale.parent.glob("transition-*")} == {
+        "transition-0-before-step=4.ckpt",
+        "transition-0-at-step=6.ckpt",
+        "transition-0-after-step=10.ckpt",
+    }
+
+
+def test_the_terminal_tells_beginnings_ends_and_errors(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        train(tmp_path, UnderWayWatch(schedule=2, **QUICK), 20)
+    told = [line for line in caplog.messages if line.startswith("phasewatch: ") and "seen at" in line]
+    assert told == [
+        "phasewatch: transition (A) under way since step 4, seen at 6",
+        "phasewatch: transition (A) at step 7 has ended by 10, seen at 14",
+        "phasewatch: transition (A) under way since step 16, seen at 18",
+        "phasewatch: no transition (A) since step 16 after all, seen at 20",
+    ]
 
 
 def test_a_checkpoint_that_is_not_kept_back_any_more_is_left_out(tmp_path: Any) -> None:

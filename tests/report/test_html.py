@@ -101,6 +101,9 @@ def test_flags_of_the_live_detector_are_shown_with_the_step_of_detection(tmp_pat
     flagged = tuple({**t.to_dict(), "detected_at": 2300} for t in analyze_run(run).transitions[:1])
     page = parsed(write_report(analyze_run(dataclasses.replace(run, transitions=flagged)), tmp_path / "out").html)
     assert "Flagged while the run went on" in page.text and "2,300" in page.text
+    under_way = tuple({**plain, "under_way": True, "start": 1777.0} for plain in flagged)
+    page = parsed(write_report(analyze_run(dataclasses.replace(run, transitions=under_way)), tmp_path / "out").html)
+    assert "since 1,777" in page.text
 
 
 def test_too_few_measurements_are_said_to_be_too_few(tmp_path: Path) -> None:

@@ -42,6 +42,12 @@ def test_a_change_within_its_noise_is_told_only_where_there_is_no_other() -> Non
     assert "nullity 14.0 -> 13.0" in text and "loss" not in text
 
 
+def test_a_transition_that_goes_on_says_so() -> None:
+    assert "loss falls, under way" in format_table(
+        [dataclasses.replace(TRANSITION, kind="loss falls", under_way=True)], True
+    )
+
+
 def test_none_found_is_a_sentence() -> None:
     assert format_table([]).startswith("No transitions were found")
     assert "|" not in format_table([], markdown=True)

@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import SAMPLINGS, Run, Score, linear_network, strict_matches, strict_score, synthetic_run
+from synthetic import (
+    SAMPLINGS,
+    Run,
+    Score,
+    drawn_linear_network,
+    linear_network,
+    strict_matches,
+    strict_score,
+    synthetic_run,
+)
 
 from phasewatch.transitions import Flag, LiveDetector, detect_transitions, live, standing_transitions
 
@@ -100,6 +109,60 @@ def test_stages_of_a_linear_network_are_flagged_as_they_pass() -> None:
         assert transition.start <= truth.step[0] <= transition.end
         first = next(i for i, f in said if f.transition.start <= truth.step[0] <= f.transition.end)
         assert first <= truth.last + 8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_transition_of_a_resolved_course_is_flagged_while_it_is_under_way(seed: int) -> None:
+    """The last mode of a linear network, tens of measurements wide: told before its end, then told to have ended."""
+    run = drawn_linear_network(64_000 + seed, "linear")
+    said = feed(LiveDetector(), run)
+    truth = run.transitions[-1]
+    last = next(f for f in standing_flags(said) if f.transition.start <= truth.step[0] <= f.transition.end)
+    begun, *later = [(index, flag) for index, flag in said if flag.number == last.number]
+    assert begun[1].action == "flagged" and begun[1].transition.under_way
+    assert begun[0] < truth.last
+    assert begun[1].transition.end == run.steps[begun[0]]
+    assert Flag.from_dict(json.loads(json.dumps(begun[1].to_dict()))) == begun[1]
+    ended = next(index for index, flag in later if not flag.transition.under_way)
+    assert ended <= truth.last + 8
+    assert not last.transition.under_way
+    # While it lasts, it is said again only where it turns out to be of another kind.
+    kinds = [flag.transition.kind for index, flag in said if flag.number == last.number and index < ended]
+    assert all(one != next_one for one, next_one in zip(kinds, kinds[1:], strict=False))
+
+
+def standing_flags(said: list[tuple[int, Flag]]) -> list[Flag]:
+    """The last word on each transition that stands."""
+    return [f for f in {flag.number: flag for _, flag in said}.values() if f.action != "withdrawn"]
+
+
+@pytest.mark.parametrize("sampling", ["linear", "log"])
+def test_no_transition_is_flagged_that_touches_one_that_stands(sampling: str) -> None:
+    """A course cut in two by what is seen so far is one transition, not two."""
+    for seed in range(3):
+        run = drawn_linear_network(64_100 + seed, sampling)
+        said = feed(LiveDetector(), run)
+        for k, (_, flag) in enumerate(said):
+            if flag.action == "flagged":
+                for other in standing_flags(said[:k]):
+                    low = max(flag.transition.start, other.transition.start)
+                    high = min(flag.transition.end, other.transition.end)
+                    assert ((run.steps > high) & (run.steps < low)).sum() > 2
+
+
+@pytest.mark.parametrize("length", [6, 10])
+def test_changes_that_hide_one_another_are_flagged_together(length: int) -> None:
+    """There and back again: with one of the two left out, what remains looks like noise that wanders."""
+    rng = np.random.default_rng(0)
+    above = 3.0 * ((np.arange(50) >= 20) & (np.arange(50) < 20 + length))
+    values = {name: 100.0 + above + rng.standard_normal(50) for name in ("loss", "llc")}
+    detector = LiveDetector()
+    said = feed(detector, Run(np.arange(50) * 10.0, values, {}, []))
+    assert [(t.start, t.end) for t in detector.transitions] == [
+        (190.0, 200.0),
+        (10.0 * (19 + length), 10.0 * (20 + length)),
+    ]
+    assert len({index for index, flag in said if flag.action == "flagged"}) == 1
 
 
 @pytest.mark.parametrize("pause", [5, 27, 29, 31, 53])
