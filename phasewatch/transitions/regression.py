@@ -83,14 +83,12 @@ class Fit:
         correlation: index into ``CORRELATIONS``.
         columns: columns of the design that it uses; the last ``slopes`` of them with a Gaussian prior.
         slopes: number of boundaries at which the slope may change.
-        residual: residual sum of squares.
     """
 
     criterion: float
     correlation: int
     columns: tuple[int, ...]
     slopes: int
-    residual: float
 
 
 class SignalRegression:
@@ -201,7 +199,7 @@ class SignalRegression:
         best = int(criterion.argmin())
         extra = [self._first_bend + int(which[best])] if bends[best] else []
         columns = (*firsts, *extra, *free[len(firsts) :])
-        return Fit(float(criterion[best]), best, columns, count, float(residual[best]))
+        return Fit(float(criterion[best]), best, columns, count)
 
     def evidence(self, fit: Fit) -> np.ndarray:
         """Return the log marginal likelihood of the columns of a fit at each of ``CORRELATIONS``.
@@ -226,33 +224,43 @@ class SignalRegression:
 
     def strengths(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> np.ndarray:
         """Squared z of each change, all others being fitted too."""
-        effects, covariance, _ = self._coefficients(self.fit(boundaries, changes))
+        fit = self.fit(boundaries, changes)
+        effects, covariance, _ = self._coefficients(fit, np.array([fit.columns]))
         here = slice(self._first_change, self._first_change + len(changes))
-        squared: np.ndarray = effects[here] ** 2 / np.diag(covariance)[here]
+        squared: np.ndarray = effects[0, here] ** 2 / np.diagonal(covariance[0])[here]
         return squared
 
-    def _coefficients(self, fit: Fit) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return coefficients, their covariance and the degrees of freedom of the residual."""
-        columns = list(fit.columns)
-        gram = self._gram[fit.correlation][np.ix_(columns, columns)]
+    def _coefficients(self, fit: Fit, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Fit each of several sets of columns (sets, columns), with the correlation and slopes of a fit.
+
+        Returns:
+            Their coefficients, the covariances of these and the unexplained variances.
+        """
+        gram = self._gram[fit.correlation][columns[:, :, None], columns[:, None, :]]
         if fit.slopes:
-            gram[range(-fit.slopes, 0), range(-fit.slopes, 0)] += self.prior
-        scale = 1.0 / np.sqrt(np.diag(gram))
-        inverse = np.linalg.inv(gram * scale[:, None] * scale + 1e-9 * np.eye(len(columns))) * scale[:, None] * scale
-        freedom = max(self.points - 1 - len(columns) + fit.slopes, 3)
-        variance = (fit.residual + self.unexplained) / freedom
-        return inverse @ self._gram[fit.correlation][columns, -1], inverse * variance, freedom
+            gram[:, range(-fit.slopes, 0), range(-fit.slopes, 0)] += self.prior
+        scale = 1.0 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+        normal = gram * scale[:, :, None] * scale[:, None, :] + 1e-9 * np.eye(columns.shape[1])
+        inverse = np.linalg.inv(normal) * scale[:, :, None] * scale[:, None, :]
+        moment = self._gram[fit.correlation][columns, -1]
+        coefficients = (inverse @ moment[:, :, None])[:, :, 0]
+        residual = np.maximum(self._own[fit.correlation, -1] - (moment * coefficients).sum(axis=1), 1e-9)
+        variance = (residual + self.unexplained) / self._freedom(fit)
+        return coefficients, inverse * variance[:, None, None], variance
+
+    def _freedom(self, fit: Fit) -> int:
+        return max(self.points - 1 - len(fit.columns) + fit.slopes, 3)
 
     def effect(self, changes: tuple[int, ...], j: int) -> tuple[float, float, float, int]:
         """Return the level before boundary ``j``, its change, the change's standard error and degrees of freedom.
 
-        Levels are continued to the half-way place of the boundary, all other boundaries being fitted too.
+        Levels are continued to the half-way place of the boundary, all other boundaries being fitted too. Whether
+        slopes differ and how the course bends is not known: slopes and a bend are allowed for, whatever the data
+        preferred, and the bends are averaged by their likelihoods (Hoeting et al. 1999, eq. 1 and what follows it).
         """
         every = tuple(range(len(self.boundaries)))
         changes = tuple(sorted({*changes, j}))
-        # Whether slopes differ and the course bends is not known: both are allowed for, whatever the data preferred.
         fit = self._fit(every if self.drift else (), changes, bend=True)
-        coefficients, covariance, freedom = self._coefficients(fit)
         place = np.array([self.boundaries[j][0]])
         at = np.interp(place, self.index, np.arange(self.points))
         rows = np.arange(self.points)
@@ -262,14 +270,24 @@ class SignalRegression:
         time = np.interp(at, rows, self.time)
         kinks = [np.maximum(time - np.interp(b[0], self.index, self.time), 0.0) / self.extent for b in self.boundaries]
         bends = [np.interp(at, rows, column * self.sigma) for column in self.bends.T]
-        row = np.concatenate([*line, *shares, *kinks, *bends])[list(fit.columns)]
+        here = np.concatenate([*line, *shares, *kinks, *bends])
+        columns = np.array([fit.columns])
+        if self.drift:
+            columns = np.repeat(columns, len(bends), axis=0)
+            columns[columns >= self._first_bend] = self._first_bend + np.arange(len(bends))
+        coefficients, covariance, variance = self._coefficients(fit, columns)
+        share = np.exp(-0.5 * self.effective * np.log(variance / variance.min()))
+        share /= share.sum()
         position = fit.columns.index(self._first_change + j)
-        error = float(np.sqrt(covariance[position, position]))
-        return self.mean + float(row @ coefficients), float(coefficients[position]), error, freedom
+        change = coefficients[:, position]
+        before = (here[columns] * coefficients).sum(axis=1)
+        mean = float(share @ change)
+        error = math.sqrt(share @ (covariance[:, position, position] + (change - mean) ** 2))
+        return self.mean + float(share @ before), mean, error, self._freedom(fit)
 
     def choose(self, boundaries: tuple[int, ...], changes: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
         """Return the best criterion, and at which of the boundaries this signal changes: at most at ``changes``."""
-        # Fitted coefficients make likelihood ratios of short series too large,.
+        # Fitted coefficients make likelihood ratios of short series too large.
         small = max(self.points - FITTED, 1) / self.points
         best = (math.inf, changes)
         while True:

@@ -132,7 +132,7 @@ def test_what_lies_within_and_after_a_transition_is_saved_when_it_has_ended(tmp_
     assert {path.name for path in stale.parent.glob("transition-*")} == {
         "transition-0-before-step=4.ckpt",
         "transition-0-at-step=6.ckpt",
-        "transition-0-after-step=10.ckpt",
+        "transition-0-after-step=14.ckpt",
     }
 
 
