@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ _EXAMPLES = """\
 examples:
   phasewatch demo                               train a small network, watched, and show what was found
   phasewatch analyze lightning_logs/version_0   find the transitions of a recorded run
+  phasewatch compare lightning_logs/version_*   which transitions do several runs have in common?
 """
 
 _ANALYZE = """\
@@ -34,6 +36,18 @@ examples:
   phasewatch analyze lightning_logs/version_0
   phasewatch analyze lightning_logs/version_0 --alpha 0.01 --output report
   phasewatch analyze runs/other --tags train/loss val/loss
+"""
+
+_COMPARE = """\
+Find the transitions of several runs, such as those of several seeds, and match them:
+what all of them go through is told from what only some do, and how much the steps
+differ. Prints a table and draws the runs one above the other (PNG).
+"""
+
+_COMPARE_EXAMPLES = """\
+examples:
+  phasewatch compare runs/seed_0 runs/seed_1 runs/seed_2
+  phasewatch compare lightning_logs/version_* --output seeds.png
 """
 
 
@@ -54,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _analyze(arguments) if arguments.command == "analyze" else _demo(arguments)
+            return {"analyze": _analyze, "compare": _compare, "demo": _demo}[arguments.command](arguments)
     except _Failure as failure:
         print(f"phasewatch: {failure}", file=sys.stderr)
         return 2
@@ -77,12 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     analyze.add_argument("run", metavar="RUN", type=Path, help="log directory of the run, or its phasewatch.jsonl")
-    analyze.add_argument(
-        "--alpha",
-        type=_probability,
-        default=0.05,
-        help="wanted rate of false alarms in a run without transitions (default: %(default)s)",
-    )
+    _add_alpha(analyze)
     analyze.add_argument(
         "--output",
         metavar="DIR",
@@ -94,6 +103,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TAG",
         nargs="+",
         help="analyse these scalars of the TensorBoard event files instead",
+    )
+    compare = commands.add_parser(
+        "compare",
+        help="match the transitions of several runs",
+        description=_COMPARE,
+        epilog=_COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="log directory of a run, as for analyze")
+    _add_alpha(compare)
+    compare.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="where the figure is written (default: comparison.png in the directory that holds all the runs)",
     )
     demo = commands.add_parser(
         "demo",
@@ -109,6 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: %(default)s)")
     return parser
+
+
+def _add_alpha(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--alpha",
+        type=_probability,
+        default=0.05,
+        help="wanted rate of false alarms in a run without transitions (default: %(default)s)",
+    )
 
 
 def _probability(text: str) -> float:
@@ -146,6 +179,39 @@ def _analyze(arguments: argparse.Namespace) -> int:
     print()
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         print(f"{name + ':':<8}{path}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from phasewatch.record import RecordError
+
+    try:
+        loaded = [_load(path, None) for path in arguments.runs]
+    except (RecordError, OSError) as error:
+        raise _Failure(error) from error
+    directories = [directory.resolve() for _, directory, _ in loaded]
+    if len(set(directories)) < max(2, len(directories)):
+        raise _Failure(f"compare needs several different runs; given: {', '.join(map(str, arguments.runs))}.")
+    from phasewatch.report import analyze_run, comparison_figure, format_comparison
+    from phasewatch.transitions import align_transitions
+
+    together = Path(os.path.commonpath(directories))
+    names = [str(directory.relative_to(together)) for directory in directories]
+    analyses = [analyze_run(run, alpha=arguments.alpha, signals=signals) for run, _, signals in loaded]
+    aligned = align_transitions([analysis.transitions for analysis in analyses])
+    output = together / "comparison.png" if arguments.output is None else arguments.output
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        comparison_figure(names, analyses, aligned).savefig(output, format="png")
+    except OSError as error:
+        raise _Failure(
+            f"the figure cannot be written to {output} ({error.strerror or error}); give another --output."
+        ) from error
+    print(format_comparison(names, aligned))
+    for name, analysis in zip(names, analyses, strict=True):
+        if analysis.note is not None:
+            print(f"{name}: {analysis.note}")
+    print(f"\nfigure: {output}")
     return 0
 
 

@@ -15,13 +15,13 @@ from phasewatch.cli import main
 from phasewatch.record import Ledger, Measurement
 
 
-def record(directory: Path, points: int = 40) -> Path:
+def record(directory: Path, points: int = 40, place: int = 2000) -> Path:
     """A record with one jump of 100 noise standard deviations in the loss, at step 2,000 of 4,000."""
     rng = np.random.default_rng(0)
     ledger = Ledger(directory / "phasewatch.jsonl")
     ledger.append("header", {"schema_version": 1, "n": 100, "seed": 0})
     for step in range(0, 100 * points, 100):
-        loss = (2.0 if step < 2000 else 1.0) + 0.01 * float(rng.standard_normal())
+        loss = (2.0 if step < place else 1.0) + 0.01 * float(rng.standard_normal())
         ledger.append("measurement", Measurement(step, {"loss": loss}).to_dict())
     ledger.append("end", {"time": 0.0})
     return directory / "phasewatch.jsonl"
@@ -188,3 +188,29 @@ def test_analyze_does_without_torch(tmp_path: Path) -> None:
     code = "import sys; from phasewatch.cli import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code, "analyze", str(tmp_path)], check=False, capture_output=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_compare_matches_the_transitions_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [tmp_path / "seeds" / name for name in ("a", "b", "c")]
+    record(runs[0], place=1500)
+    record(runs[1], place=2000)
+    record(runs[2], points=5)
+    assert main(["compare", *map(str, runs)]) == 0
+    printed = capsys.readouterr().out
+    header, _, row = printed.splitlines()[:3]
+    assert header.split() == "median step (range) runs kind a b c".split()
+    assert row.split() == "1,700 (1,450-1,950) 2 of 3 loss falls 1,450 1,950 -".split()
+    assert "c: Transitions were not looked for: the run holds 5 usable measurements" in printed
+    assert f"figure: {tmp_path / 'seeds' / 'comparison.png'}" in printed
+    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "new" / "one.png")]) == 0
+    for path in (tmp_path / "seeds" / "comparison.png", tmp_path / "new" / "one.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_needs_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = record(tmp_path / "run")
+    for given in ([path], [path, path.parent]):
+        assert main(["compare", *map(str, given)]) == 2
+        assert "several different runs" in capsys.readouterr().err
+    assert main(["compare", str(path), str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err

@@ -1,9 +1,20 @@
 """What a person reads about a run: its transitions as a table, a figure and a page."""
 
 from phasewatch.report.analysis import Analysis, analyze_run
+from phasewatch.report.comparison import comparison_figure, format_comparison
 from phasewatch.report.density import density_figure
 from phasewatch.report.figure import run_figure
 from phasewatch.report.html import ReportPaths, write_report
 from phasewatch.report.table import format_table
 
-__all__ = ["Analysis", "ReportPaths", "analyze_run", "density_figure", "format_table", "run_figure", "write_report"]
+__all__ = [
+    "Analysis",
+    "ReportPaths",
+    "analyze_run",
+    "comparison_figure",
+    "density_figure",
+    "format_comparison",
+    "format_table",
+    "run_figure",
+    "write_report",
+]

@@ -90,7 +90,7 @@ def run_figure(analysis: Analysis) -> Figure:
         low = top - PANEL_HEIGHT * (k + 1)
         box = (LEFT / WIDTH, low / height, 1 - (LEFT + RIGHT) / WIDTH, (PANEL_HEIGHT - TITLE_HEIGHT) / height)
         axes.append(figure.add_axes(box, sharex=axes[0] if axes else None))
-    _scale_steps(axes[0], steps)
+    scale_steps(axes[0], steps)
     for axis, panel in zip(axes, panels, strict=True):
         _draw_stages(axis, analysis.transitions)
         _draw_series(axis, panel, run)
@@ -129,7 +129,8 @@ def _log_spaced(steps: NDArray[np.int64]) -> bool:
     return float(np.mean(steps <= steps[0] + 0.1 * (steps[-1] - steps[0]))) > 1 / 3
 
 
-def _scale_steps(axis: Axes, steps: NDArray[np.int64]) -> None:
+def scale_steps(axis: Axes, steps: NDArray[np.int64]) -> None:
+    """Give an axis of steps its limits, ticks and scale: logarithmic where measurements crowd at the beginning."""
     first, last = float(steps[0]), float(steps[-1])
     if _log_spaced(steps):
         positive = float(steps[steps > 0][0])
@@ -244,7 +245,7 @@ def _dress(axis: Axes, integer: bool, logarithmic: bool) -> None:
 def _fractions(places: Sequence[float], steps: NDArray[np.int64]) -> list[float]:
     """Where steps lie along the axis, as shares of its width."""
     axis = Figure().add_axes((0, 0, 1, 1))
-    _scale_steps(axis, steps)
+    scale_steps(axis, steps)
     pixels = axis.transData.transform([(place, 0.0) for place in places])[:, 0]
     return [float(x) for x in axis.transAxes.inverted().transform([(x, 0.0) for x in pixels])[:, 0]]
 
