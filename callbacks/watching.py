@@ -332,7 +332,7 @@ class _TrainerMetrics:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._under_way: set[int] = set()
+        self._told: dict[int, str] = {}
 
     def on_measurement(self, measurement: Measurement) -> None:
         finite = {name: value for name, value in measurement.values.items() if math.isfinite(value)}
@@ -361,17 +361,18 @@ class _TrainerMetrics:
     def _news(self, flag: Flag) -> str | None:
         """What a person wants to know at once: beginnings, ends and errors, but no better figures."""
         transition = flag.transition
+        state = "withdrawn" if flag.action == "withdrawn" else "under way" if transition.under_way else "over"
+        before = self._told.get(flag.number, None if flag.action == "flagged" else state)
+        self._told[flag.number] = state
+        if state == before:
+            return None
         place = f"since step {transition.start:g}" if transition.under_way else f"at step {transition.step:g}"
-        had_begun = flag.number in self._under_way
-        self._under_way.discard(flag.number)
-        if flag.action == "withdrawn":
+        if state == "withdrawn":
             return f"no transition ({transition.kind}) {place} after all"
-        if transition.under_way:
-            self._under_way.add(flag.number)
-            return None if had_begun else f"transition ({transition.kind}) under way {place}"
-        if had_begun:
-            return f"transition ({transition.kind}) {place} has ended by {transition.end:g}"
-        return f"transition ({transition.kind}) {place}" if flag.action == "flagged" else None
+        if state == "under way":
+            return f"transition ({transition.kind}) under way {place}"
+        ended = f" has ended by {transition.end:g}" if before == "under way" else ""
+        return f"transition ({transition.kind}) {place}{ended}"
 
     def on_end(self, run: Run) -> None: ...
 

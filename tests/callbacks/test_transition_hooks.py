@@ -49,6 +49,7 @@ class UnderWay(LiveDetector):
             16: [Flag(0, "revised", transition(4, 12), step)],
             18: [Flag(1, "flagged", replace(transition(16, 18), under_way=True), step)],
             20: [Flag(1, "withdrawn", replace(transition(16, 18), under_way=True), step)],
+            22: [Flag(1, "revised", transition(16, 20), step)],
         }.get(int(step), [])
         self.flags.extend(said)
         return said
@@ -138,13 +139,14 @@ def test_what_lies_within_and_after_a_transition_is_saved_when_it_has_ended(tmp_
 
 def test_the_terminal_tells_beginnings_ends_and_errors(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        train(tmp_path, UnderWayWatch(schedule=2, **QUICK), 20)
+        train(tmp_path, UnderWayWatch(schedule=2, **QUICK), 22)
     told = [line for line in caplog.messages if line.startswith("phasewatch: ") and "seen at" in line]
     assert told == [
         "phasewatch: transition (A) under way since step 4, seen at 6",
         "phasewatch: transition (A) at step 7 has ended by 10, seen at 14",
         "phasewatch: transition (A) under way since step 16, seen at 18",
         "phasewatch: no transition (A) since step 16 after all, seen at 20",
+        "phasewatch: transition (A) at step 18, seen at 22",
     ]
 
 
