@@ -24,7 +24,7 @@ class TransitionCheckpoints:
     """
 
     def __init__(self, directory: Path, kept_back: int) -> None:
-        """Take up what an earlier process kept back.
+        """Nothing is written yet.
 
         Args:
             directory: The run's directory.
@@ -33,10 +33,17 @@ class TransitionCheckpoints:
         self.directory = directory / FOLDER
         self._kept_back = kept_back
 
+    def start(self, step: int) -> None:
+        """Take up what this run kept back before a step; what lies there from that step on is of another one."""
+        if self.directory.is_dir():
+            recent = self._recent()
+            for later in [kept for kept in recent if kept >= step]:
+                recent[later].unlink()
+
     def at_measurement(self, trainer: Any, step: int, flags: Sequence[Flag]) -> None:
         """Keep the trainer's state back, and save what lies around the transitions flagged just now. All ranks call."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self.directory / f"recent-step={step}.ckpt")
+        trainer.save_checkpoint(self.directory / f"recent-step={step}.ckpt", weights_only=False)
         if not trainer.is_global_zero:
             return
         recent = self._recent()
@@ -60,11 +67,12 @@ class TransitionCheckpoints:
         """Save what is known by now and was not saved before."""
         transition = flag.transition
         earlier = [step for step in recent if step <= transition.start]
-        # Where the last checkpoint before it is not kept back any more, there is none.
+        # What is not kept back any more cannot be saved.
         wanted = {"before": max(earlier, default=None)}
         if not transition.under_way:
             later = [step for step in recent if step >= transition.end]
-            wanted["at"] = min(sorted(recent), key=lambda step: abs(step - transition.step))
+            within = [step for step in recent if transition.start <= step <= transition.end]
+            wanted["at"] = min(sorted(within), key=lambda step: abs(step - transition.step), default=None)
             wanted["after"] = max(later, default=None)
         for place, step in wanted.items():
             if step is not None and not self._saved(flag, place):

@@ -116,18 +116,23 @@ class WatchingCallback(CallbackBase):
         family = [c for c in trainer.callbacks if isinstance(c, WatchingCallback)]
         if family[0] is not self:
             return
-        if self._watch is not None and self._restored is None:
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        # A trainer that begins at zero begins a run of its own, whatever this callback has watched before.
+        if self._watch is not None and self._restored is None and step > 0:
             self._restored = self._driver_state()
         log_dir = trainer.log_dir  # a collective under DDP: every rank must ask
         self._next_visit = 0
         self._flags = []
-        detecting = next((c for c in family if c.detector() is not None), self)
-        self._hook = detecting.on_transition
+        self._hooks = [c.on_transition for c in family if c.on_transition is not None]
         run_directory = _run_directory(self.directory, trainer, log_dir)
-        if detecting.save_checkpoints and run_directory is not None:
-            self._checkpoints = TransitionCheckpoints(run_directory, detecting.save_checkpoints)
+        kept_back = max(c.save_checkpoints for c in family)
+        self._checkpoints = None
+        if kept_back and run_directory is not None:
+            self._checkpoints = TransitionCheckpoints(run_directory, kept_back)
         if not trainer.is_global_zero:
             return
+        if self._checkpoints is not None:
+            self._checkpoints.start(step)
         monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
         self._streams = [(m, m.probe) for m in monitors if isinstance(m.probe, StreamProbe)]  # type: ignore[misc]
         self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None), log_dir
@@ -246,8 +251,8 @@ class WatchingCallback(CallbackBase):
 
     def _on_flag(self, flag: Flag) -> None:
         self._flags.append(flag)
-        if self._hook is not None:
-            self._hook(flag)
+        for hook in self._hooks:
+            hook(flag)
 
     def _share(self, trainer: Any, measured: bool) -> bool:
         """Give every rank the next step to meet at and the metrics, so that all stop early or save alike.
@@ -384,7 +389,7 @@ def _run_directory(given: str | None, trainer: Any, log_dir: str | None) -> Path
         return Path(given)
     if trainer.fast_dev_run:
         return None
-    return Path(log_dir) if trainer.loggers and log_dir else Path(trainer.default_root_dir) / "phasewatch"
+    return Path(log_dir) if trainer.loggers and log_dir else Path(trainer.default_root_dir) / "phasewatch_logs"
 
 
 def _tensorboard_writers(trainer: Any, directory: Path | None) -> list[Listener]:
@@ -438,7 +443,9 @@ def _summary(watch: Watch) -> str:
     measured = len(watch.run.measurements)
     text = f"phasewatch: {measured} measurements, {len(watch.transitions)} transitions flagged"
     if watch.clock.training_seconds:
-        text += f", {watch.clock.overhead:.0%} of the training time spent measuring"
+        text += (
+            f", {watch.clock.measuring_seconds:.1f} s measuring beside {watch.clock.training_seconds:.1f} s of training"
+        )
     if watch.directory is None:
         return text + "."
     text += f".\n  phasewatch analyze {watch.directory}\n  tensorboard --logdir {watch.directory}"

@@ -189,14 +189,16 @@ def _compare(arguments: argparse.Namespace) -> int:
         loaded = [_load(path, None) for path in arguments.runs]
     except (RecordError, OSError) as error:
         raise _Failure(error) from error
-    directories = [directory.resolve() for _, directory, _ in loaded]
-    if len(set(directories)) < max(2, len(directories)):
+    places = [(run.path or directory).resolve() for run, directory, _ in loaded]
+    if len(set(places)) < max(2, len(places)):
         raise _Failure(f"compare needs several different runs; given: {', '.join(map(str, arguments.runs))}.")
+    directories = [directory.resolve() for _, directory, _ in loaded]
+    named = directories if len(set(directories)) == len(directories) else places
     from phasewatch.report import analyze_run, comparison_figure, format_comparison
     from phasewatch.transitions import align_transitions
 
     together = Path(os.path.commonpath(directories))
-    names = [str(directory.relative_to(together)) for directory in directories]
+    names = [str(place.relative_to(together)) for place in named]
     analyses = [analyze_run(run, alpha=arguments.alpha, signals=signals) for run, _, signals in loaded]
     aligned = align_transitions([analysis.transitions for analysis in analyses])
     output = together / "comparison.png" if arguments.output is None else arguments.output
@@ -246,7 +248,10 @@ def _load_event_files(path: Path, tags: list[str] | None) -> tuple[Run, Path, li
             )
         print(f"No phasewatch record here; reading {', '.join(tags)} from the TensorBoard event files.\n")
     run = run_of_scalars(scalars, tags, str(source))
-    return run, source if source.is_dir() else source.parent, tags
+    finite = [tag for tag in tags if tag in run.names]
+    if not finite:
+        raise RecordError(f"{source} holds no finite value of {', '.join(tags)}; name other scalars by --tags.")
+    return run, source if source.is_dir() else source.parent, finite
 
 
 def _demo(arguments: argparse.Namespace) -> int:

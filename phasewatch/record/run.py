@@ -125,8 +125,12 @@ class Run:
         Raises:
             ImportError: If pandas is not installed.
         """
-        import pandas
-
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "to_pandas needs pandas: pip install pandas. rows() gives the same without it."
+            ) from error
         return pandas.DataFrame(self.rows(), columns=["step", "name", "value", "standard_error", "reliable"])
 
     def __repr__(self) -> str:

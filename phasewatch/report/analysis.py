@@ -91,7 +91,8 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
     if measured < MIN_POINTS:
         note = (
             f"Transitions were not looked for: the run holds {_counted(measured, 'usable measurement')}, and "
-            f"it takes at least {MIN_POINTS}. Train for longer, or measure more often."
+            f"it takes at least {MIN_POINTS}. Train for longer, or measure more often: max_overhead=None lifts the "
+            "limit on the time for measuring, schedule=100 measures at every 100th step."
         )
     else:
         detection = detect_transitions(

@@ -85,7 +85,7 @@ def _draw_lane(axis: Axes, lane: int, name: str, analysis: Analysis) -> None:
     signal = analysis.signals[0] if analysis.signals else None
     label = f"{name}: {signal or 'no signal'}" + ("" if analysis.note is None else f" ({analysis.note.split(':')[0]})")
     axis.annotate(label, (0.0, lane), xycoords=axis.get_yaxis_transform(), xytext=(4, -10), textcoords="offset points")
-    axis.texts[-1].set(fontsize=8.5, color=INK)
+    axis.texts[-1].set(fontsize=8.5, color=INK, parse_math=False)
     if signal is None:
         return
     series = analysis.run.series(signal)

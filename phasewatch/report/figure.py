@@ -193,7 +193,7 @@ def _draw_series(axis: Axes, panel: Panel, run: Run) -> None:
         axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
     if not trusted.all():
         label += f"; {(~trusted).sum()} of {len(trusted)} points unreliable (hollow)"
-    title = axis.set_title(label, loc="left", fontsize=8.5, color=panel.color, pad=3)
+    title = axis.set_title(label, loc="left", fontsize=8.5, color=panel.color, pad=3, parse_math=False)
     title.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     _dress(axis, panel.integer, logarithmic)
 
@@ -302,4 +302,5 @@ def _draw_labels(
             fontsize=8.5,
             fontweight="bold",
             color=VERMILION,
+            parse_math=False,
         )

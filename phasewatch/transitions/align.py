@@ -54,7 +54,7 @@ class AlignedTransition:
 
 
 def align_transitions(runs: Sequence[Sequence[Transition]]) -> list[AlignedTransition]:
-    """Align the transitions of several runs, in order of their steps.
+    """Align the transitions of several runs, in order of their steps as far as the order within each run allows.
 
     Runs are added one by one, those with the most transitions first, by the best order-preserving match to what is
     aligned already (Needleman & Wunsch 1970); a match costs the ratio of the steps, and more between kinds.
@@ -80,8 +80,26 @@ def align_transitions(runs: Sequence[Sequence[Transition]]) -> list[AlignedTrans
             if transition is not None:
                 column[number] = transition
             merged.append(column)
-        aligned = merged
+        aligned = _in_order(merged)
     return [AlignedTransition(tuple(group.get(k) for k in range(len(runs)))) for group in aligned]
+
+
+def _in_order(groups: Sequence[dict[int, Transition]]) -> list[dict[int, Transition]]:
+    """Sort groups by their median steps as far as the order within each run allows."""
+    left, ordered = list(groups), []
+    while left:
+        # The first is free; another is where no run has something before it.
+        free = [
+            k
+            for k, group in enumerate(left)
+            if not any(other[run].step < group[run].step for other in left for run in group.keys() & other.keys())
+        ]
+        ordered.append(left.pop(min(free, key=lambda k: _median_step(left[k]))))
+    return ordered
+
+
+def _median_step(group: dict[int, Transition]) -> float:
+    return float(np.median([transition.step for transition in group.values()]))
 
 
 def _match(
@@ -114,7 +132,6 @@ def _match(
 
 
 def _unlikeness(group: dict[int, Transition], transition: Transition) -> float:
-    steps = [max(other.step, 1e-9) for other in group.values()]
-    ratio = abs(math.log(max(transition.step, 1e-9) / float(np.median(steps)))) / math.log(FACTOR)
+    ratio = abs(math.log(max(transition.step, 1e-9) / max(_median_step(group), 1e-9))) / math.log(FACTOR)
     kinds = {other.kind for other in group.values()}
     return ratio + OTHER_KIND * (transition.kind not in kinds)

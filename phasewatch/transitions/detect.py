@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,15 @@ from phasewatch.transitions.noisy import NoisySearch
 from phasewatch.transitions.plateaus import plateau_boundaries
 from phasewatch.transitions.regression import CHANGE_PRICE, boundary_price
 from phasewatch.transitions.resolved import resolved_transitions
-from phasewatch.transitions.series import Scaled, checked_alpha, checked_signals, checked_steps, log_time, prepare
+from phasewatch.transitions.series import (
+    Scaled,
+    checked_alpha,
+    checked_signals,
+    checked_steps,
+    log_time,
+    prepare,
+    varies,
+)
 from phasewatch.transitions.transition import Detection, Stage, Transition
 from phasewatch.transitions.wording import free_energy_change
 
@@ -80,6 +89,8 @@ def detect_transitions(
         raise ValueError(f"model is {model!r}; expected 'auto', 'drift' or 'plateau'")
     if criterion not in ("transition", "plateau"):
         raise ValueError(f"criterion is {criterion!r}; expected 'transition' or 'plateau'")
+    if n is not None and (not isinstance(n, Real) or not math.isfinite(n)):
+        raise ValueError(f"n is {n!r}; expected the number of training samples, or None where it is not known")
     scaled = scaled_run(steps, values, standard_errors, reliable)
     if isinstance(scaled, Detection):
         return scaled
@@ -111,9 +122,9 @@ def scaled_run(
     """Check what was given and bring it to one scale, or say why nothing can be said."""
     steps = checked_steps(steps)
     given = checked_signals(steps, values, standard_errors, reliable)
-    measured = np.zeros(len(steps), dtype=bool)
-    for array, _, _ in given.values():
-        measured |= np.isfinite(array)
+    arrays = [array for array, _, _ in given.values()]
+    # A signal that never changes tells nothing, not even when something was measured.
+    measured = np.isfinite([array for array in arrays if varies(array)] or arrays).any(axis=0)
     count = int(measured.sum())
     if count < MIN_POINTS:
         return Detection(undecided=f"{count} measurements are too few; it takes {MIN_POINTS}: measure more often.")

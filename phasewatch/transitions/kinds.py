@@ -15,6 +15,9 @@ DETECTABLE = (LOSS, LLC, "hessian_max", "hessian_min", "hessian_trace", "nullity
 """Recorded signals in which transitions are looked for."""
 
 
+SIGNIFICANT = 3.0
+
+
 def name_kind(changes: Mapping[str, Change], changed: Mapping[str, bool]) -> str:
     """Name a transition by what the loss and the learning coefficient did.
 
@@ -44,5 +47,6 @@ def _direction(name: str, changes: Mapping[str, Change], changed: Mapping[str, b
     if name not in changes:
         return "unknown"
     if not changed[name]:
-        return "constant"
+        # What changes beyond its noise, but too little to speak of, is not constant either.
+        return "constant" if abs(changes[name].z) < SIGNIFICANT else "unknown"
     return "rises" if changes[name].change > 0 else "falls"

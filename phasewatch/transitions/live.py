@@ -16,11 +16,14 @@ from phasewatch.transitions.resolved import resolved_transitions
 from phasewatch.transitions.series import Scaled, checked_alpha
 from phasewatch.transitions.transition import Detection, Transition
 
-# Measurements that are looked at again with each new one; what happened before them is settled.
+# Measurements that are looked at again with each new one. Once the run is longer, what ended before the second half of
+# them is settled.
 WINDOW = 240
 # A change is looked for among this many newest measurements at every one, in all of them now and then.
 RECENT = 12
 REFRESH = 8
+# A flag is withdrawn when so many searches in a row have not found it: what is on the verge comes and goes.
+PATIENCE = 3
 # Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
 # a false alarm are far from adding up.
 LOOK_SHARE = 0.05
@@ -80,7 +83,7 @@ class LiveDetector:
     ``alpha``, by more the more correlated the noise would be without it (``phasewatch.transitions.odds``). In a short
     history much correlation is possible: there it takes more measurements, or a larger change. Where the course is
     resolved, a transition is flagged while it is ``under_way``, once the run is faster than in the stage before. A flag
-    stands as long as its transition is found at all of ``alpha``.
+    stands as long as its transition is found at all of ``alpha`` in one of three searches.
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
@@ -101,6 +104,7 @@ class LiveDetector:
         self._reliable: dict[str, list[bool]] = {}
         self._searched = 0
         self._waiting = False
+        self._missed: dict[int, int] = {}
 
     @property
     def transitions(self) -> list[Transition]:
@@ -141,6 +145,7 @@ class LiveDetector:
             "reliable": {name: list(column) for name, column in self._reliable.items()},
             "searched": self._searched,
             "waiting": self._waiting,
+            "missed": [[number, count] for number, count in self._missed.items()],
             "flags": [flag.to_dict() for flag in self.flags],
         }
 
@@ -158,6 +163,7 @@ class LiveDetector:
             self._reliable = {name: list(column) for name, column in state["reliable"].items()}
             self._searched = int(state["searched"])
             self._waiting = bool(state["waiting"])
+            self._missed = {number: count for number, count in state["missed"]}
             self.flags = [Flag.from_dict(plain) for plain in state["flags"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -172,7 +178,7 @@ class LiveDetector:
         reliable: Mapping[str, bool],
     ) -> None:
         step = _number(step, "step")
-        if step != step or (self._steps and step <= self._steps[-1]):
+        if not math.isfinite(step) or (self._steps and step <= self._steps[-1]):
             raise ValueError(f"step {step:g} does not follow {self._steps[-1:]}; expected increasing steps")
         for what, given in (("standard_errors", standard_errors), ("reliable", reliable)):
             unknown = sorted(set(given) - set(values))
@@ -198,7 +204,7 @@ class LiveDetector:
     def _look(self) -> list[Flag]:
         if not self._values:
             return []
-        first = max(0, len(self._steps) - WINDOW)
+        first = self._first_in_window
         columns = (self._values, self._errors, self._reliable)
         given = ({name: column[first:] for name, column in kind.items()} for kind in columns)
         scaled = scaled_run(self._steps[first:], *given)  # type: ignore[arg-type]
@@ -212,7 +218,7 @@ class LiveDetector:
             search = NoisySearch(scaled, self.alpha)
             found = search.transitions
             convincing = partial(self._convincing, search)
-        return self._compare(completed(found, None), convincing, settled=self._steps[first] if first else None)
+        return self._compare(completed(found, None), convincing)
 
     def _plain(self, found: Sequence[Transition], new: Sequence[int], known: Collection[int]) -> list[int]:
         """Tell which new transitions of a resolved run may be flagged."""
@@ -255,22 +261,20 @@ class LiveDetector:
         self,
         found: Sequence[Transition],
         convincing: Callable[[Sequence[int], Collection[int]], list[int]],
-        settled: float | None,
     ) -> list[Flag]:
-        """Match what is found now with what was flagged; whatever lies before ``settled`` stays as it is."""
+        """Match what is found now with what was flagged."""
         current = {flag.number: flag for flag in self.flags}
-        open_flags = [flag for flag in current.values() if settled is None or flag.transition.start > settled]
-        known: dict[int, Flag] = {}
-        for k, transition in enumerate(found):
-            same = next((flag for flag in open_flags if self._same(self._as_of_now(flag), transition)), None)
-            if same is not None:
-                open_flags.remove(same)
-                known[k] = same
+        settled = {flag.number for flag in current.values() if self._is_settled(flag)}
+        open_flags = [flag for flag in current.values() if flag.number not in settled]
+        standing = [current[number].transition for number in settled if current[number].action != "withdrawn"]
+        # What is found of it in the rest of the window is nothing new.
+        free = [k for k in range(len(found)) if not any(self._same(old, found[k]) for old in standing)]
+        known = self._matched(open_flags, found, free)
         said: list[Flag] = []
         for k, flag in known.items():
             if flag.action == "withdrawn" or self._is_news(flag.transition, found[k]):
                 said.append(Flag(flag.number, "revised", found[k], self._steps[-1]))
-        new = [k for k in range(len(found)) if k not in known and (settled is None or found[k].start > settled)]
+        new = [k for k in free if k not in known and not self._is_at_edge(found[k])]
         # What no stage parts from a known one may well be the same, cut in two by what is seen so far.
         apart = [k for k in new if not any(self._same(found[j], found[k]) for j in known)]
         flagged: list[int] = []
@@ -280,8 +284,44 @@ class LiveDetector:
         for number, k in enumerate(flagged, start=len(current)):
             said.append(Flag(number, "flagged", found[k], self._steps[-1]))
         self._waiting = len(flagged) < len(new)
-        gone = [flag for flag in open_flags if flag.action != "withdrawn"]
+        there = {flag.number for flag in known.values()}
+        missed = [flag for flag in open_flags if flag.action != "withdrawn" and flag.number not in there]
+        self._missed = {flag.number: self._missed.get(flag.number, 0) + 1 for flag in missed}
+        gone = [flag for flag in missed if self._missed[flag.number] == PATIENCE]
         return said + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
+
+    @property
+    def _first_in_window(self) -> int:
+        return max(0, len(self._steps) - WINDOW)
+
+    def _is_at_edge(self, transition: Transition) -> bool:
+        """Whether it lies in the first quarter of the window, which has lost what it comes after."""
+        first = self._first_in_window
+        return first > 0 and self._index(transition.start) < first + WINDOW // 4
+
+    def _is_settled(self, flag: Flag) -> bool:
+        """Whether what was flagged stands, or is withdrawn, for good."""
+        if flag.transition.under_way and flag.action != "withdrawn":
+            return False
+        long_ago = self._first_in_window > 0 and self._index(flag.transition.end) < len(self._steps) - WINDOW // 2
+        return long_ago or self._is_at_edge(flag.transition)
+
+    def _matched(self, flags: Sequence[Flag], found: Sequence[Transition], which: Collection[int]) -> dict[int, Flag]:
+        """Pair transitions found now with flags that they touch, the nearest first."""
+        pairs = []
+        for flag in flags:
+            old = self._as_of_now(flag)
+            for k in which:
+                if self._same(old, found[k]):
+                    overlaps = min(old.end, found[k].end) > max(old.start, found[k].start)
+                    away = abs(self._index(old.step) - self._index(found[k].step))
+                    pairs.append((flag.action == "withdrawn", not overlaps, away, flag.number, k))
+        known: dict[int, Flag] = {}
+        by_number = {flag.number: flag for flag in flags}
+        for *_, number, k in sorted(pairs):
+            if number in by_number and k not in known:
+                known[k] = by_number.pop(number)
+        return known
 
     def _as_of_now(self, flag: Flag) -> Transition:
         """What was flagged; as long as it stands, what is under way goes on to the newest measurement."""
@@ -313,7 +353,7 @@ class LiveDetector:
 def _number(given: float, what: str) -> float:
     try:
         return float(given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{what} is {given!r}; expected a number") from error
 
 

@@ -6,19 +6,17 @@ import math
 from collections.abc import Collection
 
 import numpy as np
-from scipy.special import gammaincc
-from scipy.stats import binom, chi2
+from scipy.stats import chi2
 from scipy.stats import t as student
 
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.odds import Odds, odds_of_changes
 from phasewatch.transitions.regression import (
-    CHANGE_PRICE,
-    PLACES,
     BoundarySearch,
     Selection,
     SignalRegression,
     boundary_price,
+    chance_of_gain,
 )
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import Scaled
@@ -65,11 +63,16 @@ class NoisySearch:
             for j in range(len(self._selection.boundaries))
             if any(j in changes for changes in self._selection.changes)
         ]
-        self.transitions = [_describe(scaled, self._search, self._selection, j) for j in self._numbers]
+        self._gains = [self._search.gain(self._selection, j) for j in self._numbers]
+        chances = [chance_of_gain(self._search.price + gain, self.points, count) for gain in self._gains]
+        self.transitions = [
+            _describe(scaled, self._search, self._selection, j, min(1.0, chance))
+            for j, chance in zip(self._numbers, chances, strict=True)
+        ]
 
     def gain(self, which: int) -> float:
         """Return what a transition, given by its number, brings beyond its price: twice a log-likelihood."""
-        return self._search.gain(self._selection, self._numbers[which])
+        return self._gains[which]
 
     def odds(self, which: Collection[int], known: Collection[int]) -> Odds:
         """Return the odds of transitions against correlated noise, others being taken for granted.
@@ -103,23 +106,19 @@ def _candidates(scaled: Scaled, cost: CostWeightedLine) -> list[int]:
     return ends[:-1]
 
 
-def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: int) -> Transition:
+def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: int, p_value: float) -> Transition:
     points = len(scaled.steps)
     place, width = selection.boundaries[j]
-    first, last = place - max(0.5, width / 2), place + max(0.5, width / 2)
+    gap = _gap(search, selection, j)
+    first, last = min(place - width / 2, gap[0]), max(place + width / 2, gap[1])
     places, mass, spread = search.whereabouts(selection, j)
     low, middle, high = _interval(places, mass)
+    low, high = min(low, gap[0]), max(high, gap[1])
     effects = []
     for signal, changes in zip(search.signals, selection.changes, strict=True):
         sides = np.array([(signal.index < place).any(), (signal.index > place).any()])
         effects.append(signal.effect(changes, j) if sides.all() else (0.0, 0.0, math.inf, 3))
     before, change, error, freedom = (np.array(column) for column in zip(*effects, strict=True))
-    strengths = np.array(
-        [
-            s.effective * math.log1p((c / e) ** 2 / s.points)
-            for s, c, e in zip(search.signals, change, error, strict=True)
-        ]
-    )
     neighbours = [-1.0, *(b[0] for b in selection.boundaries), float(points)]
     index = np.arange(points)
     return describe(
@@ -136,8 +135,17 @@ def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: i
             (int(np.searchsorted(index, neighbours[j])), int(np.searchsorted(index, place))),
             (int(np.searchsorted(index, place)), int(np.searchsorted(index, neighbours[j + 2]))),
         ),
-        p_value=_p_value(strengths, points),
+        p_value=p_value,
     )
+
+
+def _gap(search: BoundarySearch, selection: Selection, j: int) -> tuple[float, float]:
+    """Return the measurements before and after a boundary of the signals that change there, the nearest of each."""
+    place = selection.boundaries[j][0]
+    own = [signal.index for signal, changes in zip(search.signals, selection.changes, strict=True) if j in changes]
+    before = max((float(index[index <= place].max()) for index in own if (index <= place).any()), default=place - 0.5)
+    after = min((float(index[index > place].min()) for index in own if (index > place).any()), default=place + 0.5)
+    return before, after
 
 
 def _interval(places: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
@@ -148,14 +156,6 @@ def _interval(places: np.ndarray, mass: np.ndarray) -> tuple[float, float, float
         float(places[order][min(int(np.searchsorted(below, q)), len(places) - 1)]) for q in (0.025, 0.5, 0.975)
     )
     return min(low, middle) - 0.5, middle, max(high, middle) + 0.5
-
-
-def _p_value(strengths: np.ndarray, points: int) -> float:
-    """Chance of so much strength beyond the price of a change, anywhere in the run."""
-    gain = float(np.maximum(strengths - CHANGE_PRICE, 0.0).sum())
-    count = np.arange(1, len(strengths) + 1)
-    share = binom.pmf(count, len(strengths), chi2.sf(CHANGE_PRICE, 1))
-    return min(1.0, PLACES * points * float(share @ gammaincc(count, gain / 2)))
 
 
 def _step_at(scaled: Scaled, place: float) -> float:

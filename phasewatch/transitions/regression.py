@@ -50,21 +50,26 @@ LOG_81 = math.log(81.0)
 
 
 def boundary_price(alpha: float, points: int, signals: int) -> float:
-    """Gain that a boundary must bring beyond ``CHANGE_PRICE`` a signal, so that ``alpha`` of all null runs has one.
+    """Gain that a boundary must bring beyond ``CHANGE_PRICE`` a signal, so that ``alpha`` of all null runs has one."""
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        if chance_of_gain(middle, points, signals) > alpha:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def chance_of_gain(gain: float, points: int, signals: int) -> float:
+    """Expected number of places in a null run at which a boundary gains so much beyond ``CHANGE_PRICE`` a signal.
 
     Under the null, twice the log-likelihood gained in a signal is chi-squared with one degree of freedom; what exceeds
     ``CHANGE_PRICE`` is at most exponential, so the sum over those of the signals that do is a mixture of gammas.
     """
     count = np.arange(1, signals + 1)
     share = binom.pmf(count, signals, chi2.sf(CHANGE_PRICE, 1))
-    low, high = 0.0, 1000.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if float(share @ gammaincc(count, middle / 2)) > alpha / (PLACES * points):
-            low = middle
-        else:
-            high = middle
-    return high
+    return PLACES * points * float(share @ gammaincc(count, max(gain, 0.0) / 2))
 
 
 def changed_shares(index: np.ndarray, boundaries: Sequence[Boundary]) -> np.ndarray:
@@ -177,7 +182,7 @@ class SignalRegression:
             inside = gram[:, -count:, -count:]
             price += np.linalg.slogdet(np.eye(count) + inside / self.prior)[1] + SLOPES_PRICE
             gram[:, range(-count, 0), range(-count, 0)] += self.prior
-        scale = 1.0 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+        scale = _scales(gram)
         normal = gram * scale[:, :, None] * scale[:, None, :] + 1e-10 * np.eye(len(free))
         right = self._gram[:, free, rest] * scale[:, :, None]
         solved = np.linalg.solve(normal, right)
@@ -212,11 +217,12 @@ class SignalRegression:
         own, moment = self._own[:, -1], self._gram[:, columns, -1]
         if fit.slopes:
             gram[:, range(-fit.slopes, 0), range(-fit.slopes, 0)] += self.prior
-        scale = 1.0 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+        scale = _scales(gram)
         normal = gram * scale[:, :, None] * scale[:, None, :] + 1e-9 * np.eye(len(columns))
         solved = np.linalg.solve(normal, (moment * scale)[..., None])[..., 0]
         residual = np.maximum(own - (moment * scale * solved).sum(axis=1), 1e-9) + self.unexplained
-        determinant = np.linalg.slogdet(normal)[1] - 2.0 * np.log(scale).sum(axis=1) - fit.slopes * math.log(self.prior)
+        used = np.where(scale > 0, scale, 1.0)
+        determinant = np.linalg.slogdet(normal)[1] - 2.0 * np.log(used).sum(axis=1) - fit.slopes * math.log(self.prior)
         freedom = self.effective - len(columns) + fit.slopes
         bent = columns[-1 - fit.slopes] >= self._first_bend
         price = BEND_PRICE * bent + SLOPES_PRICE * (fit.slopes > 0)
@@ -227,7 +233,8 @@ class SignalRegression:
         fit = self.fit(boundaries, changes)
         effects, covariance, _ = self._coefficients(fit, np.array([fit.columns]))
         here = slice(self._first_change, self._first_change + len(changes))
-        squared: np.ndarray = effects[0, here] ** 2 / np.diagonal(covariance[0])[here]
+        variance = np.diagonal(covariance[0])[here]
+        squared: np.ndarray = effects[0, here] ** 2 / np.where(variance > 0, variance, 1.0)
         return squared
 
     def _coefficients(self, fit: Fit, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -239,7 +246,7 @@ class SignalRegression:
         gram = self._gram[fit.correlation][columns[:, :, None], columns[:, None, :]]
         if fit.slopes:
             gram[:, range(-fit.slopes, 0), range(-fit.slopes, 0)] += self.prior
-        scale = 1.0 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+        scale = _scales(gram)
         normal = gram * scale[:, :, None] * scale[:, None, :] + 1e-9 * np.eye(columns.shape[1])
         inverse = np.linalg.inv(normal) * scale[:, :, None] * scale[:, None, :]
         moment = self._gram[fit.correlation][columns, -1]
@@ -326,6 +333,12 @@ class SignalRegression:
             freedom * self.effective / self.points * np.log(total / np.maximum(total - change**2 * left, 1e-4 * total))
         )
         return gain, change
+
+
+def _scales(gram: np.ndarray) -> np.ndarray:
+    """Bring the columns of Gram matrices to length one; those are left out that are zero in all points of a signal."""
+    squares = np.diagonal(gram, axis1=1, axis2=2)
+    return np.asarray(np.where(squares > 0, 1.0 / np.sqrt(np.where(squares > 0, squares, 1.0)), 0.0))
 
 
 def _innovations(columns: np.ndarray, rho: float) -> np.ndarray:
@@ -448,11 +461,15 @@ class BoundarySearch:
         high = boundaries[j + 1][0] - 2.0 if j + 1 < len(boundaries) else self.points - 3.5
         reach = max(4.0, 0.6 * width + 2.0)
         low, high = max(low, place - reach), min(high, place + reach)
+        # What lies nearer than that would be under way in two transitions at once.
+        left = boundaries[j - 1][0] + 0.5 * boundaries[j - 1][1] if j else -math.inf
+        right = boundaries[j + 1][0] - 0.5 * boundaries[j + 1][1] if j + 1 < len(boundaries) else math.inf
         candidates = [(place, width)]
         for wide in WIDTHS[max(14.0, self.points / 3) >= WIDTHS].tolist():
             spacing = max(0.5, wide / 8) if wide else 1.0
             first = low if wide else math.floor(low) + 0.5
-            candidates += [(float(c), wide) for c in np.arange(first, high + 0.01, spacing)]
+            places = np.arange(first, high + 0.01, spacing)
+            candidates += [(float(c), wide) for c in places if left <= c - 0.5 * wide and c + 0.5 * wide <= right]
         return candidates
 
     def whereabouts(self, selection: Selection, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

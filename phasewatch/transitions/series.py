@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -154,7 +155,7 @@ def checked_signals(
 
 def checked_alpha(alpha: float) -> float:
     """Return alpha, or raise unless it is a probability strictly between 0 and 1."""
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0.0 < alpha < 1.0:
+    if not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0.0 < float(alpha) < 1.0:
         raise ValueError(f"alpha is {alpha!r}; expected a false-alarm rate strictly between 0 and 1, such as 0.05")
     return float(alpha)
 
@@ -162,21 +163,28 @@ def checked_alpha(alpha: float) -> float:
 def log_time(steps: np.ndarray) -> np.ndarray:
     """Return ``log(t + t_c)``, in which stages are of like length and drifts are straight.
 
-    ``t_c`` is the larger of the smallest spacing and the first interval. Invariant under a change of the unit of time
-    (up to a constant).
+    ``t_c`` is the larger of the smallest spacing and the first interval; up to a constant. Invariant under a change of
+    the unit of time.
     """
     spacing = np.diff(steps)
     offset = max(float(spacing.min()), float(spacing[0]))
-    return np.asarray(np.log(steps - min(float(steps[0]), 0.0) + offset))
+    # Counted from the first step, steps that are large beside their spacing stay apart.
+    return np.asarray(np.log1p((steps - steps[0]) / (max(float(steps[0]), 0.0) + offset)))
+
+
+def varies(values: np.ndarray) -> bool:
+    """Tell whether a signal was measured at all and is not constant."""
+    known = values[np.isfinite(values)]
+    return bool(len(known) >= 4 and np.ptp(known) > 1e-12 * np.abs(known).max())
 
 
 def prepare(
     name: str, time: np.ndarray, values: np.ndarray, errors: np.ndarray | None, trusted: np.ndarray
 ) -> Signal | None:
     """Return the signal on its scale with the noise of each point, or None if it is constant or nearly empty."""
-    present = np.isfinite(values)
-    if present.sum() < 4 or np.ptp(values[present]) <= 1e-12 * np.abs(values[present]).max():
+    if not varies(values):
         return None
+    present = np.isfinite(values)
     # The learning coefficient counts linearly in the free energy, and may be negative: it keeps its own scale.
     scaled, offset = (values, None) if name == LLC else _scale(values, present)
     y, x = scaled[present], time[present]
@@ -234,7 +242,8 @@ def _noise(time: np.ndarray, y: np.ndarray, relative: np.ndarray) -> float:
     left = (time[2:] - time[1:-1]) / (time[2:] - time[:-2])
     difference = y[1:-1] - left * y[:-2] - (1 - left) * y[2:]
     spread = np.sqrt(relative[1:-1] ** 2 + (left * relative[:-2]) ** 2 + ((1 - left) * relative[2:]) ** 2)
-    sizes = np.abs(difference) / spread
+    # What rounding leaves of a constant is no jitter.
+    sizes = np.where(np.abs(difference) > 1e-9 * np.ptp(y), np.abs(difference), 0.0) / spread
     middle = float(np.median(sizes)) / 0.6745
     return middle if middle > 0 else float(np.quantile(sizes, 0.75)) / 1.1503
 
@@ -242,14 +251,18 @@ def _noise(time: np.ndarray, y: np.ndarray, relative: np.ndarray) -> float:
 def _numeric(given: ArrayLike, what: str) -> np.ndarray:
     """Return a one-dimensional array of floats, None becoming NaN, or raise what is wrong with it."""
     try:
-        array = np.asarray(given)
+        array = (
+            np.ma.array(given, dtype=float).filled(np.nan)
+            if isinstance(given, np.ma.MaskedArray)
+            else np.asarray(given)
+        )
         if array.dtype.kind not in "biuf":
             # None marks a missing value in lists; strings of digits are not numbers.
             if array.dtype.kind in "USMmc":
                 raise TypeError(f"dtype {array.dtype}")
             array = np.array([np.nan if value is None else value for value in array.tolist()], dtype=float)
         array = array.astype(float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{what} are not numeric ({error}); expected a one-dimensional array of numbers") from error
     if array.ndim != 1:
         raise ValueError(f"{what} have shape {array.shape}; expected a one-dimensional array of numbers")

@@ -175,9 +175,9 @@ def test_several_loggers_all_get_every_measurement(tmp_path: Path) -> None:
 def test_without_a_logger_the_record_lies_in_the_root_directory(tmp_path: Path) -> None:
     watch = PhaseWatch(schedule=4, **QUICK)
     train(tmp_path, watch, logger=False)
-    run = load_run(tmp_path / "phasewatch")
+    run = load_run(tmp_path / "phasewatch_logs")
     assert [m.step for m in run.measurements] == [0, 4, 8, 12]
-    assert {step for step, _ in scalars(tmp_path / "phasewatch" / "phasewatch")["phasewatch/llc"]} == {0, 4, 8, 12}
+    assert {step for step, _ in scalars(tmp_path / "phasewatch_logs" / "phasewatch")["phasewatch/llc"]} == {0, 4, 8, 12}
 
 
 def test_early_stopping_and_checkpointing_on_the_learning_coefficient(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_two_processes_train_as_without_and_share_the_metrics(tmp_path: Path) ->
         assert ours["epochs"] == theirs["epochs"] == 4
         assert all(torch.equal(ours["weights"][k], theirs["weights"][k]) for k in theirs["weights"])
         assert torch.equal(ours["stream"], theirs["stream"])
-    run = load_run(tmp_path / "phasewatch")
+    run = load_run(tmp_path / "phasewatch_logs")
     assert [m.step for m in run.measurements] == [0, 2, 4, 6, 8, 10, 12]  # 48 samples, 2 x 8 a step
     assert run.header["n"] == 48 and not run.failures
     assert watched[0]["llc"] == pytest.approx(watched[1]["llc"], rel=1e-6)
