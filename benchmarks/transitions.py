@@ -57,12 +57,12 @@ GALLERY = ROOT / "docs" / "transitions_gallery.png"
 SETTINGS = {
     regression: (
         *("CHANGE_PRICE", "CORRELATED_CHANGE_PRICE", "BEND_PRICE", "SLOPES_PRICE", "CORRELATION_PRICE"),
-        *("WIDTH_PRICE", "RESOLUTION", "SLOPE_PRIOR", "PLACES"),
+        *("WIDTH_PRICE", "RESOLUTION", "SLOPE_PRIOR", "PLACES", "FITTED", "RAMP"),
     ),
-    series: ("NOISE_FLOOR", "LOG_SPAN", "LOG_OFFSET", "SPIKE"),
-    noisy: ("CANDIDATE_RATE",),
+    series: ("NOISE_FLOOR", "LOG_SPAN", "LOG_OFFSET", "SPIKE", "LOUDER"),
+    noisy: ("CANDIDATE_RATE", "LEAST_SPACING", "SELECTION"),
     choosing: ("RESOLVED",),
-    resolved: ("LEAST_CHANGE", "FASTER"),
+    resolved: ("LEAST_CHANGE", "FASTER", "PLAINLY_BETTER"),
     stretches: ("FASTER_IN_STEPS",),
 }
 Extents = list[tuple[float, float]]

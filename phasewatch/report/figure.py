@@ -212,11 +212,14 @@ def _value_limits(
     trusted: NDArray[np.bool_],
     logarithmic: bool,
 ) -> tuple[float, float]:
-    """Limits set by the trusted points, stretched for others and for bands by half at most; room on top."""
+    """Limits set by the trusted points, stretched for others and for bands by half at most; room on top.
+
+    Where hardly any point is trusted, all of them set the limits.
+    """
     if logarithmic:
         floor, ceiling = _value_limits(np.log(values), np.log(values), np.log(values), trusted, False)
         return float(np.exp(floor)), float(np.exp(ceiling))
-    judged = values[trusted] if trusted.sum() >= 2 else values
+    judged = values[trusted] if trusted.mean() >= 0.25 and trusted.sum() >= 2 else values
     floor, ceiling = float(judged.min()), float(judged.max())
     reach = 0.5 * (ceiling - floor)
     if reach > 0:

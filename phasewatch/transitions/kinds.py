@@ -15,7 +15,9 @@ DETECTABLE = (LOSS, LLC, "hessian_max", "hessian_min", "hessian_trace", "nullity
 """Recorded signals in which transitions are looked for."""
 
 
+# In standard errors: what is not constant, and whose direction is known.
 SIGNIFICANT = 3.0
+SURE = 2.0
 
 
 def name_kind(changes: Mapping[str, Change], changed: Mapping[str, bool]) -> str:
@@ -39,14 +41,18 @@ def name_kind(changes: Mapping[str, Change], changed: Mapping[str, bool]) -> str
         return f"loss {loss} at constant llc" if llc == "constant" else f"loss {loss}"
     if llc in ("falls", "rises"):
         return f"llc {llc} at constant loss" if loss == "constant" else f"llc {llc}"
-    others = [f"{name} {_direction(name, changes, changed)}" for name in changes if changed[name]]
-    return ", ".join(others) if others else "several signals change a little"
+    others = {name: _direction(name, changes, changed) for name in changes if changed[name]}
+    told = [f"{name} {direction}" for name, direction in others.items() if direction != "unknown"]
+    return ", ".join(told) if told else "several signals change a little"
 
 
 def _direction(name: str, changes: Mapping[str, Change], changed: Mapping[str, bool]) -> str:
     if name not in changes:
         return "unknown"
+    z = abs(changes[name].z)
     if not changed[name]:
         # What changes beyond its noise, but too little to speak of, is not constant either.
-        return "constant" if abs(changes[name].z) < SIGNIFICANT else "unknown"
+        return "constant" if z < SIGNIFICANT else "unknown"
+    if z < SURE:
+        return "unknown"
     return "rises" if changes[name].change > 0 else "falls"

@@ -6,6 +6,8 @@ is a stretch that is faster than the stage before and the stage after.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.stats import chi2
 
@@ -22,6 +24,8 @@ MIN_STAGE = 3
 FASTER = 0.3
 # ... and moves a signal by at least this share of its range.
 LEAST_CHANGE = 0.05
+# A difference of the Bayes information criterion that is very strong evidence (Kass & Raftery 1995, section 3.2).
+PLAINLY_BETTER = 10.0
 # The widening for autocorrelation settles within a few rounds of segmenting and measuring it.
 ROUNDS = 3
 
@@ -40,15 +44,18 @@ class _Stretches:
         self.time, self.y = scaled.time, scaled.y
         n, count = self.y.shape
         self.penalty = float(chi2.isf(alpha / max(1, n - 2 * MIN_STAGE + 1), 2 * count))
-        ceiling = np.full(count, 6.0 if n < 200 else 12.0)
         white = scaled.weights
-        self.weights = white / ceiling
-        self.ends = self._segment()
-        # Drift removed, the scatter tells how much of that widening was needed; it may only shrink.
-        for _ in range(ROUNDS):
-            ceiling = np.minimum(self._variance_inflation(white), ceiling)
-            self.weights = white / ceiling
-            self.ends = self._segment()
+        # How correlated the noise is shows once the course is known, and the reverse. From much correlation one comes
+        # to few segments, from none to many; both may explain themselves. Few stand unless many are plainly better.
+        found = []
+        for inflation, bound in ((np.full(count, 6.0 if n < 200 else 12.0), np.minimum), (np.ones(count), np.maximum)):
+            for _ in range(ROUNDS + 1):
+                self.weights = white / inflation
+                self.ends = self._segment()
+                inflation = bound(self._variance_inflation(white), inflation)
+            found.append((self._criterion(white), self.ends, self.weights))
+        few, many = found
+        _, self.ends, self.weights = many if many[0] < few[0] - PLAINLY_BETTER else few
 
     def transitions(self, goes_on: bool) -> list[Transition]:
         found: list[Transition] = []
@@ -71,14 +78,32 @@ class _Stretches:
         search = OptimalPartition(CostWeightedLine(self.time, self.weights, MIN_STAGE))
         return search.fit_predict(self.y, self.penalty)
 
-    def _variance_inflation(self, white: np.ndarray) -> np.ndarray:
-        """Long-run variance of the residuals, ``s**2 (1 + rho) / (1 - rho)``, in units of the white noise's."""
+    def _residuals(self, white: np.ndarray) -> np.ndarray:
+        """What the segments leave, in standard deviations of the white noise."""
         residual = np.zeros_like(self.y)
         bounds = [0, *self.ends]
         for a, b in zip(bounds, bounds[1:], strict=False):
             line = fit_line(self.time[a:b], self.y[a:b], self.weights[a:b])
             fitted = line.level + line.slope * (self.time[a:b, None] - line.centre)
             residual[a:b] = (self.y[a:b] - fitted) * np.sqrt(white[a:b])
+        return residual
+
+    def _criterion(self, white: np.ndarray) -> float:
+        """Bayes information criterion of the segments with autoregressive noise; less noise than white is not asked."""
+        residual = self._residuals(white)
+        count = self.y.shape[1]
+        total = (2 * count + 1) * len(self.ends) * math.log(len(self.y))
+        for column in range(count):
+            r = residual[self.scaled.present[:, column], column]
+            power = float(r @ r)
+            rho = min(max(float(r[1:] @ r[:-1]) / power, 0.0), 0.95) if power > 0 else 0.0
+            innovation = np.concatenate([r[:1] * math.sqrt(1 - rho**2), r[1:] - rho * r[:-1]])
+            total += len(r) * math.log(max(float(innovation @ innovation) / len(r), 1.0))
+        return total
+
+    def _variance_inflation(self, white: np.ndarray) -> np.ndarray:
+        """Long-run variance of the residuals, ``s**2 (1 + rho) / (1 - rho)``, in units of the white noise's."""
+        residual = self._residuals(white)
         inflation = np.ones(self.y.shape[1])
         for column in range(self.y.shape[1]):
             r = residual[self.scaled.present[:, column], column]

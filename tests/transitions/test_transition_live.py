@@ -92,6 +92,37 @@ def test_a_measurement_costs_no_more_the_longer_the_run(monkeypatch: pytest.Monk
     assert [round(t.end, -2) for t in detector.transitions] == [300.0, 900.0]
 
 
+@pytest.mark.parametrize("seed", [11, 12])
+def test_transitions_of_a_run_longer_than_the_window_stand_once_each(seed: int) -> None:
+    """None is withdrawn because the window has lost what it comes after, none is flagged again from its rest."""
+    run = linear_network((4.0, 1.5, 0.6), 480, noise_share=0.003, seed=seed)
+    detector = LiveDetector()
+    feed(detector, run)
+    assert len(detector.transitions) == 3
+    for transition, truth in zip(detector.transitions, run.transitions, strict=True):
+        assert transition.start <= truth.step[0] <= transition.end
+    for one, next_one in zip(detector.transitions, detector.transitions[1:], strict=False):
+        assert one.end <= next_one.start
+
+
+def test_a_rise_wider_than_half_the_window_is_one_transition() -> None:
+    index = np.arange(520)
+    loss = 10.0 - 8.0 / (1.0 + np.exp(-(index - 220) / 40)) + 0.003 * np.random.default_rng(0).standard_normal(520)
+    detector = LiveDetector()
+    feed(detector, Run(index * 10.0, {"loss": loss}, {}, []))
+    [transition] = detector.transitions
+    assert transition.start < 2200.0 < transition.end and not transition.under_way
+
+
+def test_signals_that_end_or_are_rare_break_nothing() -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        index = np.arange(60)
+        nullity = np.where((index < 30) | (index % 10 == 0), 5.0 + (rng.random(60) < 0.3), np.nan)
+        loss = 2.0 + np.cumsum(0.1 * rng.standard_normal(60))
+        feed(LiveDetector(), Run(index * 50.0, {"loss": loss, "nullity": nullity}, {}, []))
+
+
 def test_a_single_point_raises_nothing() -> None:
     run = two_steps()
     run.values["loss"][:] = 1.0 + 0.01 * np.random.default_rng(0).standard_normal(70)
@@ -255,6 +286,7 @@ def test_signals_that_come_late_or_never() -> None:
     [
         ((10, {"loss": 1.0}), "increasing"),
         ((float("nan"), {"loss": 1.0}), "increasing"),
+        ((float("inf"), {"loss": 1.0}), "increasing"),
         (("soon", {"loss": 1.0}), "number"),
         ((20, {"loss": float("inf")}), "infinity"),
         ((20, {"loss": "low"}), "number"),

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from synthetic import Run, strict_score, synthetic_run
 
-from phasewatch.transitions import Detection, Transition, align_transitions, detect_transitions
+from phasewatch.transitions import Change, Detection, Transition, align_transitions, detect_transitions
+from phasewatch.transitions.kinds import name_kind
 
 N = 80
 LATER = np.arange(N) >= 40
@@ -140,6 +141,91 @@ def test_transitions_of_several_runs_are_aligned_in_order() -> None:
     assert (second.kind, second.step, second.spread, second.share) == ("B", 425.0, (400.0, 450.0), 0.5)
     assert third.spread == (800.0, 1000.0)
     assert align_transitions([]) == [] and align_transitions([[], []]) == []
+
+
+def test_what_only_single_runs_have_is_sorted_by_its_steps() -> None:
+    aligned = align_transitions([[at(100.0), at(5000.0)], [at(900.0)]])
+    assert [one.step for one in aligned] == [100.0, 900.0, 5000.0]
+
+
+def test_transitions_do_not_overlap_and_are_as_sure_as_alpha_says() -> None:
+    for seed in (50_005, *range(41_000, 41_012)):
+        run = synthetic_run(seed, 120, transitions=3, sampling="mixed", stages="power")
+        found = detect(run)
+        for one, next_one in zip(found, found[1:], strict=False):
+            assert one.end <= next_one.start
+        assert all(transition.p_value <= 0.05 for transition in found)
+
+
+def test_a_place_between_two_measurements_is_known_no_better_than_they_tell() -> None:
+    """The loss, measured at every fourth step, steps down between two of them; noise is measured in between."""
+    rng = np.random.default_rng(0)
+    index = np.arange(120)
+    loss = np.where(index % 4 == 0, 2.0 - 0.6 * (index > 58) + 0.05 * rng.standard_normal(120), np.nan)
+    noise = np.where(index % 4 == 2, rng.standard_normal(120), np.nan)
+    [alone] = detect_transitions(50 * index, {"loss": loss})
+    assert (alone.start, alone.end) == (2800.0, 3000.0)
+    assert alone.interval[0] <= 2800.0 and alone.interval[1] >= 3000.0
+    assert list(detect_transitions(50 * index, {"loss": loss, "nullity": np.full(120, 7.0)})) == [alone]
+    [beside] = detect_transitions(50 * index, {"loss": loss, "llc": noise})
+    assert (beside.start, beside.end) == (2800.0, 3000.0)
+
+
+def test_a_count_that_flickers_about_any_level_raises_nothing() -> None:
+    """100 points, a fifth of them one up: at most 1 alarm in 20 runs of each; 2 come by chance once in 4 at .05."""
+    for level in (0.0, 7.0, 1000.1):
+        alarms = 0
+        for seed in range(20):
+            flicker = (np.random.default_rng(seed).random(100) < 0.2) + level
+            alarms += len(detect_transitions(np.arange(100) * 50, {"nullity": flicker}))
+        assert alarms <= 1
+
+
+def test_a_fall_out_of_a_silent_plateau_into_noise_is_found() -> None:
+    """As SGD leaves the start: hardly any noise on the plateau, much of it after the fall."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        index = np.arange(60)
+        after = 0.8 * np.exp(-np.maximum(index - 24, 0) / 25.0)
+        course = 2.3 + (after - 2.3) / (1.0 + np.exp(-(index - 22.0) / 0.8))
+        loss = course * np.exp(np.where(index < 22, 1e-4, 0.03) * rng.standard_normal(60))
+        found = detect_transitions(100 * index, {"loss": loss})
+        assert any(t.start <= 2200.0 <= t.end and t.end - t.start <= 800.0 for t in found)
+
+
+def test_steps_that_are_large_beside_their_spacing() -> None:
+    index = np.arange(60)
+    loss = 2.0 - (index >= 30) + 0.1 * np.random.default_rng(0).standard_normal(60)
+    [transition] = detect_transitions(index + 2**52, {"loss": loss})
+    assert (transition.start, transition.end) == (2**52 + 29, 2**52 + 30)
+
+
+def test_masked_values_are_missing() -> None:
+    loss = np.ma.array(
+        2.0 - 1.0 * LATER + 0.1 * np.random.default_rng(0).standard_normal(N), mask=np.arange(N) % 7 == 0
+    )
+    expected = detect_transitions(np.arange(N), {"loss": np.ma.filled(loss, np.nan)})
+    assert list(detect_transitions(np.arange(N), {"loss": loss})) == list(expected) != []
+
+
+@pytest.mark.parametrize("n", ["5", math.nan, math.inf])
+def test_an_n_that_is_no_number_is_named(n: object) -> None:
+    with pytest.raises(ValueError, match="n is"):
+        detect_transitions(np.arange(N), {"loss": np.arange(N) * 1.0}, n=n)  # type: ignore[arg-type]
+
+
+def test_a_kind_says_nothing_that_its_changes_do_not() -> None:
+    def change(z: float) -> Change:
+        return Change(1.0, 1.0 + z, z, 1.0, (z - 2.0, z + 2.0), z)
+
+    changes = {"loss": change(-9.0), "llc": change(5.5), "nullity": change(1.0)}
+    assert name_kind(changes, {"loss": True, "llc": True, "nullity": False}) == "A"
+    # Beyond its noise, though too small to count: neither a rise nor constant.
+    assert name_kind(changes, {"loss": True, "llc": False, "nullity": False}) == "loss falls"
+    assert name_kind({**changes, "llc": change(1.0)}, dict.fromkeys(changes, False) | {"loss": True}) == (
+        "loss falls at constant llc"
+    )
+    assert name_kind({"nullity": change(1.0)}, {"nullity": True}) == "several signals change a little"
 
 
 @settings(max_examples=30, deadline=None)
