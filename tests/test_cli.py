@@ -207,6 +207,23 @@ def test_compare_matches_the_transitions_of_several_runs(tmp_path: Path, capsys:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_names_are_no_formulas_and_records_may_share_a_directory(tmp_path: Path) -> None:
+    runs = [record(tmp_path / "lr=$LR_$SEED"), record(tmp_path / "a$_$b", place=1500)]
+    assert main(["compare", *map(str, runs)]) == 0
+    beside = runs[0].rename(tmp_path / "one.jsonl"), runs[1].rename(tmp_path / "two.jsonl")
+    assert main(["compare", *map(str, beside)]) == 0
+
+
+def test_a_tag_without_a_finite_value_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in range(20):
+            writer.add_scalar("train/loss", float("nan"), step)
+            writer.add_scalar("val $loss_$", 1.0 / (1 + step), step)
+    assert main(["analyze", str(tmp_path)]) == 0
+    assert main(["analyze", str(tmp_path), "--tags", "train/loss"]) == 2
+    assert "no finite value of train/loss" in capsys.readouterr().err
+
+
 def test_compare_needs_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = record(tmp_path / "run")
     for given in ([path], [path, path.parent]):

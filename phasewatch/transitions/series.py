@@ -24,10 +24,12 @@ LOG_OFFSET = 0.01
 SPIKE = 3.5
 # Measurements over which a standard error is compared with those about it.
 ERROR_WINDOW = 9
-# Second differences over which the noise is looked at by itself; it counts there where it exceeds this many times the
-# noise of the whole run.
+# Measurements over which the noise is looked at by itself; it counts there where it exceeds this many times the noise
+# of the whole run.
 NOISE_WINDOW = 25
 LOUDER = 2.0
+# Standard deviation, in white noise, of the change between neighbouring second differences of unit variance.
+THIRD_DIFFERENCE = (10.0 / 3.0) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -241,24 +243,26 @@ def _span(y: np.ndarray) -> float:
 def _noise(time: np.ndarray, y: np.ndarray, relative: np.ndarray) -> np.ndarray:
     """Scale of the noise at each point in units of ``relative``, from second differences at irregular spacing.
 
-    It is that of the whole run; more where those about a point are plainly louder, as SGD is once it has found a slope.
+    It is that of the whole run; more where the points about one are plainly louder, as SGD is once it has found a way.
     """
     left = (time[2:] - time[1:-1]) / (time[2:] - time[:-2])
     difference = y[1:-1] - left * y[:-2] - (1 - left) * y[2:]
     spread = np.sqrt(relative[1:-1] ** 2 + (left * relative[:-2]) ** 2 + ((1 - left) * relative[2:]) ** 2)
     # What rounding leaves of a constant is no jitter.
-    sizes = np.where(np.abs(difference) > 1e-9 * np.ptp(y), np.abs(difference), 0.0) / spread
-    windows = sliding_window_view(sizes, min(NOISE_WINDOW, len(sizes)))
+    bent = np.where(np.abs(difference) > 1e-9 * np.ptp(y), difference, 0.0) / spread
+    # A course may bend in one place more than in all of the run: there, only what changes from bend to bend is noise.
+    shaken = np.abs(np.diff(bent)) / THIRD_DIFFERENCE
+    windows = sliding_window_view(shaken, min(NOISE_WINDOW, len(shaken)))
     local = np.array([_typical(window) for window in windows])
     nearest = np.clip(np.arange(len(y)) - 1 - windows.shape[1] // 2, 0, len(windows) - 1)
-    return np.maximum(_typical(sizes), local[nearest] / LOUDER)
+    return np.maximum(_typical(np.abs(bent)), local[nearest] / LOUDER)
 
 
 def _typical(sizes: np.ndarray) -> float:
-    """Standard deviation behind the sizes of second differences.
+    """Standard deviation behind the sizes of differences, which do not see a level or a drift.
 
-    Second differences do not see a level or a drift; their median does not see a few steps, and the upper quartile,
-    where that is zero, does see the jitter of a count that is mostly constant.
+    Their median does not see a few steps; the upper quartile, where that is zero, does see the jitter of a count that
+    is mostly constant.
     """
     middle = float(np.median(sizes)) / 0.6745
     return middle if middle > 0 else float(np.quantile(sizes, 0.75)) / 1.1503

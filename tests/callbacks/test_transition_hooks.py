@@ -157,6 +157,34 @@ def test_a_checkpoint_that_is_not_kept_back_any_more_is_left_out(tmp_path: Any) 
     assert saved == {"transition-0-at-step=6.ckpt", "transition-0-after-step=10.ckpt"}
 
 
+def test_checkpoints_of_another_run_in_the_same_directory_are_not_taken(tmp_path: Any) -> None:
+    directory = str(tmp_path / "run")
+    train(tmp_path, PhaseWatch(schedule=2, save_checkpoints=3, directory=directory, **QUICK), 24)
+    train(tmp_path, ScriptedWatch(schedule=2, save_checkpoints=6, directory=directory, **QUICK), 12)
+    folder = tmp_path / "run" / "transitions"
+    assert {path.name for path in folder.glob("transition-*")} == {
+        "transition-0-before-step=4.ckpt",
+        "transition-0-at-step=4.ckpt",
+        "transition-0-after-step=10.ckpt",
+    }
+    assert {int(path.stem.partition("=")[2]) for path in folder.glob("recent-*")} == {0, 2, 4, 6, 8, 10}
+
+
+def test_what_all_callbacks_ask_for_is_done(tmp_path: Any) -> None:
+    told: list[Flag] = []
+    own = TransitionDetector(on_transition=told.append, save_checkpoints=6)
+    train(tmp_path, ScriptedWatch(schedule=2, **QUICK), 12, own)
+    assert [flag.action for flag in told] == ["flagged"]
+    assert len(list(tmp_path.rglob("transition-0-*.ckpt"))) == 3
+
+
+def test_a_callback_in_a_new_trainer_watches_a_new_run(tmp_path: Any) -> None:
+    watch = PhaseWatch(schedule=4, **QUICK)
+    train(tmp_path / "one", watch, 8)
+    train(tmp_path / "two", watch, 12)
+    assert [m.step for m in watch.run.measurements] == [0, 4, 8, 12]
+
+
 def test_a_hook_that_fails_does_not_end_the_run(tmp_path: Any) -> None:
     def failing(flag: Flag) -> None:
         raise RuntimeError("no disk")
