@@ -29,6 +29,7 @@ $(VENV)/.dev: $(BIN)/phasewatch
 
 demo: $(BIN)/phasewatch
 	$(BIN)/phasewatch demo
+	@echo "These commands are in $(BIN):  source $(BIN)/activate"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
