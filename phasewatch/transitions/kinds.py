@@ -17,7 +17,7 @@ DETECTABLE = (LOSS, LLC, "hessian_max", "hessian_min", "hessian_trace", "nullity
 
 # In standard errors: what is not constant, and whose direction is known.
 SIGNIFICANT = 3.0
-SURE = 2.0
+SURE = 1.0
 
 
 def name_kind(changes: Mapping[str, Change], changed: Mapping[str, bool]) -> str:
