@@ -68,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            # Of other packages, to their developers.
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
             return {"analyze": _analyze, "compare": _compare, "demo": _demo}[arguments.command](arguments)
     except _Failure as failure:
         print(f"phasewatch: {failure}", file=sys.stderr)

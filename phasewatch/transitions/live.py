@@ -307,7 +307,7 @@ class LiveDetector:
         return long_ago or self._is_at_edge(flag.transition)
 
     def _matched(self, flags: Sequence[Flag], found: Sequence[Transition], which: Collection[int]) -> dict[int, Flag]:
-        """Pair transitions found now with flags that they touch, the nearest first."""
+        """Pair transitions found now with flags that they touch: first those of one kind, then the nearest."""
         pairs = []
         for flag in flags:
             old = self._as_of_now(flag)
@@ -315,7 +315,8 @@ class LiveDetector:
                 if self._same(old, found[k]):
                     overlaps = min(old.end, found[k].end) > max(old.start, found[k].start)
                     away = abs(self._index(old.step) - self._index(found[k].step))
-                    pairs.append((flag.action == "withdrawn", not overlaps, away, flag.number, k))
+                    other_kind = flag.transition.kind != found[k].kind
+                    pairs.append((flag.action == "withdrawn", not overlaps, other_kind, away, flag.number, k))
         known: dict[int, Flag] = {}
         by_number = {flag.number: flag for flag in flags}
         for *_, number, k in sorted(pairs):
