@@ -91,7 +91,7 @@ class PhaseWatch(MonitoringCallback):
         self.n = n
         self.mode = mode
         self.alpha = LiveDetector(alpha).alpha
-        self.on_transition = on_transition
+        self.on_transition = _checked_hook(on_transition)
         self.save_checkpoints = _checked_count(save_checkpoints)
         self.directory = directory
         self.seed = seed
@@ -196,7 +196,7 @@ class TransitionDetector(WatchingCallback):
     ) -> None:
         super().__init__()
         self.alpha = LiveDetector(alpha).alpha
-        self.on_transition = on_transition
+        self.on_transition = _checked_hook(on_transition)
         self.save_checkpoints = _checked_count(save_checkpoints)
         self.directory = directory
         self.seed = seed
@@ -213,3 +213,9 @@ def _checked_count(save_checkpoints: int) -> int:
             f"save_checkpoints is {save_checkpoints!r}; expected how many checkpoints to keep back, such as 10, or 0"
         )
     return save_checkpoints
+
+
+def _checked_hook(on_transition: Callable[[Flag], Any] | None) -> Callable[[Flag], Any] | None:
+    if on_transition is not None and not callable(on_transition):
+        raise ValueError(f"on_transition is {on_transition!r}; expected a callable that takes a Flag, or None")
+    return on_transition

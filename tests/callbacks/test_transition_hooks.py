@@ -199,3 +199,9 @@ def test_bad_counts_are_named(count: Any) -> None:
     for callback in (PhaseWatch, TransitionDetector):
         with pytest.raises(ValueError, match="save_checkpoints"):
             callback(save_checkpoints=count)
+
+
+def test_a_hook_that_cannot_be_called_is_refused() -> None:
+    for callback in (PhaseWatch, TransitionDetector):
+        with pytest.raises(ValueError, match="on_transition is 3"):
+            callback(on_transition=3)  # type: ignore[arg-type]
