@@ -453,3 +453,23 @@ def test_closing_twice_ends_once(tmp_path: Path) -> None:
         watch.close()
     assert [told for told, _ in listener.told].count("end") == 1
     assert (tmp_path / "phasewatch.jsonl").read_text().count('"kind":"end"') == 1
+
+
+def test_the_end_of_the_block_is_measured_unless_it_ends_in_an_error() -> None:
+    """Schedules that measure the end do so one step beyond the last that was asked of; weight k at step k."""
+    for fails in (False, True):
+        module = zeroed()
+        watch = Watch(module, PROBE, loss_fn=half_mean_squared_error, estimators=(Weight(),), max_overhead=None)
+        try:
+            with watch:
+                for step in range(7):
+                    watch.at(step)
+                    with torch.no_grad():
+                        module.weight.fill_(step + 1.0)
+                if fails:
+                    raise RuntimeError("out of memory")
+        except RuntimeError:
+            pass
+        series = watch.run.series("weight")
+        assert series.values.tolist() == series.steps.tolist()
+        assert (series.steps[-1] == 7) is not fails
