@@ -162,12 +162,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    from phasewatch.record import RecordError
-
-    try:
-        run, directory, signals = _load(arguments.run, arguments.tags)
-    except (RecordError, OSError) as error:
-        raise _Failure(error) from error
+    run, directory, signals = _loaded(arguments.run, arguments.tags)
     from phasewatch.report import analyze_run, format_table, write_report
 
     analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
@@ -186,12 +181,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from phasewatch.record import RecordError
-
-    try:
-        loaded = [_load(path, None) for path in arguments.runs]
-    except (RecordError, OSError) as error:
-        raise _Failure(error) from error
+    loaded = [_loaded(path) for path in arguments.runs]
     places = [(run.path or directory).resolve() for run, directory, _ in loaded]
     if len(set(places)) < max(2, len(places)):
         raise _Failure(f"compare needs several different runs; given: {', '.join(map(str, arguments.runs))}.")
@@ -218,6 +208,16 @@ def _compare(arguments: argparse.Namespace) -> int:
             print(f"{name}: {analysis.note}")
     print(f"\nfigure: {output}")
     return 0
+
+
+def _loaded(path: Path, tags: list[str] | None = None) -> tuple[Run, Path, list[str] | None]:
+    """What ``_load`` gives, or the failure to tell."""
+    from phasewatch.record import RecordError
+
+    try:
+        return _load(path, tags)
+    except (RecordError, OSError) as error:
+        raise _Failure(error) from error
 
 
 def _load(path: Path, tags: list[str] | None) -> tuple[Run, Path, list[str] | None]:

@@ -268,7 +268,7 @@ class Watch:
         self._ledger = Ledger(None if directory is None else Path(directory) / FILE_NAME)
         self._header = self._describe()
         self._resumed_at: int | None = None
-        self._last_asked: int | None = None
+        self._last_asked = -1
         self._recording = False
         self._last_seen: tuple[int, float] | None = None
         self._last_measured = -1
@@ -400,9 +400,8 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the record; where all went well, measure the end: one step beyond the last that ``at`` was asked of."""
-        asked = self._last_asked
-        ended = error is None and asked is not None and asked != self._last_measured
-        self.close(asked + 1 if ended and asked is not None else None)
+        went_on = error is None and self._last_asked > self._last_measured
+        self.close(self._last_asked + 1 if went_on else None)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to continue in another process: plain Python values only."""

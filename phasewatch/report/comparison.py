@@ -84,8 +84,16 @@ def _draw_lane(axis: Axes, lane: int, name: str, analysis: Analysis) -> None:
         axis.plot([t.step] * 2, [foot, top], color=VERMILION, linewidth=1.2, zorder=3)
     signal = analysis.signals[0] if analysis.signals else None
     label = f"{name}: {signal or 'no signal'}" + ("" if analysis.note is None else f" ({analysis.note.split(':')[0]})")
-    axis.annotate(label, (0.0, lane), xycoords=axis.get_yaxis_transform(), xytext=(4, -10), textcoords="offset points")
-    axis.texts[-1].set(fontsize=8.5, color=INK, parse_math=False)
+    axis.annotate(
+        label,
+        (0.0, lane),
+        xycoords=axis.get_yaxis_transform(),
+        xytext=(4, -10),
+        textcoords="offset points",
+        fontsize=8.5,
+        color=INK,
+        parse_math=False,
+    )
     if signal is None:
         return
     series = analysis.run.series(signal)

@@ -318,11 +318,11 @@ class SignalRegression:
         rho = CORRELATIONS[fit.correlation]
         bend = [c - self._first_bend for c in fit.columns if c >= self._first_bend]
         design = np.column_stack([self.line, self.bends[:, bend], self.changes(others)])
-        basis = np.linalg.qr(_innovations(design, rho))[0]
-        columns = _innovations(self.changes(candidates), rho)
+        basis = np.linalg.qr(innovations(design, rho))[0]
+        columns = innovations(self.changes(candidates), rho)
         size = (columns**2).sum(axis=0)
         columns = columns - basis @ (basis.T @ columns)
-        y = _innovations(self.y[:, None], rho)[:, 0]
+        y = innovations(self.y[:, None], rho)[:, 0]
         residual = y - basis @ (basis.T @ y)
         total = float(residual @ residual) + self.unexplained
         left = (columns**2).sum(axis=0)
@@ -341,7 +341,8 @@ def _scales(gram: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(squares > 0, 1.0 / np.sqrt(np.where(squares > 0, squares, 1.0)), 0.0))
 
 
-def _innovations(columns: np.ndarray, rho: float) -> np.ndarray:
+def innovations(columns: np.ndarray, rho: float) -> np.ndarray:
+    """What is new at each point in first-order autoregressive noise, the first point at its stationary variance."""
     return np.concatenate([columns[:1] * math.sqrt(1 - rho**2), columns[1:] - rho * columns[:-1]])
 
 

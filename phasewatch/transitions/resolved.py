@@ -13,6 +13,7 @@ from scipy.stats import chi2
 
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.location import locate_ramp
+from phasewatch.transitions.regression import innovations
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import Scaled
 from phasewatch.transitions.stretches import fast_stretches, fit_line
@@ -97,8 +98,8 @@ class _Stretches:
             r = residual[self.scaled.present[:, column], column]
             power = float(r @ r)
             rho = min(max(float(r[1:] @ r[:-1]) / power, 0.0), 0.95) if power > 0 else 0.0
-            innovation = np.concatenate([r[:1] * math.sqrt(1 - rho**2), r[1:] - rho * r[:-1]])
-            total += len(r) * math.log(max(float(innovation @ innovation) / len(r), 1.0))
+            fresh = innovations(r, rho)
+            total += len(r) * math.log(max(float(fresh @ fresh) / len(r), 1.0))
         return total
 
     def _variance_inflation(self, white: np.ndarray) -> np.ndarray:

@@ -253,19 +253,19 @@ def _noise(time: np.ndarray, y: np.ndarray, relative: np.ndarray) -> np.ndarray:
     # A course may bend in one place more than in all of the run: there, only what changes from bend to bend is noise.
     shaken = np.abs(np.diff(bent)) / THIRD_DIFFERENCE
     windows = sliding_window_view(shaken, min(NOISE_WINDOW, len(shaken)))
-    local = np.array([_typical(window) for window in windows])
+    local = _typical(windows)
     nearest = np.clip(np.arange(len(y)) - 1 - windows.shape[1] // 2, 0, len(windows) - 1)
     return np.maximum(_typical(np.abs(bent)), local[nearest] / LOUDER)
 
 
-def _typical(sizes: np.ndarray) -> float:
-    """Standard deviation behind the sizes of differences, which do not see a level or a drift.
+def _typical(sizes: np.ndarray) -> np.ndarray:
+    """Standard deviation behind the sizes of differences, along the last axis; they do not see a level or a drift.
 
     Their median does not see a few steps; the upper quartile, where that is zero, does see the jitter of a count that
     is mostly constant.
     """
-    middle = float(np.median(sizes)) / 0.6745
-    return middle if middle > 0 else float(np.quantile(sizes, 0.75)) / 1.1503
+    middle = np.median(sizes, axis=-1) / 0.6745
+    return np.where(middle > 0, middle, np.quantile(sizes, 0.75, axis=-1) / 1.1503)
 
 
 def _numeric(given: ArrayLike, what: str) -> np.ndarray:

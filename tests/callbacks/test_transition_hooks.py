@@ -20,44 +20,44 @@ def transition(start: float, end: float) -> Transition:
     return Transition(start, end, 0.5 * (start + end), (start, end), "A", {}, 9.0, 1e-6)
 
 
+# What a detector says at which step. A jump is flagged, revised and withdrawn; a ramp is flagged while it is under way
+# and has ended later, and another one is withdrawn and stands again.
+JUMP = {
+    10: (0, "flagged", transition(4, 6)),
+    14: (0, "revised", transition(4, 8)),
+    18: (0, "withdrawn", transition(4, 8)),
+}
+RAMPS = {
+    6: (0, "flagged", replace(transition(4, 6), under_way=True)),
+    8: (0, "revised", replace(transition(4, 8), under_way=True)),
+    14: (0, "revised", transition(4, 10)),
+    16: (0, "revised", transition(4, 12)),
+    18: (1, "flagged", replace(transition(16, 18), under_way=True)),
+    20: (1, "withdrawn", replace(transition(16, 18), under_way=True)),
+    22: (1, "revised", transition(16, 20)),
+}
+
+
 class Scripted(LiveDetector):
-    """Flags at step 10 a transition from 4 to 6, revises it at 14 and withdraws it at 18."""
+    def __init__(self, alpha: float, script: dict[int, Any]) -> None:
+        super().__init__(alpha)
+        self.script = script
 
     def update(self, step: float, *arguments: Any, **options: Any) -> list[Flag]:
-        said = {
-            10: [Flag(0, "flagged", transition(4, 6), step)],
-            14: [Flag(0, "revised", transition(4, 8), step)],
-            18: [Flag(0, "withdrawn", transition(4, 8), step)],
-        }.get(int(step), [])
+        said = [Flag(*self.script[int(step)], step)] if int(step) in self.script else []
         self.flags.extend(said)
         return said
 
 
 class ScriptedWatch(PhaseWatch):
+    script = JUMP
+
     def detector(self) -> LiveDetector:
-        return Scripted(self.alpha)
+        return Scripted(self.alpha, self.script)
 
 
-class UnderWay(LiveDetector):
-    """Flags at step 6 what began at 4 and is under way, says at 14 that it has ended at 10."""
-
-    def update(self, step: float, *arguments: Any, **options: Any) -> list[Flag]:
-        said = {
-            6: [Flag(0, "flagged", replace(transition(4, 6), under_way=True), step)],
-            8: [Flag(0, "revised", replace(transition(4, 8), under_way=True), step)],
-            14: [Flag(0, "revised", transition(4, 10), step)],
-            16: [Flag(0, "revised", transition(4, 12), step)],
-            18: [Flag(1, "flagged", replace(transition(16, 18), under_way=True), step)],
-            20: [Flag(1, "withdrawn", replace(transition(16, 18), under_way=True), step)],
-            22: [Flag(1, "revised", transition(16, 20), step)],
-        }.get(int(step), [])
-        self.flags.extend(said)
-        return said
-
-
-class UnderWayWatch(PhaseWatch):
-    def detector(self) -> LiveDetector:
-        return UnderWay(self.alpha)
+class UnderWayWatch(ScriptedWatch):
+    script = RAMPS
 
 
 class Metric(pl.Callback):
