@@ -13,8 +13,7 @@ from phasewatch._version import __version__
 if TYPE_CHECKING:
     from phasewatch.hessian import Eigenpairs, Spectrum, hessian_spectrum, hessian_trace, leading_eigenpairs
     from phasewatch.llc import LLCEstimate, estimate_llc, llc_by_temperature, quadratic_llc
-    from phasewatch.misfit import split_off_misfit
-    from phasewatch.objective import Objective
+    from phasewatch.objective import Objective, divergence, split_off_misfit
     from phasewatch.record import Run, load_run
     from phasewatch.symmetry import ZeroLedger, explain_zeros
     from phasewatch.transitions import Detection, Transition, align_transitions, detect_transitions
@@ -32,6 +31,7 @@ _HOMES = {
     "Watch": "phasewatch.watch",
     "ZeroLedger": "phasewatch.symmetry",
     "detect_transitions": "phasewatch.transitions",
+    "divergence": "phasewatch.objective",
     "estimate_llc": "phasewatch.llc",
     "explain_zeros": "phasewatch.symmetry",
     "hessian_spectrum": "phasewatch.hessian",
@@ -40,7 +40,7 @@ _HOMES = {
     "llc_by_temperature": "phasewatch.llc",
     "load_run": "phasewatch.record",
     "quadratic_llc": "phasewatch.llc",
-    "split_off_misfit": "phasewatch.misfit",
+    "split_off_misfit": "phasewatch.objective",
 }
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "__version__",
     "align_transitions",
     "detect_transitions",
+    "divergence",
     "estimate_llc",
     "explain_zeros",
     "hessian_spectrum",

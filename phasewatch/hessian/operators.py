@@ -86,12 +86,22 @@ class CurvatureOperator(ABC):
         return torch.cat([self._multiply_rows(rows) for rows in identity.split(_COLUMNS_AT_ONCE)])
 
     def _product(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
-        with second_derivatives():
-            return self._linearize(batch)
+        parameters = self.objective.parameters.detach().clone().requires_grad_()
+        with second_derivatives(), self.objective.holding(parameters):
+            multiply, derivatives = self._linearize(parameters, batch)
+
+        def product(vectors: Tensor, batched: bool = False) -> Tensor:
+            with second_derivatives(), self.objective.holding(parameters):
+                return multiply(vectors, batched)
+
+        return product, derivatives
 
     @abstractmethod
-    def _linearize(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
-        """The product with the matrix of one batch, which holds the graph, and the loss and its first derivatives."""
+    def _linearize(self, parameters: Tensor, batch: int) -> tuple[LinearMap, list[Tensor]]:
+        """The product with the matrix of one batch, which holds the graph, and the loss and its first derivatives.
+
+        Made, and called, while the objective is held at ``parameters``.
+        """
 
     def _multiply(self, vectors: Tensor, *, batched: bool) -> Tensor:
         with _curvature_pass(self.name):
@@ -172,13 +182,12 @@ class HessianOperator(CurvatureOperator):
             self._kept_graphs()
         return self._derivatives[1]
 
-    def _linearize(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
-        parameters = self.objective.parameters.detach().clone().requires_grad_()
+    def _linearize(self, parameters: Tensor, batch: int) -> tuple[LinearMap, list[Tensor]]:
         loss = self.objective.loss(parameters, batch)
         _check_differentiable_twice([loss])
         gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
 
-        def product(vectors: Tensor, batched: bool = False) -> Tensor:
+        def product(vectors: Tensor, batched: bool) -> Tensor:
             return _pull_back(gradient, [parameters], [vectors], batched)[0]
 
         return product, [loss.detach(), gradient[0].detach()]
@@ -193,15 +202,14 @@ class GaussNewtonOperator(CurvatureOperator):
 
     name = "Gauss-Newton matrix"
 
-    def _linearize(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
-        parameters = self.objective.parameters.detach().clone().requires_grad_()
+    def _linearize(self, parameters: Tensor, batch: int) -> tuple[LinearMap, list[Tensor]]:
         outputs, leaves, loss = self.objective.split_loss(parameters, batch)
         _check_differentiable_twice([loss, *outputs])
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
         (transposed,) = torch.autograd.grad(outputs, parameters, cotangents, create_graph=True, materialize_grads=True)
 
-        def product(vectors: Tensor, batched: bool = False) -> Tensor:
+        def product(vectors: Tensor, batched: bool) -> Tensor:
             tangents = _pull_back([transposed], cotangents, [vectors], batched)
             curved = _pull_back(slopes, leaves, tangents, batched)
             return _pull_back(outputs, [parameters], curved, batched)[0]

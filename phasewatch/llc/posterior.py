@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from phasewatch.misfit import split_off_misfit
-from phasewatch.objective import NoOutputsError, Objective
+from phasewatch.objective import NoOutputsError, Objective, split_off_misfit
 
 LARGEST_GRADIENTS = 2**28
 """Bytes that the gradients at w* of the single batches may take; beyond, minibatches are noisier."""
@@ -19,8 +18,8 @@ LOSS_PER_GRADIENT = 1 / 3
 class LocalizedPosterior:
     r"""Minibatch views of :math:`U(w) = n\beta\,(L(w) - L(w^*)) + \tfrac{\gamma}{2} |w - w^*|^2`.
 
-    What one batch says is noisy in the first place through the misfit of its samples (:mod:`phasewatch.misfit`). A view
-    therefore shows the divergence on a batch and, of the misfit, the slope on all batches at w*; what lacks is its
+    What one batch says is noisy in the first place through the misfit of its samples
+    (:mod:`phasewatch.objective.misfit`). A view therefore shows the divergence on a batch and, of the misfit, the slope on all batches at w*; what lacks is its
     *bend*, which :meth:`bend` evaluates on all batches. Where the outputs cannot be seen, the loss of a batch is
     corrected by its slope at w* instead (Baker et al. 2019, "Control variates for stochastic gradient MCMC"): nothing
     lacks then, but the noise grows with the distance from w*.

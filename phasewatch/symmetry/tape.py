@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,12 +84,14 @@ class Linearization:
         leaves: The outputs as leaves, of which these are functions.
         cotangents: Zeros in the shape of the outputs.
         transposed: Product of the transposed Jacobian with them.
+        held: Holds the module at the parameters where this was made.
     """
 
     slopes: Sequence[Tensor]
     leaves: list[Tensor]
     cotangents: list[Tensor]
     transposed: Tensor
+    held: Callable[[], AbstractContextManager[None]]
 
     @property
     def num_outputs(self) -> int:
@@ -97,7 +100,7 @@ class Linearization:
 
     def __call__(self, direction: Tensor) -> list[Tensor]:
         """Change of the loss's slopes, of the shape of the outputs, along a direction."""
-        with isolated(), second_derivatives():
+        with isolated(), second_derivatives(), self.held():
             tangents = pull_back([self.transposed], self.cotangents, [direction])
             return pull_back(self.slopes, self.leaves, tangents)
 
@@ -147,8 +150,8 @@ def record(objective: Objective, generator: torch.Generator, cotangents: int = 1
 
 
 def _record(objective: Objective, batch: int, generator: torch.Generator, count: int) -> Recording:
-    with isolated(), second_derivatives(), torch.enable_grad():
-        vector = objective.parameters.detach().clone().requires_grad_()
+    vector = objective.parameters.detach().clone().requires_grad_()
+    with isolated(), second_derivatives(), torch.enable_grad(), objective.holding(vector):
         with _Tape(vector) as tape:
             outputs, leaves, loss = objective.split_loss(vector, batch)
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
@@ -163,7 +166,12 @@ def _record(objective: Objective, batch: int, generator: torch.Generator, count:
     calls = _leading_to(outputs, tape.calls)
     for call in calls:
         call.inputs *= count
-    return Recording(calls, outputs, total, [Linearization(slopes, leaves, cotangents, transposed)])
+    return Recording(
+        calls,
+        outputs,
+        total,
+        [Linearization(slopes, leaves, cotangents, transposed, lambda: objective.holding(vector))],
+    )
 
 
 def pull_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:

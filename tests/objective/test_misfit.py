@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from phasewatch.hessian import hessian_spectrum
-from phasewatch.misfit import split_off_misfit
-from phasewatch.objective import NoOutputsError, Objective
+from phasewatch.objective import NoOutputsError, Objective, split_off_misfit
 
 
 def _classifier(seed: int, penalty: float = 0.0) -> Objective:

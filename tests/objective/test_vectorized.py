@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from phasewatch import Objective
-from phasewatch.misfit import split_off_misfit
+from phasewatch.objective import split_off_misfit
 
 
 def network() -> nn.Module:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from phasewatch.program import (
+from phasewatch.objective.function import PureLoss
+from phasewatch.objective.program import (
     Evaluation,
     LossOfTensors,
     Program,
@@ -22,9 +22,6 @@ from phasewatch.program import (
     losses_and_gradients,
     sample_losses,
 )
-
-if TYPE_CHECKING:
-    from phasewatch.objective import Objective
 
 Kind = Literal["gradients", "losses", "samples"]
 Block = tuple[int, ...]
@@ -45,9 +42,9 @@ class Vectorized:
     only those.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, function: PureLoss) -> None:
         """Nothing is tried yet."""
-        self._objective = objective
+        self._function = function
         self._works: bool | None = None
         self._has_sample_losses: bool | None = None
         self._evaluations: dict[tuple[Kind, Block, int, bool], tuple[Evaluation, list[Tensor]]] = {}
@@ -59,7 +56,7 @@ class Vectorized:
         if self._can_evaluate(vectors, compiled):
             values, gradients = self._evaluate("gradients", vectors, batch, compiled)
             return values, gradients
-        pairs = [self._objective.loss_and_gradient(vector, batch) for vector in vectors]
+        pairs = [self._function.loss_and_gradient(vector, batch) for vector in vectors]
         return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
     def losses(self, vectors: Tensor, batch: int | None) -> Tensor:
@@ -67,17 +64,19 @@ class Vectorized:
         if self._can_evaluate(vectors, compiled=False):
             return self._evaluate("losses", vectors, batch, compiled=False)[0]
         with torch.no_grad():
-            return torch.stack([self._objective.loss(vector, batch) for vector in vectors])
+            batches = range(self._function.num_batches) if batch is None else [batch]
+            weights = self._function.batch_weights if batch is None else [1.0]
+            return torch.stack([self._mean(vector, batches, weights) for vector in vectors])
 
     def sample_losses(self, vectors: Tensor, batch: int) -> Tensor:
         """See :meth:`Objective.sample_losses`."""
-        if not (self._objective.is_pure and any(self._per_sample(batch))):
+        if not (self._function.is_pure and any(self._per_sample(batch))):
             raise ValueError("The loss draws random numbers, or the batch has no tensor with one entry a sample.")
         try:
             if self._has_sample_losses is None:
                 with torch.no_grad():
                     (found,) = self._evaluation("samples", (batch,))(vectors[:1], self._tensors((batch,)))
-                    whole = self._objective.loss(vectors[0], batch)
+                    whole = self._function.evaluate(vectors[0], batch)
                 self._has_sample_losses = torch.allclose(found.mean(), whole, rtol=1e-3, atol=1e-6)
             if self._has_sample_losses:
                 return self._evaluate("samples", vectors, batch, compiled=False)[0]
@@ -87,9 +86,9 @@ class Vectorized:
 
     def _can_evaluate(self, vectors: Tensor, compiled: bool) -> bool:
         if len(vectors) == 1:
-            return compiled and self._objective.is_pure
+            return compiled and self._function.is_pure
         if self._works is None:
-            self._works = self._objective.is_pure and self._agrees(self._evaluation("gradients", (0,)), vectors, (0,))
+            self._works = self._function.is_pure and self._agrees(self._evaluation("gradients", (0,)), vectors, (0,))
         return self._works
 
     def _evaluate(self, kind: Kind, vectors: Tensor, batch: int | None, compiled: bool) -> tuple[Tensor, ...]:
@@ -100,7 +99,7 @@ class Vectorized:
             self._blocks[case] = list(self._divide(kind, vectors, compiled))
         means: list[Tensor] = []
         for block in self._blocks[case]:
-            weight = sum(self._objective.batch_weights[i] for i in block)
+            weight = sum(self._function.batch_weights[i] for i in block)
             found = self._at_once(kind, vectors, block, compiled)
             shares = [found[0].double() * weight, *(gradients * weight for gradients in found[1:])]
             means = [mean.add_(share) for mean, share in zip(means, shares, strict=True)] if means else shares
@@ -119,7 +118,7 @@ class Vectorized:
     def _divide(self, kind: Kind, vectors: Tensor, compiled: bool) -> Iterator[Block]:
         """All batches, those of one shape together as far as memory and a program allow."""
         alike: dict[Any, list[int]] = {}
-        for batch in range(self._objective.num_batches):
+        for batch in range(self._function.num_batches):
             alike.setdefault(self._signature((batch,)), []).append(batch)
         for batches in alike.values():
             size = sum(t.numel() * t.element_size() for t in self._own_tensors(batches[0]))
@@ -133,37 +132,36 @@ class Vectorized:
 
     def _own_tensors(self, batch: int) -> list[Tensor]:
         """The data of a batch, and what is read beside its outputs."""
-        reader = self._objective.output_reader
-        data = [leaf for leaf in tree_leaves(self._objective.batches[batch]) if isinstance(leaf, Tensor)]
-        return data + (reader[2][batch] if reader else [])
+        read = (tensor for reading in self._function.readings for tensor in reading.data[batch])
+        return [*self._function.data[batch], *read]
 
     def _tensors(self, block: Block) -> list[Tensor]:
         """Everything but the parameters that an evaluation depends on."""
-        fixed = list(self._objective.fixed.values())
+        fixed = list(self._function.fixed.values())
         if len(block) == 1:
             return fixed + self._own_tensors(block[0])
         stacked = [torch.stack(alike) for alike in zip(*map(self._own_tensors, block), strict=True)]
-        weights = torch.tensor([self._objective.batch_weights[i] for i in block], dtype=torch.float64)
-        return [*fixed, *stacked, (weights / weights.sum()).to(self._objective.device)]
+        weights = torch.tensor([self._function.batch_weights[i] for i in block], dtype=torch.float64)
+        return [*fixed, *stacked, (weights / weights.sum()).to(self._function.device)]
 
     def _per_sample(self, batch: int) -> list[bool]:
         """Which of the tensors of a batch have an entry for each sample."""
-        size = self._objective.batch_sizes[batch]
+        size = self._function.batch_sizes[batch]
         own = [t.dim() > 0 and t.shape[0] == size for t in self._own_tensors(batch)]
-        return [False] * len(self._objective.fixed) + own
+        return [False] * len(self._function.fixed) + own
 
     def _loss_of_tensors(self, block: Block) -> LossOfTensors:
-        objective, batch = self._objective, block[0]
-        leaves, structure = tree_flatten(objective.batches[batch])
+        function, batch = self._function, block[0]
 
         def loss(vector: Tensor, tensors: list[Tensor]) -> Tensor:
             given = iter(tensors)
-            fixed = {name: next(given) for name in objective.fixed}
-            data = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return objective.call(vector, batch, tree_unflatten(data, structure), fixed, list(given))
+            fixed = {name: next(given) for name in function.fixed}
+            data = [next(given) for _ in function.data[batch]]
+            read = [[next(given) for _ in reading.data[batch]] for reading in function.readings]
+            return function.call(vector, batch, data, fixed, read)
 
         def mean_loss(vector: Tensor, tensors: list[Tensor]) -> Tensor:
-            fixed, stacked, weights = tensors[: len(objective.fixed)], tensors[len(objective.fixed) : -1], tensors[-1]
+            fixed, stacked, weights = tensors[: len(function.fixed)], tensors[len(function.fixed) : -1], tensors[-1]
             return torch.func.vmap(lambda own: loss(vector, fixed + own))(stacked).double() @ weights
 
         return loss if len(block) == 1 else mean_loss
@@ -176,31 +174,30 @@ class Vectorized:
 
     def _signature(self, block: Block) -> tuple[Any, ...]:
         """Equal where the same program serves."""
-        leaves, structure = tree_flatten(self._objective.batches[block[0]])
-        constants = tuple(None if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
         shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in self._tensors(block[:1]))
-        return shapes, constants, str(structure), len(block)
+        return shapes, self._function.batch_signature(block[0]), len(block)
 
     def _program(self, kind: Kind, vectors: Tensor, block: Block, compiled: bool) -> Program | None:
         """The trace that serves a block of this shape; None where there is none, or where it hardly pays."""
-        objective = self._objective
+        function = self._function
         if len(vectors) == 1 and not compiled:  # a large network: tracing would hold all that lies between
             return None
-        reader = objective.output_reader[:2] if objective.output_reader else None
+        readers = tuple(reading.reader for reading in function.readings)
         place = (vectors.shape, vectors.dtype, vectors.device)
         key = (
             kind,
             compiled,
             place,
             *self._signature(block),
-            tuple(objective.parameter_shapes),
-            reader,
-            objective.mode,
+            tuple(function.parameter_shapes),
+            readers,
+            function.held,
+            function.mode,
         )
         if key in self._programs:
             return self._programs[key]
         try:
-            shared = _PROGRAMS.setdefault(objective.loss_fn, {})
+            shared = _PROGRAMS.setdefault(function.loss_fn, {})
         except TypeError:  # a loss function that cannot be a key
             shared = {}
 
@@ -232,15 +229,19 @@ class Vectorized:
                 values, *gradients = evaluate(places, self._tensors(block))
         except Exception:
             return False
-        tolerance = float(torch.finfo(self._objective.dtype).eps) ** 0.5
+        tolerance = float(torch.finfo(self._function.dtype).eps) ** 0.5
         same_loss = torch.allclose(values[-1].mean().to(loss), loss, rtol=tolerance, atol=tolerance**2, equal_nan=True)
         return same_loss and all(
             bool((found[-1] - gradient).norm() <= tolerance * gradient.norm() + tolerance**2) for found in gradients
         )
 
+    def _mean(self, vector: Tensor, batches: Iterable[int], weights: list[float]) -> Tensor:
+        losses = [weight * self._function.evaluate(vector, i) for i, weight in zip(batches, weights, strict=True)]
+        return torch.stack(losses).sum()
+
     def _single(self, place: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        weights = [self._objective.batch_weights[i] for i in block]
-        pairs = [self._objective.loss_and_gradient(place, i) for i in block]
+        weights = [self._function.batch_weights[i] for i in block]
+        pairs = [self._function.loss_and_gradient(place, i) for i in block]
         shares = [(weight / sum(weights), *pair) for weight, pair in zip(weights, pairs, strict=True)]
         loss = torch.stack([share * loss for share, loss, _ in shares]).sum()
         return loss, torch.stack([share * gradient for share, _, gradient in shares]).sum(dim=0)

@@ -1,0 +1,180 @@
+"""A module's structure as our own: the copy that is evaluated, whose tensors stand where, what it keeps in between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset
+
+_SHARED_TYPES = (Dataset, DataLoader)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def structure_copy(module: nn.Module) -> nn.Module:
+    """The module tree with its Python state copied and its parameters, buffers and data sets shared.
+
+    Raises:
+        TypeError: If something in it cannot be copied.
+    """
+    memo: dict[int, Any] = {id(t): t for t in [*module.parameters(), *module.buffers()]}
+    for submodule in module.modules():
+        for value in vars(submodule).values():
+            if isinstance(value, _SHARED_TYPES):
+                memo[id(value)] = value
+            # kept losses and reparametrized weights are parts of a graph, which deepcopy refuses
+            graph = (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and not leaf.is_leaf)
+            memo.update({id(leaf): leaf.detach().clone() for leaf in graph})
+    try:
+        duplicate = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and the measurement needs a "
+            "copy so as not to touch the original. Define __deepcopy__ on what cannot be copied, or keep it outside "
+            "of the module."
+        ) from error
+    for submodule in duplicate.modules():
+        submodule._backward_hooks.clear()
+        submodule._backward_pre_hooks.clear()
+        for name, child in submodule._modules.items():
+            submodule._modules[name] = _uncompiled(child)
+    return _uncompiled(duplicate)
+
+
+def _uncompiled(module: Any) -> Any:
+    """What ``torch.compile`` wraps: compiled graphs have no second derivatives."""
+    return getattr(module, "_orig_mod", module)
+
+
+def check_parameters(trainable: Mapping[str, nn.Parameter]) -> None:
+    """Refuse parameters that are not whole, real and on one device.
+
+    Raises:
+        ValueError: If there are none.
+        TypeError: If they are sharded, uninitialised, complex or spread over several devices.
+    """
+    if not trainable:
+        raise ValueError("The module has no trainable parameters; at least one parameter needs requires_grad=True.")
+    for name, parameter in trainable.items():
+        if type(parameter).__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id"):
+            raise TypeError(f"Parameter {name!r} is sharded (FSDP, DeepSpeed); phasewatch needs whole parameters.")
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise TypeError(f"Parameter {name!r} is uninitialised; run the lazy module on one batch first.")
+        if not parameter.is_floating_point():
+            raise TypeError(f"Parameter {name!r} has type {parameter.dtype}; only real floating-point is supported.")
+    devices = {str(parameter.device) for parameter in trainable.values()}
+    if len(devices) > 1 or "meta" in devices:
+        raise TypeError(f"Parameters are on {sorted(devices)}; phasewatch needs all of them on one real device.")
+
+
+class Places:
+    """Where the parameters and buffers of a module stand, each under all names that it has."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Find them; a tied tensor has several places."""
+        names: dict[int, str] = {}
+        self._slots: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        for prefix, owner in module.named_modules(remove_duplicate=False):
+            for tensors in (owner._parameters, owner._buffers):
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        name = names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
+                        self._slots.setdefault(name, []).append((tensors, key))
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put other tensors in their places, for all that is run inside.
+
+        That must include backward passes: recomputation (``torch.utils.checkpoint``) and gradients written by hand read
+        the module's tensors once more.
+        """
+        before: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for name, tensor in tensors.items():
+                for slots, key in self._slots[name]:
+                    before.append((slots, key, slots[key]))
+                    slots[key] = tensor
+            with _gradients_through_checkpoints():
+                yield
+        finally:
+            for slots, key, tensor in reversed(before):
+                slots[key] = tensor
+
+
+class _NonReentrant:
+    """In place of the reentrant ``CheckpointFunction``, whose backward pass sees parameters only in ``.grad``."""
+
+    @staticmethod
+    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        return torch.utils.checkpoint.checkpoint(
+            function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state
+        )
+
+
+@contextmanager
+def _gradients_through_checkpoints() -> Iterator[None]:
+    original = torch.utils.checkpoint.CheckpointFunction
+    torch.utils.checkpoint.CheckpointFunction = _NonReentrant  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.utils.checkpoint.CheckpointFunction = original  # type: ignore[misc]
+
+
+class PythonState:
+    """What the submodules of a module keep from call to call in attributes, lists and dictionaries.
+
+    Hidden states and caches are such; parameters and buffers that were there from the start are not. Objects of other
+    classes are left alone.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Copy the state as it is."""
+        self._kept = [
+            (m, {key: _copied(value) for key, value in _own(m).items()}, dict(m._buffers)) for m in module.modules()
+        ]
+
+    def restore(self) -> None:
+        """Put everything back as it was."""
+        for module, kept, buffers in self._kept:
+            now = _own(module)
+            for key in now.keys() - kept.keys():
+                delattr(module, key)
+            for key, value in kept.items():
+                if key in now or key not in vars(module):
+                    vars(module)[key] = _copied(value)
+            for key in module._buffers.keys() - buffers.keys():
+                del module._buffers[key]
+            module._buffers.update({key: None for key, buffer in buffers.items() if buffer is None})
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    return {key: v for key, v in vars(module).items() if key not in _OF_EVERY_MODULE and _is_data(v)}
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, (list, tuple, set)):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(map(_is_data, value.values()))
+    return value is None or isinstance(value, (Tensor, np.ndarray, np.generic, bool, int, float, complex, str, bytes))
+
+
+def _copied(value: Any) -> Any:
+    memo: dict[int, Any] = {id(x): x.detach().clone() for x in tree_leaves(value) if isinstance(x, Tensor)}
+    return copy.deepcopy(value, memo)
+
+
+def computing_dtype(parameters: Iterable[Tensor]) -> torch.dtype:
+    """The widest of the types, at least single precision."""
+    dtype = torch.float32
+    for parameter in parameters:
+        dtype = torch.promote_types(dtype, parameter.dtype)
+    return dtype

@@ -1,0 +1,269 @@
+"""The loss of each batch as a pure function of a flat vector, of tensors and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from phasewatch.isolation import preserved_randomness, seed_everything
+from phasewatch.objective.batches import Layout, count_samples
+from phasewatch.objective.copies import Places, PythonState, check_parameters, computing_dtype, structure_copy
+from phasewatch.objective.outputs import Cut, NoOutputsError, OutputHooks, Reading
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+"""``loss_fn(module, batch)``: the mean loss of the batch as a scalar tensor."""
+
+
+@contextmanager
+def second_derivatives() -> Iterator[None]:
+    """Select the attention kernel that can be differentiated twice; the fast ones cannot."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class PureLoss:
+    """What an :class:`Objective` evaluates: the copy of a module, the batches, and ``loss_fn`` of both.
+
+    Attributes:
+        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``.
+        mode: ``"eval"`` or ``"train"``.
+        seed: Seeds a loss that draws random numbers.
+        dtype: Floating-point type of all that is computed.
+        parameters: The trainable parameters when this was made, flat, shape ``(num_parameters,)``.
+        num_parameters: Number of trainable scalars; a tied tensor counts once.
+        parameter_shapes: Name to shape, in the order in which they stand in the flat vector.
+        fixed: Name to tensor for buffers and parameters that are not trained.
+        data: The tensors of each batch.
+        batch_sizes: Samples of each batch.
+        batch_weights: Share of the samples in each batch; the batch losses are averaged with them.
+        num_samples: Number of samples in all batches.
+        readings: What is made of the outputs and the loss, one after another; none for the loss itself.
+        cuts: Where each batch is cut for the readings.
+        held: Whether all that the loss sees of the parameters past the outputs is held at ``parameters``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Iterable[Any],
+        *,
+        loss_fn: LossFn,
+        mode: Literal["eval", "train"],
+        dtype: torch.dtype | None,
+        batch_sizes: Sequence[int] | None,
+        seed: int,
+    ) -> None:
+        """Copy what is needed; see :class:`Objective`."""
+        self.loss_fn = loss_fn
+        self.mode = mode
+        self.seed = seed
+        self._module = structure_copy(module).train(mode == "train")
+        self._places = Places(self._module)
+        self._state: PythonState | None = None
+        trainable = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        check_parameters(trainable)
+        self.dtype = dtype or computing_dtype(trainable.values())
+        self.parameter_shapes = {name: p.shape for name, p in trainable.items()}
+        self.parameters = torch.cat([p.detach().to(self.dtype).flatten() for p in trainable.values()])
+        self.fixed = {
+            name: self._cast(tensor)
+            for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
+            if name not in trainable
+        }
+        self._recurrent = any(isinstance(m, nn.RNNBase) for m in self._module.modules())
+        listed = _as_list(batches)
+        layouts = [Layout(batch) for batch in listed]
+        self.data = [[self._cast(tensor) for tensor in layout.tensors] for layout in layouts]
+        self._layouts = [Layout(layout.rebuild(own)) for layout, own in zip(layouts, self.data, strict=True)]
+        self.batch_sizes = _batch_sizes(listed, batch_sizes)
+        self.num_samples = sum(self.batch_sizes)
+        self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
+        self.draws_random_numbers = False
+        self.writes_to_its_inputs = False
+        self.readings: tuple[Reading, ...] = ()
+        self.cuts: dict[int, Cut] = {}
+        self.held = False
+
+    @property
+    def module(self) -> nn.Module:
+        """The copy of the network's structure that is evaluated; its tensors are those of the original."""
+        return self._module
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trainable scalars; a tied tensor counts once."""
+        return self.parameters.numel()
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches."""
+        return len(self.data)
+
+    @property
+    def batches(self) -> list[Any]:
+        """The data as ``loss_fn`` takes them, in containers of their own."""
+        return [layout.rebuild(own) for layout, own in zip(self._layouts, self.data, strict=True)]
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether the loss neither draws random numbers, nor writes to its inputs, nor keeps state between calls."""
+        return not (self.draws_random_numbers or self.writes_to_its_inputs or self._state)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters, on which everything is computed."""
+        return self.parameters.device
+
+    def keep_state(self, state: PythonState) -> None:
+        """From now on the module has this Python state before each evaluation."""
+        self._state = state
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """The pieces of a flat vector of shape ``(num_parameters,)`` by parameter name, as views."""
+        pieces = vector.split([shape.numel() for shape in self.parameter_shapes.values()])
+        return {
+            name: piece.view(shape) for (name, shape), piece in zip(self.parameter_shapes.items(), pieces, strict=True)
+        }
+
+    def batch_signature(self, batch: int) -> tuple[Any, ...]:
+        """Equal only for batches on which the loss is the same function of its tensors."""
+        cut = self.cuts.get(batch) if self.readings else None
+        return (*self._layouts[batch].signature, cut)
+
+    @contextmanager
+    def holding(self, vector: Tensor) -> Iterator[None]:
+        """Keep the module at these parameters for all that is run inside.
+
+        Every backward pass through an evaluation at ``vector`` belongs inside: recomputation and gradients written by
+        hand read the module's tensors again.
+        """
+        with self._places.holding({**self.unflatten(vector), **self.fixed}), self._differentiable_kernels():
+            yield
+
+    def evaluate(self, vector: Tensor, batch: int) -> Tensor:
+        """The loss of one batch; a loss that draws random numbers sees the same ones each time."""
+        if not self.draws_random_numbers:
+            return self.call(vector, batch)
+        with preserved_randomness():
+            seed_everything(self.seed * 1_000_003 + batch)
+            return self.call(vector, batch)
+
+    def loss_and_gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> tuple[Tensor, Tensor]:
+        """The mean loss and its gradient, batch by batch, so that only one batch's graph is held at a time.
+
+        Args:
+            parameters: Flat vector, shape ``(num_parameters,)``; default the parameters at creation.
+            batch: Index of one batch; default the weighted mean over all.
+
+        Returns:
+            The loss, a scalar tensor, and the gradient, shape ``(num_parameters,)``, both detached.
+        """
+        vector = (self.parameters if parameters is None else parameters).detach().requires_grad_()
+        with torch.enable_grad(), self.holding(vector):
+            if batch is not None:
+                batch_loss = self.evaluate(vector, batch)
+                return batch_loss.detach(), torch.autograd.grad(batch_loss, vector)[0]
+            loss, gradient = vector.new_zeros(()), torch.zeros_like(vector)
+            for i, weight in enumerate(self.batch_weights):
+                batch_loss = self.evaluate(vector, i)
+                gradient.add_(torch.autograd.grad(batch_loss, vector)[0], alpha=weight)
+                loss.add_(batch_loss.detach(), alpha=weight)
+        return loss, gradient
+
+    def call(
+        self,
+        vector: Tensor,
+        batch: int,
+        data: Sequence[Tensor] | None = None,
+        fixed: Mapping[str, Tensor] | None = None,
+        read: Sequence[Sequence[Tensor]] | None = None,
+    ) -> Tensor:
+        """The loss of one batch as a function of every tensor in it; random numbers are drawn as they come.
+
+        Args:
+            vector: Flat parameters, shape ``(num_parameters,)``.
+            batch: Index of the batch.
+            data: Its tensors; default its own.
+            fixed: Default :attr:`fixed`.
+            read: What each reading is given; default its data for the batch.
+        """
+        data = self.data[batch] if data is None else data
+        fixed = self.fixed if fixed is None else fixed
+        if not self.readings:
+            return self._run(vector, batch, data, fixed, None)
+        cut = self.cuts[batch]
+        hooks = OutputHooks(self._module, cut.call)
+        loss = self._run(vector, batch, data, fixed, hooks)
+        if hooks.calls != cut.calls:
+            raise NoOutputsError(
+                f"loss_fn called modules {hooks.calls} times on batch {batch}, and {cut.calls} times at the start: "
+                "which outputs to look at depends on the parameters. Call the network once in loss_fn(module, batch)."
+            )
+        if self.held:
+            moved = hooks.outputs
+            held = OutputHooks(self._module, cut.call, lambda number, _: moved[number])
+            loss = self._run(self.parameters, batch, data, fixed, held)
+        given = [reading.data[batch] for reading in self.readings] if read is None else read
+        for reading, own in zip(self.readings, given, strict=True):
+            loss = reading.reader(hooks.outputs, loss, list(own))
+        return loss
+
+    def _run(
+        self,
+        vector: Tensor,
+        batch: int,
+        data: Sequence[Tensor],
+        fixed: Mapping[str, Tensor],
+        hooks: OutputHooks | None,
+    ) -> Tensor:
+        if self._state is not None:
+            self._state.restore()
+        tensors, inputs = {**self.unflatten(vector), **fixed}, data
+        if self.writes_to_its_inputs:
+            tensors |= {name: tensor.clone() for name, tensor in fixed.items()}
+            inputs = [tensor.clone() for tensor in data]
+        rebuilt = self._layouts[batch].rebuild(inputs)
+        with self._places.holding(tensors), self._differentiable_kernels(), hooks or nullcontext():
+            loss = self.loss_fn(self._module, rebuilt)
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor, the mean loss of the batch."
+            )
+        return loss.to(self.dtype)
+
+    def _differentiable_kernels(self) -> AbstractContextManager[None]:
+        """The recurrent layers of cuDNN have no gradient in evaluation mode; PyTorch's own do."""
+        if self._recurrent and self.device.type == "cuda":
+            return torch.backends.cudnn.flags(enabled=False)
+        return nullcontext()
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def _as_list(batches: Iterable[Any]) -> list[Any]:
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches is a {type(batches).__name__}; expected a list with one entry a batch. Wrap a single batch "
+            "as [batch]."
+        )
+    found = list(batches)
+    if not found:
+        raise ValueError("batches is empty; give at least one batch to measure on.")
+    return found
+
+
+def _batch_sizes(batches: list[Any], given: Sequence[int] | None) -> list[int]:
+    if given is not None:
+        if len(given) != len(batches) or min(given) < 1:
+            raise ValueError(f"batch_sizes is {list(given)}; expected {len(batches)} positive numbers, one a batch.")
+        return list(given)
+    sizes = [count_samples(batch) for batch in batches]
+    if not any(sizes):
+        raise ValueError("batches hold no samples; give at least one batch that is not empty.")
+    return sizes

@@ -1,0 +1,353 @@
+"""The loss as a pure function of the parameters on fixed data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from phasewatch.isolation import isolated
+from phasewatch.objective.checks import check_function, first_evaluation
+from phasewatch.objective.copies import PythonState
+from phasewatch.objective.function import LossFn, PureLoss
+from phasewatch.objective.outputs import Cut, NoOutputsError, OutputHooks, OutputReader, Reading, Replacement
+from phasewatch.objective.vectorized import Vectorized
+
+
+@dataclass(frozen=True)
+class OutputsAndSlopes:
+    """What a network says of one batch, and how the loss meets it.
+
+    Attributes:
+        outputs: The floating-point output tensors.
+        slopes: The gradient of the loss in each.
+        past_outputs: Whether the loss depends on the parameters by another way too, as with weight decay in it.
+        earlier_outputs: Whether that way is through the outputs of earlier calls of the network.
+    """
+
+    outputs: list[Tensor]
+    slopes: list[Tensor]
+    past_outputs: bool
+    earlier_outputs: bool
+
+
+class Objective(PureLoss):
+    r"""The mean loss :math:`L(w)` over a fixed set of batches, as a pure function of a flat vector :math:`w`.
+
+    The module given is never touched: its structure is copied, and every evaluation runs on clones of its
+    parameters, buffers and batches (:func:`torch.func.functional_call`). Dropout and BatchNorm behave as in
+    evaluation unless ``mode="train"``. A loss that draws random numbers sees the same ones at each evaluation,
+    and the global random streams are left as they were. What a module keeps from call to call (hidden states, caches)
+    is put back to what it was before each evaluation.
+
+    Attributes:
+        parameters: The trainable parameters when the objective was made, flat, shape ``(num_parameters,)``.
+        num_parameters: Number of trainable scalars; a tied tensor counts once.
+        num_samples: Number of samples in all batches.
+        batch_weights: Share of the samples in each batch; the batch losses are averaged with them.
+        batch_losses: Loss of each batch at ``parameters``, shape ``(num_batches,)``.
+        parameter_shapes: Name to shape, in the order in which they stand in the flat vector.
+        fixed: Name to tensor for buffers and parameters that are not trained.
+
+    Example:
+        >>> module = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(module.weight)
+        >>> batch = (torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0]]))
+        >>> def loss_fn(module, batch):
+        ...     return 0.5 * (module(batch[0]) - batch[1]).square().mean()
+        >>> objective = Objective(module, [batch], loss_fn=loss_fn)
+        >>> objective.loss().item()
+        2.0
+        >>> objective.gradient().tolist()
+        [2.0, 4.0]
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Iterable[Any],
+        *,
+        loss_fn: LossFn,
+        mode: Literal["eval", "train"] = "eval",
+        dtype: torch.dtype | None = None,
+        batch_sizes: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Copy what is needed, evaluate the loss on every batch, and check that it is a function with this gradient.
+
+        At the parameters and at others near by, the first batch is evaluated again, and its gradient compared with
+        differences, through the very path that measures.
+
+        Args:
+            module: The network; a copy of its structure is kept, with clones of its tensors.
+            batches: What ``loss_fn`` takes as its second argument, one entry a batch; tensors are cloned.
+            loss_fn: ``loss_fn(module, batch) -> scalar mean loss`` of the batch.
+            mode: Whether layers such as dropout and BatchNorm behave as in evaluation or as in training.
+            dtype: Floating-point type to compute in; default the parameters' own, but at least float32.
+            batch_sizes: Samples in each batch; default what can be read off it (see
+                :func:`phasewatch.objective.batches.count_samples`).
+            seed: Seeds a loss that draws random numbers.
+
+        Raises:
+            ValueError: If there is no batch or no trainable parameter, if the size of a batch is neither given nor to
+                be read off, if the loss is no finite scalar, does not depend on the parameters, is not the same each
+                time, or has another gradient than its differences say.
+            TypeError: If ``batches`` cannot be iterated, or parameters are of a kind that is not supported
+                (sharded, uninitialised, complex, spread over several devices).
+        """
+        if mode not in ("eval", "train"):
+            raise ValueError(f"mode is {mode!r}; expected 'eval' or 'train'")
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module is a {type(module).__name__}; expected a torch.nn.Module.")
+        with isolated():
+            super().__init__(
+                module, batches, loss_fn=loss_fn, mode=mode, dtype=dtype, batch_sizes=batch_sizes, seed=seed
+            )
+            state = PythonState(self._module)
+            self.batch_losses = check_function(self, first_evaluation(self), state)
+            self._origin: tuple[Objective, Callable[[Objective], Objective]] | None = None
+            self._vectorized = Vectorized(self)
+
+    def loss(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
+        """The mean loss, differentiable in ``parameters``.
+
+        Args:
+            parameters: Flat vector, shape ``(num_parameters,)``; default the parameters at creation.
+            batch: Index of one batch; default the weighted mean over all.
+
+        Returns:
+            A scalar tensor.
+        """
+        vector = self.parameters if parameters is None else parameters
+        if batch is not None:
+            return self.evaluate(vector, batch)
+        losses = [weight * self.evaluate(vector, i) for i, weight in enumerate(self.batch_weights)]
+        return torch.stack(losses).sum()
+
+    def losses_and_gradients(
+        self, vectors: Tensor, batch: int | None = None, *, compiled: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient at several places, in one call where the network allows.
+
+        Args:
+            vectors: Shape ``(places, num_parameters)``.
+            batch: Index of one batch; default the weighted mean over all.
+            compiled: Whether to compile it, for each shape of batches once; pays after a minute of such calls.
+
+        Returns:
+            The losses, shape ``(places,)``, and gradients, shape ``(places, num_parameters)``, both detached. Means
+            over several batches are formed in float64 where the network allows.
+        """
+        return self._vectorized.losses_and_gradients(vectors, batch, compiled)
+
+    def losses(self, vectors: Tensor, batch: int | None = None) -> Tensor:
+        """The loss at several places, without gradients; arguments as above, shape ``(places,)``."""
+        return self._vectorized.losses(vectors, batch)
+
+    def sample_losses(self, vectors: Tensor, batch: int) -> Tensor:
+        """The loss of every sample of a batch at several places.
+
+        Args:
+            vectors: Shape ``(places, num_parameters)``.
+            batch: Index of the batch.
+
+        Returns:
+            Shape ``(places, samples)``, without gradients.
+
+        Raises:
+            ValueError: If the loss of the batch is not the mean of losses that each depend on one sample, as with
+                data that have no common first dimension, or a loss that sums or compares samples.
+        """
+        return self._vectorized.sample_losses(vectors, batch)
+
+    def gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
+        """The gradient of :meth:`loss`, shape ``(num_parameters,)``."""
+        return self.loss_and_gradient(parameters, batch)[1]
+
+    def split_loss(self, parameters: Tensor, batch: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The loss of a batch cut at the network's outputs, as the Gauss–Newton matrix needs it.
+
+        The cut is behind the last outermost call of a submodule with trainable parameters (or of the module
+        itself) that ``loss_fn`` makes.
+
+        Args:
+            parameters: Flat vector that requires grad, shape ``(num_parameters,)``.
+            batch: Index of the batch.
+
+        Returns:
+            The network's output tensors as functions of ``parameters``; the same values as leaves; the loss as a
+            function of those leaves.
+
+        Raises:
+            NoOutputsError: If ``loss_fn`` calls no module with parameters, if what it calls returns a scalar (a loss
+                computed inside ``forward``), or if the loss depends on the parameters by another way too.
+        """
+        advice = (
+            "The Gauss-Newton matrix needs loss_fn(module, batch) to compute the network's outputs by calling a "
+            "module and the loss from these outputs alone; rewrite loss_fn so, or use matrix='hessian'."
+        )
+        leaves: list[Tensor] = []
+
+        def leaf(_: int, output: Tensor) -> Tensor | None:
+            if not output.requires_grad:
+                return None
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1]
+
+        hooks, loss = self._cut_at_outputs(parameters, batch, leaf, advice)
+        if loss.requires_grad:
+            with self.holding(parameters):
+                (past_cut,) = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+            if past_cut is not None:
+                raise NoOutputsError(f"The loss depends on the parameters not only through the outputs. {advice}")
+        return hooks.outputs, leaves, loss
+
+    def _cut_at_outputs(
+        self, parameters: Tensor, batch: int, replacement: Replacement | None, advice: str
+    ) -> tuple[OutputHooks, Tensor]:
+        """What the hooks saw of the last outermost call, and the loss."""
+        if batch not in self.cuts:
+            with OutputHooks(self._module) as counter, torch.no_grad():
+                self.evaluate(self.parameters, batch)
+            if not counter.calls:
+                raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
+            self.cuts[batch] = Cut(counter.calls - 1, counter.calls)
+        with OutputHooks(self._module, self.cuts[batch].call, replacement) as hooks:
+            loss = self.evaluate(parameters, batch)
+        if not hooks.outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in hooks.outputs):
+            raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
+        return hooks, loss
+
+    def outputs_and_slopes(self, batch: int) -> OutputsAndSlopes:
+        """The network's outputs at ``parameters``, and the slope of the loss in each.
+
+        They are those of the last outermost call of a module with parameters that ``loss_fn`` makes on this batch.
+
+        Args:
+            batch: Index of the batch.
+
+        Raises:
+            NoOutputsError: If ``loss_fn`` calls no module with parameters, or what it calls returns the loss itself.
+        """
+        advice = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
+        vector = self.parameters.detach().clone().requires_grad_()
+        leaves: list[Tensor] = []
+
+        def leaf(_: int, output: Tensor) -> Tensor:
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1]
+
+        with torch.enable_grad(), self.holding(vector):
+            hooks, loss = self._cut_at_outputs(vector, batch, leaf, advice)
+            earlier = [output for output in hooks.earlier if output.requires_grad]
+            inputs = [*leaves, *earlier, vector]
+            found: Sequence[Tensor | None] = [None] * len(inputs)
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        slopes = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=False)]
+        return OutputsAndSlopes(
+            [output.detach() for output in hooks.outputs],
+            slopes,
+            past_outputs=found[-1] is not None,
+            earlier_outputs=any(g is not None for g in found[len(leaves) : -1]),
+        )
+
+    def read_from_outputs(
+        self,
+        reader: OutputReader,
+        data: list[list[Tensor]],
+        *,
+        held: bool = False,
+        again: Callable[[Objective], Objective],
+    ) -> Objective:
+        """Another function of the same parameters and batches, made of the network's outputs and the loss.
+
+        What was read is read again: where this objective is itself made so, the reader is given that as the loss.
+
+        Args:
+            reader: ``reader(outputs, loss, data) -> scalar tensor``, of the outputs of :meth:`outputs_and_slopes`.
+            data: Tensors that the reader is given, a list for each batch.
+            held: Whether the loss is given the outputs at the vector, and all else that it sees of the parameters as it
+                is at ``parameters``; costs another evaluation.
+            again: Makes the same of this objective in another precision.
+        """
+        other = copy.copy(self)
+        other.readings = (*self.readings, Reading(reader, data))
+        other.held = held or self.held
+        other._origin = (self, again)
+        other._vectorized = Vectorized(other)
+        with isolated(), torch.no_grad():
+            other.batch_losses = torch.stack([other.evaluate(self.parameters, i) for i in range(self.num_batches)])
+        return other
+
+    def to(self, dtype: torch.dtype) -> Objective:
+        """The same objective computed in another floating-point type.
+
+        Raises:
+            RuntimeError: If the module's code fixes a type of its own and cannot run in ``dtype``.
+        """
+        if dtype == self.dtype:
+            return self
+        if self._origin is not None:
+            origin, again = self._origin
+            return again(origin.to(dtype))
+        with isolated():
+            other = copy.copy(self)
+            other.dtype = dtype
+            other.parameters = self.parameters.to(dtype)
+            other.fixed = {name: other._cast(tensor) for name, tensor in self.fixed.items()}
+            other.data = [[other._cast(tensor) for tensor in own] for own in self.data]
+            other._vectorized = Vectorized(other)
+            other.batch_losses = first_evaluation(other)
+        return other
+
+    def restricted_to(self, *patterns: str) -> Objective:
+        """The same loss as a function of some of the parameters, with the others fixed where they are.
+
+        Args:
+            patterns: Names of modules or parameters, or globs for them: ``"encoder"`` takes all parameters in that
+                module, ``"*.bias"`` all biases.
+
+        Raises:
+            ValueError: If a pattern matches nothing; lists what there is.
+        """
+        if not patterns:
+            raise ValueError("No pattern was given; expected at least one name of a module or parameter.")
+        chosen: set[str] = set()
+        for pattern in patterns:
+            matching = {name for name in self.parameter_shapes if _matches(name, pattern)}
+            if not matching:
+                raise ValueError(
+                    f"{pattern!r} matches no module or parameter that is trained; expected a name or a glob for one "
+                    f"of: {', '.join(self.parameter_shapes)}."
+                )
+            chosen |= matching
+        pieces = self.unflatten(self.parameters)
+        other = copy.copy(self)
+        other.parameter_shapes = {name: shape for name, shape in self.parameter_shapes.items() if name in chosen}
+        other.parameters = torch.cat([pieces[name].flatten() for name in other.parameter_shapes])
+        others = {name: piece.clone() for name, piece in pieces.items() if name not in chosen}
+        other.fixed = {**self.fixed, **others}
+        if self._origin is not None:
+            origin, again = self._origin
+            other._origin = (origin.restricted_to(*patterns), again)
+        other._vectorized = Vectorized(other)
+        return other
+
+    def __repr__(self) -> str:
+        """Sizes and the loss."""
+        loss = sum(w * value for w, value in zip(self.batch_weights, self.batch_losses.tolist(), strict=True))
+        return (
+            f"Objective({self.num_parameters:,} parameters, {self.num_samples:,} samples in "
+            f"{self.num_batches} batches, loss {loss:.6g})"
+        )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))

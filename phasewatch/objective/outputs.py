@@ -1,0 +1,112 @@
+"""The outputs of a network inside of its loss: seen, replaced, and read into other functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from phasewatch.objective.batches import Layout
+
+
+class NoOutputsError(ValueError):
+    """The loss cannot be cut at the network's outputs, so that there is no Gauss-Newton matrix."""
+
+
+OutputReader = Callable[[list[Tensor], Tensor, list[Tensor]], Tensor]
+"""``reader(outputs, loss, data)``: another scalar made of the network's outputs and the loss of a batch."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Another function made of the network's outputs and of the loss, batch by batch.
+
+    Attributes:
+        reader: Makes it of the outputs, the loss (or what an earlier reading made of it) and the data.
+        data: Tensors that the reader is given, a list for each batch.
+    """
+
+    reader: OutputReader
+    data: Sequence[list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a batch's loss is cut: behind one of the outermost calls of modules with parameters that ``loss_fn`` makes.
+
+    Attributes:
+        call: Number of that call, from 0.
+        calls: How many there are; another number at other parameters would be a cut elsewhere.
+    """
+
+    call: int
+    calls: int
+
+
+Replacement = Callable[[int, Tensor], "Tensor | None"]
+"""``replacement(number, output)``: what takes the place of an output; None leaves it where it is."""
+
+
+class OutputHooks:
+    """While entered, keeps the outputs of one outermost module call, and replaces them where that is asked for.
+
+    Attributes:
+        outputs: Floating-point outputs of the call, less those that a replacement left where they are.
+        calls: Outermost calls seen so far.
+        earlier: Floating-point outputs of the outermost calls before it.
+    """
+
+    def __init__(self, module: nn.Module, call: int = -1, replacement: Replacement | None = None) -> None:
+        """Nothing is seen yet.
+
+        Args:
+            module: The module whose submodules are watched.
+            call: Which outermost call to look at; -1 for none.
+            replacement: Default none: what is seen stays.
+        """
+        self._candidates = [m for m in module.modules() if any(p.requires_grad for p in m.parameters())]
+        self._depth = 0
+        self._call = call
+        self._replacement = replacement
+        self.calls = 0
+        self.outputs: list[Tensor] = []
+        self.earlier: list[Tensor] = []
+
+    def __enter__(self) -> OutputHooks:
+        """Register the hooks."""
+        self._hooks = []
+        for module in self._candidates:
+            self._hooks.append(module.register_forward_pre_hook(self._enter_call))
+            self._hooks.append(module.register_forward_hook(self._leave_call))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove them."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter_call(self, *_: Any) -> None:
+        self._depth += 1
+
+    def _leave_call(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        self._depth -= 1
+        if self._depth:
+            return output
+        self.calls += 1
+        if self.calls <= self._call:
+            self.earlier += [t for t in Layout(output).tensors if t.is_floating_point()]
+        if self.calls - 1 != self._call:
+            return output
+        layout = Layout(output)
+        return layout.rebuild([self._take(tensor) for tensor in layout.tensors])
+
+    def _take(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        taken = tensor if self._replacement is None else self._replacement(len(self.outputs), tensor)
+        if taken is None:
+            return tensor
+        self.outputs.append(tensor)
+        return taken
