@@ -28,6 +28,7 @@ class PhaseWatch(MonitoringCallback):
             start and the end are measured in any case.
         probe: Batches to measure on; default ``probe_samples`` samples of the training set, drawn once.
         probe_samples: Size of the probe that is drawn.
+        batch_size: Samples in each batch of a stream or a given probe; default what can be read off.
         loss_fn: ``loss_fn(module, batch) -> scalar mean loss``; default what ``training_step`` returns.
         n: Size of the training set, default as found; sets the temperature of λ, nβ = n / log n.
         chains: Chains for λ.
@@ -59,6 +60,7 @@ class PhaseWatch(MonitoringCallback):
         max_overhead: float | None = 0.1,
         probe: Iterable[Any] | None = None,
         probe_samples: int = DEFAULT_SAMPLES,
+        batch_size: int | None = None,
         loss_fn: LossFn | None = None,
         n: int | None = None,
         chains: int = 4,
@@ -87,6 +89,7 @@ class PhaseWatch(MonitoringCallback):
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe
         self.probe_samples = probe_samples
+        self.batch_size = batch_size
         self.loss_fn = loss_fn
         self.n = n
         self.mode = mode
@@ -111,6 +114,7 @@ class LLCMonitor(MonitoringCallback):
         max_overhead: float | None = 0.1,
         probe: Iterable[Any] | None = None,
         probe_samples: int = DEFAULT_SAMPLES,
+        batch_size: int | None = None,
         loss_fn: LossFn | None = None,
         n: int | None = None,
         chains: int = 4,
@@ -131,6 +135,7 @@ class LLCMonitor(MonitoringCallback):
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe
         self.probe_samples = probe_samples
+        self.batch_size = batch_size
         self.loss_fn = loss_fn
         self.n = n
         self.mode = mode
@@ -148,6 +153,7 @@ class HessianMonitor(MonitoringCallback):
         max_overhead: float | None = 0.1,
         probe: Iterable[Any] | None = None,
         probe_samples: int = DEFAULT_SAMPLES,
+        batch_size: int | None = None,
         loss_fn: LossFn | None = None,
         num_eigenvalues: int = 5,
         mode: Literal["eval", "train"] = "eval",
@@ -160,6 +166,7 @@ class HessianMonitor(MonitoringCallback):
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe
         self.probe_samples = probe_samples
+        self.batch_size = batch_size
         self.loss_fn = loss_fn
         self.n = None
         self.mode = mode

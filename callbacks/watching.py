@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns
 from phasewatch.estimators import Estimator
 from phasewatch.isolation import isolated
 from phasewatch.objective import LossFn
-from phasewatch.probe import StreamProbe, batch_size, clone_batch, draw_probe, support
+from phasewatch.objective.batches import clone_batch
+from phasewatch.objective.merging import one_batch_serves
+from phasewatch.probe import DrawnProbe, StreamProbe, draw_probe, support
 from phasewatch.record import Measurement, Run
 from phasewatch.schedule import Schedule
 from phasewatch.tensorboard import TensorBoardWriter
@@ -46,6 +49,8 @@ else:
 _SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _LARGEST_NETWORK_FOR_ONE_BATCH = 100_000
 _LARGEST_PROBE_IN_CHECKPOINT = 64 * 2**20
+LONGEST_COLLECTION = 0.1
+"""Share of a run after which a stream's probe is what it has given so far."""
 
 
 class WatchingCallback(CallbackBase):
@@ -148,7 +153,7 @@ class WatchingCallback(CallbackBase):
             return
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._streams:
-            self._collect(trainer, pl_module, batch)
+            self._collect(trainer, pl_module, batch, step)
         if step < self._next_visit:
             return
         measured = False
@@ -161,6 +166,11 @@ class WatchingCallback(CallbackBase):
         if measured and self._checkpoints is not None:
             self._checkpoints.at_measurement(trainer, step, self._flags)
         self._flags = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make do with what a stream has given for the probe in the first epoch; the next would only repeat it."""
+        if any(stream.batches for _, stream in self._streams):
+            self._finish_streams(trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the end, finish the record and say where it is."""
@@ -194,32 +204,42 @@ class WatchingCallback(CallbackBase):
         for _, stream in self._captured:
             size = sum(t.nbytes for t in tree_leaves(stream.batches) if isinstance(t, Tensor))
             keep = size <= _LARGEST_PROBE_IN_CHECKPOINT and _is_plain(stream.batches)
-            probes.append([clone_batch(b) for b in stream.batches] if keep else None)
+            probes.append(([clone_batch(b) for b in stream.batches], list(stream.sizes)) if keep else None)
         return {"watch": self._watch.state_dict(), "probes": probes}
 
     def _restore_probes(self, trainer: Any) -> None:
         assert self._restored is not None
-        for (_, stream), batches in zip(self._streams, self._restored["probes"], strict=False):
-            if batches is not None:
-                stream.batches = [_to_device(trainer, batch) for batch in batches]
-                stream.samples = 0
+        for (_, stream), kept in zip(self._streams, self._restored["probes"], strict=False):
+            if kept is not None:
+                batches, sizes = kept
+                stream.restore([_to_device(trainer, batch) for batch in batches], sizes)
         if all(stream.complete for _, stream in self._streams):
             self._use_captured(trainer)
 
-    def _collect(self, trainer: Any, module: Any, batch: Any) -> None:
+    def _collect(self, trainer: Any, module: Any, batch: Any, step: int) -> None:
         for _, stream in self._streams:
             stream.capture(batch)
-        if all(stream.complete for _, stream in self._streams):
+        total = trainer.estimated_stepping_batches
+        late = 1 <= total < math.inf and step >= LONGEST_COLLECTION * total
+        if late or all(stream.complete for _, stream in self._streams):
             self._finish_streams(trainer, module)
 
     def _finish_streams(self, trainer: Any, module: Any) -> None:
+        for _, stream in self._streams:
+            if not stream.complete:
+                _say(
+                    trainer,
+                    f"phasewatch: the stream of batches gave {sum(stream.sizes)} samples for the probe, of "
+                    f"{stream.samples} asked for, in the first epoch or tenth of the run; measuring on these. "
+                    "probe_samples=, or a probe= of your own, sets what is measured on.",
+                )
         self._use_captured(trainer)
         self._start(trainer, module)
 
     def _use_captured(self, trainer: Any) -> None:
         self._captured, self._streams = self._streams, []
         for monitor, stream in self._captured:
-            monitor.probe = stream.batches
+            monitor.probe, monitor.batch_sizes = stream.batches, stream.sizes
             monitor.n = monitor.n or _stream_length(trainer, stream)
 
     def _start(self, trainer: Any, module: Any) -> None:
@@ -276,6 +296,7 @@ class MonitoringCallback(WatchingCallback):
 
     probe: Iterable[Any] | None
     probe_samples: int
+    batch_size: int | None
     loss_fn: LossFn | None
     n: int | None
     schedule: Schedule
@@ -289,15 +310,17 @@ class MonitoringCallback(WatchingCallback):
         Raises:
             ValueError: If a probe is empty or ``probe_samples`` is not positive.
         """
-        probe, source, n = self._find_probe(trainer)
+        loss_fn = self.loss_fn or TrainingStepLoss(trainer)
+        probe, sizes, source, n = self._find_probe(trainer, loss_fn)
         monitor = Monitor(
             estimators=self.estimators,
             probe=probe,
-            loss_fn=self.loss_fn or TrainingStepLoss(trainer),
+            loss_fn=loss_fn,
             n=self.n or n,
             schedule=replace(self.schedule),  # type: ignore[type-var]
             mode=self.mode,
             probe_source=source,
+            batch_sizes=sizes,
         )
         others = []
         for name, batches in (self.other_data or {}).items():
@@ -305,14 +328,14 @@ class MonitoringCallback(WatchingCallback):
                 others.append(monitor.on_other_data(name, [_to_device(trainer, batch) for batch in batches]))
         return [monitor, *others]
 
-    def _find_probe(self, trainer: Any) -> tuple[Any, str, int | None]:
+    def _find_probe(self, trainer: Any, loss_fn: LossFn) -> tuple[Any, Sequence[int] | None, str, int | None]:
         if self.probe_samples < 1:
             raise ValueError(f"probe_samples is {self.probe_samples}; expected a positive number of samples")
         loader = trainer.train_dataloader
         indices = support(loader)
         n = None if indices is None else len(indices)
         if isinstance(self.probe, DataLoader) and (known := support(self.probe)) is not None:
-            batches = draw_probe(self.probe, len(known), self.seed)
+            probe = draw_probe(self.probe, len(known), self.seed).without_short_rest()
         elif self.probe is not None:
             with isolated():
                 batches = list(self.probe)
@@ -320,16 +343,44 @@ class MonitoringCallback(WatchingCallback):
                 raise ValueError(
                     "probe is empty; give at least one batch, or leave it out to draw from the training set"
                 )
+            probe = DrawnProbe(batches, None)
         elif indices is None:
-            return StreamProbe(self.probe_samples), "captured from the stream", None
+            stream = StreamProbe(self.probe_samples, self.batch_size, getattr(loader, "batch_size", None))
+            return stream, None, "captured from the stream", None
         else:
-            # Small networks have room for the whole probe at once, and λ from few gradients needs them without noise.
-            count = sum(parameter.numel() for parameter in trainer.lightning_module.parameters())
-            small = count <= _LARGEST_NETWORK_FOR_ONE_BATCH and self.mode == "eval"
-            batches = draw_probe(loader, self.probe_samples, self.seed, in_one_batch=small)
+            probe = self._draw(trainer, loader, loss_fn)
         with isolated():
-            batches = [_to_device(trainer, batch) for batch in batches]
-        return batches, "given" if self.probe is not None else "drawn from the training set", n
+            batches = [_to_device(trainer, batch) for batch in probe.batches]
+        sizes = probe.sizes
+        if self.batch_size is not None and sizes is None:
+            sizes = [self.batch_size] * len(batches)
+        return batches, sizes, "given" if self.probe is not None else "drawn from the training set", n
+
+    def _draw(self, trainer: Any, loader: Any, loss_fn: LossFn) -> DrawnProbe:
+        """A probe of the training set: in one batch where that is small and the same loss, else in training's batches.
+
+        In one batch it is free of noise, which λ from few gradients needs.
+        """
+        probe = draw_probe(loader, self.probe_samples, self.seed)
+        count = sum(parameter.numel() for parameter in trainer.lightning_module.parameters())
+        if count > _LARGEST_NETWORK_FOR_ONE_BATCH or self.mode != "eval" or probe.sizes is None:
+            return probe.without_short_rest()
+
+        def whole() -> DrawnProbe:
+            return draw_probe(loader, self.probe_samples, self.seed, in_one_batch=True)
+
+        with isolated(), suppress(Exception):  # a loss that cannot be used is refused when the watch begins
+            batches = [_to_device(trainer, batch) for batch in probe.batches]
+            if one_batch_serves(
+                trainer.lightning_module,
+                batches,
+                probe.sizes,
+                lambda: _to_device(trainer, whole().batches[0]),
+                loss_fn=loss_fn,
+                seed=self.seed,
+            ):
+                return whole()
+        return probe.without_short_rest()
 
 
 class _TrainerMetrics:
@@ -412,7 +463,7 @@ def _stream_length(trainer: Any, stream: StreamProbe) -> int | None:
     batches = trainer.num_training_batches
     if math.isinf(batches):
         return None
-    return round(batches * trainer.world_size * sum(map(batch_size, stream.batches)) / len(stream.batches))
+    return round(batches * trainer.world_size * sum(stream.sizes) / len(stream.sizes))
 
 
 def _latest(watch: Watch | None) -> dict[str, float]:

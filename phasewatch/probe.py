@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -19,8 +18,28 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from phasewatch.isolation import isolated, seed_everything
+from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 
 DEFAULT_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class DrawnProbe:
+    """Batches drawn from a data set.
+
+    Attributes:
+        batches: The batches.
+        sizes: Samples in each; None where an item of the data set is a batch, and its size is its own.
+    """
+
+    batches: list[Any]
+    sizes: list[int] | None
+
+    def without_short_rest(self) -> DrawnProbe:
+        """Without a last batch that is shorter than the first: its noise would dominate the sampler's."""
+        if self.sizes is None or self.sizes[-1] == self.sizes[0]:
+            return self
+        return DrawnProbe(self.batches[:-1], self.sizes[:-1])
 
 
 def support(loader: Any) -> list[int] | range | None:
@@ -45,14 +64,14 @@ def support(loader: Any) -> list[int] | range | None:
 
 def draw_probe(
     loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: int = 0, *, in_one_batch: bool = False
-) -> list[Any]:
+) -> DrawnProbe:
     """Batches of the data set of a loader, drawn without touching the loader or any global random stream.
 
     Args:
         loader: A loader whose :func:`support` is known; its batch size and ``collate_fn`` are used.
         samples: How many samples to draw, at most the whole data set.
         seed: Seeds the choice, and transforms that draw random numbers.
-        in_one_batch: Whether to collate all samples into one batch, which needs more memory and has no noise.
+        in_one_batch: Whether to collate all samples into one batch; the samples are the same.
 
     Raises:
         ValueError: If the data set is empty.
@@ -68,7 +87,6 @@ def draw_probe(
     private = DataLoader(
         loader.dataset,
         batch_size=None if batch_sampler is None else size,
-        drop_last=batch_sampler is not None,  # the noise of a very short batch would dominate the sampler's
         sampler=chosen,
         collate_fn=loader.collate_fn,
         num_workers=0,
@@ -77,13 +95,14 @@ def draw_probe(
     with isolated():
         seed_everything(seed)
         if batch_sampler is not None:
-            return list(private)
+            sizes = [min(size, len(chosen) - start) for start in range(0, len(chosen), size)]
+            return DrawnProbe(list(private), sizes)
         batches: list[Any] = []
         for batch in private:
             batches.append(batch)
-            if sum(batch_size(b) for b in batches) >= samples:
+            if sum(map(count_samples, batches)) >= samples:
                 break
-        return batches
+        return DrawnProbe(batches, None)
 
 
 class StreamProbe:
@@ -92,31 +111,51 @@ class StreamProbe:
     Attributes:
         samples: How many samples to collect.
         batches: The clones so far.
+        sizes: Samples in each.
     """
 
-    def __init__(self, samples: int = DEFAULT_SAMPLES) -> None:
-        """Start empty."""
+    def __init__(
+        self, samples: int = DEFAULT_SAMPLES, batch_size: int | None = None, typical_size: int | None = None
+    ) -> None:
+        """Start empty.
+
+        Args:
+            samples: How many samples to collect.
+            batch_size: Samples in each batch; default what can be read off it.
+            typical_size: What its loader says of that; taken where nothing can be read off.
+        """
         self.samples = samples
         self.batches: list[Any] = []
+        self.sizes: list[int] = []
+        self._batch_size = batch_size
+        self._typical_size = typical_size
 
     @property
     def complete(self) -> bool:
         """Whether enough samples were seen."""
-        return sum(batch_size(batch) for batch in self.batches) >= self.samples
+        return sum(self.sizes) >= self.samples
 
     def capture(self, batch: Any) -> None:
-        """Keep a clone of the batch, unless the probe is complete."""
+        """Keep a clone of the batch, unless the probe is complete.
+
+        Raises:
+            UnknownSizeError: If the number of its samples is neither given nor to be read off.
+        """
         if not self.complete:
+            self.sizes.append(self._size(batch))
             with torch.inference_mode(False):
                 self.batches.append(clone_batch(batch))
 
+    def restore(self, batches: Sequence[Any], sizes: Sequence[int]) -> None:
+        """Take what an earlier process collected; it is complete."""
+        self.batches, self.sizes, self.samples = list(batches), list(sizes), 0
 
-def batch_size(batch: Any) -> int:
-    """Number of samples of a batch: the length of the first tensor in it, 1 if there is none."""
-    lengths = (leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim())
-    return next(lengths, 1)
-
-
-def clone_batch(batch: Any) -> Any:
-    """A copy of a batch that shares no memory with it."""
-    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf), batch)
+    def _size(self, batch: Any) -> int:
+        if self._batch_size is not None:
+            return self._batch_size
+        try:
+            return count_samples(batch)
+        except UnknownSizeError:
+            if self._typical_size is None:
+                raise
+            return self._typical_size

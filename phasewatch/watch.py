@@ -77,6 +77,7 @@ class Monitor:
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
         probe_source: Where the probe is from, for the record.
         data: Name of the data, where they are others than those of the main probe.
+        batch_sizes: Samples in each batch; default what can be read off.
     """
 
     estimators: tuple[Estimator, ...]
@@ -87,6 +88,7 @@ class Monitor:
     mode: Literal["eval", "train"] = "eval"
     probe_source: str = "given"
     data: str = ""
+    batch_sizes: Sequence[int] | None = None
     next_visit: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -157,6 +159,7 @@ class Watch:
         max_overhead: float | None = 0.1,
         estimators: Sequence[Estimator] = (LearningCoefficient(), HessianSpectrum(), SymmetryLedger()),
         other_data: Mapping[str, Iterable[Any]] | None = None,
+        batch_sizes: Sequence[int] | None = None,
         mode: Literal["eval", "train"] = "eval",
         alpha: float = 0.05,
         seed: int = 0,
@@ -177,6 +180,7 @@ class Watch:
             max_overhead: With ``"auto"``: time for measuring as a share of the time for training.
             estimators: What to measure, beside the loss on the probe.
             other_data: Name to batches of further data, on which the learning coefficient is measured too.
+            batch_sizes: Samples in each batch of the probe; default what can be read off it.
             mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
             alpha: Wanted rate of false alarms in a run without transitions.
             seed: Seeds every measurement, together with its step.
@@ -190,7 +194,15 @@ class Watch:
                 setting is out of its range.
             RecordError: If the directory cannot be written.
         """
-        monitor = Monitor(tuple(estimators), list(probe), loss_fn, n, as_schedule(schedule, max_overhead), mode)
+        monitor = Monitor(
+            tuple(estimators),
+            list(probe),
+            loss_fn,
+            n,
+            as_schedule(schedule, max_overhead),
+            mode,
+            batch_sizes=batch_sizes,
+        )
         self._begin(
             module,
             [monitor, *(monitor.on_other_data(name, batches) for name, batches in (other_data or {}).items())],
@@ -453,7 +465,14 @@ class Watch:
                 listener.on_resume(self.run)
 
     def _objective(self, monitor: Monitor) -> Objective:
-        return Objective(self.module, monitor.probe, loss_fn=monitor.loss_fn, mode=monitor.mode, seed=self.seed)
+        return Objective(
+            self.module,
+            monitor.probe,
+            loss_fn=monitor.loss_fn,
+            mode=monitor.mode,
+            batch_sizes=monitor.batch_sizes,
+            seed=self.seed,
+        )
 
     def _advance_clock(self, step: int) -> None:
         now = time.perf_counter()

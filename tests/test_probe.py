@@ -25,7 +25,8 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from phasewatch.isolation import RandomState
-from phasewatch.probe import StreamProbe, batch_size, clone_batch, draw_probe, support
+from phasewatch.objective.batches import UnknownSizeError, count_samples
+from phasewatch.probe import StreamProbe, draw_probe, support
 
 SAMPLES = 40
 
@@ -95,13 +96,14 @@ UNKNOWN = {
 def test_a_map_style_data_set_is_drawn_from_without_repetition(case: str) -> None:
     loader = KNOWN[case]()
     assert list(support(loader) or []) == list(range(SAMPLES))
-    batches = draw_probe(loader, 24)
-    assert [batch_size(b) for b in batches] == [8, 8, 8]
-    drawn = indices(batches)
+    probe = draw_probe(loader, 24)
+    assert [count_samples(b) for b in probe.batches] == probe.sizes == [8, 8, 8]
+    drawn = indices(probe.batches)
     assert len(set(drawn)) == 24 and set(drawn) <= set(range(SAMPLES))
     assert drawn != sorted(drawn)
-    assert drawn == indices(draw_probe(loader, 24)) != indices(draw_probe(loader, 24, seed=1))
-    assert set(indices(draw_probe(loader, 1000))) == set(range(SAMPLES))
+    assert drawn == indices(draw_probe(loader, 24).batches) != indices(draw_probe(loader, 24, seed=1).batches)
+    assert drawn == indices(draw_probe(loader, 24, in_one_batch=True).batches)
+    assert set(indices(draw_probe(loader, 1000).batches)) == set(range(SAMPLES))
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
@@ -111,13 +113,14 @@ def test_what_only_a_stream_can_tell(case: str) -> None:
 
 def test_a_subset_sampler_limits_the_probe_to_its_subset() -> None:
     loader = DataLoader(numbered(), batch_size=4, sampler=SubsetRandomSampler(range(10, 22)))
-    assert set(indices(draw_probe(loader))) == set(range(10, 22))
+    assert set(indices(draw_probe(loader).batches)) == set(range(10, 22))
 
 
 def test_every_sample_is_as_likely_as_any_other() -> None:
     """Chi-square over 400 seeds of 10 from 40; beyond 85 with probability below 3e-5 if the draw is uniform."""
     loader = DataLoader(numbered(), batch_size=10)
-    counts = np.bincount([i for seed in range(400) for i in indices(draw_probe(loader, 10, seed))], minlength=SAMPLES)
+    drawn = [i for seed in range(400) for i in indices(draw_probe(loader, 10, seed).batches)]
+    counts = np.bincount(drawn, minlength=SAMPLES)
     assert ((counts - 100.0) ** 2 / 100.0).sum() < 85
 
 
@@ -144,20 +147,22 @@ def test_the_users_loader_and_the_random_streams_are_as_if_nothing_was_drawn(wor
 
 def test_transforms_that_draw_see_the_same_numbers_for_the_same_seed() -> None:
     loader = DataLoader(Noisy(), batch_size=8, shuffle=True)
-    first = torch.cat(draw_probe(loader, 16))
+    first = torch.cat(draw_probe(loader, 16).batches)
     torch.rand(3), np.random.rand(), random.random()
-    assert torch.equal(first, torch.cat(draw_probe(loader, 16)))
-    assert not torch.equal(first, torch.cat(draw_probe(loader, 16, seed=1)))
+    assert torch.equal(first, torch.cat(draw_probe(loader, 16).batches))
+    assert not torch.equal(first, torch.cat(draw_probe(loader, 16, seed=1).batches))
 
 
 def test_batch_size_and_collate_are_the_loaders_own_and_short_rests_are_left_out() -> None:
     def collate(items: list[Any]) -> dict[str, Any]:
         return {"index": torch.stack([item[0] for item in items]), "count": len(items)}
 
-    batches = draw_probe(DataLoader(numbered(), batch_size=12, collate_fn=collate), 30)
-    assert [b["count"] for b in batches] == [12, 12]
-    one = draw_probe(DataLoader(numbered(), batch_size=12, collate_fn=collate), 7)
-    assert [b["count"] for b in one] == [7]
+    probe = draw_probe(DataLoader(numbered(), batch_size=12, collate_fn=collate), 30)
+    assert [b["count"] for b in probe.batches] == probe.sizes == [12, 12, 6]
+    full = probe.without_short_rest()
+    assert [b["count"] for b in full.batches] == full.sizes == [12, 12]
+    one = draw_probe(DataLoader(numbered(), batch_size=12, collate_fn=collate), 7).without_short_rest()
+    assert [b["count"] for b in one.batches] == one.sizes == [7]
 
 
 def test_without_automatic_batching_an_item_is_a_batch() -> None:
@@ -168,8 +173,9 @@ def test_without_automatic_batching_an_item_is_a_batch() -> None:
         def __getitem__(self, index: int) -> Tensor:
             return torch.full((6,), index)
 
-    batches = draw_probe(DataLoader(Batches(), batch_size=None), 14)
-    assert [batch_size(b) for b in batches] == [6, 6, 6]  # the first number of batches with 14 samples
+    probe = draw_probe(DataLoader(Batches(), batch_size=None), 14)
+    batches = probe.batches
+    assert probe.sizes is None and [len(b) for b in batches] == [6, 6, 6]  # the first number of batches with 14 samples
     assert len({int(b[0]) for b in batches}) == 3
 
 
@@ -181,7 +187,7 @@ def test_an_empty_data_set() -> None:
 
 def test_a_random_sampler_with_replacement_still_gives_each_sample_once() -> None:
     sampler = RandomSampler(numbered(), replacement=True, num_samples=400)
-    assert len(set(indices(draw_probe(DataLoader(numbered(), batch_size=8, sampler=sampler))))) == SAMPLES
+    assert len(set(indices(draw_probe(DataLoader(numbered(), batch_size=8, sampler=sampler)).batches))) == SAMPLES
 
 
 def test_a_stream_is_captured_until_there_are_enough_samples() -> None:
@@ -204,10 +210,13 @@ def test_what_was_captured_shares_nothing_with_the_stream() -> None:
     assert not kept["x"].is_inference()
 
 
-def test_clones_are_detached_and_sizes_are_those_of_the_first_tensor() -> None:
-    given = [torch.ones(3, requires_grad=True) * 2, {"y": torch.zeros(7)}]
-    clone = clone_batch(given)
-    assert not clone[0].requires_grad and clone[0].data_ptr() != given[0].data_ptr()
-    assert batch_size(given) == 3
-    assert batch_size({"scale": torch.tensor(2.0), "x": torch.zeros(5, 2)}) == 5
-    assert batch_size("text") == 1
+@pytest.mark.parametrize(("given", "typical", "sizes"), [(None, 5, [5, 5]), (3, 5, [3, 3, 3])])
+def test_a_stream_whose_batches_do_not_say_their_size(given: int | None, typical: int | None, sizes: list[int]) -> None:
+    """Asked for, or known to the loader; never guessed."""
+    batch = {"table": torch.zeros(7, 2), "rows": torch.zeros(4)}
+    probe = StreamProbe(9, batch_size=given, typical_size=typical)
+    for _ in range(3):
+        probe.capture(batch)
+    assert probe.sizes == sizes
+    with pytest.raises(UnknownSizeError, match=r"lengths 4, 7. Give it: .*batch_size=\.\.\. to a callback"):
+        StreamProbe(9).capture(batch)

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
+from phasewatch.objective.memory import with_saved_bytes
 
 GRAPH_MEMORY = 2**30
 """Bytes of saved tensors that may be kept between products by default."""
@@ -145,17 +145,8 @@ class CurvatureOperator(ABC):
 
     def _graph_size(self, batch: int) -> tuple[int, list[Tensor]]:
         """Bytes that a batch's graph holds on to; the graph is dropped, since hooks make its products slower."""
-        sizes: dict[int, int] = {}
-
-        def count(tensor: Tensor) -> Tensor:
-            if tensor.layout == torch.strided:
-                storage = tensor.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with saved_tensors_hooks(count, lambda tensor: tensor):
-            _, derivatives = self._product(batch)
-        return sum(sizes.values()), derivatives
+        size, (_, derivatives) = with_saved_bytes(lambda: self._product(batch))
+        return size, derivatives
 
     def __repr__(self) -> str:
         """Name and size."""

@@ -19,10 +19,10 @@ class LocalizedPosterior:
     r"""Minibatch views of :math:`U(w) = n\beta\,(L(w) - L(w^*)) + \tfrac{\gamma}{2} |w - w^*|^2`.
 
     What one batch says is noisy in the first place through the misfit of its samples
-    (:mod:`phasewatch.objective.misfit`). A view therefore shows the divergence on a batch and, of the misfit, the slope on all batches at w*; what lacks is its
-    *bend*, which :meth:`bend` evaluates on all batches. Where the outputs cannot be seen, the loss of a batch is
-    corrected by its slope at w* instead (Baker et al. 2019, "Control variates for stochastic gradient MCMC"): nothing
-    lacks then, but the noise grows with the distance from w*.
+    (:mod:`phasewatch.objective.misfit`). A view therefore shows the loss of a batch without it and, of the misfit, the
+    slope on all batches at w*; what lacks is its *bend*, which :meth:`bend` evaluates on all batches. Where the outputs
+    cannot be seen, the loss of a batch is corrected by its slope at w* instead (Baker et al. 2019, "Control variates
+    for stochastic gradient MCMC"): nothing lacks then, but the noise grows with the distance from w*.
 
     Attributes:
         center: w*, shape ``(num_parameters,)``.

@@ -126,13 +126,13 @@ def count_samples(batch: Any) -> int:
     """
     if (stated := _stated_size(batch)) is not None:
         return stated
-    found = sorted(set(_sizes(batch)))
+    found = sorted(set(_sizes(batch)) or set(_text_sizes(batch)))
     if len(found) == 1:
         return found[0]
     if found:
         reason = f"its tensors and lists have lengths {', '.join(map(str, found))}"
     else:
-        reason = "it holds no tensor with a first dimension and no list of samples"
+        reason = "it holds no tensor with a first dimension and no list of texts"
     raise UnknownSizeError(
         f"The number of samples of a batch ({type(batch).__name__}) cannot be read off: {reason}. Give it: "
         "batch_sizes=[...] to Objective and Watch, batch_size=... to a callback."
@@ -169,9 +169,7 @@ def _sizes(batch: Any) -> Iterator[int]:
 
 def _sizes_of_sequence(batch: Sequence[Any]) -> Iterator[int]:
     """Columns of a batch, or its samples one by one: where both could be, both are candidates."""
-    if all(isinstance(item, str) for item in batch):
-        yield len(batch)
-    elif all(isinstance(item, Tensor) and item.dim() for item in batch):
+    if all(isinstance(item, Tensor) and item.dim() for item in batch):
         lengths = [int(item.size(0)) for item in batch]
         yield from lengths
         alike = len({(item.shape[1:], item.dtype) for item in batch}) == 1
@@ -190,6 +188,19 @@ def _sizes_of_sequence(batch: Sequence[Any]) -> Iterator[int]:
     else:
         for item in batch:
             yield from _sizes(item)
+
+
+def _text_sizes(batch: Any) -> Iterator[int]:
+    """Lengths of lists of texts, for batches that hold nothing else."""
+    if isinstance(batch, dict):
+        for value in batch.values():
+            yield from _text_sizes(value)
+    elif isinstance(batch, (list, tuple)):
+        if batch and all(isinstance(item, str) for item in batch):
+            yield len(batch)
+        else:
+            for item in batch:
+                yield from _text_sizes(item)
 
 
 def _is_record(item: Any) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from phasewatch.objective.batches import Layout, count_samples
 from phasewatch.objective.copies import Places, PythonState, check_parameters, computing_dtype, structure_copy
 from phasewatch.objective.outputs import Cut, NoOutputsError, OutputHooks, Reading
 
+Kind = TypeVar("Kind", bound="PureLoss")
 LossFn = Callable[[nn.Module, Any], Tensor]
 """``loss_fn(module, batch)``: the mean loss of the batch as a scalar tensor."""
 
@@ -134,6 +136,15 @@ class PureLoss:
         """Equal only for batches on which the loss is the same function of its tensors."""
         cut = self.cuts.get(batch) if self.readings else None
         return (*self._layouts[batch].signature, cut)
+
+    def cast(self: Kind, dtype: torch.dtype) -> Kind:
+        """The same function computed in another floating-point type; nothing is evaluated."""
+        other = copy.copy(self)
+        other.dtype = dtype
+        other.parameters = self.parameters.to(dtype)
+        other.fixed = {name: other._cast(tensor) for name, tensor in self.fixed.items()}
+        other.data = [[other._cast(tensor) for tensor in own] for own in self.data]
+        return other
 
     @contextmanager
     def holding(self, vector: Tensor) -> Iterator[None]:

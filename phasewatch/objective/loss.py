@@ -297,11 +297,7 @@ class Objective(PureLoss):
             origin, again = self._origin
             return again(origin.to(dtype))
         with isolated():
-            other = copy.copy(self)
-            other.dtype = dtype
-            other.parameters = self.parameters.to(dtype)
-            other.fixed = {name: other._cast(tensor) for name, tensor in self.fixed.items()}
-            other.data = [[other._cast(tensor) for tensor in own] for own in self.data]
+            other = self.cast(dtype)
             other._vectorized = Vectorized(other)
             other.batch_losses = first_evaluation(other)
         return other

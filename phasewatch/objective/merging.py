@@ -1,0 +1,75 @@
+"""Whether several batches may be taken as one: the loss must be the same, and fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from phasewatch.isolation import isolated
+from phasewatch.objective.function import LossFn
+from phasewatch.objective.loss import Objective
+from phasewatch.objective.memory import with_saved_bytes
+
+LARGEST_GRAPH = 2**28
+"""Bytes that the graph of a loss may hold on to for all samples together."""
+SAME_LOSS = 1e-4
+"""Relative difference up to which two losses are the same: rounding of sums in another order stays below it."""
+SHIFT = 0.1
+"""Relative change of the parameters at which the losses are compared a second time."""
+
+
+def one_batch_serves(
+    module: nn.Module,
+    batches: Sequence[Any],
+    sizes: Sequence[int] | None,
+    collate_all: Callable[[], Any],
+    *,
+    loss_fn: LossFn,
+    mode: Literal["eval", "train"] = "eval",
+    seed: int = 0,
+) -> bool:
+    """Tell whether a network may be measured on all samples at once in place of batch by batch.
+
+    A loss that compares the samples of a batch (in-batch negatives, episodes), averages over something else than
+    samples, or takes batches of one size only is another function of one large batch.
+
+    Args:
+        module: The network.
+        batches: The samples in batches as training sees them.
+        sizes: Samples in each batch; default what can be read off.
+        collate_all: Gives the same samples as one batch.
+        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``.
+        mode: As for :class:`Objective`.
+        seed: As for :class:`Objective`.
+
+    Raises:
+        ValueError: If the loss of the batches themselves cannot be used, see :class:`Objective`.
+    """
+    with isolated():
+        parts = Objective(module, batches, loss_fn=loss_fn, mode=mode, batch_sizes=sizes, seed=seed)
+        if parts.num_batches == 1:
+            return True
+        if not parts.is_pure or _graph_size(parts) * parts.num_samples / parts.batch_sizes[0] > LARGEST_GRAPH:
+            return False
+        try:
+            whole = Objective(
+                module, [collate_all()], loss_fn=loss_fn, mode=mode, batch_sizes=[parts.num_samples], seed=seed
+            )
+        except Exception:  # a network that takes batches of one size only
+            return False
+        return _same(parts, whole, parts.parameters) and _same(parts, whole, (1 + SHIFT) * parts.parameters)
+
+
+def _same(one: Objective, other: Objective, vector: Tensor) -> bool:
+    with torch.no_grad():
+        losses = one.loss(vector), other.loss(vector)
+    return bool(abs(losses[0] - losses[1]) <= SAME_LOSS * (SAME_LOSS + abs(losses[0])))
+
+
+def _graph_size(objective: Objective) -> int:
+    """Bytes that the backward pass of the first batch needs."""
+    vector = objective.parameters.detach().clone().requires_grad_()
+    return with_saved_bytes(lambda: objective.loss(vector, 0))[0]
