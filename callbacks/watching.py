@@ -180,6 +180,8 @@ class WatchingCallback(CallbackBase):
             self._finish_streams(trainer, pl_module)
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._watch is not None:
+            if self._captured and not self._watch.run.measurements:
+                self._watch.measure(step)  # the probe was complete after all that the schedule asked for
             self._watch.close(step)
             _say(trainer, _summary(self._watch))
         if self._share(trainer, bool(self._flags)) and self._checkpoints is not None:
