@@ -87,11 +87,12 @@ class CurvatureOperator(ABC):
 
     def _product(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
         parameters = self.objective.parameters.detach().clone().requires_grad_()
-        with second_derivatives(), self.objective.holding(parameters):
+        tensors = self.objective.tensors_at(parameters)
+        with second_derivatives(), self.objective.holding(tensors):
             multiply, derivatives = self._linearize(parameters, batch)
 
         def product(vectors: Tensor, batched: bool = False) -> Tensor:
-            with second_derivatives(), self.objective.holding(parameters):
+            with second_derivatives(), self.objective.holding(tensors):
                 return multiply(vectors, batched)
 
         return product, derivatives

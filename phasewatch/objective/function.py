@@ -146,14 +146,18 @@ class PureLoss:
         other.data = [[other._cast(tensor) for tensor in own] for own in self.data]
         return other
 
-    @contextmanager
-    def holding(self, vector: Tensor) -> Iterator[None]:
-        """Keep the module at these parameters for all that is run inside.
+    def tensors_at(self, vector: Tensor) -> dict[str, Tensor]:
+        """All parameters and buffers of the module by name, where its trainable ones are those of a flat vector."""
+        return {**self.unflatten(vector), **self.fixed}
 
-        Every backward pass through an evaluation at ``vector`` belongs inside: recomputation and gradients written by
-        hand read the module's tensors again.
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Keep the module at these tensors (see :meth:`tensors_at`) for all that is run inside.
+
+        Every backward pass through an evaluation belongs inside: recomputation and gradients written by hand read the
+        module's tensors again.
         """
-        with self._places.holding({**self.unflatten(vector), **self.fixed}), self._differentiable_kernels():
+        with self._places.holding(tensors), self._differentiable_kernels():
             yield
 
     def evaluate(self, vector: Tensor, batch: int) -> Tensor:
@@ -175,7 +179,7 @@ class PureLoss:
             The loss, a scalar tensor, and the gradient, shape ``(num_parameters,)``, both detached.
         """
         vector = (self.parameters if parameters is None else parameters).detach().requires_grad_()
-        with torch.enable_grad(), self.holding(vector):
+        with torch.enable_grad(), self.holding(self.tensors_at(vector)):
             if batch is not None:
                 batch_loss = self.evaluate(vector, batch)
                 return batch_loss.detach(), torch.autograd.grad(batch_loss, vector)[0]

@@ -201,7 +201,7 @@ class Objective(PureLoss):
 
         hooks, loss = self._cut_at_outputs(parameters, batch, leaf, advice)
         if loss.requires_grad:
-            with self.holding(parameters):
+            with self.holding(self.tensors_at(parameters)):
                 (past_cut,) = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
             if past_cut is not None:
                 raise NoOutputsError(f"The loss depends on the parameters not only through the outputs. {advice}")
@@ -242,7 +242,7 @@ class Objective(PureLoss):
             leaves.append(output.detach().requires_grad_())
             return leaves[-1]
 
-        with torch.enable_grad(), self.holding(vector):
+        with torch.enable_grad(), self.holding(self.tensors_at(vector)):
             hooks, loss = self._cut_at_outputs(vector, batch, leaf, advice)
             earlier = [output for output in hooks.earlier if output.requires_grad]
             inputs = [*leaves, *earlier, vector]

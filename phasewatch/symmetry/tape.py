@@ -151,7 +151,8 @@ def record(objective: Objective, generator: torch.Generator, cotangents: int = 1
 
 def _record(objective: Objective, batch: int, generator: torch.Generator, count: int) -> Recording:
     vector = objective.parameters.detach().clone().requires_grad_()
-    with isolated(), second_derivatives(), torch.enable_grad(), objective.holding(vector):
+    tensors = objective.tensors_at(vector)
+    with isolated(), second_derivatives(), torch.enable_grad(), objective.holding(tensors):
         with _Tape(vector) as tape:
             outputs, leaves, loss = objective.split_loss(vector, batch)
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
@@ -170,7 +171,7 @@ def _record(objective: Objective, batch: int, generator: torch.Generator, count:
         calls,
         outputs,
         total,
-        [Linearization(slopes, leaves, cotangents, transposed, lambda: objective.holding(vector))],
+        [Linearization(slopes, leaves, cotangents, transposed, lambda: objective.holding(tensors))],
     )
 
 
