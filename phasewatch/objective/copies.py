@@ -141,6 +141,18 @@ class PythonState:
             (m, {key: _copied(value) for key, value in _own(m).items()}, dict(m._buffers)) for m in module.modules()
         ]
 
+    def of_what_has_changed(self) -> PythonState | None:
+        """The state of those submodules alone whose state is another by now; None if there are none."""
+        changed = copy.copy(self)
+        changed._kept = [
+            (module, kept, buffers)
+            for module, kept, buffers in self._kept
+            if not _same(_own(module), kept)
+            or module._buffers.keys() != buffers.keys()
+            or any(buffer is None and module._buffers[key] is not None for key, buffer in buffers.items())
+        ]
+        return changed if changed._kept else None
+
     def restore(self) -> None:
         """Put everything back as it was."""
         for module, kept, buffers in self._kept:
@@ -165,6 +177,18 @@ def _is_data(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_data, value.values()))
     return value is None or isinstance(value, (Tensor, np.ndarray, np.generic, bool, int, float, complex, str, bytes))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    return np.array_equal(one, other) if isinstance(one, np.ndarray) else bool(one == other)
 
 
 def _copied(value: Any) -> Any:

@@ -113,8 +113,8 @@ class PureLoss:
 
     @property
     def is_pure(self) -> bool:
-        """Whether the loss neither draws random numbers, nor writes to its inputs, nor keeps state between calls."""
-        return not (self.draws_random_numbers or self.writes_to_its_inputs or self._state)
+        """Whether the loss neither draws random numbers nor writes to its inputs."""
+        return not (self.draws_random_numbers or self.writes_to_its_inputs)
 
     @property
     def device(self) -> torch.device:

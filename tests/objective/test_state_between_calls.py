@@ -100,12 +100,30 @@ def test_memory_outside_of_the_module_is_refused_with_the_mend() -> None:
         Objective(Cell("nothing"), batches(), loss_fn=loss_fn)
 
 
-def test_counters_that_change_nothing_are_no_memory() -> None:
-    class Counting(nn.Linear):
-        calls = 0
+def test_losses_that_a_module_collects_do_not_pile_up_with_their_graphs() -> None:
+    """As many LightningModules do for the end of the epoch."""
+
+    class Collecting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.seen: list[Tensor] = []
+            self.calls = 0
 
         def forward(self, inputs: Tensor) -> Tensor:
             self.calls += 1
-            return super().forward(inputs)
+            self.seen.append(super().forward(inputs))
+            return self.seen[-1]
 
-    assert Objective(Counting(3, 2), batches(), loss_fn=half_squared_error).is_pure
+    module = Collecting()
+    objective = Objective(module, batches(), loss_fn=half_squared_error)
+    plain = nn.Linear(3, 2)
+    plain.load_state_dict(module.state_dict())
+    expected = Objective(plain, batches(), loss_fn=half_squared_error)
+    places = expected.parameters + 0.1 * torch.randn(3, 8)
+    for _ in range(3):
+        for one, other in zip(
+            objective.losses_and_gradients(places), expected.losses_and_gradients(places), strict=True
+        ):
+            torch.testing.assert_close(one, other)
+        assert len(objective.module.seen) <= 1  # type: ignore[arg-type]
+    assert module.seen == [] and module.calls == 0
