@@ -245,7 +245,7 @@ class SymmetryLedger:
 
 
 def _coefficient(found: LLCEstimate) -> Estimate:
-    return Estimate(found.learning_coefficient, found.standard_error, () if found.reliable else tuple(found.reasons))
+    return Estimate(found.learning_coefficient, found.standard_error, found.reasons)
 
 
 def _counted(name: str, zeros: ZeroCount) -> dict[str, Estimate]:
