@@ -20,14 +20,16 @@ from phasewatch.callbacks.checkpoints import TransitionCheckpoints
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import Estimator
 from phasewatch.isolation import isolated
+from phasewatch.measure import Probe
 from phasewatch.objective import LossFn
 from phasewatch.objective.batches import clone_batch
 from phasewatch.objective.merging import one_batch_serves
 from phasewatch.probe import DrawnProbe, StreamProbe, draw_probe, support
-from phasewatch.record import Measurement, Run
+from phasewatch.record import Flag, Measurement, Run, Transition
+from phasewatch.record.signals import LOSS, look_up
 from phasewatch.schedule import Schedule
 from phasewatch.tensorboard import TensorBoardWriter
-from phasewatch.transitions import Flag, LiveDetector, Transition
+from phasewatch.transitions import LiveDetector
 from phasewatch.watch import Listener, Monitor, OnError, Watch
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ class WatchingCallback(CallbackBase):
         if self._checkpoints is not None:
             self._checkpoints.start(step)
         monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
-        self._streams = [(m, m.probe) for m in monitors if isinstance(m.probe, StreamProbe)]  # type: ignore[misc]
+        self._streams = [(m, m.probe.batches) for m in monitors if isinstance(m.probe.batches, StreamProbe)]
         self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None), log_dir
         self._watch = None
         if self._restored is not None:
@@ -241,8 +243,8 @@ class WatchingCallback(CallbackBase):
     def _use_captured(self, trainer: Any) -> None:
         self._captured, self._streams = self._streams, []
         for monitor, stream in self._captured:
-            monitor.probe, monitor.batch_sizes = stream.batches, stream.sizes
-            monitor.n = monitor.n or _stream_length(trainer, stream)
+            n = monitor.probe.n or _stream_length(trainer, stream)
+            monitor.probe = replace(monitor.probe, batches=stream.batches, batch_sizes=stream.sizes, n=n)
 
     def _start(self, trainer: Any, module: Any) -> None:
         monitors, detector, log_dir = self._pending
@@ -313,17 +315,9 @@ class MonitoringCallback(WatchingCallback):
             ValueError: If a probe is empty or ``probe_samples`` is not positive.
         """
         loss_fn = self.loss_fn or TrainingStepLoss(trainer)
-        probe, sizes, source, n = self._find_probe(trainer, loss_fn)
-        monitor = Monitor(
-            estimators=self.estimators,
-            probe=probe,
-            loss_fn=loss_fn,
-            n=self.n or n,
-            schedule=replace(self.schedule),  # type: ignore[type-var]
-            mode=self.mode,
-            probe_source=source,
-            batch_sizes=sizes,
-        )
+        batches, sizes, source, n = self._find_probe(trainer, loss_fn)
+        probe = Probe(batches, loss_fn, self.n or n, self.mode, source=source, batch_sizes=sizes)
+        monitor = Monitor(self.estimators, probe, replace(self.schedule))  # type: ignore[type-var]
         others = []
         for name, batches in (self.other_data or {}).items():
             with isolated():
@@ -393,17 +387,18 @@ class _TrainerMetrics:
         self._told: dict[int, str] = {}
 
     def on_measurement(self, measurement: Measurement) -> None:
-        finite = {name: value for name, value in measurement.values.items() if math.isfinite(value)}
-        half_widths = {name: 1.96 * e for name, e in measurement.standard_errors.items() if math.isfinite(e)}
+        finite = _finite_values(measurement)
         logged = {f"phasewatch/{name}": value for name, value in finite.items()}
-        for name in finite.keys() & half_widths.keys() - {"nullity", "nullity_ggn"}:  # their brackets are measured
-            logged[f"phasewatch/{name}_lower"] = finite[name] - half_widths[name]
-            logged[f"phasewatch/{name}_upper"] = finite[name] + half_widths[name]
+        for name in finite:
+            bounds = look_up(name).bounds or (f"{name}_lower", f"{name}_upper")
+            for bound, value in zip(bounds, measurement.interval(name), strict=True):
+                if bound not in measurement.estimates and math.isfinite(value):
+                    logged[f"phasewatch/{bound}"] = value
         for logger in self._trainer.loggers:
             logger.log_metrics(logged, step=measurement.step)
             logger.save()
         # the probe's loss stays out: "loss" may be a metric of the user's own
-        own = {name: torch.tensor(value) for name, value in finite.items() if name != "loss"}
+        own = {name: torch.tensor(value) for name, value in finite.items() if name != LOSS}
         own.setdefault("transitions", self._trainer.callback_metrics.get("transitions", torch.tensor(0.0)))
         self._trainer.callback_metrics.update(own)
 
@@ -471,11 +466,15 @@ def _stream_length(trainer: Any, stream: StreamProbe) -> int | None:
 def _latest(watch: Watch | None) -> dict[str, float]:
     if watch is None or not watch.run.measurements:
         return {}
-    latest = watch.run.measurements[-1].values
+    latest = _finite_values(watch.run.measurements[-1])
     return {
-        **{name: value for name, value in latest.items() if math.isfinite(value) and name != "loss"},
+        **{name: value for name, value in latest.items() if name != LOSS},
         "transitions": float(len(watch.transitions)),
     }
+
+
+def _finite_values(measurement: Measurement) -> dict[str, float]:
+    return {name: found.value for name, found in measurement.estimates.items() if math.isfinite(found.value)}
 
 
 def _is_plain(tree: Any) -> bool:

@@ -10,7 +10,8 @@ from typing import Protocol
 from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.llc import LLCEstimate, check_settings, estimate_llc, quadratic_llc
 from phasewatch.objective import Objective
-from phasewatch.record import Histogram
+from phasewatch.record import Estimate, Histogram
+from phasewatch.record.signals import CATALOGUE, LLC, LOSS, NULLITY, NULLITY_GGN, SPECTRUM
 from phasewatch.symmetry import explain_zeros
 
 WIDEST_BRACKET = 0.01
@@ -25,20 +26,20 @@ class Reading:
     """The numbers of one estimator at one step.
 
     Attributes:
-        values: Signal name to value.
-        standard_errors: Signal name to standard error.
-        unreliable: Signal name to the reasons not to trust its value.
+        estimates: Signal name to what was found.
         histograms: Name to distribution.
     """
 
-    values: Mapping[str, float]
-    standard_errors: Mapping[str, float] = field(default_factory=dict)
-    unreliable: Mapping[str, list[str]] = field(default_factory=dict)
+    estimates: Mapping[str, Estimate]
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
 class Estimator(Protocol):
-    """Anything that a watch can measure."""
+    """Anything that can be measured.
+
+    Each signal that it emits has a row in the catalogue (:mod:`phasewatch.record.signals`), which says what it is
+    called, how it is shown and whether transitions are looked for in it; one without is recorded as a detail.
+    """
 
     @property
     def name(self) -> str:
@@ -80,11 +81,20 @@ class LearningCoefficient:
         check_settings(self.chains, self.draws, self.burn_in, self.nbeta, self.localization)
         if isinstance(self.refined, str):
             raise TypeError(f"refined is the string {self.refined!r}; expected a list of names, as [{self.refined!r}].")
+        taken = [name for name in (self.name, *map(self._of_part, self.refined)) if name != LLC and name in CATALOGUE]
+        if taken:
+            raise ValueError(
+                f"the signal of a part or of other data would be called {taken[0]!r}, as another signal is: "
+                f"{CATALOGUE[taken[0]].title}. Name the data otherwise, or the part by a glob."
+            )
 
     @property
     def name(self) -> str:
         """``llc``, or ``llc_<data>``."""
-        return f"llc_{self.data}" if self.data else "llc"
+        return f"{LLC}_{self.data}" if self.data else LLC
+
+    def _of_part(self, part: str) -> str:
+        return f"{self.name}_{part}"
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc`` with standard error, and ``llc_rhat``, ``llc_ess``, ``llc_acceptance``, ``llc_step_size``.
@@ -95,25 +105,19 @@ class LearningCoefficient:
             ValueError: If a name in ``refined`` matches no module or parameter.
         """
         parts = {name: objective.restricted_to(name) for name in self.refined}
-        estimate = self._estimate(objective, n, seed)
-        values = {
-            self.name: estimate.learning_coefficient,
-            f"{self.name}_rhat": estimate.rhat,
-            f"{self.name}_ess": estimate.ess,
-            f"{self.name}_acceptance": estimate.acceptance,
-            f"{self.name}_step_size": estimate.step_size,
+        found = self._estimate(objective, n, seed)
+        estimates = {
+            self.name: _coefficient(found),
+            f"{self.name}_rhat": Estimate(found.rhat),
+            f"{self.name}_ess": Estimate(found.ess),
+            f"{self.name}_acceptance": Estimate(found.acceptance),
+            f"{self.name}_step_size": Estimate(found.step_size),
         }
-        if math.isfinite(estimate.singular_fluctuation):
-            values[f"{self.name}_fluctuation"] = estimate.singular_fluctuation
-        errors = {self.name: estimate.standard_error}
-        unreliable = {} if estimate.reliable else {self.name: list(estimate.reasons)}
+        if math.isfinite(found.singular_fluctuation):
+            estimates[f"{self.name}_fluctuation"] = Estimate(found.singular_fluctuation)
         for part, restricted in parts.items():
-            of_part = self._estimate(restricted, n, seed)
-            signal = f"{self.name}_{part}"
-            values[signal], errors[signal] = of_part.learning_coefficient, of_part.standard_error
-            if not of_part.reliable:
-                unreliable[signal] = list(of_part.reasons)
-        return Reading(values, errors, unreliable)
+            estimates[self._of_part(part)] = _coefficient(self._estimate(restricted, n, seed))
+        return Reading(estimates)
 
     def _estimate(self, objective: Objective, n: int, seed: int) -> LLCEstimate:
         return estimate_llc(
@@ -156,38 +160,30 @@ class HessianSpectrum:
             num_eigenvalues=min(self.num_eigenvalues, objective.num_parameters),
             dense_below=self.dense_below,
         )
-        nullity = _count("nullity", spectrum.zeros)
-        unreliable = dict(nullity.unreliable)
-        if "nullity" in unreliable:
-            unreliable["rank_half"] = unreliable["nullity"]
-        if not spectrum.converged:
-            reason = "Lanczos has not converged"
-            unreliable |= {"hessian_max": [reason], "hessian_min": [reason]}
+        counted = _counted(NULLITY, spectrum.zeros)
+        nullity = counted[NULLITY]
+        ends = () if spectrum.converged else ("Lanczos has not converged",)
         density = spectrum.density
+        quadratic = quadratic_llc(
+            density.nodes,
+            density.weights * objective.num_parameters,
+            nbeta=n / math.log(n) if self.nbeta is None else self.nbeta,
+            localization=self.localization,
+        )
         return Reading(
-            values={
-                "hessian_max": spectrum.largest,
-                "hessian_min": spectrum.smallest,
-                "hessian_trace": spectrum.trace,
-                "hessian_negative": spectrum.num_negative,
-                "rank_half": (objective.num_parameters - spectrum.nullity) / 2,
-                "llc_quadratic": quadratic_llc(
-                    density.nodes,
-                    density.weights * objective.num_parameters,
-                    nbeta=n / math.log(n) if self.nbeta is None else self.nbeta,
-                    localization=self.localization,
+            {
+                "hessian_max": Estimate(spectrum.largest, doubts=ends),
+                "hessian_min": Estimate(spectrum.smallest, doubts=ends),
+                "hessian_trace": Estimate(spectrum.trace, spectrum.trace_standard_error),
+                "hessian_negative": Estimate(spectrum.num_negative, spectrum.num_negative_standard_error),
+                "rank_half": Estimate(
+                    (objective.num_parameters - spectrum.nullity) / 2, nullity.standard_error / 2, nullity.doubts
                 ),
-                **nullity.values,
+                "llc_quadratic": Estimate(quadratic),
+                **counted,
             },
-            standard_errors={
-                "hessian_trace": spectrum.trace_standard_error,
-                "hessian_negative": spectrum.num_negative_standard_error,
-                "rank_half": nullity.standard_errors["nullity"] / 2,
-                **nullity.standard_errors,
-            },
-            unreliable=unreliable,
             histograms={
-                "hessian_eigenvalues": Histogram(
+                SPECTRUM: Histogram(
                     [float(x) for x in density.nodes],
                     [float(w) * objective.num_parameters for w in density.weights],
                 )
@@ -216,21 +212,21 @@ class SymmetryLedger:
         The causes are ``certified`` (all that are known), ``generic``, each non-generic kind and, where all zeros are
         counted, ``unexplained``. The distance is that of the units nearest to a kind of degeneracy, 0 if it is there.
         """
-        values: dict[str, float] = {}
+        found: dict[str, float] = {}
         zeros = known = None
         certified = 0
         if objective.num_parameters <= self.ledger_below:
             ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
             zeros, certified = ledger.zeros, ledger.certified
-            values = {"zeros_certified": float(certified), "zeros_generic": float(ledger.generic)}
+            found = {"zeros_certified": certified, "zeros_generic": ledger.generic}
             for kind, dimensions in ledger.non_generic.items():
-                values[_signal("zeros", kind)] = float(dimensions)
+                found[_signal("zeros", kind)] = dimensions
             if ledger.unexplained is not None:
-                values["zeros_unexplained"] = float(ledger.unexplained)
+                found["zeros_unexplained"] = ledger.unexplained
             for layer in ledger.closeness:
                 for kind, (distance, _) in layer.distances.items():
                     name = _signal("distance", kind)
-                    values[name] = min(distance, values.get(name, math.inf))
+                    found[name] = min(distance, found.get(name, math.inf))
             if zeros is None and objective.num_parameters <= LEFT_OUT_BELOW:
                 known = ledger.zero_space()
         if zeros is None:
@@ -245,26 +241,25 @@ class SymmetryLedger:
                 known_zeros=known,
             )
             zeros = spectrum.zeros.certified_by(certified)
-        count = _count("nullity_ggn", zeros)
-        return Reading({**count.values, **values}, count.standard_errors, count.unreliable)
+        return Reading({**_counted(NULLITY_GGN, zeros), **{name: Estimate(value) for name, value in found.items()}})
 
 
-def _count(name: str, zeros: ZeroCount) -> Reading:
+def _coefficient(found: LLCEstimate) -> Estimate:
+    return Estimate(found.learning_coefficient, found.standard_error, found.reasons)
+
+
+def _counted(name: str, zeros: ZeroCount) -> dict[str, Estimate]:
     """A number of zeros with its bracket, which is read as the 95 % interval of a normal law."""
     width = zeros.upper - zeros.lower
-    unreliable = {}
+    doubts: tuple[str, ...] = ()
     if width > WIDEST_BRACKET * zeros.size:
-        unreliable[name] = [f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}"]
-    return Reading(
-        values={
-            name: float(zeros.count),
-            f"{name}_lower": float(zeros.lower),
-            f"{name}_upper": float(zeros.upper),
-            f"{name}_threshold": zeros.threshold,
-        },
-        standard_errors={name: width / (2 * 1.96)},
-        unreliable=unreliable,
-    )
+        doubts = (f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}",)
+    return {
+        name: Estimate(zeros.count, width / (2 * 1.96), doubts),
+        f"{name}_lower": Estimate(zeros.lower),
+        f"{name}_upper": Estimate(zeros.upper),
+        f"{name}_threshold": Estimate(zeros.threshold),
+    }
 
 
 def _signal(what: str, kind: str) -> str:
@@ -284,18 +279,10 @@ class ProbeLoss:
     @property
     def name(self) -> str:
         """``loss``, or ``loss_<data>``."""
-        return f"loss_{self.data}" if self.data else "loss"
+        return f"{LOSS}_{self.data}" if self.data else LOSS
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``loss`` and ``gradient_norm``, or ``loss_<data>`` and ``gradient_norm_<data>``."""
         loss, gradient = objective.loss_and_gradient()
         norm = f"gradient_norm_{self.data}" if self.data else "gradient_norm"
-        return Reading({self.name: loss.item(), norm: gradient.norm().item()})
-
-
-def mask_non_finite(reading: Reading) -> Reading:
-    """The same reading with every value that is not finite marked as unreliable."""
-    bad = {name: ["is not finite"] for name, value in reading.values.items() if not math.isfinite(value)}
-    if not bad:
-        return reading
-    return Reading(reading.values, reading.standard_errors, {**bad, **reading.unreliable}, reading.histograms)
+        return Reading({self.name: Estimate(loss.item()), norm: Estimate(gradient.norm().item())})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
-import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,22 +20,25 @@ import torch
 from torch import nn
 
 from phasewatch._version import __version__
-from phasewatch.estimators import (
-    Estimator,
-    HessianSpectrum,
-    LearningCoefficient,
-    ProbeLoss,
-    Reading,
-    SymmetryLedger,
-    mask_non_finite,
+from phasewatch.estimators import Estimator, HessianSpectrum, LearningCoefficient, SymmetryLedger
+from phasewatch.measure import Failure, Probe, measure
+from phasewatch.objective import LossFn
+from phasewatch.record import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    Estimate,
+    Flag,
+    Histogram,
+    Ledger,
+    Measurement,
+    Run,
+    Transition,
 )
-from phasewatch.isolation import isolated
-from phasewatch.objective import LossFn, NoOutputsError, Objective
-from phasewatch.record import FILE_NAME, SCHEMA_VERSION, Histogram, Ledger, Measurement, Run
 from phasewatch.record.ledger import read_lines
 from phasewatch.record.run import assemble
+from phasewatch.record.signals import detected, is_described
 from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
-from phasewatch.transitions import DETECTABLE, Flag, LiveDetector, Transition
+from phasewatch.transitions import LiveDetector
 
 OnError = Literal["warn", "raise", "disable"]
 
@@ -70,25 +73,13 @@ class Monitor:
 
     Attributes:
         estimators: What to measure.
-        probe: Batches to measure on.
-        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``.
-        n: Size of the training set; default the samples in the probe.
+        probe: On which data, and by which loss.
         schedule: When to measure.
-        mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
-        probe_source: Where the probe is from, for the record.
-        data: Name of the data, where they are others than those of the main probe.
-        batch_sizes: Samples in each batch; default what can be read off.
     """
 
     estimators: tuple[Estimator, ...]
-    probe: Sequence[Any]
-    loss_fn: LossFn
-    n: int | None
+    probe: Probe
     schedule: Schedule
-    mode: Literal["eval", "train"] = "eval"
-    probe_source: str = "given"
-    data: str = ""
-    batch_sizes: Sequence[int] | None = None
     next_visit: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -115,8 +106,8 @@ class Monitor:
         batches = list(probe)
         if not batches:
             raise ValueError(f"other_data[{name!r}] is empty; give at least one batch to measure on.")
-        schedule = replace(self.schedule)  # type: ignore[type-var]
-        return Monitor(estimators, batches, self.loss_fn, self.n, schedule, self.mode, "given", name)
+        other = replace(self.probe, batches=batches, batch_sizes=None, name=name, source="given")
+        return Monitor(estimators, other, replace(self.schedule))  # type: ignore[type-var]
 
 
 class Watch:
@@ -194,15 +185,8 @@ class Watch:
                 setting is out of its range.
             RecordError: If the directory cannot be written.
         """
-        monitor = Monitor(
-            tuple(estimators),
-            list(probe),
-            loss_fn,
-            n,
-            as_schedule(schedule, max_overhead),
-            mode,
-            batch_sizes=batch_sizes,
-        )
+        main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes)
+        monitor = Monitor(tuple(estimators), main, as_schedule(schedule, max_overhead))
         self._begin(
             module,
             [monitor, *(monitor.on_other_data(name, batches) for name, batches in (other_data or {}).items())],
@@ -286,27 +270,28 @@ class Watch:
         self._last_measured = -1
         self._failed: set[str] = set()
         self._impossible: set[str] = set()
+        self._undescribed: set[str] = set()
         self._closed = False
 
     def _describe(self) -> dict[str, Any]:
         """The header of the record; building the objectives checks that they can be measured."""
-        described = []
+        described: list[dict[str, Any]] = []
         num_parameters = 0
         for monitor in self.monitors:
-            objective = self._objective(monitor)
+            probe = monitor.probe
+            objective = probe.objective(self.module, self.seed)
             num_parameters = objective.num_parameters
-            monitor.n = monitor.n or objective.num_samples
             described.append(
                 {
                     "estimators": {e.name: _settings(e) for e in monitor.estimators},
                     "schedule": {"kind": type(monitor.schedule).__name__, **_settings(monitor.schedule)},
-                    "n": monitor.n,
+                    "n": probe.n or objective.num_samples,
                     "probe": {
-                        "source": monitor.probe_source,
+                        "source": probe.source,
                         "samples": objective.num_samples,
                         "batches": objective.num_batches,
-                        "mode": monitor.mode,
-                        "data": monitor.data,
+                        "mode": probe.mode,
+                        "data": probe.name,
                     },
                 }
             )
@@ -322,7 +307,7 @@ class Watch:
             },
             "module": type(self.module).__name__,
             "num_parameters": num_parameters,
-            "n": self.monitors[0].n if self.monitors else None,
+            "n": described[0]["n"] if described else None,
             "seed": self.seed,
             "total_steps": self.clock.total_steps,
             "alpha": self.detector.alpha if self.detector else None,
@@ -464,16 +449,6 @@ class Watch:
             with self._guarded(type(listener).__name__, max(self._last_measured, 0)):
                 listener.on_resume(self.run)
 
-    def _objective(self, monitor: Monitor) -> Objective:
-        return Objective(
-            self.module,
-            monitor.probe,
-            loss_fn=monitor.loss_fn,
-            mode=monitor.mode,
-            batch_sizes=monitor.batch_sizes,
-            seed=self.seed,
-        )
-
     def _advance_clock(self, step: int) -> None:
         now = time.perf_counter()
         if self._last_seen is not None:
@@ -484,49 +459,38 @@ class Watch:
 
     def _measure(self, step: int, monitors: Sequence[Monitor]) -> Measurement | None:
         began = time.perf_counter()
-        readings: list[Reading] = []
-        with isolated():
-            for monitor in monitors:
-                objective = None
-                with self._guarded("objective", step):
-                    objective = self._objective(monitor)
-                if objective is None:
-                    continue
-                for estimator in (ProbeLoss(monitor.data), *monitor.estimators):
-                    disabled = self.on_error == "disable" and estimator.name in self._failed
-                    if disabled or estimator.name in self._impossible:
-                        continue
-                    with self._guarded(estimator.name, step):
-                        n = monitor.n or objective.num_samples
-                        readings.append(mask_non_finite(estimator.read(objective, n, _seed_at(self.seed, step))))
+        estimates: dict[str, Estimate] = {}
+        histograms: dict[str, Histogram] = {}
+        for monitor in monitors:
+            without = self._impossible | (self._failed if self.on_error == "disable" else set())
+            found, failures = measure(
+                self.module, monitor.estimators, monitor.probe, step, seed=self.seed, without=without
+            )
+            for failure in failures:
+                self._note(failure, step)
+            estimates.update(found.estimates)
+            histograms.update(found.histograms)
         seconds = time.perf_counter() - began
-        measurement = self._conclude(step, readings, seconds) if readings else None
+        measurement = self._conclude(step, estimates, histograms, seconds) if estimates else None
         now = time.perf_counter()
         self.clock.last_measurement_seconds = now - began
         self.clock.measuring_seconds += now - began
         self._last_seen = (step, now)
         return measurement
 
-    def _conclude(self, step: int, readings: Sequence[Reading], seconds: float) -> Measurement:
+    def _conclude(
+        self, step: int, estimates: dict[str, Estimate], histograms: dict[str, Histogram], seconds: float
+    ) -> Measurement:
         """Record, tell the listeners, detect."""
-        values: dict[str, float] = {}
-        errors: dict[str, float] = {}
-        unreliable: dict[str, list[str]] = {}
-        histograms: dict[str, Histogram] = {}
-        for reading in readings:
-            values.update(reading.values)
-            errors.update(reading.standard_errors)
-            unreliable.update(reading.unreliable)
-            histograms.update(reading.histograms)
         if self.clock.training_seconds:
-            values["overhead"] = (self.clock.measuring_seconds + seconds) / self.clock.training_seconds
-        measurement = Measurement(step, values, errors, unreliable, histograms, seconds, time.time())
+            overhead = (self.clock.measuring_seconds + seconds) / self.clock.training_seconds
+            estimates = {**estimates, "overhead": Estimate(overhead)}
+        measurement = Measurement(step, estimates, histograms, seconds, time.time())
         self._last_measured = max(step, self._last_measured)
         with self._guarded("record", step):
             self._record("measurement", measurement.to_dict())
-        for listener in self.listeners:
-            with self._guarded(type(listener).__name__, step):
-                listener.on_measurement(measurement)
+        self._tell(step, lambda listener: listener.on_measurement(measurement))
+        self._say_what_is_undescribed(measurement)
         with self._guarded("detector", step):
             self._detect(measurement)
         return measurement
@@ -534,26 +498,40 @@ class Watch:
     def _detect(self, measurement: Measurement) -> None:
         if self.detector is None:
             return
-        signals = [name for name in DETECTABLE if name in measurement.values]
-        errors = measurement.standard_errors
+        step = measurement.step
+        looked_at = {name: measurement.estimates[name] for name in detected(measurement.estimates)}
         flags = self.detector.update(
-            measurement.step,
-            {name: measurement.values[name] for name in signals},
-            {name: errors[name] for name in signals if name in errors},
-            {name: name not in measurement.unreliable for name in signals},
+            step,
+            {name: _finite(estimate.value) for name, estimate in looked_at.items()},
+            {name: _finite(estimate.standard_error) for name, estimate in looked_at.items()},
+            {name: estimate.reliable for name, estimate in looked_at.items()},
         )
         if not flags:
             return
         for flag in flags:
-            self._record("transition", {**flag.to_dict(), "detected_at": measurement.step})
+            self._record("transition", flag.to_dict())
         standing = self.detector.transitions
-        for listener in self.listeners:
-            with self._guarded(type(listener).__name__, measurement.step):
-                listener.on_transitions(measurement.step, flags, standing)
+        self._tell(step, lambda listener: listener.on_transitions(step, flags, standing))
         if self.on_transition is not None:
             for flag in flags:
-                with self._guarded("on_transition", measurement.step):
+                with self._guarded("on_transition", step):
                     self.on_transition(flag)
+
+    def _tell(self, step: int, news: Callable[[Listener], None]) -> None:
+        for listener in self.listeners:
+            with self._guarded(type(listener).__name__, step):
+                news(listener)
+
+    def _say_what_is_undescribed(self, measurement: Measurement) -> None:
+        new = [name for name in measurement.estimates if name not in self._undescribed and not is_described(name)]
+        self._undescribed.update(new)
+        if new:
+            warnings.warn(
+                f"phasewatch: the catalogue has no row for {', '.join(map(repr, new))}; recorded as a detail, in which "
+                "no transition is looked for. Describe it before the run: from phasewatch.record import Signal, "
+                f"describe; describe(Signal({new[0]!r}, 'what it is', group='heading of its chart', detected=True)).",
+                stacklevel=2,
+            )
 
     def _record(self, kind: str, body: dict[str, Any]) -> None:
         if not self._recording:
@@ -563,36 +541,41 @@ class Watch:
 
     @contextmanager
     def _guarded(self, what: str, step: int) -> Iterator[None]:
-        """Keep an error of phasewatch from ending the run: record it, warn once, go on."""
+        """Keep an error of phasewatch from ending the run."""
         try:
             yield
         except Exception as error:
-            first = what not in self._failed
-            self._failed.add(what)
-            try:
-                self._record(
-                    "failure",
-                    {
-                        "step": step,
-                        "what": what,
-                        "error": f"{type(error).__name__}: {error}",
-                        "traceback": traceback.format_exc(limit=-8),
-                        "time": time.time(),
-                    },
-                )
-            except Exception:
-                pass  # recording itself may be what failed; the warning below is then all there is
-            if isinstance(error, NoOutputsError):
-                self._impossible.add(what)  # lies in how the loss is written, and is no mistake
-                return
-            if self.on_error == "raise":
-                raise
-            if first:
-                warnings.warn(
-                    f"phasewatch: {what} failed at step {step} ({type(error).__name__}: {error}). Training goes on; "
-                    "further failures are only recorded.",
-                    stacklevel=2,
-                )
+            self._note(Failure(what, error), step)
+
+    def _note(self, failure: Failure, step: int) -> None:
+        """Record what failed, warn once and go on, or raise it."""
+        what = failure.what
+        first = what not in self._failed
+        self._failed.add(what)
+        try:
+            self._record(
+                "failure",
+                {
+                    "step": step,
+                    "what": what,
+                    "error": failure.error,
+                    "traceback": failure.traceback,
+                    "time": time.time(),
+                },
+            )
+        except Exception:
+            pass  # recording itself may be what failed; the warning below is then all there is
+        if failure.is_permanent:
+            self._impossible.add(what)
+            return
+        if self.on_error == "raise":
+            raise failure.exception
+        if first:
+            warnings.warn(
+                f"phasewatch: {what} failed at step {step} ({failure.error}). Training goes on; further failures are "
+                "only recorded.",
+                stacklevel=2,
+            )
 
 
 def _last_run_id(path: Path) -> str | None:
@@ -600,9 +583,9 @@ def _last_run_id(path: Path) -> str | None:
     return headers[-1].get("run_id") if headers else None
 
 
-def _seed_at(seed: int, step: int) -> int:
-    """A seed of its own for every step, equal in a run that was resumed."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint32)[0])
+def _finite(number: float) -> float:
+    """The number, or NaN, which the detector takes for a missing one."""
+    return number if math.isfinite(number) else math.nan
 
 
 def _settings(configured: object) -> dict[str, Any]:

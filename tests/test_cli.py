@@ -12,17 +12,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 import phasewatch
 from phasewatch.cli import main
-from phasewatch.record import Ledger, Measurement
+from phasewatch.record import SCHEMA_VERSION, Estimate, Ledger, Measurement
 
 
 def record(directory: Path, points: int = 40, place: int = 2000) -> Path:
     """A record with one jump of 100 noise standard deviations in the loss, at step 2,000 of 4,000."""
     rng = np.random.default_rng(0)
     ledger = Ledger(directory / "phasewatch.jsonl")
-    ledger.append("header", {"schema_version": 1, "n": 100, "seed": 0})
+    ledger.append("header", {"schema_version": SCHEMA_VERSION, "n": 100, "seed": 0})
     for step in range(0, 100 * points, 100):
         loss = (2.0 if step < place else 1.0) + 0.01 * float(rng.standard_normal())
-        ledger.append("measurement", Measurement(step, {"loss": loss}).to_dict())
+        ledger.append("measurement", Measurement(step, {"loss": Estimate(loss)}).to_dict())
     ledger.append("end", {"time": 0.0})
     return directory / "phasewatch.jsonl"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phasewatch import Objective, Watch, estimate_llc
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient
-from phasewatch.watch import _seed_at
+from phasewatch.measure import seed_at
 
 SETTINGS: dict[str, Any] = {"chains": 2, "draws": 60, "burn_in": 40, "localization": 1.0}
 
@@ -52,10 +52,10 @@ def test_layers_and_other_data_are_series_of_their_own() -> None:
     ):
         objective = Objective(network, batches, loss_fn=mean_squared_error)
         objective = objective.restricted_to(part) if part else objective
-        alone = estimate_llc(objective, n=500, seed=_seed_at(0, 0), **SETTINGS)  # type: ignore[arg-type]
-        assert measurement.values[name] == alone.learning_coefficient
-        assert measurement.standard_errors[name] == alone.standard_error
-    assert {"loss", "loss_validation", "gradient_norm_validation"} <= measurement.values.keys()
+        alone = estimate_llc(objective, n=500, seed=seed_at(0, 0), **SETTINGS)  # type: ignore[arg-type]
+        assert measurement.value(name) == alone.learning_coefficient
+        assert measurement.estimates[name].standard_error == alone.standard_error
+    assert {"loss", "loss_validation", "gradient_norm_validation"} <= measurement.estimates.keys()
 
 
 def test_a_part_that_matches_nothing_is_named() -> None:
@@ -70,7 +70,7 @@ def test_the_quadratic_value_comes_with_the_spectrum() -> None:
     """At zero residual with seven zero eigenvalues or fewer it lies between rank / 2 less localization and d / 2."""
     network, probe, _ = network_and_data()
     reading = HessianSpectrum().read(Objective(network, probe, loss_fn=mean_squared_error), 10**9, 0)
-    assert reading.values["llc_quadratic"] == pytest.approx(reading.values["rank_half"], abs=0.6)
+    assert reading.estimates["llc_quadratic"].value == pytest.approx(reading.estimates["rank_half"].value, abs=0.6)
 
 
 @pytest.mark.parametrize(

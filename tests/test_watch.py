@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Reading
 from phasewatch.objective import Objective
-from phasewatch.record import Measurement, RecordError, Run, load_run
-from phasewatch.transitions import Flag, Transition
+from phasewatch.record import Estimate, Flag, Measurement, RecordError, Run, Transition, load_run
 from phasewatch.watch import Watch
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -46,7 +45,7 @@ class Weight:
     name: str = "weight"
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
-        return Reading({"weight": objective.parameters[0].item()})
+        return Reading({"weight": Estimate(objective.parameters[0].item())})
 
 
 @dataclass
@@ -63,7 +62,7 @@ class Fails:
         torch.rand(2)
         if self.calls - 1 in self.at:
             raise self.error("planted")
-        return Reading({"survived": 1.0})
+        return Reading({"survived": Estimate(1.0)})
 
 
 class Listener:
@@ -153,7 +152,7 @@ def test_warn_warns_once_records_every_failure_and_keeps_the_rest(calls: Sequenc
     ]
     assert "in read" in run.failures[0]["traceback"]
     assert run.series("weight").values.tolist() == weights[::10] == unwatched()[::10]
-    survived = [m.step for m in run.measurements if "survived" in m.values]
+    survived = [m.step for m in run.measurements if "survived" in m.estimates]
     assert survived == [10 * c for c in range(5) if c not in calls]
 
 
@@ -167,7 +166,7 @@ def test_disable_does_not_try_again(tmp_path: Path) -> None:
     assert fails.calls == 2
     run = load_run(tmp_path)
     assert len(run.failures) == 1
-    assert [m.step for m in run.measurements if "survived" in m.values] == [0]
+    assert [m.step for m in run.measurements if "survived" in m.estimates] == [0]
     assert len(run.series("weight")) == 5
 
 
@@ -304,11 +303,12 @@ def test_what_is_not_finite_is_marked(tmp_path: Path) -> None:
         name: str = "infinite"
 
         def read(self, objective: Objective, n: int, seed: int) -> Reading:
-            return Reading({"infinite": float("inf"), "finite": 1.0})
+            return Reading({"infinite": Estimate(float("inf")), "finite": Estimate(1.0)})
 
     make(Infinite(), directory=tmp_path).measure(0)
     (measurement,) = load_run(tmp_path).measurements
-    assert measurement.unreliable == {"infinite": ["is not finite"]}
+    doubts = {name: found.doubts for name, found in measurement.estimates.items() if not found.reliable}
+    assert doubts == {"infinite": ("is not finite",)}
 
 
 def test_a_model_that_does_not_move_has_no_transitions() -> None:
@@ -356,9 +356,9 @@ def test_a_jump_is_flagged_recorded_and_told(tmp_path: Path) -> None:
     (transition,) = watch.transitions
     assert transition.start <= 20 <= transition.end + 1
     (recorded,) = load_run(tmp_path).transitions
-    assert recorded == {**transition.to_dict(), "detected_at": recorded["detected_at"]}
-    assert ("transitions", recorded["detected_at"]) in listener.told
-    assert 20 <= recorded["detected_at"] <= 25
+    assert recorded == transition and recorded.flagged_at is not None
+    assert ("transitions", recorded.flagged_at) in listener.told
+    assert 20 <= recorded.flagged_at <= 25
 
     again = Listener()
     resumed = Watch(module, PROBE, loss_fn=half_mean_squared_error, estimators=(), listeners=[again])
@@ -382,7 +382,7 @@ def test_the_default_schedule_keeps_its_share_of_the_time(share: float, cost: fl
 
         def read(self, objective: Objective, n: int, seed: int) -> Reading:
             clock.now += cost
-            return Reading({"dear": cost})
+            return Reading({"dear": Estimate(cost)})
 
     steps = 6000
     watch = make(Dear(), schedule="auto", max_overhead=share, total_steps=steps)
@@ -397,7 +397,7 @@ def test_the_default_schedule_keeps_its_share_of_the_time(share: float, cost: fl
     assert watch.clock.overhead <= share
     assert measured >= 0.5 * min(60, share * steps * 0.01 / cost)
     assert [watch.run.measurements[i].step for i in (0, -1)] == [0, steps]
-    assert watch.run.measurements[-1].values["overhead"] == pytest.approx(watch.clock.overhead)
+    assert watch.run.measurements[-1].value("overhead") == pytest.approx(watch.clock.overhead)
 
 
 def test_the_module_its_modes_gradients_and_the_random_streams_are_left_alone() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 FILE_NAME = "phasewatch.jsonl"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KINDS = ("header", "resume", "measurement", "transition", "failure", "end")
 
 _PREFIX = '{"crc32":"'

@@ -3,8 +3,83 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from phasewatch.record.signals import NORMAL_95, look_up
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, how well it is known, and what speaks against it.
+
+    Two are equal where all of it is, NaN being equal to NaN.
+
+    Attributes:
+        value: The number.
+        standard_error: Its standard error; NaN where none is known.
+        doubts: Reasons not to trust the number; none where it is trusted.
+
+    Raises:
+        TypeError: If ``doubts`` is a string, or value or standard error is no number.
+        ValueError: If the standard error is negative.
+    """
+
+    value: float
+    standard_error: float = math.nan
+    doubts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check, and make plain floats and strings of what is as good."""
+        if isinstance(self.doubts, str):
+            raise TypeError(f"doubts is the string {self.doubts!r}; expected a tuple of reasons: ({self.doubts!r},)")
+        for name in ("value", "standard_error"):
+            given = getattr(self, name)
+            try:
+                if isinstance(given, str):
+                    raise TypeError("a string is no number")
+                object.__setattr__(self, name, float(given))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"{name} is {given!r}; expected a number") from error
+        if self.standard_error < 0:
+            raise ValueError(f"standard_error is {self.standard_error:g}; expected it to be >= 0, or NaN if unknown")
+        object.__setattr__(self, "doubts", tuple(str(reason) for reason in self.doubts))
+
+    @property
+    def reliable(self) -> bool:
+        """Whether nothing speaks against the number."""
+        return not self.doubts
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all is equal, or unknown in both."""
+        return self._key == other._key if isinstance(other, Estimate) else NotImplemented
+
+    def __hash__(self) -> int:
+        """That of what is compared."""
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[float | None, float | None, tuple[str, ...]]:
+        value, error = (None if math.isnan(number) else number for number in (self.value, self.standard_error))
+        return value, error, self.doubts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python: the value (None if it is not finite), and the rest only where there is something to say."""
+        plain: dict[str, Any] = {"value": self.value if math.isfinite(self.value) else None}
+        if math.isfinite(self.standard_error):
+            plain["standard_error"] = self.standard_error
+        if self.doubts:
+            plain["doubts"] = list(self.doubts)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Estimate:
+        """Inverse of :meth:`to_dict`; what was not finite comes back as NaN."""
+        value = plain["value"]
+        return cls(
+            math.nan if value is None else value, plain.get("standard_error", math.nan), tuple(plain.get("doubts", ()))
+        )
 
 
 @dataclass(frozen=True)
@@ -26,29 +101,39 @@ class Measurement:
 
     Attributes:
         step: Optimizer steps made before the measurement.
-        values: Signal name to value.
-        standard_errors: Signal name to standard error, for signals that have one.
-        unreliable: Signal name to the reasons why its value is not to be trusted; absent means trustworthy.
+        estimates: Signal name to what was found.
         histograms: Name to distribution.
         seconds: Wall time that the measurement took.
         time: Unix time when it was finished.
     """
 
     step: int
-    values: dict[str, float]
-    standard_errors: dict[str, float] = field(default_factory=dict)
-    unreliable: dict[str, list[str]] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     seconds: float = 0.0
     time: float = 0.0
+
+    def value(self, name: str) -> float:
+        """The value of a signal; NaN where it was not measured."""
+        return self.estimates[name].value if name in self.estimates else math.nan
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """The 95 % interval of a signal.
+
+        It lies between the bounds measured with it; where there are none, its standard error makes it. NaN if unknown.
+        """
+        found = self.estimates.get(name, Estimate(math.nan))
+        lower, upper = look_up(name).bounds or ("", "")
+        reach = NORMAL_95 * found.standard_error
+        low = self.value(lower) if lower in self.estimates else found.value - reach
+        high = self.value(upper) if upper in self.estimates else found.value + reach
+        return low, high
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, as it stands in the record and in checkpoints."""
         return {
             "step": self.step,
-            "values": {name: _finite_or_none(value) for name, value in self.values.items()},
-            "standard_errors": {name: _finite_or_none(value) for name, value in self.standard_errors.items()},
-            "unreliable": {name: list(reasons) for name, reasons in self.unreliable.items()},
+            "estimates": {name: estimate.to_dict() for name, estimate in self.estimates.items()},
             "histograms": {
                 name: {"positions": list(h.positions), "weights": list(h.weights)}
                 for name, h in self.histograms.items()
@@ -58,22 +143,22 @@ class Measurement:
         }
 
     @classmethod
-    def from_dict(cls, body: dict[str, Any]) -> Measurement:
-        """Inverse of :meth:`to_dict`; a number that was not finite comes back as NaN."""
-        return cls(
-            step=int(body["step"]),
-            values={name: _nan_if_none(value) for name, value in body["values"].items()},
-            standard_errors={name: _nan_if_none(value) for name, value in body["standard_errors"].items()},
-            unreliable={name: list(reasons) for name, reasons in body["unreliable"].items()},
-            histograms={name: Histogram(**h) for name, h in body["histograms"].items()},
-            seconds=float(body["seconds"]),
-            time=float(body["time"]),
-        )
+    def from_dict(cls, plain: Mapping[str, Any]) -> Measurement:
+        """Inverse of :meth:`to_dict`; a number that was not finite comes back as NaN.
 
-
-def _finite_or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _nan_if_none(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+        Raises:
+            ValueError: If a field is missing.
+        """
+        try:
+            return cls(
+                step=int(plain["step"]),
+                estimates={name: Estimate.from_dict(estimate) for name, estimate in plain["estimates"].items()},
+                histograms={name: Histogram(**h) for name, h in plain["histograms"].items()},
+                seconds=float(plain["seconds"]),
+                time=float(plain["time"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"not a measurement: expected a mapping as written by Measurement.to_dict(), got one of "
+                f"{', '.join(plain)} ({error!r})"
+            ) from error

@@ -20,6 +20,7 @@ from phasewatch.record.ledger import (
     read_lines,
 )
 from phasewatch.record.measurement import Measurement
+from phasewatch.record.transition import Flag, Transition, standing_transitions
 
 if TYPE_CHECKING:
     import pandas
@@ -65,27 +66,27 @@ class Run:
         path: The file, or None for a run in memory.
         header: What produced the run: versions, seed, probe, settings, parameter count, n.
         measurements: In order of their steps, one a step.
-        transitions: Transitions flagged live, as they were seen last and without those withdrawn: plain dictionaries in
-            order of detection; ``detected_at`` is the step at which each was flagged first.
+        transitions: Transitions flagged live, as they were seen last and without those withdrawn, in order of their
+            steps; ``flagged_at`` is the step at which each was flagged first.
         failures: Estimators that failed: step, estimator, error.
         damaged: Lines that could not be read.
         finished: Whether the run was closed properly.
-        flags: All that was said live of transitions, revisions included: plain dictionaries in order.
+        flags: All that was said live of transitions, revisions included, in order.
     """
 
     path: Path | None
     header: dict[str, Any]
     measurements: tuple[Measurement, ...]
-    transitions: tuple[dict[str, Any], ...]
+    transitions: tuple[Transition, ...]
     failures: tuple[dict[str, Any], ...]
     damaged: tuple[DamagedLine, ...]
     finished: bool
-    flags: tuple[dict[str, Any], ...] = ()
+    flags: tuple[Flag, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Names of all recorded signals, in order of their first appearance."""
-        return list(dict.fromkeys(name for m in self.measurements for name in m.values))
+        return list(dict.fromkeys(name for m in self.measurements for name in m.estimates))
 
     def series(self, name: str) -> Series:
         """One signal over training.
@@ -93,16 +94,16 @@ class Run:
         Raises:
             KeyError: If no measurement has a signal of this name.
         """
-        found = [m for m in self.measurements if name in m.values]
+        found = [(m.step, m.estimates[name]) for m in self.measurements if name in m.estimates]
         if not found:
             known = ", ".join(self.names) or "none, the run holds no measurement"
             raise KeyError(f"The run has no series {name!r}; it has: {known}.")
         return Series(
             name,
-            np.array([m.step for m in found], dtype=np.int64),
-            np.array([m.values[name] for m in found], dtype=np.float64),
-            np.array([m.standard_errors.get(name, np.nan) for m in found], dtype=np.float64),
-            np.array([name not in m.unreliable for m in found], dtype=np.bool_),
+            np.array([step for step, _ in found], dtype=np.int64),
+            np.array([estimate.value for _, estimate in found], dtype=np.float64),
+            np.array([estimate.standard_error for _, estimate in found], dtype=np.float64),
+            np.array([estimate.reliable for _, estimate in found], dtype=np.bool_),
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -111,12 +112,12 @@ class Run:
             {
                 "step": m.step,
                 "name": name,
-                "value": value,
-                "standard_error": m.standard_errors.get(name, np.nan),
-                "reliable": name not in m.unreliable,
+                "value": estimate.value,
+                "standard_error": estimate.standard_error,
+                "reliable": estimate.reliable,
             }
             for m in self.measurements
-            for name, value in m.values.items()
+            for name, estimate in m.estimates.items()
         ]
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -180,7 +181,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
     Raises:
         FileNotFoundError: If there is no record.
-        RecordError: If the file is no record, or was written by a newer version of phasewatch.
+        RecordError: If the file is no record, or was written by a newer or an older version of phasewatch.
     """
     file = find_record(path)
     bodies: list[dict[str, Any]] = []
@@ -204,50 +205,48 @@ def assemble(bodies: Iterable[dict[str, Any]], path: Path | None = None, damaged
     A ``header`` begins a new run; a ``resume`` line at step s supersedes what was recorded at s and later.
 
     Raises:
-        RecordError: If the record was written by a newer version of phasewatch.
+        RecordError: If the record was written by a newer or an older version of phasewatch.
     """
     header: dict[str, Any] = {}
     measurements: dict[int, Measurement] = {}
-    flags: list[dict[str, Any]] = []
+    flags: list[Flag] = []
     failures: list[dict[str, Any]] = []
     finished = False
     for body in bodies:
         kind = body["kind"]
         if kind == "header":
-            if body["schema_version"] > SCHEMA_VERSION:
-                raise RecordError(
-                    f"{path} has schema version {body['schema_version']}, this phasewatch reads up to "
-                    f"{SCHEMA_VERSION}; upgrade it with `pip install -U phasewatch`."
-                )
+            _check_version(body, path)
             header, measurements, flags, failures = _without_kind(body), {}, [], []
         elif kind == "resume":
             measurements = {step: m for step, m in measurements.items() if step < body["step"]}
-            flags = [f for f in flags if f["detected_at"] < body["step"]]
+            flags = [f for f in flags if f.detected_at < body["step"]]
             failures = [f for f in failures if f["step"] < body["step"]]
         elif kind == "measurement":
             measurement = Measurement.from_dict(body)
             measurements[measurement.step] = measurement
         elif kind == "transition":
-            flags.append(_without_kind(body))
+            flags.append(Flag.from_dict(body))
         elif kind == "failure":
             failures.append(_without_kind(body))
         finished = kind == "end"
     ordered = tuple(measurements[step] for step in sorted(measurements))
-    return Run(path, header, ordered, _standing(flags), tuple(failures), damaged, finished, tuple(flags))
+    standing = tuple(standing_transitions(flags))
+    return Run(path, header, ordered, standing, tuple(failures), damaged, finished, tuple(flags))
 
 
-def _standing(flags: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Each transition as its last flag has it, with the step of its first, without those withdrawn."""
-    first: dict[int, int] = {}
-    last: dict[int, dict[str, Any]] = {}
-    for flag in flags:
-        first.setdefault(flag["number"], flag["detected_at"])
-        last[flag["number"]] = flag
-    return tuple(
-        {**flag["transition"], "detected_at": first[number]}
-        for number, flag in last.items()
-        if flag["action"] != "withdrawn"
-    )
+def _check_version(header: dict[str, Any], path: Path | None) -> None:
+    version = header["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise RecordError(
+            f"{path} has schema version {version}, this phasewatch reads version {SCHEMA_VERSION}; upgrade it with "
+            "`pip install -U phasewatch`."
+        )
+    if version < SCHEMA_VERSION:
+        written_by = header.get("versions", {}).get("phasewatch", "an older version")
+        raise RecordError(
+            f"{path} has schema version {version} and was written by phasewatch {written_by}; this one reads version "
+            f"{SCHEMA_VERSION} only. Read it with the phasewatch that wrote it, or record the run anew."
+        )
 
 
 def _without_kind(body: dict[str, Any]) -> dict[str, Any]:

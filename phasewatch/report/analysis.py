@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from phasewatch.record import Run
-from phasewatch.transitions import Transition, detect_transitions
+from phasewatch.record import Run, Transition
+from phasewatch.record.signals import detected
+from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.detect import MIN_POINTS
-from phasewatch.transitions.kinds import DETECTABLE
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Analysis:
             "alpha": self.alpha,
             "note": self.note,
             "transitions": [transition.to_dict() for transition in self.transitions],
-            "flagged_live": list(run.transitions),
+            "flagged_live": [transition.to_dict() for transition in run.transitions],
             "unreliable": self.unreliable(),
             "failures": list(run.failures),
             "damaged_lines": [{"number": line.number, "reason": line.reason} for line in run.damaged],
@@ -66,14 +66,14 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
     Args:
         run: The run, as given by :func:`phasewatch.load_run`.
         alpha: Wanted rate of false alarms in a run without transitions.
-        signals: Names of the signals to look at; by default those of the loss, the learning coefficient and
-            the Hessian that the run holds.
+        signals: Names of the signals to look at; by default those of the run in which the catalogue
+            (:mod:`phasewatch.record.signals`) says that transitions are looked for.
 
     Raises:
         KeyError: If the run has no signal of a name in ``signals``.
         ValueError: If alpha is no probability.
     """
-    names = [name for name in DETECTABLE if name in run.names] if signals is None else list(signals)
+    names = detected(run.names) if signals is None else list(signals)
     series = {name: run.series(name) for name in names}
     steps = np.array(sorted({step for s in series.values() for step in s.steps.tolist()}), dtype=np.int64)
     values, errors, reliable = {}, {}, {}

@@ -12,8 +12,8 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from phasewatch.record import Measurement
+from phasewatch.record.signals import SPECTRUM
 
-SPECTRUM = "hessian_eigenvalues"
 ROWS = 91
 DECADES = 8
 """Magnitudes of eigenvalues that the axis shows on each side of zero, below the largest."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 from numpy.typing import NDArray
 
-from phasewatch.record import Run, Series
+from phasewatch.record import Run, Series, Signal, Transition
+from phasewatch.record.signals import CATALOGUE, DETAIL, NORMAL_95, is_one_of_several_counts, look_up
 from phasewatch.report.analysis import Analysis
-from phasewatch.transitions import Transition
-from phasewatch.transitions.kinds import DEGENERACIES
 
 # Okabe & Ito's palette, told apart by colour-blind readers.
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#007A5A", "#8A4A8B", "#56B4E9", "#E69F00"
 INK, FAINT = "#2B2B2B", "#8C8C8C"
+# Of the units in the order of the catalogue.
+COLOURS = (INK, BLUE, GREEN, PURPLE)
 STAGE_TINTS = ("#F3F5F8", "#E5EAF1")
 
 WIDTH = 9.0
@@ -28,40 +28,10 @@ TITLE_HEIGHT = 0.21
 LABEL_HEIGHT = 0.17
 BOTTOM, TOP, LEFT, RIGHT = 0.46, 0.12, 0.72, 0.32
 CHARACTER = 0.068
-NORMAL_95 = 1.959964
 # From here on the points of a series are drawn as a line only.
 MANY_POINTS = 150
 # A positive signal that decays by this factor is drawn on a logarithmic axis.
 WIDE = 10.0
-
-
-@dataclass(frozen=True)
-class Panel:
-    """How one signal is drawn.
-
-    Attributes:
-        name: Name of the signal.
-        label: What it is called in the figure.
-        color: Colour of its line.
-        integer: Whether its values are counts.
-        decays: Whether it falls through orders of magnitude, and is to be drawn logarithmically when it did.
-    """
-
-    name: str
-    label: str
-    color: str
-    integer: bool = False
-    decays: bool = False
-
-
-PANELS = (
-    Panel("loss", "loss on the probe", INK, decays=True),
-    Panel("llc", "learning coefficient λ", BLUE),
-    Panel("hessian_max", "largest Hessian eigenvalue", GREEN),
-    Panel("hessian_min", "smallest Hessian eigenvalue", GREEN),
-    Panel("hessian_trace", "trace of the Hessian", GREEN),
-    Panel("nullity", "zero eigenvalues of the Hessian", PURPLE, integer=True),
-)
 
 
 def run_figure(analysis: Analysis) -> Figure:
@@ -91,9 +61,9 @@ def run_figure(analysis: Analysis) -> Figure:
         box = (LEFT / WIDTH, low / height, 1 - (LEFT + RIGHT) / WIDTH, (PANEL_HEIGHT - TITLE_HEIGHT) / height)
         axes.append(figure.add_axes(box, sharex=axes[0] if axes else None))
     scale_steps(axes[0], steps)
-    for axis, panel in zip(axes, panels, strict=True):
+    for axis, row in zip(axes, panels, strict=True):
         _draw_stages(axis, analysis.transitions)
-        _draw_series(axis, panel, run)
+        _draw_series(axis, row, run)
         axis.tick_params(labelbottom=axis is axes[-1], bottom=axis is axes[-1])
     axes[-1].set_xlabel("training step", fontsize=8.5, color=INK, labelpad=3)
     if rows:
@@ -103,23 +73,23 @@ def run_figure(analysis: Analysis) -> Figure:
     return figure
 
 
-def _panels(analysis: Analysis) -> list[Panel]:
-    known = {panel.name for panel in PANELS}
-    measured = analysis.run.names
-    others = [
-        Panel(name, name.replace("_", " "), INK, integer=name in DEGENERACIES, decays=name not in DEGENERACIES)
-        for name in analysis.signals
-        if name not in known and not (name in DEGENERACIES and _is_constant(analysis.run.series(name)))
-    ]
-    return [
-        panel
-        for panel in [*PANELS, *others]
-        if panel.name in measured and np.isfinite(analysis.run.series(panel.name).values).any()
-    ]
+def _panels(analysis: Analysis) -> list[Signal]:
+    """The signals to draw, in the order of the catalogue: those that the detector saw, and those it would look at."""
+    shown = [row for row in CATALOGUE.values() if row.detected or row.name in analysis.signals]
+    shown += [look_up(name) for name in analysis.signals if name not in CATALOGUE]
+    return [row for row in shown if row.name in analysis.run.names and _says_something(row, analysis.run)]
 
 
-def _is_constant(series: Series) -> bool:
-    return bool(np.ptp(series.values) == 0)
+def _says_something(row: Signal, run: Run) -> bool:
+    """Whether there is a value; of a count that is one of several, whether it ever changes."""
+    values = run.series(row.name).values
+    return bool(np.isfinite(values).any() and not (is_one_of_several_counts(row.name) and np.ptp(values) == 0))
+
+
+def _colour(row: Signal) -> str:
+    """One for each unit, so that what may be compared looks alike."""
+    units = list(dict.fromkeys(row.unit for row in CATALOGUE.values() if row.unit and row.group != DETAIL))
+    return COLOURS[units.index(row.unit)] if row.unit in units[: len(COLOURS)] else INK
 
 
 def _log_spaced(steps: NDArray[np.int64]) -> bool:
@@ -164,38 +134,38 @@ def _draw_stages(axis: Axes, transitions: Sequence[Transition]) -> None:
         axis.axvline(transition.step, color=VERMILION, linewidth=1.0, zorder=0.6)
 
 
-def _draw_series(axis: Axes, panel: Panel, run: Run) -> None:
-    series = run.series(panel.name)
+def _draw_series(axis: Axes, row: Signal, run: Run) -> None:
+    series = run.series(row.name)
+    colour = _colour(row)
     kept = np.isfinite(series.values)
     steps, values, trusted = series.steps[kept], series.values[kept], series.reliable[kept]
     spread = NORMAL_95 * np.nan_to_num(series.standard_errors[kept])
     low, high = values - spread, values + spread
-    label = panel.label
+    label = row.title
     if spread.any():
         label += ", 95 % band"
-    elif f"{panel.name}_lower" in run.names and f"{panel.name}_upper" in run.names:
-        low = _aligned(run.series(f"{panel.name}_lower"), steps, values)
-        high = _aligned(run.series(f"{panel.name}_upper"), steps, values)
+    elif row.bounds and set(row.bounds) <= set(run.names):
+        low, high = (_aligned(run.series(bound), steps, values) for bound in row.bounds)
         label += ", between its bounds"
     sure = (steps[trusted], values[trusted])
-    axis.fill_between(steps[trusted], low[trusted], high[trusted], color=panel.color, alpha=0.18, linewidth=0, zorder=1)
-    axis.plot(*sure, color=panel.color, linewidth=1.2, zorder=2, solid_joinstyle="round")
+    axis.fill_between(steps[trusted], low[trusted], high[trusted], color=colour, alpha=0.18, linewidth=0, zorder=1)
+    axis.plot(*sure, color=colour, linewidth=1.2, zorder=2, solid_joinstyle="round")
     if len(values) <= MANY_POINTS:
-        axis.plot(*sure, "o", color=panel.color, markersize=2.4, zorder=3)
-    logarithmic = bool(panel.decays and values.min() > 0 and values.max() / values.min() > WIDE)
+        axis.plot(*sure, "o", color=colour, markersize=2.4, zorder=3)
+    logarithmic = bool(not (row.linear or row.count) and values.min() > 0 and values.max() / values.min() > WIDE)
     if logarithmic:
         axis.set_yscale("log")
     floor, ceiling = _value_limits(values, low, high, trusted, logarithmic)
     axis.set_ylim(floor, ceiling)
-    doubtful: dict[str, Any] = dict(markerfacecolor="white", markeredgecolor=panel.color, linestyle="none", zorder=4)
+    doubtful: dict[str, Any] = dict(markerfacecolor="white", markeredgecolor=colour, linestyle="none", zorder=4)
     axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
     for marker, beyond, edge in (("^", values > ceiling, ceiling), ("v", values < floor, floor)):
         axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
     if not trusted.all():
         label += f"; {(~trusted).sum()} of {len(trusted)} points unreliable (hollow)"
-    title = axis.set_title(label, loc="left", fontsize=8.5, color=panel.color, pad=3, parse_math=False)
+    title = axis.set_title(label, loc="left", fontsize=8.5, color=colour, pad=3, parse_math=False)
     title.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
-    _dress(axis, panel.integer, logarithmic)
+    _dress(axis, row.count, logarithmic)
 
 
 def _aligned(bound: Series, steps: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from phasewatch.record import Transition
+from phasewatch.record.signals import look_up
 from phasewatch.report.analysis import Analysis
 from phasewatch.report.figure import run_figure
 from phasewatch.report.numbers import format_span, format_step
@@ -113,10 +115,13 @@ def _page(analysis: Analysis, image: bytes) -> str:
         else f"<p>{escape(analysis.note or NONE_FOUND)}</p>",
     ]
     if run.transitions:
-        flagged = [_flagged(plain) for plain in run.transitions]
+        flagged = [_flagged(one) for one in sorted(run.transitions, key=lambda one: one.flagged_at or 0.0)]
         columns = ("flagged at step", "from-to", "kind")
         parts += ["<h2>Flagged while the run went on</h2>", _table(columns, flagged)]
     parts += ["<h2>How to read this</h2>", _HOW_TO_READ]
+    if analysis.signals:
+        named = [_described(name) for name in analysis.signals]
+        parts += ["<h2>Signals looked at</h2>", _table(("signal", "what it is", "unit"), named)]
     unreliable = analysis.unreliable()
     if unreliable:
         doubts = [
@@ -153,14 +158,19 @@ def _warnings(analysis: Analysis) -> Iterable[str]:
         yield f"{len(analysis.run.damaged)} damaged lines of the record were skipped."
 
 
-def _flagged(plain: Mapping[str, Any]) -> tuple[str, str, str]:
-    under_way = plain.get("under_way")
-    extent = f"since {format_step(plain['start'])}" if under_way else format_span(plain["start"], plain["end"])
-    return format_step(plain["detected_at"]), extent, str(plain["kind"])
+def _flagged(one: Transition) -> tuple[str, str, str]:
+    extent = f"since {format_step(one.start)}" if one.under_way else format_span(one.start, one.end)
+    return format_step(one.flagged_at or 0.0), extent, one.kind
+
+
+def _described(name: str) -> tuple[str, str, str]:
+    row = look_up(name)
+    return name, row.title, row.unit
 
 
 def _reasons(analysis: Analysis, name: str) -> str:
-    reasons = list(dict.fromkeys(r for m in analysis.run.measurements for r in m.unreliable.get(name, ())))
+    found = (m.estimates[name].doubts for m in analysis.run.measurements if name in m.estimates)
+    reasons = list(dict.fromkeys(reason for doubts in found for reason in doubts))
     more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
     return "\n".join(reasons[:MOST_REASONS] + more)
 

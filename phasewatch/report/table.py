@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from phasewatch.record import Transition
 from phasewatch.report.numbers import format_change, format_span, format_step, format_value
-from phasewatch.transitions import Transition
 
 NONE_FOUND = "No transitions were found: within its noise, the run stays in one stage."
 COLUMNS = ("step (95 % interval)", "from-to", "kind", "what changed", "score")

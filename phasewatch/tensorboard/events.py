@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from phasewatch.record import Measurement, RecordError, Run
+from phasewatch.record import Estimate, Measurement, RecordError, Run
 
 Scalars = dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
 
@@ -97,13 +97,13 @@ def run_of_scalars(scalars: Scalars, tags: Sequence[str], source: str) -> Run:
         raise RecordError(
             f"{source} has no scalar {', '.join(map(repr, unknown))}; it has: {', '.join(scalars) or 'none'}."
         )
-    values: dict[int, dict[str, float]] = {}
+    found: dict[int, dict[str, Estimate]] = {}
     for tag in tags:
         steps, column = scalars[tag]
         finite = np.flatnonzero(np.isfinite(column))
         if not len(finite):
             continue
         for group in np.array_split(finite, min(MOST_POINTS, len(finite))):
-            values.setdefault(int(steps[group[-1]]), {})[tag] = float(column[group].mean())
-    measurements = tuple(Measurement(step, values[step]) for step in sorted(values))
+            found.setdefault(int(steps[group[-1]]), {})[tag] = Estimate(column[group].mean())
+    measurements = tuple(Measurement(step, found[step]) for step in sorted(found))
     return Run(None, {"source": source, "tags": list(tags)}, measurements, (), (), (), finished=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +14,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from phasewatch.record import Histogram, Measurement, Run
+from phasewatch.record import Flag, Histogram, Measurement, Run, Signal, Transition
+from phasewatch.record.signals import NULLITY, SPECTRUM, detected, groups, is_one_of_several_counts
 from phasewatch.report import Analysis, analyze_run, density_figure, format_table, run_figure
-from phasewatch.transitions import DETECTABLE, Flag, Transition
-from phasewatch.transitions.kinds import DEGENERACIES
 
 CHILD_RUN = "phasewatch"
-SPECTRUM = "hessian_eigenvalues"
-NORMAL_95 = 1.959964
 BINS = 60
-BANDS = ("llc", "nullity", "nullity_ggn")
-CAUSES = "zeros by cause"
-# The charts of the custom-scalars page in their order there, with the signals that each shows.
-CHARTS = {
-    "loss on the probe": ("loss",),
-    "learning coefficient λ (95 % band)": ("llc",),
-    "zero eigenvalues of the Hessian (bounds)": ("nullity",),
-    "largest and smallest Hessian eigenvalue": ("hessian_max", "hessian_min"),
-    "trace of the Hessian": ("hessian_trace",),
-    "zero eigenvalues of the Gauss-Newton matrix (bounds)": ("nullity_ggn",),
-    CAUSES: ("zeros_generic", *DEGENERACIES, "zeros_unexplained"),
-    "distance of the nearest units from degeneracy": (
-        *("distance_dead", "distance_zero_outgoing", "distance_constant", "distance_parallel"),
-        "distance_annihilating",
-    ),
-}
 
 
 class TensorBoardWriter:
@@ -78,14 +60,13 @@ class TensorBoardWriter:
         self._measurements.append(measurement)
         step = measurement.step
         if self._scalars:
-            for name, value in measurement.values.items():
-                self._scalar(name, value, step)
-        self._scalar("unreliable", len(measurement.unreliable), step)
+            for name, estimate in measurement.estimates.items():
+                self._scalar(name, estimate.value, step)
+        self._scalar("unreliable", sum(not estimate.reliable for estimate in measurement.estimates.values()), step)
         self._write_bands(measurement)
         self._write_layout(measurement)
         if SPECTRUM in measurement.histograms:
-            threshold = measurement.values.get("nullity_threshold", math.nan)
-            self._write_spectrum(measurement.histograms[SPECTRUM], threshold, step)
+            self._write_spectrum(measurement.histograms[SPECTRUM], measurement.value(f"{NULLITY}_threshold"), step)
         number = len(self._measurements)
         if number & (number - 1) == 0:  # at 1, 2, 4, 8, ...: drawing costs as long as the run grows, and no more
             self._write_density(step)
@@ -98,9 +79,8 @@ class TensorBoardWriter:
                 self._scalar("transition_at", flag.transition.step, step)
         self._scalar("transitions", len(standing), step)
         self._text("transitions_flagged", standing, None, step)
-        names = {name for m in self._measurements for name in m.values}
         so_far = Run(None, {}, tuple(self._measurements), (), (), (), finished=False)
-        signals = tuple(name for name in DETECTABLE if name in names)
+        signals = tuple(detected(so_far.names))
         self._figure("run_so_far", Analysis(so_far, tuple(standing), signals, math.nan, None), step)
         self._writer.flush()
 
@@ -124,33 +104,26 @@ class TensorBoardWriter:
             self._writer.add_scalar(f"phasewatch/{name}", value, step)
 
     def _write_bands(self, measurement: Measurement) -> None:
-        step, values = measurement.step, measurement.values
-        for name in BANDS:
-            value = values.get(name, math.nan)
-            error = NORMAL_95 * measurement.standard_errors.get(name, math.nan)
-            low = values.get(f"{name}_lower", value - error)
-            high = values.get(f"{name}_upper", value + error)
-            if not all(math.isfinite(number) for number in (value, low, high)):
+        for row in (row for rows in groups().values() for row in rows):
+            if row.bounds is None:
                 continue
-            written = {name, f"{name}_lower", f"{name}_upper"} & set(values) if self._scalars else set()
-            for tag, number in ((name, value), (f"{name}_lower", low), (f"{name}_upper", high)):
-                if tag not in written:
-                    self._scalar(tag, number, step)
+            numbers = (measurement.value(row.name), *measurement.interval(row.name))
+            if not all(math.isfinite(number) for number in numbers):
+                continue
+            for tag, number in zip((row.name, *row.bounds), numbers, strict=True):
+                if not (self._scalars and tag in measurement.estimates):
+                    self._scalar(tag, number, measurement.step)
 
     def _write_layout(self, measurement: Measurement) -> None:
-        # causes of zeros that never occur would only be lines at zero
-        shown = {name for name, value in measurement.values.items() if value or name not in CHARTS[CAUSES]}
-        seen = self._charted | shown
+        # counts that never occur would only be lines at zero
+        found = measurement.estimates.items()
+        seen = self._charted | {name for name, one in found if one.value or not is_one_of_several_counts(name)}
         if seen == self._charted:
             return
         self._charted = seen
-        charts = {
-            title: _chart([name for name in names if name in seen or title != CAUSES])
-            for title, names in CHARTS.items()
-            if seen.intersection(names)
-        }
+        charts = [chart for group, rows in groups().items() for chart in _charts(group, rows, seen)]
         if charts:
-            self._writer.add_custom_scalars({"phasewatch": charts})
+            self._writer.add_custom_scalars({"phasewatch": dict(charts)})
 
     def _write_spectrum(self, spectrum: Histogram, threshold: float, step: int) -> None:
         positions = np.array(spectrum.positions, dtype=np.float64)
@@ -203,10 +176,17 @@ def spectrum_edges(positions: NDArray[np.float64], threshold: float) -> NDArray[
     return np.concatenate([negative, positive])
 
 
-def _chart(names: Sequence[str]) -> list[str | list[str]]:
-    if names[0] in BANDS:
-        return ["Margin", [f"phasewatch/{names[0]}{end}" for end in ("", "_lower", "_upper")]]
-    return ["Multiline", [f"^phasewatch/{name}$" for name in names]]  # these are regular expressions
+def _charts(group: str, rows: Sequence[Signal], seen: Collection[str]) -> Iterator[tuple[str, list[str | list[str]]]]:
+    """Title and content of the charts of a group: one for each signal with bounds, one for all others together."""
+    together = []
+    for row in (row for row in rows if row.name in seen):
+        if row.bounds is None:
+            together.append(f"^phasewatch/{re.escape(row.name)}$")  # these are regular expressions
+        else:
+            kind = "bounds" if row.bounds[0] in seen else "95 % band"
+            yield f"{row.title} ({kind})", ["Margin", [f"phasewatch/{name}" for name in (row.name, *row.bounds)]]
+    if together:
+        yield group, ["Multiline", together]
 
 
 def _rendered(figure: Figure) -> NDArray[np.uint8]:

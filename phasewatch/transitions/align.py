@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phasewatch.transitions.transition import Transition
+from phasewatch.record.transition import Transition
 
 # In units of leaving one transition unmatched, and two matched ones whose steps differ by a factor of two.
 FACTOR = 2.0

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from phasewatch.record.transition import Transition
+from phasewatch.transitions.detection import Detection, Stage
 from phasewatch.transitions.noisy import NoisySearch
 from phasewatch.transitions.plateaus import plateau_boundaries
 from phasewatch.transitions.regression import CHANGE_PRICE, boundary_price
@@ -24,7 +26,6 @@ from phasewatch.transitions.series import (
     prepare,
     varies,
 )
-from phasewatch.transitions.transition import Detection, Stage, Transition
 from phasewatch.transitions.wording import free_energy_change
 
 MIN_POINTS = 8

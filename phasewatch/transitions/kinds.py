@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from phasewatch.transitions.transition import Change
-
-LOSS, LLC = "loss", "llc"
-DEGENERACIES = (
-    *("zeros_dead", "zeros_zero_outgoing", "zeros_zero_incoming", "zeros_constant", "zeros_parallel"),
-    *("zeros_annihilating", "zeros_always_on", "zeros_same_pattern", "zeros_data_rank"),
-)
-DETECTABLE = (LOSS, LLC, "hessian_max", "hessian_min", "hessian_trace", "nullity", *DEGENERACIES)
-"""Recorded signals in which transitions are looked for."""
-
+from phasewatch.record.signals import LLC, LOSS
+from phasewatch.record.transition import Change
 
 # In standard errors: what is not constant, and whose direction is known.
 SIGNIFICANT = 3.0

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from phasewatch.record.transition import Flag, Transition, standing_transitions
 from phasewatch.transitions.detect import RESOLVED, completed, scaled_run
+from phasewatch.transitions.detection import Detection
 from phasewatch.transitions.noisy import NoisySearch, candidate_bounds
 from phasewatch.transitions.regression import PLACES
 from phasewatch.transitions.resolved import resolved_transitions
 from phasewatch.transitions.series import Scaled, checked_alpha
-from phasewatch.transitions.transition import Detection, Transition
 
 # Measurements that are looked at again with each new one. Once the run is longer, what ended before the second half of
 # them is settled.
@@ -29,47 +30,6 @@ PATIENCE = 3
 LOOK_SHARE = 0.05
 # What the log odds of a change must exceed beyond those of alpha where, without it, the noise's correlation is 1.
 CORRELATION_PRICE = 12.0
-
-Action = Literal["flagged", "revised", "withdrawn"]
-
-
-@dataclass(frozen=True)
-class Flag:
-    """What the detector says about one transition at one measurement.
-
-    Attributes:
-        number: which of its transitions, counted from 0 in the order of flagging.
-        action: ``"flagged"``: it is new; ``"revised"``: with more seen it has ended, lies elsewhere (by more than a
-            measurement) or is of another kind; ``"withdrawn"``: with more seen it is none.
-        transition: as it is seen now; as it was last seen, where withdrawn.
-        detected_at: the step of the measurement at which this was said.
-    """
-
-    number: int
-    action: Action
-    transition: Transition
-    detected_at: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the flag as plain Python values that JSON can hold."""
-        return {
-            "number": self.number,
-            "action": self.action,
-            "detected_at": self.detected_at,
-            "transition": self.transition.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Flag:
-        """Rebuild a flag from what ``to_dict`` returned."""
-        return cls(plain["number"], plain["action"], Transition.from_dict(plain["transition"]), plain["detected_at"])
-
-
-def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
-    """The transitions as the last flag of each has them, without those withdrawn, in order of their steps."""
-    last = {flag.number: flag for flag in flags}
-    standing = [flag.transition for flag in last.values() if flag.action != "withdrawn"]
-    return sorted(standing, key=lambda transition: transition.step)
 
 
 class LiveDetector:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student
 
+from phasewatch.record.transition import Transition
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.odds import Odds, odds_of_changes
 from phasewatch.transitions.regression import (
@@ -20,7 +21,6 @@ from phasewatch.transitions.regression import (
 )
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import Scaled
-from phasewatch.transitions.transition import Transition
 from phasewatch.transitions.wording import describe
 
 # Candidates come from segmentations that find too much on purpose; more than one boundary for this many measurements

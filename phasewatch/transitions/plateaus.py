@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from phasewatch.transitions.kinds import LLC
+from phasewatch.record.signals import LLC, NORMAL_95
+from phasewatch.record.transition import Transition
 from phasewatch.transitions.series import Scaled
-from phasewatch.transitions.transition import Transition
-from phasewatch.transitions.wording import NORMAL_95, describe
+from phasewatch.transitions.wording import describe
 
 LENGTHS = np.array([0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5])
 GRID = 400

@@ -11,14 +11,15 @@ import math
 import numpy as np
 from scipy.stats import chi2
 
+from phasewatch.record.signals import NORMAL_95
+from phasewatch.record.transition import Transition
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.location import locate_ramp
 from phasewatch.transitions.regression import innovations
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import Scaled
 from phasewatch.transitions.stretches import fast_stretches, fit_line
-from phasewatch.transitions.transition import Transition
-from phasewatch.transitions.wording import NORMAL_95, describe
+from phasewatch.transitions.wording import describe
 
 MIN_STAGE = 3
 # A transition is faster than the stages beside it by this share at least ...

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 from scipy.ndimage import median_filter
 
-from phasewatch.transitions.kinds import LLC
+from phasewatch.record.signals import look_up
 
 # An unreliable point keeps a voice, a small one.
 UNRELIABLE_VARIANCE = 25.0
@@ -192,8 +192,7 @@ def prepare(
     if not varies(values):
         return None
     present = np.isfinite(values)
-    # The learning coefficient counts linearly in the free energy, and may be negative: it keeps its own scale.
-    scaled, offset = (values, None) if name == LLC else _scale(values, present)
+    scaled, offset = (values, None) if look_up(name).linear else _scale(values, present)
     y, x = scaled[present], time[present]
     span = _span(y)
     relative = np.ones(len(y))

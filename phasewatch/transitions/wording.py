@@ -7,11 +7,10 @@ import math
 import numpy as np
 from scipy.optimize import brentq
 
-from phasewatch.transitions.kinds import LLC, LOSS, name_kind
+from phasewatch.record.signals import LLC, LOSS
+from phasewatch.record.transition import Change, Transition
+from phasewatch.transitions.kinds import name_kind
 from phasewatch.transitions.series import Scaled
-from phasewatch.transitions.transition import Change, Transition
-
-NORMAL_95 = 1.959964
 
 
 def describe(

@@ -58,8 +58,8 @@ def test_resumed_equals_uninterrupted(stopped_at: int, stream: bool, tmp_path: A
     assert [m.step for m in resumed.measurements] == [m.step for m in whole.run.measurements]
     for ours, theirs in zip(resumed.measurements, whole.run.measurements, strict=True):
         # the threshold is 100 x a rounding error, which depends on how the memory happens to be aligned
-        for name in theirs.values.keys() - {"overhead", "nullity_threshold"}:
-            np.testing.assert_allclose(ours.values[name], theirs.values[name], rtol=1e-9, err_msg=f"{name} {ours.step}")
+        for name in theirs.estimates.keys() - {"overhead", "nullity_threshold"}:
+            np.testing.assert_allclose(ours.value(name), theirs.value(name), rtol=1e-9, err_msg=f"{name} {ours.step}")
     assert second.watch is not None and whole.watch is not None
     state, expected = second.watch.detector.state_dict(), whole.watch.detector.state_dict()
     for values in (state, expected):

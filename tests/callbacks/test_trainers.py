@@ -157,7 +157,7 @@ def test_several_loggers_all_get_every_measurement(tmp_path: Path) -> None:
     loggers = [TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv", flush_logs_every_n_steps=1)]
     watch = PhaseWatch(schedule=4, **QUICK)
     train(tmp_path, watch, logger=loggers, log_every_n_steps=1)
-    expected = [(m.step, m.values["llc"]) for m in watch.run.measurements]
+    expected = [(m.step, m.value("llc")) for m in watch.run.measurements]
     assert [step for step, _ in expected] == [0, 4, 8, 12]
 
     in_tensorboard = scalars(Path(loggers[0].log_dir))
@@ -189,7 +189,7 @@ def test_early_stopping_and_checkpointing_on_the_learning_coefficient(tmp_path: 
     assert trainer.current_epoch == 3  # the first epoch sets the best, the next two do not improve on it
     assert patience.stopped_epoch == 2
     # a checkpoint saved after step s holds the latest λ measured, that of the weights before that step
-    known = {m.step: m.values["llc"] for m in watch.run.measurements}
+    known = {m.step: m.value("llc") for m in watch.run.measurements}
     candidates = [known[s - 2] for s in range(2, 20, 2) if s - 2 in known]
     assert float(checkpoint.best_model_score) == pytest.approx(max(candidates), rel=1e-6)  # type: ignore[arg-type]
     assert Path(checkpoint.best_model_path).exists()

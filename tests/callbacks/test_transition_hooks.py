@@ -90,19 +90,19 @@ def test_hook_metric_and_record_see_every_flag(tmp_path: Any) -> None:
     assert [(flag.action, flag.detected_at) for flag in told] == [("flagged", 10), ("revised", 14), ("withdrawn", 18)]
     assert metric.seen == [0.0] * 10 + [1.0] * 8 + [0.0] * 2
     run = load_run(trainer.log_dir)
-    assert [(flag["action"], flag["detected_at"]) for flag in run.flags] == [
+    assert [(flag.action, flag.detected_at) for flag in run.flags] == [
         ("flagged", 10),
         ("revised", 14),
         ("withdrawn", 18),
     ]
     assert run.transitions == ()
-    assert run.flags[1]["transition"]["end"] == 8.0
+    assert run.flags[1].transition.end == 8.0
 
 
 def test_the_record_keeps_the_step_of_the_first_flag_and_the_words_of_the_last(tmp_path: Any) -> None:
     trainer = train(tmp_path, ScriptedWatch(schedule=2, **QUICK), 16)
     [standing] = load_run(trainer.log_dir).transitions
-    assert (standing["detected_at"], standing["end"]) == (10, 8.0)
+    assert (standing.flagged_at, standing.end) == (10, 8.0)
 
 
 def test_checkpoints_before_at_and_after_a_transition_hold_those_weights(tmp_path: Any) -> None:

@@ -107,7 +107,7 @@ def identical(tmp_path: Any, make_module: Any, make_loader: Any = shuffled, **op
     watch = PhaseWatch(schedule=3, **QUICK)
     unwatched = fit(tmp_path, make_module, make_loader, None, **options)
     assert same(unwatched, fit(tmp_path, make_module, make_loader, watch, **options))
-    assert all(measurement.values for measurement in watch.run.measurements)
+    assert all(measurement.estimates for measurement in watch.run.measurements)
     return watch
 
 

@@ -12,17 +12,24 @@ import numpy as np
 import pytest
 
 import phasewatch
-from phasewatch.record import FILE_NAME, Histogram, Ledger, Measurement, RecordError, load_run
+from phasewatch.record import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    Estimate,
+    Histogram,
+    Ledger,
+    Measurement,
+    RecordError,
+    load_run,
+)
 
-HEADER: dict[str, Any] = {"schema_version": 1, "n": 100, "run_id": "a"}
+HEADER: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "n": 100, "run_id": "a"}
 
 
 def measurement(step: int, llc: float = 1.5) -> Measurement:
     return Measurement(
         step,
-        {"loss": 1 / (step + 1), "llc": llc},
-        {"llc": 0.1},
-        {"llc": ["too few draws"]} if step % 2 else {},
+        {"loss": Estimate(1 / (step + 1)), "llc": Estimate(llc, 0.1, ("too few draws",) if step % 2 else ())},
         {"hessian_eigenvalues": Histogram([0.0, 1.0], [3.0, 4.0])},
         0.5,
         1e9,
@@ -54,9 +61,9 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
 
 def test_not_finite_values_come_back_as_nan(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / FILE_NAME)
-    ledger.append("measurement", Measurement(0, {"llc": math.nan, "trace": math.inf}).to_dict())
-    values = load_run(tmp_path).measurements[0].values
-    assert math.isnan(values["llc"]) and math.isnan(values["trace"])
+    ledger.append("measurement", Measurement(0, {"llc": Estimate(math.nan), "trace": Estimate(math.inf)}).to_dict())
+    [found] = load_run(tmp_path).measurements
+    assert found.estimates == {"llc": Estimate(math.nan), "trace": Estimate(math.nan)}
 
 
 @pytest.mark.parametrize("line", range(7))
@@ -88,9 +95,9 @@ def test_a_torn_last_line_is_skipped_and_later_lines_are_whole(tmp_path: Path) -
 def test_kill_minus_nine_loses_nothing_that_was_appended(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
-        "from phasewatch.record import Ledger, Measurement\n"
+        "from phasewatch.record import Estimate, Ledger, Measurement\n"
         "ledger = Ledger(sys.argv[1])\n"
-        "for step in range(5): ledger.append('measurement', Measurement(step, {'x': 1.0}).to_dict())\n"
+        "for step in range(5): ledger.append('measurement', Measurement(step, {'x': Estimate(1.0)}).to_dict())\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     result = subprocess.run([sys.executable, "-c", script, str(tmp_path / FILE_NAME)], check=False)
@@ -105,7 +112,7 @@ def test_resume_supersedes_what_came_later(tmp_path: Path) -> None:
     ledger.append("measurement", measurement(4, llc=7.0).to_dict())
     run = load_run(tmp_path)
     assert [m.step for m in run.measurements] == [0, 1, 2, 4]
-    assert run.measurements[-1].values["llc"] == 7.0
+    assert run.measurements[-1].value("llc") == 7.0
 
 
 def test_the_last_of_several_runs_in_a_file_is_read(tmp_path: Path) -> None:

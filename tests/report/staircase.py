@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from phasewatch.record import Histogram, Ledger, Measurement, Run, load_run
+from phasewatch.record import SCHEMA_VERSION, Estimate, Histogram, Ledger, Measurement, Run, load_run
 
 HEADER = {
-    "schema_version": 1,
+    "schema_version": SCHEMA_VERSION,
     "run_id": "0123456789abcdef",
     "created": 1.75e9,
     "versions": {"phasewatch": "0.1.0", "torch": "2.13.0"},
@@ -34,13 +34,12 @@ def measurements(steps: np.ndarray, jumps: list[float], seed: int = 0) -> list[M
         stage = sum(step >= jump for jump in jumps)
         loss = 2.3 * 0.35**stage * np.exp(0.01 * rng.standard_normal())
         llc = 10.0 + 12.0 * stage + 0.4 * rng.standard_normal()
-        unreliable = {"llc": ["R-hat 1.4 is above 1.1"]} if k % 9 == 4 else {}
+        doubts = ("R-hat 1.4 is above 1.1",) if k % 9 == 4 else ()
         nullity = 60 - 10 * stage
         top = 4.0 * (1 + stage)
         values = {
             "loss": loss,
-            "llc": llc + (3.0 if unreliable else 0.0),
-            "llc_rhat": 1.4 if unreliable else 1.01,
+            "llc_rhat": 1.4 if doubts else 1.01,
             "hessian_max": top + 0.05 * rng.standard_normal(),
             "hessian_min": -0.3 * 0.5**stage + 0.004 * rng.standard_normal(),
             "hessian_trace": 3 * top + 0.2 * rng.standard_normal(),
@@ -51,9 +50,9 @@ def measurements(steps: np.ndarray, jumps: list[float], seed: int = 0) -> list[M
             "overhead": 0.08,
         }
         spectrum = Histogram([-0.3, 0.0, 0.5, top], [2.0, float(nullity), 580.0 - nullity, 1.0])
-        found.append(
-            Measurement(int(step), values, {"llc": 0.8}, unreliable, {"hessian_eigenvalues": spectrum}, 0.1, 0.0)
-        )
+        estimates = {name: Estimate(value) for name, value in values.items()}
+        estimates["llc"] = Estimate(llc + (3.0 if doubts else 0.0), 0.8, doubts)
+        found.append(Measurement(int(step), estimates, {"hessian_eigenvalues": spectrum}, 0.1, 0.0))
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from staircase import measurements, recorded_run
 
-from phasewatch.record import Measurement, Run
+from phasewatch.record import Estimate, Measurement, Run
 from phasewatch.report import analyze_run
 
 
@@ -27,7 +27,7 @@ def test_takes_signals_measured_at_different_steps(tmp_path: Path) -> None:
     thinned = []
     for k, m in enumerate(run.measurements):
         kept = {"llc"} if k % 2 else {"loss"}
-        thinned.append(dataclasses.replace(m, values={name: m.values[name] for name in kept}))
+        thinned.append(dataclasses.replace(m, estimates={name: m.estimates[name] for name in kept}))
     found = analyze_run(dataclasses.replace(run, measurements=tuple(thinned))).transitions
     assert [t.start <= jump <= t.end for t, jump in zip(found, (2000, 4000), strict=True)] == [True, True]
     assert set(found[0].changes) == {"loss", "llc"}
@@ -41,7 +41,7 @@ def test_says_when_there_is_too_little_to_look_at(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_finite_neither_raise_nor_count(tmp_path: Path) -> None:
-    bad = [Measurement(step, {"loss": math.inf if step % 2 else math.nan}) for step in range(30)]
+    bad = [Measurement(step, {"loss": Estimate(math.inf if step % 2 else math.nan)}) for step in range(30)]
     analysis = analyze_run(Run(None, {}, tuple(bad), (), (), (), finished=True))
     assert analysis.note is not None and "no usable" in analysis.note
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from phasewatch.record import Measurement, Run
+from phasewatch.record import Estimate, Measurement, Run
 from phasewatch.report import Analysis, comparison_figure, format_comparison
 from phasewatch.transitions import Transition, align_transitions
 
@@ -12,7 +12,7 @@ def at(step: float, kind: str = "A") -> Transition:
 
 
 def analysis(*transitions: Transition) -> Analysis:
-    measurements = tuple(Measurement(step, {"loss": 1.0 / (1 + step)}) for step in range(0, 1000, 50))
+    measurements = tuple(Measurement(step, {"loss": Estimate(1.0 / (1 + step))}) for step in range(0, 1000, 50))
     return Analysis(Run(None, {}, measurements, (), (), (), finished=True), transitions, ("loss",), 0.05, None)
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from staircase import measurements, recorded_run
 
-from phasewatch.record import Measurement, Run
+from phasewatch.record import Estimate, Measurement, Run
 from phasewatch.report import Analysis, analyze_run, run_figure
 
 
@@ -37,7 +37,9 @@ def hollow(axis: Axes) -> list[tuple[str, list[float]]]:
 def test_one_panel_a_signal_that_is_there(tmp_path: Path) -> None:
     run = recorded_run(tmp_path)
     assert len(panels(run_figure(analyze_run(run)))) == 6
-    some = [dataclasses.replace(m, values={k: m.values[k] for k in ("loss", "nullity")}) for m in run.measurements]
+    some = [
+        dataclasses.replace(m, estimates={k: m.estimates[k] for k in ("loss", "nullity")}) for m in run.measurements
+    ]
     titles = panels(run_figure(analyze_run(run_of(some))))
     assert sorted(titles) == ["loss on the probe", "zero eigenvalues of the Hessian"]
 
@@ -64,8 +66,8 @@ def test_unreliable_points_are_hollow_and_off_the_line(tmp_path: Path) -> None:
 
 def test_a_wild_unreliable_point_is_shown_at_the_edge_and_does_not_set_the_scale() -> None:
     found = measurements(np.arange(0, 6000, 100), [3000.0])
-    wild = {**found[13].values, "llc": 1e6}
-    found[13] = dataclasses.replace(found[13], values=wild)
+    wild = dataclasses.replace(found[13].estimates["llc"], value=1e6)
+    found[13] = dataclasses.replace(found[13], estimates={**found[13].estimates, "llc": wild})
     axis = panel(run_figure(analyze_run(run_of(found))), "learning coefficient")
     assert axis.get_ylim()[1] < 100
     assert ("^", [1300]) in hollow(axis)
@@ -101,7 +103,7 @@ def test_the_loss_is_logarithmic_where_it_is_wide() -> None:
 
 
 def test_a_constant_count_has_whole_ticks() -> None:
-    found = [Measurement(k, {"nullity": 0.0}) for k in range(20)]
+    found = [Measurement(k, {"nullity": Estimate(0.0)}) for k in range(20)]
     figure = run_figure(analyze_run(run_of(found)))
     figure.draw_without_rendering()
     axis = panel(figure, "zero eigenvalues")
@@ -129,10 +131,10 @@ def test_labels_never_overlap() -> None:
     "found",
     [
         [],
-        [Measurement(0, {"loss": math.nan})],
-        [Measurement(5000, {"loss": 1.0, "llc": 3.0}, {"llc": 0.1})],
-        [Measurement(k, {"loss": 0.0, "llc": 2.0}, {}, {"llc": ["no chain moved"]}) for k in range(20)],
-        [Measurement(0, {"loss": 1e-30}), Measurement(1, {"loss": 1e30})],
+        [Measurement(0, {"loss": Estimate(math.nan)})],
+        [Measurement(5000, {"loss": Estimate(1.0), "llc": Estimate(3.0, 0.1)})],
+        [Measurement(k, {"loss": Estimate(0.0), "llc": Estimate(2.0, doubts=("stuck",))}) for k in range(20)],
+        [Measurement(0, {"loss": Estimate(1e-30)}), Measurement(1, {"loss": Estimate(1e30)})],
     ],
     ids=["nothing", "only NaN", "one step", "constant and all unreliable", "extreme"],
 )

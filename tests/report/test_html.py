@@ -98,10 +98,10 @@ def test_damaged_lines_are_listed(tmp_path: Path) -> None:
 
 def test_flags_of_the_live_detector_are_shown_with_the_step_of_detection(tmp_path: Path) -> None:
     run = recorded_run(tmp_path)
-    flagged = tuple({**t.to_dict(), "detected_at": 2300} for t in analyze_run(run).transitions[:1])
+    flagged = tuple(dataclasses.replace(t, flagged_at=2300) for t in analyze_run(run).transitions[:1])
     page = parsed(write_report(analyze_run(dataclasses.replace(run, transitions=flagged)), tmp_path / "out").html)
     assert "Flagged while the run went on" in page.text and "2,300" in page.text
-    under_way = tuple({**plain, "under_way": True, "start": 1777.0} for plain in flagged)
+    under_way = tuple(dataclasses.replace(t, under_way=True, start=1777.0) for t in flagged)
     page = parsed(write_report(analyze_run(dataclasses.replace(run, transitions=under_way)), tmp_path / "out").html)
     assert "since 1,777" in page.text
 

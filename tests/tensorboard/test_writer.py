@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from torch.utils.tensorboard import SummaryWriter
 
-from phasewatch.record import Histogram, Measurement, Run
+from phasewatch.record import Estimate, Histogram, Measurement, Run
 from phasewatch.tensorboard import TensorBoardWriter, read_scalars
 from phasewatch.tensorboard.writer import spectrum_edges
 from phasewatch.transitions import Change, Flag, Transition
@@ -25,9 +26,13 @@ SPECTRUM = Histogram([-1.0, -1e-6, 0.0, 2e-6, 3.0], [1.0, 2.0, 40.0, 5.0, 2.0])
 def measurement(step: int, **values: float) -> Measurement:
     return Measurement(
         step,
-        {"loss": 1.0 / (step + 1), "llc": 5.0, "nullity": 7.0, "nullity_threshold": 1e-5, **values},
-        {"llc": 0.5},
-        {"llc": ["R-hat"]} if step == 10 else {},
+        {
+            "loss": Estimate(1.0 / (step + 1)),
+            "llc": Estimate(5.0, 0.5, ("R-hat",) if step == 10 else ()),
+            "nullity": Estimate(7.0),
+            "nullity_threshold": Estimate(1e-5),
+            **{name: Estimate(value) for name, value in values.items()},
+        },
         {"hessian_eigenvalues": SPECTRUM},
     )
 
@@ -166,7 +171,7 @@ def test_flags_are_logged_at_the_step_of_detection(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
-    flagged = {**transition(20.0).to_dict(), "detected_at": 50}
+    flagged = dataclasses.replace(transition(20.0), flagged_at=50)
     before = Run(None, {}, tuple(measurement(step) for step in (0, 20, 50)), (flagged,), (), (), finished=False)
     writer = TensorBoardWriter(tmp_path)
     writer.on_resume(before)
@@ -181,7 +186,8 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
 def test_the_end_is_written_at_the_last_step_under_tags_of_its_own(tmp_path: Path) -> None:
     """A jump of 1 in a loss with noise 0.01 is found with certainty."""
     rng = np.random.default_rng(0)
-    found = [Measurement(k, {"loss": (2.0 if k < 25 else 1.0) + 0.01 * rng.standard_normal()}) for k in range(50)]
+    losses = [(2.0 if k < 25 else 1.0) + 0.01 * rng.standard_normal() for k in range(50)]
+    found = [Measurement(k, {"loss": Estimate(loss)}) for k, loss in enumerate(losses)]
     writer = TensorBoardWriter(tmp_path)
     for m in found:
         writer.on_measurement(m)
@@ -203,10 +209,10 @@ def test_what_was_measured_survives_a_kill(tmp_path: Path) -> None:
     """The process ends without closing anything, right after a measurement."""
     code = (
         "import os, sys\n"
-        "from phasewatch.record import Measurement\n"
+        "from phasewatch.record import Estimate, Measurement\n"
         "from phasewatch.tensorboard import TensorBoardWriter\n"
         "writer = TensorBoardWriter(sys.argv[1])\n"
-        "for step in range(3): writer.on_measurement(Measurement(step, {'loss': 1.0}))\n"
+        "for step in range(3): writer.on_measurement(Measurement(step, {'loss': Estimate(1.0)}))\n"
         "os.kill(os.getpid(), 9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9

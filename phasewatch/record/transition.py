@@ -1,11 +1,12 @@
-"""What the detector returns: a transition, and what it did to each signal."""
+"""A transition, what it did to each signal, and what was said of it while the run went on."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+Action = Literal["flagged", "revised", "withdrawn"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Transition:
             one side has the lower free energy at every n.
         under_way: whether the end is still to come: then ``end``, ``step``, ``interval`` and ``changes`` are those of
             what was seen of it so far. Only while a run goes on.
+        flagged_at: the step of the measurement at which it was first flagged; None where it was found in a whole run.
     """
 
     start: float
@@ -77,6 +79,7 @@ class Transition:
     free_energy: float | None = None
     equal_n: float | None = None
     under_way: bool = False
+    flagged_at: float | None = None
 
     @property
     def label(self) -> str:
@@ -122,41 +125,58 @@ class Transition:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stretch of a run between two transitions.
+class Flag:
+    """What the detector says about one transition at one measurement.
 
     Attributes:
-        start: its first step.
-        end: its last step.
-        measurements: number of measurements in it.
-        levels: per signal its median; absent where the signal was not measured.
+        number: which of its transitions, counted from 0 in the order of flagging.
+        action: ``"flagged"``: it is new; ``"revised"``: with more seen it has ended, lies elsewhere (by more than a
+            measurement) or is of another kind; ``"withdrawn"``: with more seen it is none.
+        transition: as it is seen now; as it was last seen, where withdrawn.
+        detected_at: the step of the measurement at which this was said.
     """
 
-    start: float
-    end: float
-    measurements: int
-    levels: dict[str, float]
+    number: int
+    action: Action
+    transition: Transition
+    detected_at: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the flag as plain Python values that JSON can hold."""
+        return {
+            "number": self.number,
+            "action": self.action,
+            "detected_at": self.detected_at,
+            "transition": self.transition.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Flag:
+        """Rebuild a flag from what ``to_dict`` returned.
+
+        Raises:
+            ValueError: if a field of the transition is missing or unknown.
+            KeyError: if a field of the flag is missing.
+        """
+        return cls(plain["number"], plain["action"], Transition.from_dict(plain["transition"]), plain["detected_at"])
 
 
-class Detection(list[Transition]):
-    """The transitions of a run in order: a list that knows more.
+def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
+    """The transitions that stand, in order of their steps.
 
-    Attributes:
-        stages: the stretches between the transitions, one more than there are transitions; empty if undecided.
-        undecided: why nothing can be said of the run, None where the detector had its say.
-        least_change: the smallest abrupt change, in noise standard deviations of one signal, that would have been seen
-            half-way through; NaN where nothing was looked for.
+    Each is as its last flag has it, and ``flagged_at`` the step of its first; those withdrawn are left out.
+
+    Args:
+        flags: all that was said, in order.
     """
-
-    def __init__(
-        self,
-        transitions: Iterable[Transition] = (),
-        stages: Iterable[Stage] = (),
-        undecided: str | None = None,
-        least_change: float = math.nan,
-    ) -> None:
-        """Take the transitions and what goes with them."""
-        super().__init__(transitions)
-        self.stages = tuple(stages)
-        self.undecided = undecided
-        self.least_change = least_change
+    first: dict[int, float] = {}
+    last: dict[int, Flag] = {}
+    for flag in flags:
+        first.setdefault(flag.number, flag.detected_at)
+        last[flag.number] = flag
+    standing = [
+        replace(flag.transition, flagged_at=first[number])
+        for number, flag in last.items()
+        if flag.action != "withdrawn"
+    ]
+    return sorted(standing, key=lambda transition: transition.step)

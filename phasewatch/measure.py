@@ -1,0 +1,177 @@
+"""One measurement: of a module, by estimators, on data, at a step. It knows no schedule, record or detector."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from phasewatch.estimators import Estimator, ProbeLoss, Reading
+from phasewatch.isolation import isolated, seed_everything
+from phasewatch.objective import LossFn, NoOutputsError, Objective
+from phasewatch.record import Estimate, Histogram, Measurement
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is measured on: batches, the loss of a batch, and how large the training set is that they stand for.
+
+    Attributes:
+        batches: The batches.
+        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``.
+        n: Size of the training set; default the samples in the batches.
+        mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
+        name: Name of the data, where they are others than those of the main probe.
+        source: Where they are from, for the record.
+        batch_sizes: Samples in each batch; default what can be read off.
+    """
+
+    batches: Sequence[Any]
+    loss_fn: LossFn
+    n: int | None = None
+    mode: Literal["eval", "train"] = "eval"
+    name: str = ""
+    source: str = "given"
+    batch_sizes: Sequence[int] | None = None
+
+    def objective(self, module: nn.Module, seed: int) -> Objective:
+        """The loss of a module on these batches.
+
+        Raises:
+            ValueError: If there is no batch, or the loss cannot be used (see :class:`phasewatch.Objective`).
+        """
+        return Objective(
+            module,
+            self.batches,
+            loss_fn=self.loss_fn,
+            mode=self.mode,
+            batch_sizes=self.batch_sizes,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be measured, and why.
+
+    Attributes:
+        what: Name of the estimator, or ``objective`` where the loss itself failed.
+        exception: What was raised.
+    """
+
+    what: str
+    exception: Exception
+
+    @property
+    def error(self) -> str:
+        """Type and message of the exception."""
+        return f"{type(self.exception).__name__}: {self.exception}"
+
+    @property
+    def traceback(self) -> str:
+        """The last calls before it was raised."""
+        return "".join(traceback.format_exception(self.exception, limit=-8))
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether it lies in how the loss is written: no mistake, and no reason to try again."""
+        return isinstance(self.exception, NoOutputsError)
+
+
+def measure(
+    module: nn.Module,
+    what: Sequence[Estimator],
+    data: Probe,
+    step: int,
+    *,
+    seed: int = 0,
+    without: Collection[str] = (),
+) -> tuple[Measurement, list[Failure]]:
+    """Measure a module as it is now; the same weights, data, step and seed give the same numbers to the bit.
+
+    The module and all random streams are left as they were. An estimator that raises, or returns what is no
+    :class:`phasewatch.estimators.Reading` of names that no other one has emitted, costs only its own numbers.
+
+    Args:
+        module: The network.
+        what: What to measure, beside the loss on the probe.
+        data: What to measure on.
+        step: Optimizer steps made before; part of the seed of every measurement.
+        seed: Seeds all randomness.
+        without: Names of estimators that are left out: what is known to fail.
+
+    Returns:
+        What was found (its ``time`` is left to the caller), and what failed.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.estimators import HessianSpectrum
+        >>> module, batch = nn.Linear(3, 1, bias=False), (torch.eye(3), torch.zeros(3, 1))
+        >>> def loss_fn(module, batch):
+        ...     return 0.5 * (module(batch[0]) - batch[1]).square().sum()
+        >>> found, failures = measure(module, [HessianSpectrum()], Probe([batch], loss_fn, n=1000), step=0)
+        >>> round(found.value("hessian_trace"), 6), found.estimates["nullity"].reliable, failures
+        (3.0, True, [])
+    """
+    began = time.perf_counter()
+    estimates: dict[str, Estimate] = {}
+    histograms: dict[str, Histogram] = {}
+    failures: list[Failure] = []
+    with isolated():
+        try:
+            objective = data.objective(module, seed)
+        except Exception as error:
+            failures.append(Failure("objective", error))
+            wanted: list[Estimator] = []
+        else:
+            wanted = [e for e in (ProbeLoss(data.name), *what) if e.name not in without]
+        for estimator in wanted:
+            try:
+                # What draws from the global streams is to find them alike in a training run and in a saved checkpoint.
+                seed_everything(seed_at(seed, step))
+                reading = estimator.read(objective, data.n or objective.num_samples, seed_at(seed, step))
+                _check(reading, estimator, estimates)
+            except Exception as error:
+                failures.append(Failure(estimator.name, error))
+                continue
+            estimates.update({name: _doubted(estimate) for name, estimate in reading.estimates.items()})
+            histograms.update(reading.histograms)
+    return Measurement(step, estimates, histograms, time.perf_counter() - began), failures
+
+
+def seed_at(seed: int, step: int) -> int:
+    """A seed of its own for every step, equal in a run that was resumed."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint32)[0])
+
+
+def _check(reading: Any, estimator: Estimator, known: Mapping[str, Estimate]) -> None:
+    """Refuse what cannot be recorded, or would replace the number of another estimator."""
+    if not isinstance(reading, Reading):
+        raise TypeError(
+            f"{type(estimator).__name__}.read returned {reading!r}; expected a phasewatch.estimators.Reading: "
+            "Reading({'name': Estimate(value)})"
+        )
+    for name, estimate in reading.estimates.items():
+        if not (isinstance(name, str) and name and isinstance(estimate, Estimate)):
+            raise TypeError(
+                f"{type(estimator).__name__}.read returned {name!r}: {estimate!r}; expected a name and an Estimate: "
+                "Reading({'name': Estimate(value)})"
+            )
+        if name in known:
+            raise ValueError(
+                f"{type(estimator).__name__}.read returned {name!r}, which another estimator has measured already; "
+                "give the signal another name"
+            )
+
+
+def _doubted(estimate: Estimate) -> Estimate:
+    """The same, marked where it is not finite."""
+    if math.isfinite(estimate.value) or estimate.doubts:
+        return estimate
+    return replace(estimate, doubts=("is not finite",))

@@ -1,0 +1,50 @@
+"""What the detector makes of a whole run: its transitions, and the stages between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from phasewatch.record.transition import Transition
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of a run between two transitions.
+
+    Attributes:
+        start: its first step.
+        end: its last step.
+        measurements: number of measurements in it.
+        levels: per signal its median; absent where the signal was not measured.
+    """
+
+    start: float
+    end: float
+    measurements: int
+    levels: dict[str, float]
+
+
+class Detection(list[Transition]):
+    """The transitions of a run in order: a list that knows more.
+
+    Attributes:
+        stages: the stretches between the transitions, one more than there are transitions; empty if undecided.
+        undecided: why nothing can be said of the run, None where the detector had its say.
+        least_change: the smallest abrupt change, in noise standard deviations of one signal, that would have been seen
+            half-way through; NaN where nothing was looked for.
+    """
+
+    def __init__(
+        self,
+        transitions: Iterable[Transition] = (),
+        stages: Iterable[Stage] = (),
+        undecided: str | None = None,
+        least_change: float = math.nan,
+    ) -> None:
+        """Take the transitions and what goes with them."""
+        super().__init__(transitions)
+        self.stages = tuple(stages)
+        self.undecided = undecided
+        self.least_change = least_change
