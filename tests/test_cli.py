@@ -12,18 +12,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 import phasewatch
 from phasewatch.cli import main
-from phasewatch.record import Ledger, Measurement
+from phasewatch.record import Journal, Measurement
 
 
 def record(directory: Path, points: int = 40, place: int = 2000) -> Path:
     """A record with one jump of 100 noise standard deviations in the loss, at step 2,000 of 4,000."""
     rng = np.random.default_rng(0)
-    ledger = Ledger(directory / "phasewatch.jsonl")
-    ledger.append("header", {"schema_version": 1, "n": 100, "seed": 0})
+    journal = Journal(directory)
+    journal.append("header", {"schema_version": 1, "n": 100, "seed": 0})
     for step in range(0, 100 * points, 100):
         loss = (2.0 if step < place else 1.0) + 0.01 * float(rng.standard_normal())
-        ledger.append("measurement", Measurement(step, {"loss": loss}).to_dict())
-    ledger.append("end", {"time": 0.0})
+        journal.append("measurement", Measurement(step, {"loss": loss}).to_dict())
+    journal.append("end", {"time": 0.0})
+    journal.close()
     return directory / "phasewatch.jsonl"
 
 
@@ -75,7 +76,7 @@ def _several(tmp_path: Path) -> Path:
 
 
 def _newer(tmp_path: Path) -> Path:
-    Ledger(tmp_path / "phasewatch.jsonl").append("header", {"schema_version": 99})
+    Journal(tmp_path).append("header", {"schema_version": 99})
     return tmp_path
 
 
