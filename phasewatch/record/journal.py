@@ -169,9 +169,8 @@ class Journal:
         except BlockingIOError as error:
             raise RecordError(_told_writer(path)) from error
         except FileNotFoundError:
-            file = LockedFile(path, create=True)
             self._written = 0
-            return file
+            return LockedFile(path, create=True)
         if os.fstat(file.descriptor).st_size != self._size:
             file.close()
             raise RecordError(f"{path} is not as this run left it: another has written to it, or put it there.")
