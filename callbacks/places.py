@@ -7,6 +7,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from phasewatch.record import FILE_NAME
+
 FOLDER = "phasewatch_logs"
 
 
@@ -27,6 +29,12 @@ def directory_of_run(trainer: Any, earlier: Path | None) -> Path:
     if earlier is not None and earlier.is_file() and earlier.parent.parent == folder.absolute():
         return folder / earlier.parent.name
     return folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{token_hex(4)}"
+
+
+def checkpoints_of_run(directory: Path, record: Path | None) -> Path:
+    """The folder for checkpoints around transitions: ``transitions``, or ``transitions-<id>`` as the record has it."""
+    shared = record is not None and record.name != FILE_NAME
+    return directory / (record.stem.replace("phasewatch", "transitions", 1) if record and shared else "transitions")
 
 
 def is_a(logger: Any, *names: str) -> bool:

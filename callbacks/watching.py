@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
-from phasewatch.callbacks.places import directory_of_run, is_a
+from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import Estimator
 from phasewatch.isolation import isolated
@@ -69,6 +69,8 @@ class WatchingCallback(CallbackBase):
         self._run_directory: Path | None = None
         self._flags: list[Flag] = []
         self._checkpoints: TransitionCheckpoints | None = None
+        self._kept_back = 0
+        self._began_at = 0
 
     @property
     def run(self) -> Run:
@@ -126,14 +128,11 @@ class WatchingCallback(CallbackBase):
         self._next_visit = 0
         self._flags = []
         self._hooks = [c.on_transition for c in family if c.on_transition is not None]
-        kept_back = max(c.save_checkpoints for c in family)
+        self._kept_back = max(c.save_checkpoints for c in family)
         self._checkpoints = None
-        if kept_back and self._run_directory is not None:
-            self._checkpoints = TransitionCheckpoints(self._run_directory, kept_back)
+        self._began_at = step
         if not trainer.is_global_zero:
             return
-        if self._checkpoints is not None:
-            self._checkpoints.start(step)
         monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
         self._streams = [(m, m.probe) for m in monitors if isinstance(m.probe, StreamProbe)]  # type: ignore[misc]
         self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None)
@@ -159,8 +158,8 @@ class WatchingCallback(CallbackBase):
         elif trainer.is_global_zero:
             self._next_visit = step + 1
         measured = self._share(trainer, measured)
-        if measured and self._checkpoints is not None:
-            self._checkpoints.at_measurement(trainer, step, self._flags)
+        if measured:
+            self._keep_checkpoint(trainer, step)
         self._flags = []
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -173,8 +172,8 @@ class WatchingCallback(CallbackBase):
         if self._watch is not None:
             self._watch.close(step)
             _say(trainer, _summary(self._watch))
-        if self._share(trainer, bool(self._flags)) and self._checkpoints is not None:
-            self._checkpoints.at_measurement(trainer, step, self._flags)
+        if self._share(trainer, bool(self._flags)):
+            self._keep_checkpoint(trainer, step)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the record of a run that was cut short."""
@@ -258,6 +257,18 @@ class WatchingCallback(CallbackBase):
             self._restored = None
         self._watch = watch
         self._next_visit = watch.next_visit
+
+    def _keep_checkpoint(self, trainer: Any, step: int) -> None:
+        """Keep the state at a measurement back, and what lies around a transition; all ranks must ask."""
+        if not self._kept_back or self._run_directory is None:
+            return
+        if self._checkpoints is None:
+            record = None if self._watch is None else self._watch.run.path
+            folder = checkpoints_of_run(self._run_directory, record)
+            self._checkpoints = TransitionCheckpoints(folder, self._kept_back)
+            if trainer.is_global_zero:
+                self._checkpoints.start(self._began_at)
+        self._checkpoints.at_measurement(trainer, step, self._flags)
 
     def _on_flag(self, flag: Flag) -> None:
         self._flags.append(flag)

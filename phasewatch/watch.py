@@ -175,7 +175,7 @@ class Watch:
             probe: Batches to measure on, a fixed sample of the training data.
             loss_fn: ``loss_fn(module, batch) -> scalar mean loss`` of the batch.
             n: Size of the training set; default the samples in the probe.
-            directory: Where the record is written; default in memory only.
+            directory: Where the record is written, into a file of its own; default in memory only.
             total_steps: Steps that the run will make, if known; the default schedule spreads over them.
             schedule: ``"auto"``, ``"log"``, a number of steps, a list of steps, or a schedule.
             max_overhead: With ``"auto"``: time for measuring as a share of the time for training.
@@ -226,7 +226,7 @@ class Watch:
         Args:
             module: The network being trained.
             monitors: What to measure.
-            directory: Where the record is written; default in memory only.
+            directory: Where the record is written, into a file of its own; default in memory only.
             total_steps: Steps that the run will make, if known.
             detector: Flags transitions; None flags none.
             seed: Seeds every measurement, together with its step.
@@ -485,9 +485,9 @@ class Watch:
             continues = {"run_id": state["run_id"], "sequence": position.sequence if position else None}
             begin = [("header", {**self._header, "continues": continues}), *earlier]
         failures = [("failure", {**at, "what": "resuming", "error": text, "traceback": ""}) for text in said]
+        self._journal.extend([*begin, *state["lines"], *failures])
         for text in said:
             warnings.warn(f"phasewatch: {text}", stacklevel=4)
-        self._journal.extend([*begin, *state["lines"], *failures])
 
     def _objective(self, monitor: Monitor) -> Objective:
         return Objective(self.module, monitor.probe, loss_fn=monitor.loss_fn, mode=monitor.mode, seed=self.seed)

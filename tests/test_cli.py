@@ -225,6 +225,24 @@ def test_a_tag_without_a_finite_value_is_left_out(tmp_path: Path, capsys: pytest
     assert "no finite value of train/loss" in capsys.readouterr().err
 
 
+def test_of_several_runs_in_a_directory_it_is_said_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = record(tmp_path)
+    record(tmp_path, place=1500)
+    [second] = tmp_path.glob("phasewatch-*.jsonl")
+    assert main(["analyze", str(tmp_path)]) == 2
+    heading, *listed = capsys.readouterr().err.splitlines()
+    assert heading == f"phasewatch: {tmp_path} holds 2 runs; give one of them:"
+    for path, line in zip((second, first), listed, strict=True):
+        run_id = phasewatch.load_run(path).header["run_id"]
+        assert line.startswith(f"  {path} (run {run_id}, created ") and line.endswith("40 measurements)")
+    assert main(["analyze", str(first)]) == 0 and main(["analyze", str(second)]) == 0
+    found = [
+        json.loads((tmp_path / report / "phasewatch.json").read_text())["transitions"][0]["step"]
+        for report in ("report", second.stem.replace("phasewatch", "report"))
+    ]
+    assert abs(found[0] - 2000) <= 100 and abs(found[1] - 1500) <= 100
+
+
 def test_compare_needs_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = record(tmp_path / "run")
     for given in ([path], [path, path.parent]):

@@ -6,7 +6,6 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,14 +56,14 @@ class Line:
 
     def encoded(self) -> bytes:
         """The line as it stands in the file, its newline included."""
-        return b'%s%s",%s\n' % (_PREFIX.encode(), self.checksum.encode(), self._text[1:].encode())
+        text = self._text()
+        return f'{_PREFIX}{_checksum(text)}",{text[1:]}\n'.encode()
 
     @property
     def checksum(self) -> str:
         """CRC-32 of the rest of the line."""
-        return f"{zlib.crc32(self._text.encode()):08x}"
+        return _checksum(self._text())
 
-    @cached_property
     def _text(self) -> str:
         members = {"run_id": self.run_id, "sequence": self.sequence, "kind": self.kind, **self.body}
         return json.dumps(members, separators=(",", ":"))
@@ -130,13 +129,17 @@ def _read(raw: bytes) -> Line | str:
     except UnicodeDecodeError:
         return "is not UTF-8"
     body = "{" + text[_BODY_AT:]
-    if text[:_BODY_AT] != f'{_PREFIX}{zlib.crc32(body.encode()):08x}",':
+    if text[:_BODY_AT] != f'{_PREFIX}{_checksum(body)}",':
         return "is torn, or its checksum does not match"
     members = json.loads(body)
     try:
         return Line(members.pop("run_id"), members.pop("sequence"), members.pop("kind"), members)
     except KeyError as missing:
         return f"has no {missing}: it is of an earlier version of phasewatch"
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _plain(value: Any) -> Any:
