@@ -176,10 +176,10 @@ def test_without_its_header_a_run_is_known_by_its_lines(tmp_path: Path) -> None:
 
 
 def resumed(directory: Path) -> Path:
-    """Steps 0 to 5, resumed from before 3, and from the first try at 4 once more."""
+    """Steps 0 to 5, resumed from before 3 up to 8, and from the first try at 4 once more, up to 6."""
     file = write(directory)
     run_id = load_run(file).header["run_id"]
-    for after, steps, llc in ((3, range(3, 6), 7.0), (5, range(5, 7), 8.0)):
+    for after, steps, llc in ((3, range(3, 9), 7.0), (5, range(5, 7), 8.0)):
         journal = Journal.reopen(file, run_id)
         journal.append("resume", {"step": steps[0], "after": after})
         for step in steps:
@@ -203,7 +203,7 @@ def test_a_deleted_line_of_a_resumed_run_brings_nothing_back(tmp_path: Path) -> 
     lines = file.read_bytes().splitlines(keepends=True)
     whole = load_run(tmp_path).measurements
     kinds = [json.loads(line)["kind"] for line in lines]
-    last_resume = 13
+    last_resume = 16
     assert kinds[last_resume] == "resume"
     for number in range(len(lines) - 1):
         file.write_bytes(b"".join(lines[:number] + lines[number + 1 :]))
