@@ -10,7 +10,6 @@ from typing import Any
 
 from phasewatch.transitions import Flag
 
-FOLDER = "transitions"
 _RECENT = re.compile(r"recent-step=(\d+)\.ckpt")
 
 
@@ -27,10 +26,10 @@ class TransitionCheckpoints:
         """Nothing is written yet.
 
         Args:
-            directory: The run's directory.
+            directory: Of this run alone; is made if need be.
             kept_back: How many checkpoints to keep back.
         """
-        self.directory = directory / FOLDER
+        self.directory = directory
         self._kept_back = kept_back
 
     def start(self, step: int) -> None:
@@ -42,7 +41,8 @@ class TransitionCheckpoints:
 
     def at_measurement(self, trainer: Any, step: int, flags: Sequence[Flag]) -> None:
         """Keep the trainer's state back, and save what lies around the transitions flagged just now. All ranks call."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero:
+            self.directory.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(self.directory / f"recent-step={step}.ckpt", weights_only=False)
         if not trainer.is_global_zero:
             return

@@ -17,9 +17,9 @@ from phasewatch.watch import OnError
 class PhaseWatch(MonitoringCallback):
     """Measures λ, the Hessian spectrum and the causes of its zeros while a model trains, and flags phase transitions.
 
-    Everything goes to the trainer's loggers (as ``phasewatch/<signal>``), to TensorBoard, to the run record beside the
-    logger's files, and λ (``llc``) and ``nullity`` among others to ``trainer.callback_metrics``. The run itself is not
-    changed in a single bit.
+    Everything goes to the trainer's loggers (as ``phasewatch/<signal>``), to TensorBoard, to the run record, and λ
+    (``llc``) and ``nullity`` among others to ``trainer.callback_metrics``. The run itself is not changed in a single
+    bit.
 
     Args:
         schedule: When to measure: ``"auto"`` spreads over the run within ``max_overhead``; ``"log"`` log-spaced; a
@@ -45,7 +45,8 @@ class PhaseWatch(MonitoringCallback):
             withdrawn.
         save_checkpoints: With k > 0, a checkpoint before, at and after each transition is saved beside the record; the
             last k measured steps are kept back for that. 0 saves none.
-        directory: Where the record is written; default the log directory of the trainer.
+        directory: Where the record is written; default the directory that a TensorBoard or CSV logger has for the run,
+            else a new one in ``phasewatch_logs`` in the root directory of the trainer.
         seed: Seeds the probe and every measurement.
         on_error: What a failing measurement does: ``"warn"`` once and go on, ``"raise"``, or ``"disable"`` it.
 

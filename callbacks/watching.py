@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
+from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import Estimator
 from phasewatch.isolation import isolated
@@ -25,7 +26,7 @@ from phasewatch.objective import LossFn
 from phasewatch.objective.batches import clone_batch
 from phasewatch.objective.merging import one_batch_serves
 from phasewatch.probe import DrawnProbe, StreamProbe, draw_probe, support
-from phasewatch.record import Flag, Measurement, Run, Transition
+from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import LOSS, look_up
 from phasewatch.schedule import Schedule
 from phasewatch.tensorboard import TensorBoardWriter
@@ -72,8 +73,11 @@ class WatchingCallback(CallbackBase):
         self._streams: list[tuple[Monitor, StreamProbe]] = []
         self._captured: list[tuple[Monitor, StreamProbe]] = []
         self._next_visit: int | None = None
+        self._run_directory: Path | None = None
         self._flags: list[Flag] = []
         self._checkpoints: TransitionCheckpoints | None = None
+        self._kept_back = 0
+        self._began_at = 0
 
     @property
     def run(self) -> Run:
@@ -127,22 +131,18 @@ class WatchingCallback(CallbackBase):
         # A trainer that begins at zero begins a run of its own, whatever this callback has watched before.
         if self._watch is not None and self._restored is None and step > 0:
             self._restored = self._driver_state()
-        log_dir = trainer.log_dir  # a collective under DDP: every rank must ask
+        self._run_directory = self._choose_directory(trainer)
         self._next_visit = 0
         self._flags = []
         self._hooks = [c.on_transition for c in family if c.on_transition is not None]
-        run_directory = _run_directory(self.directory, trainer, log_dir)
-        kept_back = max(c.save_checkpoints for c in family)
+        self._kept_back = max(c.save_checkpoints for c in family)
         self._checkpoints = None
-        if kept_back and run_directory is not None:
-            self._checkpoints = TransitionCheckpoints(run_directory, kept_back)
+        self._began_at = step
         if not trainer.is_global_zero:
             return
-        if self._checkpoints is not None:
-            self._checkpoints.start(step)
         monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
         self._streams = [(m, m.probe.batches) for m in monitors if isinstance(m.probe.batches, StreamProbe)]
-        self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None), log_dir
+        self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None)
         self._watch = None
         if self._restored is not None:
             self._restore_probes(trainer)
@@ -165,8 +165,8 @@ class WatchingCallback(CallbackBase):
         elif trainer.is_global_zero:
             self._next_visit = step + 1
         measured = self._share(trainer, measured)
-        if measured and self._checkpoints is not None:
-            self._checkpoints.at_measurement(trainer, step, self._flags)
+        if measured:
+            self._keep_checkpoint(trainer, step)
         self._flags = []
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -186,8 +186,8 @@ class WatchingCallback(CallbackBase):
                 self._watch.measure(step)  # the probe was complete after all that the schedule asked for
             self._watch.close(step)
             _say(trainer, _summary(self._watch))
-        if self._share(trainer, bool(self._flags)) and self._checkpoints is not None:
-            self._checkpoints.at_measurement(trainer, step, self._flags)
+        if self._share(trainer, bool(self._flags)):
+            self._keep_checkpoint(trainer, step)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the record of a run that was cut short."""
@@ -201,6 +201,16 @@ class WatchingCallback(CallbackBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the run starts."""
         self._restored = state_dict or None
+
+    def _choose_directory(self, trainer: Any) -> Path | None:
+        """Where the run is recorded, the same on every rank; all must ask."""
+        if self.directory is not None:
+            return Path(self.directory)
+        chosen: Path | None = None
+        if not trainer.fast_dev_run:
+            record = self._restored["watch"]["record"] if self._restored else None
+            chosen = directory_of_run(trainer, None if record is None else Path(record["path"]))
+        return trainer.strategy.broadcast(chosen)
 
     def _driver_state(self) -> dict[str, Any]:
         assert self._watch is not None
@@ -247,14 +257,13 @@ class WatchingCallback(CallbackBase):
             monitor.probe = replace(monitor.probe, batches=stream.batches, batch_sizes=stream.sizes, n=n)
 
     def _start(self, trainer: Any, module: Any) -> None:
-        monitors, detector, log_dir = self._pending
-        directory = _run_directory(self.directory, trainer, log_dir)
+        monitors, detector = self._pending
         total_steps = trainer.estimated_stepping_batches
         try:
             watch = Watch.from_monitors(
                 module,
                 monitors,
-                directory=directory,
+                directory=self._run_directory,
                 total_steps=None if math.isinf(total_steps) or total_steps < 1 else int(total_steps),
                 detector=detector,
                 seed=self.seed,
@@ -266,12 +275,24 @@ class WatchingCallback(CallbackBase):
             raise ValueError(
                 f"The loss of {type(module).__name__} cannot be recomputed ({type(error).__name__}: {error}). {ADVICE}"
             ) from error
-        watch.listeners.extend(_tensorboard_writers(trainer, directory))
+        watch.listeners.extend(_tensorboard_writers(trainer, self._run_directory))
         if self._restored is not None:
-            watch.load_state_dict(self._restored["watch"])
+            watch.load_state_dict(self._restored["watch"], _beside_checkpoint(trainer))
             self._restored = None
         self._watch = watch
         self._next_visit = watch.next_visit
+
+    def _keep_checkpoint(self, trainer: Any, step: int) -> None:
+        """Keep the state at a measurement back, and what lies around a transition; all ranks must ask."""
+        if not self._kept_back or self._run_directory is None:
+            return
+        if self._checkpoints is None:
+            record = None if self._watch is None else self._watch.run.path
+            folder = checkpoints_of_run(self._run_directory, record)
+            self._checkpoints = TransitionCheckpoints(folder, self._kept_back)
+            if trainer.is_global_zero:
+                self._checkpoints.start(self._began_at)
+        self._checkpoints.at_measurement(trainer, step, self._flags)
 
     def _on_flag(self, flag: Flag) -> None:
         self._flags.append(flag)
@@ -432,16 +453,13 @@ class _TrainerMetrics:
     def close(self) -> None: ...
 
 
-def _run_directory(given: str | None, trainer: Any, log_dir: str | None) -> Path | None:
-    if given is not None:
-        return Path(given)
-    if trainer.fast_dev_run:
-        return None
-    return Path(log_dir) if trainer.loggers and log_dir else Path(trainer.default_root_dir) / "phasewatch_logs"
+def _beside_checkpoint(trainer: Any) -> list[Path]:
+    """Where the record may lie if the run's directory was moved: loggers have checkpoints in a folder beside it."""
+    return [] if trainer.ckpt_path is None else list(Path(trainer.ckpt_path).absolute().parents[:2])
 
 
 def _tensorboard_writers(trainer: Any, directory: Path | None) -> list[Listener]:
-    found = [logger for logger in trainer.loggers if type(logger).__name__ == "TensorBoardLogger"]
+    found = [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
     if found:
         return [TensorBoardWriter(logger.log_dir, scalars=False) for logger in found]
     return [] if directory is None else [TensorBoardWriter(directory)]
@@ -500,7 +518,10 @@ def _summary(watch: Watch) -> str:
         )
     if watch.directory is None:
         return text + "."
-    text += f".\n  phasewatch analyze {watch.directory}\n  tensorboard --logdir {watch.directory}"
+    # where several records share the directory, the file says which
+    alone = watch.run.path is None or watch.run.path.name == FILE_NAME
+    record = watch.directory if alone else watch.run.path
+    text += f".\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
     budgets = [m.schedule.max_overhead for m in watch.monitors if hasattr(m.schedule, "max_overhead")]
     if measured < 10 and budgets and None not in budgets:
         text += (

@@ -26,9 +26,10 @@ _ANALYZE = """\
 Find the transitions of a recorded run, print them as a table, and write a figure
 (PNG), the data (JSON) and a page (HTML) that shows both.
 
-RUN is the log directory of a run watched by phasewatch, or its phasewatch.jsonl. A
-directory that holds TensorBoard event files and no such record is read too: then the
-scalars that look like a loss are analysed, or those of --tags.
+RUN is the log directory of a run watched by phasewatch, or its record (phasewatch.jsonl,
+or phasewatch-<id>.jsonl where another run was recorded there before). Of a directory that
+holds several runs, it is said which. A directory that holds TensorBoard event files and no
+record is read too: then the scalars that look like a loss are analysed, or those of --tags.
 """
 
 _ANALYZE_EXAMPLES = """\
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_ANALYZE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    analyze.add_argument("run", metavar="RUN", type=Path, help="log directory of the run, or its phasewatch.jsonl")
+    analyze.add_argument("run", metavar="RUN", type=Path, help="log directory of the run, or its record")
     _add_alpha(analyze)
     analyze.add_argument(
         "--output",
@@ -166,7 +167,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     from phasewatch.report import analyze_run, format_table, write_report
 
     analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
-    output = directory / "report" if arguments.output is None else arguments.output
+    output = directory / _report_name(run.path) if arguments.output is None else arguments.output
     try:
         paths = write_report(analysis, output)
     except OSError as error:
@@ -178,6 +179,12 @@ def _analyze(arguments: argparse.Namespace) -> int:
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         print(f"{name + ':':<8}{path}")
     return 0
+
+
+def _report_name(record: Path | None) -> str:
+    """``report``, or where several records share a directory ``report-<id>``."""
+    stem = "" if record is None else record.stem
+    return stem.replace("phasewatch", "report", 1) if stem.startswith("phasewatch-") else "report"
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,23 +23,27 @@ from phasewatch.estimators import Estimator, HessianSpectrum, LearningCoefficien
 from phasewatch.measure import Failure, Probe, measure
 from phasewatch.objective import LossFn
 from phasewatch.record import (
-    FILE_NAME,
     SCHEMA_VERSION,
     Estimate,
     Flag,
     Histogram,
-    Ledger,
+    Journal,
     Measurement,
+    RecordError,
     Run,
     Transition,
 )
-from phasewatch.record.ledger import read_lines
-from phasewatch.record.run import assemble
+from phasewatch.record.lines import Kind
+from phasewatch.record.position import History, Position, find_history
+from phasewatch.record.reading import assemble, standing_lines
 from phasewatch.record.signals import detected, is_described
 from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
 from phasewatch.transitions import LiveDetector
 
 OnError = Literal["warn", "raise", "disable"]
+
+# The lines of a record that tell what happened in the run, and not how it was written.
+_HISTORY: tuple[Kind, ...] = ("measurement", "transition", "failure")
 
 
 class Listener(Protocol):
@@ -165,7 +168,7 @@ class Watch:
             probe: Batches to measure on, a fixed sample of the training data.
             loss_fn: ``loss_fn(module, batch) -> scalar mean loss`` of the batch.
             n: Size of the training set; default the samples in the probe.
-            directory: Where the record is written; default in memory only.
+            directory: Where the record is written, into a file of its own; default in memory only.
             total_steps: Steps that the run will make, if known; the default schedule spreads over them.
             schedule: ``"auto"``, ``"log"``, a number of steps, a list of steps, or a schedule.
             max_overhead: With ``"auto"``: time for measuring as a share of the time for training.
@@ -218,7 +221,7 @@ class Watch:
         Args:
             module: The network being trained.
             monitors: What to measure.
-            directory: Where the record is written; default in memory only.
+            directory: Where the record is written, into a file of its own; default in memory only.
             total_steps: Steps that the run will make, if known.
             detector: Flags transitions; None flags none.
             seed: Seeds every measurement, together with its step.
@@ -261,9 +264,8 @@ class Watch:
         self.on_error = on_error
         self.listeners = list(listeners)
         self.clock = Clock(total_steps=total_steps)
-        self._ledger = Ledger(None if directory is None else Path(directory) / FILE_NAME)
+        self._journal = Journal(directory)
         self._header = self._describe()
-        self._resumed_at: int | None = None
         self._last_asked = -1
         self._recording = False
         self._last_seen: tuple[int, float] | None = None
@@ -297,7 +299,6 @@ class Watch:
             )
         return {
             "schema_version": SCHEMA_VERSION,
-            "run_id": uuid.uuid4().hex,
             "created": time.time(),
             "versions": {
                 "phasewatch": __version__,
@@ -327,12 +328,12 @@ class Watch:
     @property
     def directory(self) -> Path | None:
         """Where the record is."""
-        return None if self._ledger.path is None else self._ledger.path.parent
+        return self._journal.directory
 
     @property
     def run(self) -> Run:
         """What was recorded so far."""
-        return assemble(self._ledger.lines, path=self._ledger.path)
+        return assemble(self._journal.lines, path=self._journal.path)
 
     def at(self, step: int) -> Measurement | None:
         """Measure if a measurement is due.
@@ -382,12 +383,13 @@ class Watch:
         self._closed = True
         if self._recording:
             with self._guarded("record", step or 0):
-                self._ledger.append("end", {"time": time.time()})
+                self._journal.append("end", {"time": time.time()})
         run = self.run
         for listener in self.listeners:
             with self._guarded(type(listener).__name__, step or 0):
                 listener.on_end(run)
                 listener.close()
+        self._journal.close()
 
     def __enter__(self) -> Watch:
         """The watch itself."""
@@ -401,11 +403,16 @@ class Watch:
         self.close(self._last_asked + 1 if went_on else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to continue in another process: plain Python values only."""
+        """All that is needed to continue in another process: plain Python values only.
+
+        What was measured is in the record, and stands here by its place there; only what is in memory alone, because
+        there is no directory or it cannot be written, is here itself.
+        """
+        position = self._journal.position
         return {
-            "run_id": self._header["run_id"],
-            "measurements": [line for line in self._ledger.lines if line["kind"] == "measurement"],
-            "transitions": [line for line in self._ledger.lines if line["kind"] == "transition"],
+            "run_id": self._journal.run_id,
+            "record": position.to_dict() if position else None,
+            "lines": [[line.kind, line.body] for line in self._journal.unwritten if line.kind in _HISTORY],
             "detector": self.detector.state_dict() if self.detector else None,
             "next_visits": [m.next_visit for m in self.monitors],
             "last_measured": self._last_measured,
@@ -417,37 +424,66 @@ class Watch:
             },
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], places: Iterable[str | os.PathLike[str]] = ()) -> None:
         """Continue a run from what :meth:`state_dict` returned; to be called before the first measurement.
 
-        The record goes on: in a directory of its own the earlier measurements are written again, in the directory of
-        the run that was cut off, a line says from where on it was resumed.
+        In the directory of the run that was cut off its record goes on, with a line that says from where on it was
+        resumed. Elsewhere a new record begins, under an id of its own, with all that was measured before; its header
+        says which run it continues. The record is looked for in the directory of this watch, in ``places``, and where
+        it was. If it is lost, or a part of it, a warning and the new record say so, and the watch goes on without.
+
+        Args:
+            state: The state.
+            places: Further directories in which the record may lie, for example beside the checkpoint.
 
         Raises:
             ValueError: If a measurement was made already.
         """
         if self._recording:
             raise ValueError("load_state_dict came after the first measurement; call it right after creation.")
-        self._resumed_at = state["last_measured"] + 1
-        self._header["run_id"] = state["run_id"]
-        history = sorted([*state["measurements"], *state["transitions"]], key=_recorded_at)
-        if self._ledger.path is not None and _last_run_id(self._ledger.path) == state["run_id"]:
-            self._ledger.append("resume", {"step": self._resumed_at, "time": time.time()})
-            self._ledger.lines[:] = [{"kind": "header", **self._header}, *history]
-        else:
-            self._ledger.append("header", {**self._header, "resumed_at": self._resumed_at})
-            for line in history:
-                self._ledger.append(line["kind"], {k: v for k, v in line.items() if k != "kind"})
         self._recording = True
-        if self.detector and state["detector"]:
-            self.detector.load_state_dict(state["detector"])
-        for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
-            monitor.next_visit = next_visit
         self._last_measured = state["last_measured"]
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
+        for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
+            monitor.next_visit = next_visit
+        step = max(self._last_measured, 0)
+        with self._guarded("record", step):
+            self._take_up(state, [Path(place) for place in places])
+        if self.detector and state["detector"]:
+            lines = standing_lines(self._journal.lines)
+            seen = [_seen(Measurement.from_dict(line.body)) for line in lines if line.kind == "measurement"]
+            flags = [Flag.from_dict(line.body) for line in lines if line.kind == "transition"]
+            self.detector.load_state_dict(state["detector"], seen, flags)
         for listener in self.listeners:
-            with self._guarded(type(listener).__name__, max(self._last_measured, 0)):
+            with self._guarded(type(listener).__name__, step):
                 listener.on_resume(self.run)
+
+    def _take_up(self, state: Mapping[str, Any], places: Sequence[Path]) -> None:
+        """Go on with the record that the state is of, or begin one with what is left of it."""
+        position = Position.from_dict(state["record"]) if state["record"] else None
+        own = [] if self.directory is None else [self.directory]
+        history = History(None, [], 0) if position is None else find_history(position, [*own, *places])
+        earlier: list[tuple[Any, dict[str, Any]]] = [(x.kind, x.body) for x in history.lines if x.kind in _HISTORY]
+        said = _told_loss(position, history) if position and history.missing else []
+        journal = None
+        if position and history.path is not None and history.path.parent in own:
+            try:
+                journal = Journal.reopen(history.path, position.run_id, position.sequence)
+            except (RecordError, OSError) as error:
+                said.append(f"{error} This run goes on in a record of its own beside that one.")
+        at = {"step": self._last_measured + 1, "time": time.time()}
+        begin: list[tuple[Kind, dict[str, Any]]]
+        failures: list[tuple[Kind, dict[str, Any]]]
+        if journal is not None and position is not None:
+            self._journal = journal
+            begin = [("resume", {**at, "after": position.sequence})]
+        else:
+            continues = {"run_id": state["run_id"], "sequence": position.sequence if position else None}
+            begin = [("header", {**self._header, "continues": continues}), *earlier]
+        failures = [("failure", {**at, "what": "resuming", "error": text, "traceback": ""}) for text in said]
+        self._journal.extend([*begin, *state["lines"], *failures])
+        for text in said:
+            warnings.warn(f"phasewatch: {text}", stacklevel=4)
 
     def _advance_clock(self, step: int) -> None:
         now = time.perf_counter()
@@ -499,13 +535,7 @@ class Watch:
         if self.detector is None:
             return
         step = measurement.step
-        looked_at = {name: measurement.estimates[name] for name in detected(measurement.estimates)}
-        flags = self.detector.update(
-            step,
-            {name: _finite(estimate.value) for name, estimate in looked_at.items()},
-            {name: _finite(estimate.standard_error) for name, estimate in looked_at.items()},
-            {name: estimate.reliable for name, estimate in looked_at.items()},
-        )
+        flags = self.detector.update(*_seen(measurement))
         if not flags:
             return
         for flag in flags:
@@ -533,11 +563,10 @@ class Watch:
                 stacklevel=2,
             )
 
-    def _record(self, kind: str, body: dict[str, Any]) -> None:
-        if not self._recording:
-            self._recording = True
-            self._ledger.append("header", self._header)
-        self._ledger.append(kind, body)
+    def _record(self, kind: Kind, body: dict[str, Any]) -> None:
+        header: list[tuple[Kind, dict[str, Any]]] = [] if self._recording else [("header", self._header)]
+        self._recording = True
+        self._journal.extend([*header, (kind, body)])
 
     @contextmanager
     def _guarded(self, what: str, step: int) -> Iterator[None]:
@@ -578,21 +607,38 @@ class Watch:
             )
 
 
-def _last_run_id(path: Path) -> str | None:
-    headers = [line for line in read_lines(path) if isinstance(line, dict) and line["kind"] == "header"]
-    return headers[-1].get("run_id") if headers else None
+def _told_loss(position: Position, history: History) -> list[str]:
+    """What is said where a record is not whole any more."""
+    if history.path is None:
+        what = (
+            f"The record of the run so far, {position.path} (run {position.run_id}), is not there any more, nor beside "
+            "the checkpoint or in the directory of this run: what was measured until then is missing from the new "
+            "record, and the detector starts anew."
+        )
+    else:
+        what = (
+            f"{history.path} lacks {history.missing} of the {position.sequence + 1} lines that the run had written by "
+            "the time of the checkpoint: this run goes on with what is left, and so does the detector."
+        )
+    return [f"{what} To mend it, put the whole record back and resume from the checkpoint once more."]
 
 
-def _finite(number: float) -> float:
-    """The number, or NaN, which the detector takes for a missing one."""
-    return number if math.isfinite(number) else math.nan
+def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool]]:
+    """What the detector sees of a measurement, just made or read back: step, values, standard errors, reliable."""
+    looked_at = {name: measurement.estimates[name] for name in detected(measurement.estimates)}
+    return (
+        measurement.step,
+        {name: _finite(estimate.value) for name, estimate in looked_at.items()},
+        {name: _finite(estimate.standard_error) for name, estimate in looked_at.items()},
+        {name: estimate.reliable for name, estimate in looked_at.items()},
+    )
+
+
+def _finite(value: float) -> float:
+    """NaN for what the record cannot hold either."""
+    return value if math.isfinite(value) else math.nan
 
 
 def _settings(configured: object) -> dict[str, Any]:
     settings = asdict(configured) if hasattr(configured, "__dataclass_fields__") else {}  # type: ignore[call-overload]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-
-
-def _recorded_at(line: Mapping[str, Any]) -> tuple[int, bool]:
-    is_transition = line["kind"] == "transition"
-    return (line["detected_at"] if is_transition else line["step"]), is_transition

@@ -12,18 +12,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 import phasewatch
 from phasewatch.cli import main
-from phasewatch.record import SCHEMA_VERSION, Estimate, Ledger, Measurement
+from phasewatch.record import SCHEMA_VERSION, Estimate, Journal, Measurement
 
 
 def record(directory: Path, points: int = 40, place: int = 2000) -> Path:
     """A record with one jump of 100 noise standard deviations in the loss, at step 2,000 of 4,000."""
     rng = np.random.default_rng(0)
-    ledger = Ledger(directory / "phasewatch.jsonl")
-    ledger.append("header", {"schema_version": SCHEMA_VERSION, "n": 100, "seed": 0})
+    journal = Journal(directory)
+    journal.append("header", {"schema_version": SCHEMA_VERSION, "n": 100, "seed": 0})
     for step in range(0, 100 * points, 100):
         loss = (2.0 if step < place else 1.0) + 0.01 * float(rng.standard_normal())
-        ledger.append("measurement", Measurement(step, {"loss": Estimate(loss)}).to_dict())
-    ledger.append("end", {"time": 0.0})
+        journal.append("measurement", Measurement(step, {"loss": Estimate(loss)}).to_dict())
+    journal.append("end", {"time": 0.0})
+    journal.close()
     return directory / "phasewatch.jsonl"
 
 
@@ -75,7 +76,7 @@ def _several(tmp_path: Path) -> Path:
 
 
 def _newer(tmp_path: Path) -> Path:
-    Ledger(tmp_path / "phasewatch.jsonl").append("header", {"schema_version": 99})
+    Journal(tmp_path).append("header", {"schema_version": 99})
     return tmp_path
 
 
@@ -222,6 +223,24 @@ def test_a_tag_without_a_finite_value_is_left_out(tmp_path: Path, capsys: pytest
     assert main(["analyze", str(tmp_path)]) == 0
     assert main(["analyze", str(tmp_path), "--tags", "train/loss"]) == 2
     assert "no finite value of train/loss" in capsys.readouterr().err
+
+
+def test_of_several_runs_in_a_directory_it_is_said_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = record(tmp_path)
+    record(tmp_path, place=1500)
+    [second] = tmp_path.glob("phasewatch-*.jsonl")
+    assert main(["analyze", str(tmp_path)]) == 2
+    heading, *listed = capsys.readouterr().err.splitlines()
+    assert heading == f"phasewatch: {tmp_path} holds 2 runs; give one of them:"
+    for path, line in zip((second, first), listed, strict=True):
+        run_id = phasewatch.load_run(path).header["run_id"]
+        assert line.startswith(f"  {path} (run {run_id}, created ") and line.endswith("40 measurements)")
+    assert main(["analyze", str(first)]) == 0 and main(["analyze", str(second)]) == 0
+    found = [
+        json.loads((tmp_path / report / "phasewatch.json").read_text())["transitions"][0]["step"]
+        for report in ("report", second.stem.replace("phasewatch", "report"))
+    ]
+    assert abs(found[0] - 2000) <= 100 and abs(found[1] - 1500) <= 100
 
 
 def test_compare_needs_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -289,11 +289,11 @@ def test_settings_that_json_cannot_hold_do_not_harm_the_record(tmp_path: Path) -
 
 def test_an_error_that_cannot_even_be_recorded_does_not_end_the_run(monkeypatch: Any) -> None:
     def broken(*_: Any) -> None:
-        raise ValueError("planted in the ledger")
+        raise ValueError("planted in the journal")
 
     watch = make(Weight())
-    monkeypatch.setattr(watch._ledger, "append", broken)
-    with pytest.warns(UserWarning, match="record failed at step 0 .*planted in the ledger"):
+    monkeypatch.setattr(watch._journal, "extend", broken)
+    with pytest.warns(UserWarning, match="record failed at step 0 .*planted in the journal"):
         assert train(watch) == unwatched()
 
 
@@ -441,7 +441,7 @@ def test_continued_from_its_state_it_is_the_run_that_was_never_stopped(tmp_path:
     for name in ("weight", "loss", "llc"):
         assert resumed.series(name).steps.tolist() == [0, 10, 20, 30, 40]
         assert resumed.series(name).values.tolist() == whole.run.series(name).values.tolist()
-    assert resumed.header["run_id"] == first.run.header["run_id"]
+    assert resumed.header["continues"]["run_id"] == first.run.header["run_id"] != resumed.header["run_id"]
     with pytest.raises(ValueError, match="after the first measurement"):
         second.load_state_dict(first.state_dict())
 

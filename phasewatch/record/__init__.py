@@ -1,8 +1,10 @@
-"""The run record: the one ledger that everything writes to and reads from, and the types that stand in it."""
+"""The run record: the one journal that everything writes to and reads from, and the types that stand in it."""
 
-from phasewatch.record.ledger import FILE_NAME, SCHEMA_VERSION, Ledger, RecordError
+from phasewatch.record.journal import Journal
+from phasewatch.record.lines import FILE_NAME, SCHEMA_VERSION, DamagedLine, Gap, RecordError
 from phasewatch.record.measurement import Estimate, Histogram, Measurement
-from phasewatch.record.run import Run, Series, find_record, load_run
+from phasewatch.record.reading import find_record, load_run
+from phasewatch.record.run import Run, Series
 from phasewatch.record.signals import Signal, describe
 from phasewatch.record.transition import Change, Flag, Transition, standing_transitions
 
@@ -10,10 +12,12 @@ __all__ = [
     "FILE_NAME",
     "SCHEMA_VERSION",
     "Change",
+    "DamagedLine",
     "Estimate",
     "Flag",
+    "Gap",
     "Histogram",
-    "Ledger",
+    "Journal",
     "Measurement",
     "RecordError",
     "Run",

@@ -55,6 +55,7 @@ class Analysis:
             "unreliable": self.unreliable(),
             "failures": list(run.failures),
             "damaged_lines": [{"number": line.number, "reason": line.reason} for line in run.damaged],
+            "missing_lines": [[gap.first, gap.last] for gap in run.gaps],
         }
         finite: dict[str, Any] = _finite(plain)
         return finite

@@ -152,7 +152,10 @@ def _what(analysis: Analysis) -> str:
 
 
 def _warnings(analysis: Analysis) -> Iterable[str]:
-    if not analysis.run.finished:
+    if analysis.run.gaps:
+        missing = sum(map(len, analysis.run.gaps))
+        yield f"{missing} lines of the record are missing: not all that the run measured is here."
+    elif not analysis.run.finished:
         yield "The run was not closed: it is still going on, or was killed."
     if analysis.run.damaged:
         yield f"{len(analysis.run.damaged)} damaged lines of the record were skipped."

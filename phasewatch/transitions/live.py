@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -96,39 +97,44 @@ class LiveDetector:
         return new
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the detector knows, as plain Python values."""
+        """Return what the detector knows beside the measurements and its flags, as plain Python values."""
         return {
             "alpha": self.alpha,
-            "steps": list(self._steps),
-            "values": {name: list(column) for name, column in self._values.items()},
-            "standard_errors": {name: list(column) for name, column in self._errors.items()},
-            "reliable": {name: list(column) for name, column in self._reliable.items()},
             "searched": self._searched,
             "waiting": self._waiting,
             "missed": [[number, count] for number, count in self._missed.items()],
-            "flags": [flag.to_dict() for flag in self.flags],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned.
+    def load_state_dict(
+        self, state: Mapping[str, Any], measurements: Iterable[Sequence[Any]], flags: Iterable[Flag]
+    ) -> None:
+        """Continue from what ``state_dict`` returned: all that follows is as if the detector had never stopped.
+
+        Args:
+            state: the state.
+            measurements: the arguments of every call of ``update`` until then, in order; where it refused them, they
+                are refused again.
+            flags: ``flags`` as they were then.
 
         Raises:
             ValueError: if the state lacks an entry.
         """
         try:
-            self.alpha = checked_alpha(state["alpha"])
-            self._steps = list(state["steps"])
-            self._values = {name: list(column) for name, column in state["values"].items()}
-            self._errors = {name: list(column) for name, column in state["standard_errors"].items()}
-            self._reliable = {name: list(column) for name, column in state["reliable"].items()}
-            self._searched = int(state["searched"])
-            self._waiting = bool(state["waiting"])
-            self._missed = {number: count for number, count in state["missed"]}
-            self.flags = [Flag.from_dict(plain) for plain in state["flags"]]
+            alpha, searched = checked_alpha(state["alpha"]), int(state["searched"])
+            waiting, missed = bool(state["waiting"]), {number: count for number, count in state["missed"]}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"not the state of a LiveDetector ({error!r}): expected what LiveDetector.state_dict() returned"
             ) from error
+        self.alpha, self._waiting, self.flags = alpha, waiting, list(flags)
+        self._steps, self._values, self._errors, self._reliable = [], {}, {}, {}
+        for step, values, errors, reliable in measurements:
+            with suppress(ValueError):
+                self._append(step, values, errors, reliable)
+        # Of measurements and flags that are lost nothing can have been searched or missed.
+        self._searched = min(searched, len(self._steps))
+        known = {flag.number for flag in self.flags}
+        self._missed = {number: count for number, count in missed.items() if number in known}
 
     def _append(
         self,
@@ -241,7 +247,7 @@ class LiveDetector:
         for k in sorted(convincing(apart, known)):
             if not any(self._same(found[j], found[k]) for j in flagged):
                 flagged.append(k)
-        for number, k in enumerate(flagged, start=len(current)):
+        for number, k in enumerate(flagged, start=max(current, default=-1) + 1):
             said.append(Flag(number, "flagged", found[k], self._steps[-1]))
         self._waiting = len(flagged) < len(new)
         there = {flag.number for flag in known.values()}

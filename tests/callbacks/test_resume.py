@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,25 +58,60 @@ def test_resumed_equals_uninterrupted(stopped_at: int, stream: bool, tmp_path: A
 
     resumed = load_run(trainer.log_dir)
     assert trainer.log_dir.endswith("version_1")
-    assert resumed.header["run_id"] == first.run.header["run_id"]
+    assert resumed.header["continues"]["run_id"] == first.run.header["run_id"]
+    assert resumed.header["run_id"] not in (first.run.header["run_id"], whole.run.header["run_id"])
+    assert resumed.finished and not resumed.gaps
+    # What was measured before is taken over bit for bit, and so is what the detector has seen of it.
+    before = sum(m.step < stopped_at for m in first.run.measurements)
+    assert resumed.measurements[:before] == first.run.measurements[:before]
     assert [m.step for m in resumed.measurements] == [m.step for m in whole.run.measurements]
     for ours, theirs in zip(resumed.measurements, whole.run.measurements, strict=True):
         # the threshold is 100 x a rounding error, which depends on how the memory happens to be aligned
         for name in theirs.estimates.keys() - {"overhead", "nullity_threshold"}:
             np.testing.assert_allclose(ours.value(name), theirs.value(name), rtol=1e-9, err_msg=f"{name} {ours.step}")
-    assert second.watch is not None and whole.watch is not None
-    state, expected = second.watch.detector.state_dict(), whole.watch.detector.state_dict()
-    for values in (state, expected):
-        values["values"] = {name: np.round(column, 9).tolist() for name, column in values["values"].items()}
-        values["standard_errors"] = values["standard_errors"].keys()
-    assert state == expected
+    assert second.watch is not None and whole.watch is not None and first.watch is not None
+    stopped, state, expected = (vars(w.watch.detector) for w in (first, second, whole))  # type: ignore[union-attr]
+    for columns in ("_values", "_errors", "_reliable"):
+        of_both = [{name: column[:before] for name, column in each[columns].items()} for each in (state, stopped)]
+        assert of_both[0] == of_both[1]
+    assert state["_steps"][:before] == stopped["_steps"][:before]
+    assert _rounded(state) == _rounded(expected)
 
 
-def test_state_loads_with_weights_only(tmp_path: Any) -> None:
-    train(tmp_path, PhaseWatch(schedule=2, **QUICK), 5)
-    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
-    assert "PhaseWatch" in state["callbacks"]
-    assert len(state["callbacks"]["PhaseWatch"]["watch"]["measurements"]) == 3
+def _rounded(detector: dict[str, Any]) -> dict[str, Any]:
+    """What the detector knows, but for the last digits, which depend on how the memory happens to be aligned."""
+    values = {name: np.round(column, 9).tolist() for name, column in detector["_values"].items()}
+    return {**detector, "_values": values, "_errors": detector["_errors"].keys()}
+
+
+def test_a_checkpoint_loads_with_weights_only_and_holds_a_place_in_the_record(tmp_path: Any) -> None:
+    watch = PhaseWatch(schedule=2, **QUICK)
+    trainer = train(tmp_path, watch, 5)
+    states = [
+        torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["callbacks"]["PhaseWatch"]["watch"]
+        for step in (1, 5)
+    ]
+    sizes = []
+    for state, measured in zip(states, (1, 3), strict=True):
+        assert state["record"]["path"] == str(Path(trainer.log_dir) / "phasewatch.jsonl")
+        assert (state["record"]["run_id"], state["record"]["sequence"]) == (watch.run.header["run_id"], measured)
+        assert state["lines"] == []
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        sizes.append(buffer.tell())
+    assert sizes[1] - sizes[0] < 64  # two measurements are 5 kB
+
+
+class InMemory(PhaseWatch):
+    def _choose_directory(self, trainer: Any) -> None:
+        return None
+
+
+def test_a_run_that_has_no_directory_keeps_its_measurements_in_the_checkpoint(tmp_path: Any) -> None:
+    train(tmp_path, InMemory(schedule=2, **QUICK), 5)
+    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["callbacks"]["InMemory"]["watch"]
+    assert state["record"] is None
+    assert [body["step"] for _, body in state["lines"]] == [0, 2, 4]
 
 
 def test_resuming_in_the_directory_of_the_run(tmp_path: Any) -> None:
@@ -80,8 +119,25 @@ def test_resuming_in_the_directory_of_the_run(tmp_path: Any) -> None:
     train(tmp_path, PhaseWatch(**options), 12)
     train(tmp_path, PhaseWatch(**options), 12, ckpt_path=tmp_path / "step=6.ckpt")
     assert [m.step for m in load_run(tmp_path / "record").measurements] == [0, 2, 4, 6, 8, 10, 12]
+    assert [file.name for file in (tmp_path / "record").glob("*.jsonl")] == ["phasewatch.jsonl"]
     lines = (tmp_path / "record" / "phasewatch.jsonl").read_text()
     assert lines.count('"kind":"resume"') == 1 and lines.count('"kind":"header"') == 1
+
+
+def test_a_directory_that_was_moved_is_found_beside_the_checkpoint(tmp_path: Any) -> None:
+    first = PhaseWatch(schedule=2, **QUICK)
+    trainer = train(tmp_path / "here", first, 6)
+    (Path(trainer.log_dir) / "checkpoints").mkdir()
+    (tmp_path / "here" / "step=6.ckpt").rename(Path(trainer.log_dir) / "checkpoints" / "last.ckpt")
+    shutil.move(tmp_path / "here" / "lightning_logs" / "version_0", tmp_path / "there")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="phasewatch")
+        trainer = train(
+            tmp_path / "new", PhaseWatch(schedule=2, **QUICK), 8, ckpt_path=tmp_path / "there/checkpoints/last.ckpt"
+        )
+    resumed = load_run(trainer.log_dir)
+    assert resumed.measurements[:3] == first.run.measurements[:3]
+    assert [m.step for m in resumed.measurements] == [0, 2, 4, 6, 8]
 
 
 def test_separate_callbacks_share_one_record_and_resume(tmp_path: Any) -> None:

@@ -172,14 +172,6 @@ def test_several_loggers_all_get_every_measurement(tmp_path: Path) -> None:
     assert load_run(loggers[0].log_dir).finished  # the record lies with the first logger
 
 
-def test_without_a_logger_the_record_lies_in_the_root_directory(tmp_path: Path) -> None:
-    watch = PhaseWatch(schedule=4, **QUICK)
-    train(tmp_path, watch, logger=False)
-    run = load_run(tmp_path / "phasewatch_logs")
-    assert [m.step for m in run.measurements] == [0, 4, 8, 12]
-    assert {step for step, _ in scalars(tmp_path / "phasewatch_logs" / "phasewatch")["phasewatch/llc"]} == {0, 4, 8, 12}
-
-
 def test_early_stopping_and_checkpointing_on_the_learning_coefficient(tmp_path: Path) -> None:
     """EarlyStopping sees λ after each validation and stops where it does not improve on an impossible demand."""
     checkpoint = ModelCheckpoint(tmp_path, monitor="llc", mode="max", every_n_train_steps=2, filename="{step}")

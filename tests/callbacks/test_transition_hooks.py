@@ -160,14 +160,16 @@ def test_a_checkpoint_that_is_not_kept_back_any_more_is_left_out(tmp_path: Any) 
 def test_checkpoints_of_another_run_in_the_same_directory_are_not_taken(tmp_path: Any) -> None:
     directory = str(tmp_path / "run")
     train(tmp_path, PhaseWatch(schedule=2, save_checkpoints=3, directory=directory, **QUICK), 24)
-    train(tmp_path, ScriptedWatch(schedule=2, save_checkpoints=6, directory=directory, **QUICK), 12)
-    folder = tmp_path / "run" / "transitions"
-    assert {path.name for path in folder.glob("transition-*")} == {
+    watch = ScriptedWatch(schedule=2, save_checkpoints=6, directory=directory, **QUICK)
+    train(tmp_path, watch, 12)
+    first, second = tmp_path / "run" / "transitions", tmp_path / "run" / f"transitions-{watch.run.header['run_id']}"
+    assert {path.name for path in second.glob("transition-*")} == {
         "transition-0-before-step=4.ckpt",
         "transition-0-at-step=4.ckpt",
         "transition-0-after-step=10.ckpt",
     }
-    assert {int(path.stem.partition("=")[2]) for path in folder.glob("recent-*")} == {0, 2, 4, 6, 8, 10}
+    assert {int(path.stem.partition("=")[2]) for path in second.glob("recent-*")} == {0, 2, 4, 6, 8, 10}
+    assert {int(path.stem.partition("=")[2]) for path in first.iterdir()} == {18, 20, 22}
 
 
 def test_what_all_callbacks_ask_for_is_done(tmp_path: Any) -> None:

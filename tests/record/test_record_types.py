@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 
 from phasewatch.record import (
-    FILE_NAME,
     SCHEMA_VERSION,
     Change,
     Estimate,
     Flag,
     Histogram,
-    Ledger,
+    Journal,
     Measurement,
     RecordError,
     Transition,
@@ -122,21 +121,21 @@ def test_transitions_and_flags_are_read_back_as_what_they_were(tmp_path: Path) -
         Flag(1, "flagged", transition(50.0, under_way=True), 60.0),
         Flag(0, "revised", transition(21.0, free_energy=-3.0, seen_by=("loss",)), 70.0),
     )
-    ledger = Ledger(tmp_path / FILE_NAME)
-    ledger.append("header", {"schema_version": SCHEMA_VERSION})
+    journal = Journal(tmp_path)
+    journal.append("header", {"schema_version": SCHEMA_VERSION})
     for flag in flags:
-        ledger.append("transition", flag.to_dict())
+        journal.append("transition", flag.to_dict())
     run = load_run(tmp_path)
     assert run.flags == flags
     assert list(run.transitions) == standing_transitions(flags)
-    ledger.append("resume", {"step": 60})
+    journal.append("resume", {"step": 60, "after": 1})
     assert load_run(tmp_path).transitions == (dataclasses.replace(transition(20.0), flagged_at=30.0),)
 
 
 def test_a_record_of_an_older_version_is_named(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / FILE_NAME)
-    ledger.append("header", {"schema_version": 1, "versions": {"phasewatch": "0.0.9"}})
-    ledger.append("measurement", {"step": 0, "values": {"loss": 1.0}})
+    journal = Journal(tmp_path)
+    journal.append("header", {"schema_version": 1, "versions": {"phasewatch": "0.0.9"}})
+    journal.append("measurement", {"step": 0, "values": {"loss": 1.0}})
     with pytest.raises(RecordError, match="version 1 and was written by phasewatch 0.0.9; this one reads version"):
         load_run(tmp_path)
 

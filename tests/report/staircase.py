@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from phasewatch.record import SCHEMA_VERSION, Estimate, Histogram, Ledger, Measurement, Run, load_run
+from phasewatch.record import SCHEMA_VERSION, Estimate, Histogram, Journal, Measurement, Run, load_run
 
 HEADER = {
     "schema_version": SCHEMA_VERSION,
-    "run_id": "0123456789abcdef",
     "created": 1.75e9,
     "versions": {"phasewatch": "0.1.0", "torch": "2.13.0"},
     "module": "Net",
@@ -68,10 +67,10 @@ def recorded_run(
     steps = (
         np.unique(np.geomspace(1, 6001, points).astype(int) - 1) if log_spaced else np.arange(points) * 6000 // points
     )
-    ledger = Ledger(directory / "phasewatch.jsonl")
-    ledger.append("header", HEADER)
+    journal = Journal(directory)
+    journal.append("header", HEADER)
     for measurement in measurements(steps, list(jumps)):
-        ledger.append("measurement", measurement.to_dict())
+        journal.append("measurement", measurement.to_dict())
     if finished:
-        ledger.append("end", {"time": 1.75e9})
+        journal.append("end", {"time": 1.75e9})
     return load_run(directory)
