@@ -16,6 +16,9 @@ _CONSTANTS = (type(None), bool, int, float, complex, str, bytes)
 """Leaves beside tensors that nothing can change in place."""
 
 
+MOST_COLOURS = 4
+
+
 class UnknownSizeError(ValueError):
     """The number of samples of a batch cannot be read off it, and is not guessed."""
 
@@ -174,7 +177,7 @@ def _sizes_of_sequence(batch: Sequence[Any]) -> Iterator[int]:
         yield from lengths
         alike = len({(item.shape[1:], item.dtype) for item in batch}) == 1
         # Images in a list look like columns with as many samples as colours.
-        like_images = all(item.dim() == 3 for item in batch)
+        like_images = all(item.dim() == 3 and item.size(0) <= MOST_COLOURS for item in batch)
         if len(batch) > 1 and (like_images or (alike and (len(set(lengths)) > 1 or len(batch) > lengths[0]))):
             yield len(batch)
     elif len(batch) > 1 and all(_is_record(item) for item in batch):

@@ -10,6 +10,7 @@ from lightning_cases import QUICK, Augmented, Classifier, ManualClassifier, data
 from torch.utils.data import DataLoader, IterableDataset
 
 import phasewatch.estimators
+import phasewatch.watch
 from phasewatch.callbacks import PhaseWatch
 from phasewatch.objective import Objective
 
@@ -71,19 +72,27 @@ def test_dropout_and_batchnorm_in_train_mode(mode: Any, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("evaluation", [0, 1, 2, 5, 11, 23, 47, 60])
 def test_a_measurement_that_raises_half_way(evaluation: int, tmp_path: Any, monkeypatch: Any) -> None:
-    """Raise inside the k-th evaluation of the loss, wherever in a measurement it falls."""
+    """Raise inside the k-th evaluation of the loss in measurements, wherever in one it falls."""
     plain = fit(tmp_path, lambda: Classifier(dropout=0.5), workers, None)
-    evaluate, count = Objective.call, [0]
+    evaluate, measure, count, measuring = Objective.call, phasewatch.watch.measure, [0], [False]
 
     def broken(self: Objective, *arguments: Any) -> Any:
-        count[0] += 1
+        count[0] += measuring[0]
         result = evaluate(self, *arguments)
-        if count[0] > 2 + evaluation:  # the first two are the check before training
+        if count[0] > evaluation and measuring[0]:
             torch.rand(3), torch.manual_seed(1)
             raise RuntimeError("planted")
         return result
 
+    def measured(*arguments: Any, **settings: Any) -> Any:
+        measuring[0] = True
+        try:
+            return measure(*arguments, **settings)
+        finally:
+            measuring[0] = False
+
     monkeypatch.setattr(Objective, "call", broken)
+    monkeypatch.setattr(phasewatch.watch, "measure", measured)
     watch = PhaseWatch(schedule=1, **{**QUICK, "on_error": "warn"})
     with pytest.warns(UserWarning, match="planted"):
         watched = fit(tmp_path, lambda: Classifier(dropout=0.5), workers, watch)

@@ -141,7 +141,7 @@ def test_a_sampler_of_batches_is_drawn_from_what_it_samples() -> None:
     half = BatchSampler(SubsetRandomSampler(range(24)), 8, drop_last=False)
     loader = DataLoader(data(), batch_sampler=half)
     assert support(loader) == list(range(24))
-    batches = draw_probe(loader, samples=16)
+    batches = draw_probe(loader, samples=16).batches
     assert [tuple(batch[0].shape) for batch in batches] == [(8, 6), (8, 6)]
     rows = torch.cat([batch[0] for batch in batches])
     first_half = data().tensors[0][:24]

@@ -175,6 +175,7 @@ KNOWN: list[tuple[Any, int]] = [
     ((torch.zeros(8, 3), torch.zeros(8)), 8),
     ([torch.zeros(8, 3), torch.zeros(8, 3)], 8),
     ([torch.zeros(32, 16, dtype=torch.long)] * 4, 32),
+    ((torch.zeros(8, 5, 6), torch.zeros(8, 5, 3)), 8),
     ({"x": torch.zeros(5, 2), "scale": torch.tensor(2.0), "name": "a"}, 5),
     (((torch.zeros(6, 2), torch.zeros(6, 3)), (torch.zeros(6), torch.zeros(6, 1))), 6),
     ([{"x": torch.zeros(3, 4), "y": torch.tensor(1)}] * 9, 9),
