@@ -450,10 +450,11 @@ class Watch:
         with self._guarded("record", step):
             self._take_up(state, [Path(place) for place in places])
         if self.detector and state["detector"]:
-            lines = standing_lines(self._journal.lines)
-            seen = [_seen(Measurement.from_dict(line.body)) for line in lines if line.kind == "measurement"]
-            flags = [Flag.from_dict(line.body) for line in lines if line.kind == "transition"]
-            self.detector.load_state_dict(state["detector"], seen, flags)
+            with self._guarded("detector", step):
+                lines = standing_lines(self._journal.lines)
+                seen = [_seen(Measurement.from_dict(line.body)) for line in lines if line.kind == "measurement"]
+                flags = [Flag.from_dict(line.body) for line in lines if line.kind == "transition"]
+                self.detector.load_state_dict(state["detector"], seen, flags)
         for listener in self.listeners:
             with self._guarded(type(listener).__name__, step):
                 listener.on_resume(self.run)
@@ -463,7 +464,6 @@ class Watch:
         position = Position.from_dict(state["record"]) if state["record"] else None
         own = [] if self.directory is None else [self.directory]
         history = History(None, [], 0) if position is None else find_history(position, [*own, *places])
-        earlier: list[tuple[Any, dict[str, Any]]] = [(x.kind, x.body) for x in history.lines if x.kind in _HISTORY]
         said = _told_loss(position, history) if position and history.missing else []
         journal = None
         if position and history.path is not None and history.path.parent in own:
@@ -472,16 +472,17 @@ class Watch:
             except (RecordError, OSError) as error:
                 said.append(f"{error} This run goes on in a record of its own beside that one.")
         at = {"step": self._last_measured + 1, "time": time.time()}
-        begin: list[tuple[Kind, dict[str, Any]]]
-        failures: list[tuple[Kind, dict[str, Any]]]
+        told: list[tuple[Any, dict[str, Any]]]
         if journal is not None and position is not None:
             self._journal = journal
-            begin = [("resume", {**at, "after": position.sequence})]
+            told = [("resume", {**at, "after": position.sequence})]
         else:
             continues = {"run_id": state["run_id"], "sequence": position.sequence if position else None}
-            begin = [("header", {**self._header, "continues": continues}), *earlier]
-        failures = [("failure", {**at, "what": "resuming", "error": text, "traceback": ""}) for text in said]
-        self._journal.extend([*begin, *state["lines"], *failures])
+            told = [("header", {**self._header, "continues": continues})]
+            told += [(line.kind, line.body) for line in history.lines if line.kind in _HISTORY]
+        told += state["lines"]
+        told += [("failure", {**at, "what": "resuming", "error": text, "traceback": ""}) for text in said]
+        self._journal.extend(told)
         for text in said:
             warnings.warn(f"phasewatch: {text}", stacklevel=4)
 

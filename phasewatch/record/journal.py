@@ -39,6 +39,7 @@ class Journal:
             RecordError: If the directory cannot be written.
         """
         self.directory = None if directory is None else Path(directory)
+        self._place = None if directory is None else Path(directory).absolute()  # wherever the process goes
         self.path: Path | None = None
         self.run_id = token_hex(8)
         self.lines: list[Line] = []
@@ -74,6 +75,7 @@ class Journal:
         journal = cls.__new__(cls)
         journal.path = Path(path)
         journal.directory = journal.path.parent
+        journal._place = journal.directory.absolute()
         journal.run_id = run_id
         try:
             journal._file = LockedFile(path, create=False)
@@ -116,9 +118,9 @@ class Journal:
     def position(self) -> Position | None:
         """The last line in the file that stands; None where there is none."""
         written = [line for line in standing_lines(self.lines) if line.sequence <= self._last_written]
-        if self.path is None or not written:
+        if self._file_path is None or not written:
             return None
-        return Position(self.path.absolute(), self.run_id, written[-1].sequence, written[-1].checksum)
+        return Position(self._file_path, self.run_id, written[-1].sequence, written[-1].checksum)
 
     @property
     def unwritten(self) -> list[Line]:
@@ -144,19 +146,24 @@ class Journal:
         finally:
             self._size = os.fstat(file.descriptor).st_size
 
+    @property
+    def _file_path(self) -> Path | None:
+        return None if self._place is None or self.path is None else self._place / self.path.name
+
     def _opened(self) -> LockedFile:
         """The file, made anew from memory if it was removed."""
-        if self._file is not None and self._file.is_open and self.path is not None and self._file.is_at(self.path):
+        path = self._file_path
+        if self._file is not None and self._file.is_open and path is not None and self._file.is_at(path):
             return self._file
         self.close()
-        self._file = self._create() if self.path is None else self._open_again(self.path)
+        self._file = self._create() if path is None else self._open_again(path)
         return self._file
 
     def _create(self) -> LockedFile:
-        assert self.directory is not None
+        assert self.directory is not None and self._place is not None
         for name in (FILE_NAME, f"phasewatch-{self.run_id}.jsonl"):
             try:
-                file = LockedFile(self.directory / name, create=True)
+                file = LockedFile(self._place / name, create=True)
             except FileExistsError:
                 continue
             self.path = self.directory / name

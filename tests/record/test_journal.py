@@ -164,6 +164,17 @@ def test_the_position_is_the_last_line_that_is_in_the_file(tmp_path: Path) -> No
     assert memory.position is None and len(memory.unwritten) == 1
 
 
+def test_a_relative_directory_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    journal = begin(Path("run"))
+    assert journal.path == Path("run/phasewatch.jsonl")
+    (tmp_path / "elsewhere" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    journal.append("end", {"time": 0.0})
+    assert load_run(tmp_path / "run").finished and not list((tmp_path / "elsewhere" / "run").iterdir())
+    assert journal.position is not None and journal.position.path == tmp_path / "run" / "phasewatch.jsonl"
+
+
 @pytest.mark.parametrize("body", [{"x": float("nan")}, {"run_id": "b"}, {"sequence": 3}])
 def test_a_line_that_cannot_be_written_is_no_line(body: dict[str, object], tmp_path: Path) -> None:
     journal = begin(tmp_path)

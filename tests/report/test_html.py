@@ -94,6 +94,8 @@ def test_damaged_lines_are_listed(tmp_path: Path) -> None:
         run = load_run(tmp_path)
     page = parsed(write_report(analyze_run(run), tmp_path / "out").html)
     assert "Damaged lines" in page.text and "\n4\n" in page.text
+    assert "1 lines of the record are missing" in page.text and "was not closed" not in page.text
+    assert analyze_run(run).to_dict()["missing_lines"] == [[3, 3]]
 
 
 def test_flags_of_the_live_detector_are_shown_with_the_step_of_detection(tmp_path: Path) -> None:
