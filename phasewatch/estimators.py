@@ -13,9 +13,6 @@ from phasewatch.objective import Objective
 from phasewatch.record import Histogram
 from phasewatch.symmetry import explain_zeros
 
-WIDEST_BRACKET = 0.01
-"""Share of the parameters up to which a bracket around the number of zero eigenvalues counts as a measurement."""
-
 LEFT_OUT_BELOW = 5000
 """Parameters up to which certified zeros are kept in memory and left out of the bracket, which is narrower then."""
 
@@ -147,7 +144,8 @@ class HessianSpectrum:
         """Signals ``hessian_max``, ``_min``, ``_trace`` and ``_negative``, ``nullity`` and ``rank_half``.
 
         The number of zeros comes with its bracket and threshold (``nullity_lower``, ``nullity_upper``,
-        ``nullity_threshold``). Half the rank is the learning coefficient of a model that is regular but for them, and
+        ``nullity_threshold``); it is NaN, and ``rank_half`` with it, where the bracket is too wide for a count
+        (:attr:`phasewatch.hessian.ZeroCount.resolved`). Half the rank is the learning coefficient of a model that is regular but for them, and
         ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic (:func:`quadratic_llc`).
         """
         spectrum = hessian_spectrum(
@@ -170,7 +168,7 @@ class HessianSpectrum:
                 "hessian_min": spectrum.smallest,
                 "hessian_trace": spectrum.trace,
                 "hessian_negative": spectrum.num_negative,
-                "rank_half": (objective.num_parameters - spectrum.nullity) / 2,
+                "rank_half": (objective.num_parameters - nullity.values["nullity"]) / 2,
                 "llc_quadratic": quadratic_llc(
                     density.nodes,
                     density.weights * objective.num_parameters,
@@ -250,19 +248,22 @@ class SymmetryLedger:
 
 
 def _count(name: str, zeros: ZeroCount) -> Reading:
-    """A number of zeros with its bracket, which is read as the 95 % interval of a normal law."""
-    width = zeros.upper - zeros.lower
-    unreliable = {}
-    if width > WIDEST_BRACKET * zeros.size:
+    """A number of zeros, NaN where it is not known, and its bracket, read as the 95 % interval of a normal law."""
+    count, error, unreliable = math.nan, math.nan, {}
+    if zeros.count is not None:
+        count, error = float(zeros.count), (zeros.upper - zeros.lower) / (2 * 1.96)
+    elif zeros.lower > zeros.upper:
+        unreliable[name] = [zeros.note]
+    else:
         unreliable[name] = [f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}"]
     return Reading(
         values={
-            name: float(zeros.count),
+            name: count,
             f"{name}_lower": float(zeros.lower),
             f"{name}_upper": float(zeros.upper),
             f"{name}_threshold": zeros.threshold,
         },
-        standard_errors={name: width / (2 * 1.96)},
+        standard_errors={name: error},
         unreliable=unreliable,
     )
 

@@ -13,7 +13,7 @@ from phasewatch import Objective, Watch, load_run
 from phasewatch.estimators import HessianSpectrum, SymmetryLedger
 from phasewatch.record import Histogram, Measurement
 from phasewatch.report import density_figure
-from phasewatch.symmetry import NON_GENERIC_KINDS
+from phasewatch.symmetry import NON_GENERIC_KINDS, explain_zeros
 from phasewatch.transitions.kinds import DEGENERACIES
 
 
@@ -67,6 +67,58 @@ def test_large_networks_are_bracketed(ledger_below: int, explained: bool) -> Non
     assert "zeros_unexplained" not in values
     if explained:
         assert values["nullity_ggn_lower"] >= values["zeros_certified"] == 5
+
+
+def unresolved() -> Objective:
+    """A quadratic whose 60 eigenvalues lie evenly over sixteen decades: any number of zeros is arbitrary."""
+
+    class Quadratic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(60, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight * x
+
+    scales = (10.0 ** torch.linspace(-16, 0, 60, dtype=torch.float64)).sqrt()
+    return Objective(Quadratic(), [scales[None]], loss_fn=lambda module, x: 0.5 * module(x).square().sum(1).mean())
+
+
+def test_an_unknown_number_of_zeros_is_no_number(tmp_path: Path) -> None:
+    """In the reading, in the record and read back: NaN, with the bracket beside; the detector takes it as missing."""
+    objective = unresolved()
+    for estimator, name in ((HessianSpectrum(), "nullity"), (SymmetryLedger(), "nullity_ggn")):
+        reading = estimator.read(objective, 100, 0)
+        assert np.isnan(reading.values[name])
+        assert 0 <= reading.values[f"{name}_lower"] < reading.values[f"{name}_upper"] <= 60
+        [reason] = reading.unreliable[name]
+        assert reason.startswith("between")
+        assert not np.isfinite(reading.standard_errors[name])
+        assert "zeros_unexplained" not in reading.values
+    assert np.isnan(HessianSpectrum().read(objective, 100, 0).values["rank_half"])
+    assert np.isfinite(HessianSpectrum().read(objective, 100, 0).values["llc_quadratic"])
+    batches = [(10.0 ** torch.linspace(-16, 0, 60, dtype=torch.float64)).sqrt()[None]]
+    with Watch(
+        objective.module,
+        batches,
+        loss_fn=lambda module, x: 0.5 * module(x).square().sum(1).mean(),
+        schedule=1,
+        estimators=[HessianSpectrum()],
+        directory=tmp_path,
+    ) as watch:
+        watch.at(0)
+        watch.at(1)
+    series = load_run(tmp_path).series("nullity")
+    assert np.isnan(series.values).all() and not series.reliable.any()
+    assert (load_run(tmp_path).series("nullity_upper").values > 0).all()
+
+
+def test_the_ledger_of_an_unknown_number_of_zeros_says_so() -> None:
+    objective = unresolved()
+    ledger = explain_zeros(objective.module, objective)
+    assert ledger.nullity is None and ledger.unexplained is None
+    assert "nullity unresolved in [" in repr(ledger)
+    assert "unknown" in ledger.table()
 
 
 def test_a_loss_without_outputs_costs_only_the_causes(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ class Spectrum:
     products: int
 
     @property
-    def nullity(self) -> int:
-        """Number of zero eigenvalues; look at ``zeros.resolved`` before it is relied on."""
+    def nullity(self) -> int | None:
+        """Number of zero eigenvalues; None where only a bracket is known, see ``zeros``."""
         return self.zeros.count
 
     def __repr__(self) -> str:

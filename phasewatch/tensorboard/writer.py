@@ -77,9 +77,11 @@ class TensorBoardWriter:
         """Write scalars, the bands and the spectrum of one measurement."""
         self._measurements.append(measurement)
         step = measurement.step
+        incomplete = _incomplete_bands(measurement)
         if self._scalars:
             for name, value in measurement.values.items():
-                self._scalar(name, value, step)
+                if name not in incomplete:
+                    self._scalar(name, value, step)
         self._scalar("unreliable", len(measurement.unreliable), step)
         self._write_bands(measurement)
         self._write_layout(measurement)
@@ -184,6 +186,13 @@ class TensorBoardWriter:
     def _figure(self, name: str, analysis: Analysis, step: int) -> None:
         image = _rendered(run_figure(analysis))
         self._writer.add_image(f"phasewatch/{name}", image, step, dataformats="HWC")
+
+
+def _incomplete_bands(measurement: Measurement) -> set[str]:
+    """The value and the limits of bands whose value is not known: TensorBoard draws no band if their steps differ."""
+    values = measurement.values
+    unknown = [name for name in BANDS if not math.isfinite(values.get(name, math.nan))]
+    return {tag for name in unknown for tag in (name, f"{name}_lower", f"{name}_upper")}
 
 
 def spectrum_edges(positions: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:

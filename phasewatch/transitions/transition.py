@@ -13,15 +13,18 @@ class Change:
     """What one signal did across a transition, in the signal's own units.
 
     The levels are those of the stages on both sides, each continued to the location of the transition, so a drift
-    within a stage is not counted. All figures are conditional on the transition having been detected.
+    within a stage is not counted. Each lies among the points of its stage nearest to the transition; by what it had to
+    be moved for that, the standard error is larger. All figures are conditional on the transition having been detected.
 
     Attributes:
-        before: level of the stage before, continued to the location.
-        after: level of the stage after, continued to the location.
+        before: level of the stage before, continued to the location as far as its last points go.
+        after: level of the stage after, continued to the location as far as its first points go.
         change: ``after - before``.
         standard_error: standard error of ``change``, from the scatter of the points within the stages.
         interval: 95 % interval of ``change``.
-        z: the change in standard errors, on the scale that is searched.
+        z: the change in standard errors, on the scale that is searched, beyond the drift that both stages share; less
+            than 1 where the points go the other way.
+        reliable: whether both levels are made of reliable points; False where one stage has none.
     """
 
     before: float
@@ -30,12 +33,14 @@ class Change:
     standard_error: float
     interval: tuple[float, float]
     z: float
+    reliable: bool = True
 
     def __repr__(self) -> str:
         """Return e.g. ``Change(1.9 -> 0.7, -1.2 +- 0.05, z=-21.3)``."""
+        state = "" if self.reliable else ", unreliable"
         return (
             f"Change({self.before:.4g} -> {self.after:.4g}, "
-            f"{self.change:+.4g} +- {self.standard_error:.2g}, z={self.z:+.1f})"
+            f"{self.change:+.4g} +- {self.standard_error:.2g}, z={self.z:+.1f}{state})"
         )
 
 
@@ -129,7 +134,7 @@ class Stage:
         start: its first step.
         end: its last step.
         measurements: number of measurements in it.
-        levels: per signal its median; absent where the signal was not measured.
+        levels: per signal the median of its reliable points; absent where there are none.
     """
 
     start: float
