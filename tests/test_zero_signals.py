@@ -97,7 +97,7 @@ def test_an_unknown_number_of_zeros_is_no_number(tmp_path: Path) -> None:
         assert "zeros_unexplained" not in reading.values
     assert np.isnan(HessianSpectrum().read(objective, 100, 0).values["rank_half"])
     assert np.isfinite(HessianSpectrum().read(objective, 100, 0).values["llc_quadratic"])
-    batches = [(10.0 ** torch.linspace(-16, 0, 60, dtype=torch.float64)).sqrt()[None]]
+    batches = [(10.0 ** torch.linspace(-16, 0, 60, dtype=torch.float64)).sqrt().expand(4, 60)]
     with Watch(
         objective.module,
         batches,
