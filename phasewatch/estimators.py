@@ -145,8 +145,9 @@ class HessianSpectrum:
 
         The number of zeros comes with its bracket and threshold (``nullity_lower``, ``nullity_upper``,
         ``nullity_threshold``); it is NaN, and ``rank_half`` with it, where the bracket is too wide for a count
-        (:attr:`phasewatch.hessian.ZeroCount.resolved`). Half the rank is the learning coefficient of a model that is regular but for them, and
-        ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic (:func:`quadratic_llc`).
+        (:attr:`phasewatch.hessian.ZeroCount.resolved`). Half the rank is the learning coefficient of a model that is
+        regular but for them, and ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic
+        (:func:`quadratic_llc`).
         """
         spectrum = hessian_spectrum(
             objective,
@@ -158,9 +159,10 @@ class HessianSpectrum:
         unreliable = dict(nullity.unreliable)
         if "nullity" in unreliable:
             unreliable["rank_half"] = unreliable["nullity"]
-        if not spectrum.converged:
-            reason = "Lanczos has not converged"
-            unreliable |= {"hessian_max": [reason], "hessian_min": [reason]}
+        if not spectrum.largest_converged:
+            unreliable["hessian_max"] = [f"Lanczos has not converged: off by up to {spectrum.largest_error:.2g}"]
+        if not spectrum.smallest_converged:
+            unreliable["hessian_min"] = [f"Lanczos has not converged: off by up to {spectrum.smallest_error:.2g}"]
         density = spectrum.density
         return Reading(
             values={
@@ -215,6 +217,7 @@ class SymmetryLedger:
         counted, ``unexplained``. The distance is that of the units nearest to a kind of degeneracy, 0 if it is there.
         """
         values: dict[str, float] = {}
+        unreliable: dict[str, list[str]] = {}
         zeros = known = None
         certified = 0
         if objective.num_parameters <= self.ledger_below:
@@ -225,6 +228,8 @@ class SymmetryLedger:
                 values[_signal("zeros", kind)] = float(dimensions)
             if ledger.unexplained is not None:
                 values["zeros_unexplained"] = float(ledger.unexplained)
+                if ledger.unexplained and ledger.unknown:
+                    unreliable["zeros_unexplained"] = [f"not known: {what}" for what in ledger.unknown]
             for layer in ledger.closeness:
                 for kind, (distance, _) in layer.distances.items():
                     name = _signal("distance", kind)
@@ -244,7 +249,7 @@ class SymmetryLedger:
             )
             zeros = spectrum.zeros.certified_by(certified)
         count = _count("nullity_ggn", zeros)
-        return Reading({**count.values, **values}, count.standard_errors, count.unreliable)
+        return Reading({**count.values, **values}, count.standard_errors, {**count.unreliable, **unreliable})
 
 
 def _count(name: str, zeros: ZeroCount) -> Reading:

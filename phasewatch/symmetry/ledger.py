@@ -82,7 +82,8 @@ class ZeroLedger:
             ``dense_below``.
         unexplained: Zeros counted but not explained; None where they were not counted, or not to a number.
         closeness: How far each hidden layer is from degenerate; the table lists what is within ``NEARLY``.
-        unknown: Parts of the architecture that are not known; their zeros are among the unexplained.
+        unknown: Parts of the architecture that are not known, and directions that were left out for being too many;
+            their zeros are among the unexplained.
         broken: Symmetries that were expected but do not hold exactly, with the relative change of the outputs.
         tolerance: Relative change of the outputs up to which a direction counted as a zero.
         samples_too_few: Whether the probe has fewer outputs than parameters, which alone makes zeros.
@@ -141,7 +142,8 @@ class ZeroLedger:
         lines += [f"{f.kind:<16} {f.layer:<24} {f.dimensions:>7,}  {_listed(f.units)}" for f in self.findings]
         lines.append(f"{'certified':<41} {self.certified:>7,}  of {self.num_parameters:,} parameters")
         if self.zeros is not None:
-            lines.append(f"{'unexplained':<41} {_number(self.unexplained):>7}")
+            state = "  of what is not known, perhaps" if self.unexplained and self.unknown else ""
+            lines.append(f"{'unexplained':<41} {_number(self.unexplained):>7}{state}")
             lines.append(f"{'nullity':<41} {_number(self.zeros.count):>7}  {self.zeros!r}")
         for layer in self.closeness:
             for kind, (distance, units) in layer.nearly().items():
@@ -160,7 +162,8 @@ class ZeroLedger:
         if self.nullity is None:
             bracket = f"[{self.zeros.lower}, {self.zeros.upper}]"
             return f"ZeroLedger({' + '.join(parts)} = {self.certified} certified, nullity unresolved in {bracket})"
-        return f"ZeroLedger({' + '.join(parts)} + unexplained {self.unexplained} = nullity {self.nullity})"
+        state = f"; not known: {', '.join(self.unknown)}" if self.unexplained and self.unknown else ""
+        return f"ZeroLedger({' + '.join(parts)} + unexplained {self.unexplained} = nullity {self.nullity}{state})"
 
 
 def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 5000, seed: int = 0) -> ZeroLedger:
@@ -238,7 +241,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     if not large:
         counted = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
         zeros = counted.certified_by(certified)
-    unknown = list(architecture.unknown)
+    unknown = architecture.unknown
     if untested:
         unknown.append(f"whether {sum(d.count for d in untested):,} further directions are zeros")
     if left_out:

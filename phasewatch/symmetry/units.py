@@ -353,6 +353,7 @@ def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
             units = np.flatnonzero(group.ravel() == number)
             work += int(pattern.sum()) * features**2
             if work > _MOST_WORK:
+                site.space.broken.append(f"what single units of {site.layer} do not see, which is too much to look at")
                 break
             vectors = null_vectors(site.inputs[pattern])
             if len(vectors) > len(common):
@@ -371,6 +372,9 @@ def _jointly_unseen(site: Site) -> Iterator[Directions]:
         return
     rows, size = len(site.inputs), site.rows.size
     if rows * size**2 > _MOST_WORK or rows * size > MOST_ENTRIES:
+        site.space.broken.append(
+            f"what several units of {site.layer} together do not see, which is too much to look at"
+        )
         return
     vectors = null_vectors((site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size))
     if len(vectors):
