@@ -56,12 +56,13 @@ class Transition:
         kind: ``"A"`` (loss falls, llc rises), ``"B"`` (loss about constant, llc falls), or what happened, in words.
         changes: per signal, what it did.
         score: strength, the root of the summed squares of the signals' z: about 4 is barely seen, 10 is plain.
-        p_value: chance of so strong a change anywhere in a run of this length without transitions.
+        p_value: chance of so strong a change anywhere in a run of this length without transitions; 2.2e-308 where it is
+            less than that.
         adjusted_p_value: the same, adjusted for the number of transitions reported (Holm).
         seen_by: signals whose change is beyond noise, in their order.
         consensus: share of the signals measured on both sides that see it.
         free_energy: change of the free energy ``n L + llc log n`` at the n of the run; None where n, the loss or the
-            llc is not known. Negative: the new phase is the preferred one.
+            llc is not known, or only from unreliable points. Negative: the new phase is the preferred one.
         equal_n: the n at which both sides would have the same free energy, ``n / log n = -d llc / d loss``; None where
             one side has the lower free energy at every n.
         under_way: whether the end is still to come: then ``end``, ``step``, ``interval`` and ``changes`` are those of

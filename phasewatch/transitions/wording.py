@@ -13,6 +13,7 @@ from phasewatch.transitions.series import Scaled
 from phasewatch.transitions.transition import Change, Transition
 
 NORMAL_95 = 1.959964
+LEAST_P_VALUE = float(np.finfo(float).tiny)
 
 
 def describe(
@@ -91,7 +92,8 @@ def describe(
         kind=name_kind(speaking, changed),
         changes=changes,
         score=float(np.sqrt((z**2).sum())),
-        p_value=p_value,
+        # Smaller chances than floating point can hold are none that is zero.
+        p_value=max(p_value, LEAST_P_VALUE),
         seen_by=seen_by,
         consensus=len(seen_by) / max(len(changes), 1),
         under_way=under_way,
@@ -99,8 +101,11 @@ def describe(
 
 
 def free_energy_change(transition: Transition, n: int | None) -> tuple[float | None, float | None]:
-    """Return the change of ``n L + llc log n`` at ``n``, and the n at which both sides would be equal."""
-    if LOSS not in transition.changes or LLC not in transition.changes:
+    """Return the change of ``n L + llc log n`` at ``n``, and the n at which both sides would be equal.
+
+    Neither is known where the change of the loss or of the llc is not, or is one of unreliable points.
+    """
+    if not all(name in transition.changes and transition.changes[name].reliable for name in (LOSS, LLC)):
         return None, None
     loss, llc = transition.changes[LOSS].change, transition.changes[LLC].change
     at_n = None if n is None or n < 2 else n * loss + llc * math.log(n)

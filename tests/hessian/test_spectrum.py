@@ -121,7 +121,7 @@ def _searched() -> dict[str, Objective]:
 
 @pytest.mark.parametrize("name", _searched())
 def test_each_end_says_for_itself_whether_it_has_converged(name: str) -> None:
-    """Against dense eigenvalues: what is called converged is right to the tolerance, and what is right to 1e-9 is so."""
+    """Against dense eigenvalues: what converged is right to the tolerance, and what is right to 1e-9 has."""
     objective = _searched()[name]
     dense = hessian_spectrum(objective)
     allowed = 1e-3 * np.abs(dense.eigenvalues).max()

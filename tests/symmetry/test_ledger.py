@@ -453,7 +453,7 @@ def test_what_is_too_much_to_look_at_is_named(monkeypatch: pytest.MonkeyPatch) -
     module = switching(x, 4, 6, 3)
     ledger = explain_zeros(module, at_own_outputs(module, x))
     for layer in ("0", "2"):
-        assert any(f"units of {layer} together do not see" in what for what in ledger.unknown)
+        assert any(f"what units of {layer} together do not see" in what for what in ledger.unknown)
 
 
 def outputs_of_zero(case: str) -> nn.Module:
@@ -521,6 +521,19 @@ def test_closeness_sees_degeneracy_coming() -> None:
     assert closeness.distances["parallel"][1] == (1, 3)
     assert closeness.distances["zero outgoing"][1] == (0,)
     assert closeness.exact
+
+
+def test_a_distance_that_is_not_known_is_left_out() -> None:
+    """Of one unit there are no two; tanh has no steepest slope; a norm's own weights are no incoming ones."""
+    x = normal(300, 5)
+    lone = seeded(mlp(5, 1, 3, activation=nn.Tanh))
+    [closeness] = explain_zeros(lone, at_own_outputs(lone, x)).closeness
+    assert not {"parallel", "same pattern", "always on"} & set(closeness.distances)
+    assert {"zero outgoing", "zero incoming", "constant", "annihilating", "data rank"} <= set(closeness.distances)
+    normed = seeded(nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)))
+    closeness = {c.layer: c for c in explain_zeros(normed, at_own_outputs(normed, x)).closeness}["1"]
+    assert "zero incoming" not in closeness.distances and "zero outgoing" in closeness.distances
+    assert not closeness.exact
 
 
 def test_every_kind_has_a_measure_that_names_the_units() -> None:

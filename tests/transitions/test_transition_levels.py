@@ -175,3 +175,21 @@ def test_levels_of_unreliable_points_are_told_as_such_and_name_no_kind() -> None
     one = described(values, (-0.03, -0.31), reliable=(np.arange(N) < HALF) | (np.arange(N) == HALF + 5))
     assert one.changes["hessian_min"].reliable
     assert one.changes["hessian_min"].after == -0.5
+
+
+def test_a_chance_too_small_for_floating_point_is_not_zero() -> None:
+    """A step of a thousand standard deviations."""
+    loss = np.where(np.arange(80) < 40, 2.0, 1.0) + 1e-3 * np.random.default_rng(0).standard_normal(80)
+    [transition] = detect_transitions(np.arange(80), {"loss": loss, "llc": -loss, "hessian_max": loss})
+    assert 0.0 < transition.p_value <= transition.adjusted_p_value < 1e-100
+
+
+def test_a_free_energy_of_unreliable_points_is_not_known() -> None:
+    rng = np.random.default_rng(0)
+    later = np.arange(80) >= 40
+    values = {"loss": 2.0 - later + 0.05 * rng.standard_normal(80), "llc": 5.0 + 9 * later + rng.standard_normal(80)}
+    [known] = detect_transitions(np.arange(80), values, n=1000)
+    assert known.free_energy is not None and known.changes["llc"].reliable
+    [unknown] = detect_transitions(np.arange(80), values, reliable={"llc": later}, n=1000)
+    assert not unknown.changes["llc"].reliable
+    assert unknown.free_energy is None and unknown.equal_n is None
