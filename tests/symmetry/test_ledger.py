@@ -446,6 +446,17 @@ def test_rotations_that_are_too_many_are_named_and_not_just_unexplained(monkeypa
     assert reading.unreliable["zeros_unexplained"] == ["not known: the rotations of 0, which are too many"]
 
 
+def test_rotations_that_a_weight_of_zero_does_not_let_through_are_named() -> None:
+    layers = [nn.Linear(6, 5), nn.RMSNorm(5, eps=0.0), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)]
+    module, x = seeded(nn.Sequential(*layers), 4), normal(400, 6)
+    with torch.no_grad():
+        module[1].weight[2] = 0.0
+    ledger = explain_zeros(module, at_own_outputs(module, x))
+    assert ledger.nullity == dense_nullity(module, x)
+    assert ledger.unexplained == ledger.nullity - ledger.certified > 0
+    assert "the rotations of 0" in repr(ledger)
+
+
 def test_what_is_too_much_to_look_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """No work may be spent on what the units of a layer do not see: that is said of each of its two layers."""
     monkeypatch.setattr("phasewatch.symmetry.units._MOST_WORK", 0)
