@@ -38,7 +38,7 @@ class NullityRow:
     @property
     def right(self) -> bool:
         """Whether the count is the formula to the last unit, the ledger complete and both brackets true."""
-        exact = self.dense.resolved and self.dense.count == self.formula == self.certified and self.unexplained == 0
+        exact = self.dense.lower == self.dense.upper == self.formula == self.certified and self.unexplained == 0
         return exact and all(z.lower <= self.formula <= z.upper for z in (self.lanczos, self.deflated))
 
 
@@ -371,7 +371,8 @@ def table(seed: int = 0, instances: int = 3) -> tuple[str, list[NullityRow]]:
     ]
     for r in found:
         brackets = " | ".join(f"[{z.lower}, {z.upper}]" for z in (r.lanczos, r.deflated))
-        count = f"{r.dense.count}" if r.dense.resolved else f"{r.dense.count} in [{r.dense.lower}, {r.dense.upper}]"
+        exact = r.dense.lower == r.dense.upper
+        count = f"{r.dense.count}" if exact else f"{r.dense.count} in [{r.dense.lower}, {r.dense.upper}]"
         lines.append(
             f"| {r.case} | {r.parameters} | {r.matrix} | {r.formula} | {count} | {r.certified} | {r.unexplained} | "
             f"{brackets} | {'yes' if r.right else 'NO'} |"

@@ -141,12 +141,17 @@ def main() -> None:
         dead = ledger.non_generic["dead"]
         print(
             f"{step:5d} {losses[step]:8.4f} {ledger.generic:8d} {dead:5d} "
-            f"{sum(ledger.non_generic.values()) - dead:6d} {ledger.unexplained:12d} {ledger.nullity:8d}  "
+            f"{sum(ledger.non_generic.values()) - dead:6d} "
+            f"{_known(ledger.unexplained):>12} {_known(ledger.nullity):>8}  "
             + ", ".join(f"unit {unit} of layer 0 {what}" for at, unit, what in happened if at == step)
         )
     print(f"\nThe ledger at the end:\n{ledgers[-1].table()}")
     draw(ledgers, losses, arguments.figure)
     print(f"\nfigure: {arguments.figure}; curves: tensorboard --logdir {arguments.directory}")
+
+
+def _known(count: int | None) -> str:
+    return "unknown" if count is None else str(count)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.llc import LLCEstimate, check_settings, estimate_llc, quadratic_llc
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Histogram
-from phasewatch.record.signals import CATALOGUE, LLC, LOSS, NULLITY, NULLITY_GGN, SPECTRUM
+from phasewatch.record.signals import CATALOGUE, LLC, LOSS, NORMAL_95, NULLITY, NULLITY_GGN, SPECTRUM
 from phasewatch.symmetry import explain_zeros
-
-WIDEST_BRACKET = 0.01
-"""Share of the parameters up to which a bracket around the number of zero eigenvalues counts as a measurement."""
 
 LEFT_OUT_BELOW = 5000
 """Parameters up to which certified zeros are kept in memory and left out of the bracket, which is narrower then."""
@@ -151,8 +148,10 @@ class HessianSpectrum:
         """Signals ``hessian_max``, ``_min``, ``_trace`` and ``_negative``, ``nullity`` and ``rank_half``.
 
         The number of zeros comes with its bracket and threshold (``nullity_lower``, ``nullity_upper``,
-        ``nullity_threshold``). Half the rank is the learning coefficient of a model that is regular but for them, and
-        ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic (:func:`quadratic_llc`).
+        ``nullity_threshold``); it is NaN, and ``rank_half`` with it, where the bracket is too wide for a count
+        (:attr:`phasewatch.hessian.ZeroCount.resolved`). Half the rank is the learning coefficient of a model that is
+        regular but for them, and ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic
+        (:func:`quadratic_llc`).
         """
         spectrum = hessian_spectrum(
             objective,
@@ -162,7 +161,6 @@ class HessianSpectrum:
         )
         counted = _counted(NULLITY, spectrum.zeros)
         nullity = counted[NULLITY]
-        ends = () if spectrum.converged else ("Lanczos has not converged",)
         density = spectrum.density
         quadratic = quadratic_llc(
             density.nodes,
@@ -172,12 +170,16 @@ class HessianSpectrum:
         )
         return Reading(
             {
-                "hessian_max": Estimate(spectrum.largest, doubts=ends),
-                "hessian_min": Estimate(spectrum.smallest, doubts=ends),
+                "hessian_max": Estimate(
+                    spectrum.largest, doubts=_end(spectrum.largest_converged, spectrum.largest_error)
+                ),
+                "hessian_min": Estimate(
+                    spectrum.smallest, doubts=_end(spectrum.smallest_converged, spectrum.smallest_error)
+                ),
                 "hessian_trace": Estimate(spectrum.trace, spectrum.trace_standard_error),
                 "hessian_negative": Estimate(spectrum.num_negative, spectrum.num_negative_standard_error),
                 "rank_half": Estimate(
-                    (objective.num_parameters - spectrum.nullity) / 2, nullity.standard_error / 2, nullity.doubts
+                    (objective.num_parameters - nullity.value) / 2, nullity.standard_error / 2, nullity.doubts
                 ),
                 "llc_quadratic": Estimate(quadratic),
                 **counted,
@@ -213,6 +215,7 @@ class SymmetryLedger:
         counted, ``unexplained``. The distance is that of the units nearest to a kind of degeneracy, 0 if it is there.
         """
         found: dict[str, float] = {}
+        unnamed: tuple[str, ...] = ()
         zeros = known = None
         certified = 0
         if objective.num_parameters <= self.ledger_below:
@@ -223,6 +226,8 @@ class SymmetryLedger:
                 found[_signal("zeros", kind)] = dimensions
             if ledger.unexplained is not None:
                 found["zeros_unexplained"] = ledger.unexplained
+                if ledger.unexplained:
+                    unnamed = tuple(f"not known: {what}" for what in ledger.unknown)
             for layer in ledger.closeness:
                 for kind, (distance, _) in layer.distances.items():
                     name = _signal("distance", kind)
@@ -241,21 +246,31 @@ class SymmetryLedger:
                 known_zeros=known,
             )
             zeros = spectrum.zeros.certified_by(certified)
-        return Reading({**_counted(NULLITY_GGN, zeros), **{name: Estimate(value) for name, value in found.items()}})
+        estimates = {name: Estimate(value) for name, value in found.items()}
+        if unnamed:
+            estimates["zeros_unexplained"] = Estimate(found["zeros_unexplained"], doubts=unnamed)
+        return Reading({**_counted(NULLITY_GGN, zeros), **estimates})
 
 
 def _coefficient(found: LLCEstimate) -> Estimate:
     return Estimate(found.learning_coefficient, found.standard_error, found.reasons)
 
 
+def _end(converged: bool, error: float) -> tuple[str, ...]:
+    return () if converged else (f"Lanczos has not converged: off by up to {error:.2g}",)
+
+
 def _counted(name: str, zeros: ZeroCount) -> dict[str, Estimate]:
-    """A number of zeros with its bracket, which is read as the 95 % interval of a normal law."""
-    width = zeros.upper - zeros.lower
-    doubts: tuple[str, ...] = ()
-    if width > WIDEST_BRACKET * zeros.size:
-        doubts = (f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}",)
+    """A number of zeros, NaN where it is not known, and its bracket, read as the 95 % interval of a normal law."""
+    if zeros.count is not None:
+        count = Estimate(zeros.count, (zeros.upper - zeros.lower) / (2 * NORMAL_95))
+    elif zeros.lower > zeros.upper:
+        count = Estimate(math.nan, doubts=(zeros.note,))
+    else:
+        bracket = f"between {zeros.lower} and {zeros.upper}; not resolved below {zeros.threshold:.2g}"
+        count = Estimate(math.nan, doubts=(bracket,))
     return {
-        name: Estimate(zeros.count, width / (2 * 1.96), doubts),
+        name: count,
         f"{name}_lower": Estimate(zeros.lower),
         f"{name}_upper": Estimate(zeros.upper),
         f"{name}_threshold": Estimate(zeros.threshold),

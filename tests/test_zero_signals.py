@@ -14,7 +14,7 @@ from phasewatch.estimators import Estimator, HessianSpectrum, SymmetryLedger
 from phasewatch.record import Histogram, Measurement
 from phasewatch.record.signals import detected
 from phasewatch.report import density_figure
-from phasewatch.symmetry import NON_GENERIC_KINDS
+from phasewatch.symmetry import NON_GENERIC_KINDS, explain_zeros
 
 
 def squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -72,6 +72,58 @@ def test_large_networks_are_bracketed(ledger_below: int, explained: bool) -> Non
     assert "zeros_unexplained" not in values
     if explained:
         assert values["nullity_ggn_lower"] >= values["zeros_certified"] == 5
+
+
+def unresolved() -> Objective:
+    """A quadratic whose 60 eigenvalues lie evenly over sixteen decades: any number of zeros is arbitrary."""
+
+    class Quadratic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(60, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight * x
+
+    scales = (10.0 ** torch.linspace(-16, 0, 60, dtype=torch.float64)).sqrt()
+    return Objective(Quadratic(), [scales[None]], loss_fn=lambda module, x: 0.5 * module(x).square().sum(1).mean())
+
+
+def test_an_unknown_number_of_zeros_is_no_number(tmp_path: Path) -> None:
+    """In the reading, in the record and read back: NaN, with the bracket beside; the detector takes it as missing."""
+    objective = unresolved()
+    for estimator, name in ((HessianSpectrum(), "nullity"), (SymmetryLedger(), "nullity_ggn")):
+        found = estimator.read(objective, 100, 0).estimates
+        assert np.isnan(found[name].value)
+        assert 0 <= found[f"{name}_lower"].value < found[f"{name}_upper"].value <= 60
+        [reason] = found[name].doubts
+        assert reason.startswith("between")
+        assert not np.isfinite(found[name].standard_error)
+        assert "zeros_unexplained" not in found
+    found = HessianSpectrum().read(objective, 100, 0).estimates
+    assert np.isnan(found["rank_half"].value) and np.isfinite(found["llc_quadratic"].value)
+    batches = [(10.0 ** torch.linspace(-16, 0, 60, dtype=torch.float64)).sqrt().expand(4, 60)]
+    with Watch(
+        objective.module,
+        batches,
+        loss_fn=lambda module, x: 0.5 * module(x).square().sum(1).mean(),
+        schedule=1,
+        estimators=[HessianSpectrum()],
+        directory=tmp_path,
+    ) as watch:
+        watch.at(0)
+        watch.at(1)
+    series = load_run(tmp_path).series("nullity")
+    assert np.isnan(series.values).all() and not series.reliable.any()
+    assert (load_run(tmp_path).series("nullity_upper").values > 0).all()
+
+
+def test_the_ledger_of_an_unknown_number_of_zeros_says_so() -> None:
+    objective = unresolved()
+    ledger = explain_zeros(objective.module, objective)
+    assert ledger.nullity is None and ledger.unexplained is None
+    assert "nullity unresolved in [" in repr(ledger)
+    assert "unknown" in ledger.table()
 
 
 def test_a_loss_without_outputs_costs_only_the_causes(tmp_path: Path) -> None:

@@ -38,7 +38,10 @@ class Spectrum:
         residuals: Bound for the error of each eigenvalue.
         converged: Whether all leading eigenvalues asked for were found to the tolerance, copies included.
         largest: Greatest eigenvalue, or the best lower bound for it.
+        largest_error: Its own residual, within which there is an eigenvalue.
         smallest: Least eigenvalue, or the best upper bound for it.
+        smallest_error: The same of it.
+        allowed_error: The tolerance times the largest magnitude, up to which an eigenvalue counts as found.
         trace: Sum of all eigenvalues.
         trace_standard_error: Standard error of the trace; 0.0 if dense.
         frobenius_norm: Root of the sum of all squared eigenvalues.
@@ -58,7 +61,10 @@ class Spectrum:
     residuals: NDArray[np.float64]
     converged: bool
     largest: float
+    largest_error: float
     smallest: float
+    smallest_error: float
+    allowed_error: float
     trace: float
     trace_standard_error: float
     frobenius_norm: float
@@ -74,17 +80,29 @@ class Spectrum:
     products: int
 
     @property
-    def nullity(self) -> int:
-        """Number of zero eigenvalues; look at ``zeros.resolved`` before it is relied on."""
+    def largest_converged(self) -> bool:
+        """Whether the greatest eigenvalue is known to the tolerance, whatever the other leading ones are."""
+        return self.largest_error <= self.allowed_error
+
+    @property
+    def smallest_converged(self) -> bool:
+        """Whether the least eigenvalue is known to the tolerance, whatever the other leading ones are."""
+        return self.smallest_error <= self.allowed_error
+
+    @property
+    def nullity(self) -> int | None:
+        """Number of zero eigenvalues; None where only a bracket is known, see ``zeros``."""
         return self.zeros.count
 
     def __repr__(self) -> str:
         """The headline numbers."""
         error = f" ± {self.trace_standard_error:.2g}" if self.trace_standard_error else ""
-        state = "" if self.converged else ", not converged"
+        state = "" if self.converged else ", not all leading eigenvalues found"
+        smallest = f"{self.smallest:.4g}" + ("" if self.smallest_converged else f" (± {self.smallest_error:.2g})")
+        largest = f"{self.largest:.4g}" + ("" if self.largest_converged else f" (± {self.largest_error:.2g})")
         return (
             f"Spectrum({self.matrix}, {self.num_parameters:,} parameters, {self.method}: eigenvalues "
-            f"{self.smallest:.4g} to {self.largest:.4g}, trace {self.trace:.4g}{error}, {self.zeros!r}{state})"
+            f"{smallest} to {largest}, trace {self.trace:.4g}{error}, {self.zeros!r}{state})"
         )
 
 
@@ -144,7 +162,7 @@ def hessian_spectrum(
     with isolated():
         operator = OPERATORS[matrix](_in_double_precision(objective), graph_memory=graph_memory)
         if objective.num_parameters <= dense_below:
-            spectrum = _dense_spectrum(operator, matrix)
+            spectrum = _dense_spectrum(operator, matrix, tolerance)
             if known_zeros is None:
                 return spectrum
             return replace(spectrum, zeros=spectrum.zeros.certified_by(len(known_zeros)))
@@ -184,7 +202,7 @@ def _in_double_precision(objective: Objective) -> Objective:
         return objective
 
 
-def _dense_spectrum(operator: CurvatureOperator, matrix: str) -> Spectrum:
+def _dense_spectrum(operator: CurvatureOperator, matrix: str, tolerance: float) -> Spectrum:
     computed = operator.dense().to("cpu", torch.float64)
     size = len(computed)
     eigenvalues = torch.linalg.eigvalsh((computed + computed.T) / 2).numpy()
@@ -197,7 +215,10 @@ def _dense_spectrum(operator: CurvatureOperator, matrix: str) -> Spectrum:
         residuals=np.full(size, max(rounding, noise)),
         converged=True,
         largest=float(eigenvalues[-1]),
+        largest_error=max(rounding, noise),
         smallest=float(eigenvalues[0]),
+        smallest_error=max(rounding, noise),
+        allowed_error=tolerance * norm,
         trace=float(computed.trace()),
         trace_standard_error=0.0,
         frobenius_norm=float(np.linalg.norm(eigenvalues)),
@@ -242,6 +263,8 @@ class _LanczosSearch:
         self.copies = np.zeros((2, 0))
         self.probes: list[Probe] = []
         self.norm = 0.0
+        self.tops: list[tuple[float, float]] = []
+        self.bottoms: list[tuple[float, float]] = []
         self.beyond = (-np.inf, np.inf)
         self.settled = False
         self.certified: int | None = None
@@ -271,6 +294,8 @@ class _LanczosSearch:
         self.vectors = zeros
         self._keep(np.zeros(len(zeros)), np.zeros(len(zeros)))
         self.certified = len(zeros)
+        self.tops.append((0.0, 0.0))
+        self.bottoms.append((0.0, 0.0))
 
     def run(self, num_steps: int) -> None:
         """One Lanczos run; its leading pairs are kept, and its quadrature as a probe."""
@@ -282,6 +307,8 @@ class _LanczosSearch:
         run = lanczos(self.operator, start, min(num_steps, rest), deflated=self.vectors, scale=self.norm)
         self.norm = max(self.norm, float(np.abs(run.ritz_values).max()))
         self.probes.append(Probe.of(run, float(start.square().sum()), self.values, self.residuals))
+        self.tops.append((float(run.ritz_values[-1]), float(run.residuals[-1])))
+        self.bottoms.append((float(run.ritz_values[0]), float(run.residuals[0])))
         if run.invariant and run.dimension in (1, rest):
             # If one random vector is an eigenvector, then all of the space it was drawn from is one eigenspace.
             self._keep(np.resize(run.ritz_values, rest), np.full(rest, self.rounding))
@@ -308,7 +335,8 @@ class _LanczosSearch:
         at_top = np.flatnonzero(values >= self.beyond[0] - slack)[-self.wanted :]
         at_bottom = np.flatnonzero(values <= self.beyond[1] + slack)[: self.wanted]
         leading = np.union1d(at_top, at_bottom)
-        seen = np.concatenate([values, *(probe.nodes for probe in self.probes)])
+        # Each run stays outside of what those before it have found, so that the extremes are among their ends.
+        (largest, largest_error), (smallest, smallest_error) = max(self.tops), min(self.bottoms)
         # The first run is the one whose directions were not deflated: its trace is by far the noisiest.
         probes = self.probes[1:] or self.probes
         if complete:
@@ -324,9 +352,12 @@ class _LanczosSearch:
         return Spectrum(
             eigenvalues=values[leading],
             residuals=residuals[leading],
-            converged=self.settled and len(at_top) == len(at_bottom) == self.wanted,
-            largest=float(seen.max()),
-            smallest=float(seen.min()),
+            converged=(self.settled or complete) and len(at_top) == len(at_bottom) == self.wanted,
+            largest=largest,
+            largest_error=max(largest_error, self.rounding),
+            smallest=smallest,
+            smallest_error=max(smallest_error, self.rounding),
+            allowed_error=self.tolerance * self.norm,
             trace=trace[0],
             trace_standard_error=trace[1],
             frobenius_norm=norm[0],
@@ -346,7 +377,8 @@ class _LanczosSearch:
     def rounding(self) -> float:
         """Error of the products: of rounding in general, or as the lack of symmetry shows it, if that is more."""
         general = relative_rounding(self.operator.objective.dtype, self.size) * self.norm
-        return float(max(general, _ASYMMETRY_TO_NOISE * self.size**0.5 * max(probe.asymmetry for probe in self.probes)))
+        asymmetry = max((probe.asymmetry for probe in self.probes), default=0.0)
+        return float(max(general, _ASYMMETRY_TO_NOISE * self.size**0.5 * asymmetry))
 
     def _infer_copies(self, run: LanczosRun, rest: int) -> None:
         """Eigenvalues that must have many copies, zero above all: a run sees one, but it sees how heavy it is.

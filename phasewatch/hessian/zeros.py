@@ -14,8 +14,8 @@ from phasewatch.hessian.density import Probe
 COVERAGE = 0.99
 """Probability with which a bracket from random probes holds the count."""
 
-RESOLVED_WIDTH = 0.02
-"""A bracket from random probes counts as resolved up to this share of all eigenvalues."""
+RESOLVED_WIDTH = 0.01
+"""A count is known where its bracket is at most this share of all eigenvalues wide."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,10 @@ class ZeroCount:
     r"""How many eigenvalues are zero, as far as rounding and the number of products allow to say.
 
     Attributes:
-        count: Eigenvalues with :math:`|\lambda| \le` ``threshold``; where not resolved, only those that were seen
-            to be there, a cautious guess inside the bracket.
+        guess: Eigenvalues with :math:`|\lambda| \le` ``threshold`` as far as they were seen, within the bracket.
         threshold: The noise of the computation; eigenvalues below it cannot be told from zero.
         lower: Least count that is compatible with what was computed.
-        upper: Greatest count that is compatible with what was computed.
-        resolved: Dense: whether every rule gives the same count. Lanczos: whether the bracket is at most 2 % of
-            all eigenvalues wide. If False, ``count`` must not be taken for a number of zeros.
+        upper: Greatest count that is compatible with what was computed; below ``lower`` where more are certified.
         gap: Ratio of the least magnitude counted as not zero to the greatest counted as zero (or to a tenth of the
             threshold, if that is greater); None where the single eigenvalues are not known.
         size: Number of all eigenvalues.
@@ -39,15 +36,24 @@ class ZeroCount:
             where nobody asked.
     """
 
-    count: int
+    guess: int
     threshold: float
     lower: int
     upper: int
-    resolved: bool
     gap: float | None
     size: int
     note: str = ""
     certified: int | None = None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the bracket is at most ``RESOLVED_WIDTH`` (1 %) of all eigenvalues wide, and no contradiction."""
+        return 0 <= self.upper - self.lower <= RESOLVED_WIDTH * self.size
+
+    @property
+    def count(self) -> int | None:
+        """The number of zeros; None where it is not resolved, as no number in a wide bracket stands for an unknown."""
+        return self.guess if self.resolved else None
 
     def certified_by(self, dimensions: int) -> ZeroCount:
         """The same count, knowing that a space of so many dimensions consists of zeros.
@@ -63,23 +69,21 @@ class ZeroCount:
         """
         if not 0 <= dimensions <= self.size:
             raise ValueError(f"dimensions is {dimensions}; expected at least 0 and at most {self.size}, the size.")
-        lower, upper = max(self.lower, dimensions), max(self.upper, dimensions)
-        narrow = lower == upper or (self.gap is None and upper - lower <= RESOLVED_WIDTH * self.size)
-        resolved, note = self.resolved or narrow, self.note
-        if resolved and not self.resolved:
-            note = ""
+        raised = replace(
+            self, guess=max(self.guess, dimensions), lower=max(self.lower, dimensions), certified=dimensions
+        )
         if dimensions > self.upper:
-            resolved, note = False, f"{dimensions} zeros are certified, but at most {self.upper} were counted"
-        count = max(self.count, dimensions)
-        return replace(self, count=count, lower=lower, upper=upper, resolved=resolved, note=note, certified=dimensions)
+            note = f"{dimensions} zeros are certified, but at most {self.upper} were counted"
+            return replace(raised, note=note)
+        return replace(raised, note="") if raised.resolved and not self.resolved else raised
 
     def __repr__(self) -> str:
-        """The count, or that it is not resolved."""
-        counted = f"{self.count}" if self.lower == self.upper else f"{self.count} in [{self.lower}, {self.upper}]"
+        """The count and its bracket, or the bracket alone."""
+        counted = "unresolved" if self.count is None else f"{self.count}"
+        counted += "" if self.lower == self.upper == self.count else f" in [{self.lower}, {self.upper}]"
         counted += "" if self.certified is None else f", {self.certified} certified"
-        state = "" if self.resolved else ", unresolved"
         note = f", note={self.note!r}" if self.note else ""
-        return f"ZeroCount({counted} at |λ| <= {self.threshold:.3g}{state}{note})"
+        return f"ZeroCount({counted} at |λ| <= {self.threshold:.3g}{note})"
 
 
 def count_zeros(eigenvalues: NDArray[np.float64], rounding: float, noise: float) -> ZeroCount:
@@ -98,22 +102,21 @@ def count_zeros(eigenvalues: NDArray[np.float64], rounding: float, noise: float)
     threshold = max(rounding, noise)
     if magnitudes[-1] == 0.0:
         zeros = len(magnitudes)
-        return ZeroCount(zeros, 0.0, zeros, zeros, True, float("inf"), zeros, "the matrix is zero")
+        return ZeroCount(zeros, 0.0, zeros, zeros, float("inf"), zeros, "the matrix is zero")
     count = _number_within(magnitudes, threshold)
     floor = threshold / 10
     ladder = np.concatenate([[floor], np.maximum(magnitudes, floor)])
     ratios = ladder[1:] / ladder[:-1]
     by_gap = int(np.argmax(ratios))
     counts = [_number_within(magnitudes, threshold / 10), count, _number_within(magnitudes, threshold * 10), by_gap]
-    resolved = min(counts) == max(counts)
     note = ""
-    if not resolved:
+    if min(counts) < max(counts):
         note = (
             f"no clear gap at zero: {counts[0]}, {counts[1]}, {counts[2]} eigenvalues below {threshold / 10:.1e}, "
             f"{threshold:.1e}, {threshold * 10:.1e}; the widest gap is above {by_gap}"
         )
     gap = float(ratios[count]) if count < len(ratios) else float("inf")
-    return ZeroCount(count, threshold, min(counts), max(counts), resolved, gap, len(magnitudes), note)
+    return ZeroCount(count, threshold, min(counts), max(counts), gap, len(magnitudes), note)
 
 
 def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
@@ -152,10 +155,10 @@ def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
     lower = size - _greatest(lambda k: 1 - distribution(size - k, lower_share - slop) >= tail, size)
     lower, upper = max(min(lower, upper) - slack, 0), min(max(lower, upper) + slack, size)
     guess = round(float(np.average(known_zeros, weights=norms) + share * np.average(dimensions, weights=norms)))
-    count = min(max(guess, lower), upper)
-    resolved = upper - lower <= RESOLVED_WIDTH * size
-    note = "" if resolved else f"unresolved below {threshold:.1e}: more Lanczos steps would narrow the bracket"
-    return ZeroCount(count, threshold, lower, upper, resolved, None, size, note)
+    found = ZeroCount(min(max(guess, lower), upper), threshold, lower, upper, None, size, "")
+    if found.resolved:
+        return found
+    return replace(found, note=f"unresolved below {threshold:.1e}: more Lanczos steps would narrow the bracket")
 
 
 def _share_within(probe: Probe, threshold: float) -> tuple[float, float, float]:

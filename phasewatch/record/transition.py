@@ -14,15 +14,18 @@ class Change:
     """What one signal did across a transition, in the signal's own units.
 
     The levels are those of the stages on both sides, each continued to the location of the transition, so a drift
-    within a stage is not counted. All figures are conditional on the transition having been detected.
+    within a stage is not counted. Each lies among the points of its stage nearest to the transition; by what it had to
+    be moved for that, the standard error is larger. All figures are conditional on the transition having been detected.
 
     Attributes:
-        before: level of the stage before, continued to the location.
-        after: level of the stage after, continued to the location.
+        before: level of the stage before, continued to the location as far as its last points go.
+        after: level of the stage after, continued to the location as far as its first points go.
         change: ``after - before``.
         standard_error: standard error of ``change``, from the scatter of the points within the stages.
         interval: 95 % interval of ``change``.
-        z: the change in standard errors, on the scale that is searched.
+        z: the change in standard errors, on the scale that is searched, beyond the drift that both stages share; less
+            than 1 where the points go the other way.
+        reliable: whether both levels are made of reliable points; False where one stage has none.
     """
 
     before: float
@@ -31,12 +34,14 @@ class Change:
     standard_error: float
     interval: tuple[float, float]
     z: float
+    reliable: bool = True
 
     def __repr__(self) -> str:
         """Return e.g. ``Change(1.9 -> 0.7, -1.2 +- 0.05, z=-21.3)``."""
+        state = "" if self.reliable else ", unreliable"
         return (
             f"Change({self.before:.4g} -> {self.after:.4g}, "
-            f"{self.change:+.4g} +- {self.standard_error:.2g}, z={self.z:+.1f})"
+            f"{self.change:+.4g} +- {self.standard_error:.2g}, z={self.z:+.1f}{state})"
         )
 
 
@@ -52,12 +57,13 @@ class Transition:
         kind: ``"A"`` (loss falls, llc rises), ``"B"`` (loss about constant, llc falls), or what happened, in words.
         changes: per signal, what it did.
         score: strength, the root of the summed squares of the signals' z: about 4 is barely seen, 10 is plain.
-        p_value: chance of so strong a change anywhere in a run of this length without transitions.
+        p_value: chance of so strong a change anywhere in a run of this length without transitions; 2.2e-308 where it is
+            less than that.
         adjusted_p_value: the same, adjusted for the number of transitions reported (Holm).
         seen_by: signals whose change is beyond noise, in their order.
         consensus: share of the signals measured on both sides that see it.
         free_energy: change of the free energy ``n L + llc log n`` at the n of the run; None where n, the loss or the
-            llc is not known. Negative: the new phase is the preferred one.
+            llc is not known, or only from unreliable points. Negative: the new phase is the preferred one.
         equal_n: the n at which both sides would have the same free energy, ``n / log n = -d llc / d loss``; None where
             one side has the lower free energy at every n.
         under_way: whether the end is still to come: then ``end``, ``step``, ``interval`` and ``changes`` are those of

@@ -45,10 +45,15 @@ def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tup
 
 
 def describe_changes(transition: Transition, arrow: str = "->") -> list[str]:
-    """What each signal did, the most significant first; at least one, else those beyond their noise."""
+    """What each signal did, the most significant first; at least one, else those beyond their noise.
+
+    A change is called unreliable where one of its stages holds no reliable point of the signal.
+    """
     ranked = sorted(transition.changes.items(), key=lambda item: -abs(item[1].z))
     told = [(name, c) for name, c in ranked if abs(c.z) >= LEAST_Z] or ranked[:1]
-    return [f"{name} {format_change(c.before, c.after, arrow)}" for name, c in told]
+    return [
+        f"{name} {format_change(c.before, c.after, arrow)}{'' if c.reliable else ' (unreliable)'}" for name, c in told
+    ]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -350,6 +350,7 @@ def _rotations(space: Space, parameters: Array) -> Iterator[Directions]:
                 columns.add(column, reader.weights, -parameters[reader.weights] @ turn)
             for normalized in space.normalized:
                 if not _turn_back(columns, column, normalized, turn, parameters):
+                    space.broken.append(f"the rotations of {space.layer} before a norm with a weight of zero")
                     return
     yield Directions("norm", space.layer, (), (columns.form(),))
 

@@ -80,9 +80,10 @@ class ZeroLedger:
         certified: Dimension of the span of all verified directions: a lower bound of the nullity.
         zeros: Count of the zero eigenvalues of the dense matrix in double precision, with what is certified; None above
             ``dense_below``.
-        unexplained: Zeros counted but not explained; None where they were not counted.
+        unexplained: Zeros counted but not explained; None where they were not counted, or not to a number.
         closeness: How far each hidden layer is from degenerate; the table lists what is within ``NEARLY``.
-        unknown: Parts of the architecture that are not known; their zeros are among the unexplained.
+        unknown: Parts of the architecture that are not known, and directions that were left out for being too many;
+            their zeros are among the unexplained.
         broken: Symmetries that were expected but do not hold exactly, with the relative change of the outputs.
         tolerance: Relative change of the outputs up to which a direction counted as a zero.
         samples_too_few: Whether the probe has fewer outputs than parameters, which alone makes zeros.
@@ -122,7 +123,7 @@ class ZeroLedger:
 
     @property
     def nullity(self) -> int | None:
-        """Number of zero eigenvalues, where they were counted."""
+        """Number of zero eigenvalues, where they were counted and the count is resolved."""
         return None if self.zeros is None else self.zeros.count
 
     def of_kind(self, kind: str) -> tuple[Finding, ...]:
@@ -141,8 +142,9 @@ class ZeroLedger:
         lines += [f"{f.kind:<16} {f.layer:<24} {f.dimensions:>7,}  {_listed(f.units)}" for f in self.findings]
         lines.append(f"{'certified':<41} {self.certified:>7,}  of {self.num_parameters:,} parameters")
         if self.zeros is not None:
-            lines.append(f"{'unexplained':<41} {self.unexplained:>7,}")
-            lines.append(f"{'nullity':<41} {self.zeros.count:>7,}  {self.zeros!r}")
+            state = "  of what is not known, perhaps" if self.unexplained and self.unknown else ""
+            lines.append(f"{'unexplained':<41} {_number(self.unexplained):>7}{state}")
+            lines.append(f"{'nullity':<41} {_number(self.zeros.count):>7}  {self.zeros!r}")
         for layer in self.closeness:
             for kind, (distance, units) in layer.nearly().items():
                 lines.append(f"{'nearly ' + kind:<21} {layer.layer:<19} {distance:>7.1e}  {_listed((units,))}")
@@ -157,7 +159,10 @@ class ZeroLedger:
         parts = [f"generic {self.generic}", *(f"{kind} {count}" for kind, count in self.non_generic.items() if count)]
         if self.zeros is None:
             return f"ZeroLedger({' + '.join(parts)} = {self.certified} certified, nullity not counted)"
-        state = "" if self.zeros.resolved else " (unresolved)"
+        if self.nullity is None:
+            bracket = f"[{self.zeros.lower}, {self.zeros.upper}]"
+            return f"ZeroLedger({' + '.join(parts)} = {self.certified} certified, nullity unresolved in {bracket})"
+        state = f"; not known: {', '.join(self.unknown)}" if self.unexplained and self.unknown else ""
         return f"ZeroLedger({' + '.join(parts)} + unexplained {self.unexplained} = nullity {self.nullity}{state})"
 
 
@@ -236,7 +241,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     if not large:
         counted = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
         zeros = counted.certified_by(certified)
-    unknown = list(architecture.unknown)
+    unknown = architecture.unknown
     if untested:
         unknown.append(f"whether {sum(d.count for d in untested):,} further directions are zeros")
     if left_out:
@@ -250,7 +255,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         non_generic=non_generic,
         certified=certified,
         zeros=zeros,
-        unexplained=None if zeros is None else zeros.count - certified,
+        unexplained=None if zeros is None or zeros.count is None else zeros.count - certified,
         closeness=tuple(layer.closeness(parameters) for layer in layers),
         unknown=tuple(unknown),
         broken=_broken(failed),
@@ -303,6 +308,10 @@ def _broken(failed: list[tuple[Directions, float]]) -> tuple[str, ...]:
             key = (directions.kind, directions.layer)
             worst[key] = max(size, worst.get(key, 0.0))
     return tuple(f"{kind} of {layer} changes the outputs by {size:.1e}" for (kind, layer), size in worst.items())
+
+
+def _number(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
 
 
 def _listed(units: tuple[tuple[int, ...], ...]) -> str:

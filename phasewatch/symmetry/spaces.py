@@ -142,7 +142,7 @@ class Space:
         twisted: Whether it was multiplied by fixed numbers, as rotary embeddings do.
         standardized: Whether a LayerNorm wrote it, so that the units add up to zero before its affine part.
         final: Whether the loss reads it.
-        broken: What was met that is not known, in words.
+        broken: What was met that is not known, and what was left out for being too much, in words.
     """
 
     layer: str
@@ -248,7 +248,7 @@ class Architecture:
         sites: All linear layers.
         redundant: Pairs of writers that are added up.
         passages: All BatchNorms in evaluation mode.
-        unknown: What is not known, in words.
+        not_followed: What is not known of the network as a whole, in words.
     """
 
     spaces: list[Space]
@@ -256,7 +256,13 @@ class Architecture:
     sites: list[Site]
     redundant: list[Redundancy]
     passages: list[Passage]
-    unknown: list[str]
+    not_followed: list[str]
+
+    @property
+    def unknown(self) -> list[str]:
+        """What is not known by now, in words: that of the spaces grows as directions are looked for in them."""
+        reasons = [reason for space in self.spaces for reason in space.broken]
+        return list(dict.fromkeys([*self.not_followed, *reasons]))
 
 
 def find_architecture(objective: Objective, recording: Recording) -> Architecture:
@@ -291,12 +297,12 @@ class _Walk:
         spaces = [space for space in self._spaces if space.merged_into is None]
         for reader in (reader for space in spaces for reader in space.readers):
             reader.writes = None if reader.writes is None else _root(reader.writes)
-        unknown = list(dict.fromkeys([*self._unknown, *(reason for space in spaces for reason in space.broken)]))
+        not_followed = list(self._unknown)
         missing = [name for name, known in zip(self._parameters, self._known, strict=True) if not known]
         if missing:
-            unknown.append(f"what is computed with {', '.join(missing[:6])}{' and others' * (len(missing) > 6)}")
+            not_followed.append(f"what is computed with {', '.join(missing[:6])}{' and others' * (len(missing) > 6)}")
         return Architecture(
-            spaces, self._pairings, list(self._sites.values()), self._redundant, self._passages, unknown
+            spaces, self._pairings, list(self._sites.values()), self._redundant, self._passages, not_followed
         )
 
     def visit(self, call: Call) -> None:

@@ -45,7 +45,7 @@ class Closeness:
             to the largest. ``parallel``: 1 less the largest absolute cosine between two units' activations.
             ``annihilating``: length of what is left of the effects on the outputs, each taken at unit length, in the
             combination of units that cancels best. ``data rank``: the same of the features that enter the layer,
-            without units. A kind that does not apply, or whose measure is not known, is at 1.0.
+            without units. A kind that does not apply, or whose measure is not known, is left out.
     """
 
     layer: str
@@ -60,6 +60,8 @@ class Closeness:
         """Those of the distances that are within a tolerance, the exact cases not among them."""
         return {kind: found for kind, found in self.distances.items() if EXACT <= found[0] <= tolerance}
 
+
+_Nearest = tuple[float, tuple[int, ...]]
 
 _MOST_WORK = 2e10
 """Multiplications that may be spent on one layer's unseen directions."""
@@ -130,26 +132,25 @@ class Layer:
     def closeness(self, parameters: Array) -> Closeness:
         """The graded measures."""
         outgoing = np.sqrt(sum(np.square(parameters[r.weights]).sum(0) for r in self.space.readers))
-        rows = np.hstack([np.zeros((self.space.width, 1)), *self._incoming_weights(parameters)])
-        active = np.ones(self.space.width) if self.slopes is None else (np.abs(self.slopes) > 0).mean(1)
         cosines = np.abs(self.cosines)
+        distances: dict[str, _Nearest | None] = {
+            "dead": None if self.slopes is None else _least((np.abs(self.slopes) > 0).mean(1)),
+            "zero outgoing": _least(_relative(outgoing)),
+            "zero incoming": self._without_input(parameters),
+            "constant": _least(_relative(self.deviations)),
+            "parallel": _nearest(np.maximum(1 - cosines, 0.0)),
+            "annihilating": self._cancelling(),
+            "always on": self._always_on(),
+            "same pattern": self._same_pattern(),
+            "data rank": self._unseen(),
+        }
         return Closeness(
-            self.space.layer,
-            {
-                "dead": _least(active),
-                "zero outgoing": _least(_relative(outgoing)),
-                "zero incoming": _least(_relative(np.linalg.norm(rows, axis=1))),
-                "constant": _least(_relative(self.deviations)),
-                "parallel": _nearest(np.maximum(1 - cosines, 0.0)),
-                "annihilating": self._cancelling(),
-                "always on": self._always_on(),
-                "same pattern": self._same_pattern(),
-                "data rank": (self._unseen(), ()),
-            },
+            self.space.layer, {kind: nearest for kind, nearest in distances.items() if nearest is not None}
         )
 
-    def _incoming_weights(self, parameters: Array) -> list[Array]:
-        return [parameters[w.rows[:, ~w.shifts]] for w in self.space.writers if not w.diagonal]
+    def _without_input(self, parameters: Array) -> _Nearest | None:
+        incoming = [parameters[w.rows[:, ~w.shifts]] for w in self.space.writers if not (w.diagonal or w.shifts.all())]
+        return _least(_relative(np.linalg.norm(np.hstack(incoming), axis=1))) if incoming else None
 
     def _steep(self) -> NDArray[np.bool_] | None:
         """Where units are at their steeper slope; None where the activation function is not piecewise linear."""
@@ -157,14 +158,14 @@ class Layer:
             return None
         return np.asarray(self.slopes == self.slopes.max())
 
-    def _always_on(self) -> tuple[float, tuple[int, ...]]:
+    def _always_on(self) -> _Nearest | None:
         steep = self._steep()
-        return (1.0, ()) if steep is None else _least((~steep).mean(1))
+        return None if steep is None else _least((~steep).mean(1))
 
-    def _same_pattern(self) -> tuple[float, tuple[int, ...]]:
+    def _same_pattern(self) -> _Nearest | None:
         steep = self._steep()
         if steep is None:
-            return 1.0, ()
+            return None
         on = torch.from_numpy(steep.astype(np.float64))
         both = (on @ on.T).numpy() / on.shape[1]
         share = np.diag(both)
@@ -172,24 +173,24 @@ class Layer:
         apart = np.maximum(share[:, None] + share - 2 * both, 0.0)
         return _nearest(np.where(switching[:, None] & switching, apart, 1.0))
 
-    def _cancelling(self) -> tuple[float, tuple[int, ...]]:
+    def _cancelling(self) -> _Nearest | None:
         units = np.flatnonzero(self.effective())
         if self.reach is None or not len(units) or len(self.reach) < len(units):
-            return 1.0, ()
+            return None
         effects = self.reach[:, units]
         effects = effects / np.linalg.norm(effects, axis=0)
         least, mixture = least_singular(triangle(effects))
         return least, tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
-    def _unseen(self) -> float:
-        if self.inputs is None or len(self.inputs) < self.inputs.shape[1]:
-            return 0.0 if self.inputs is not None else 1.0
+    def _unseen(self) -> _Nearest | None:
+        if self.inputs is None:
+            return None
         norms = np.linalg.norm(self.inputs, axis=0)
-        if not norms.all():
-            return 0.0
+        if len(self.inputs) < self.inputs.shape[1] or not norms.all():
+            return 0.0, ()
         if self.inputs.size * self.inputs.shape[1] > _MOST_WORK_FOR_A_MEASURE:
-            return 1.0
-        return least_singular(triangle(self.inputs / norms))[0]
+            return None
+        return least_singular(triangle(self.inputs / norms))[0], ()
 
 
 def layers_of(architecture: Architecture) -> list[Layer]:
@@ -353,6 +354,7 @@ def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
             units = np.flatnonzero(group.ravel() == number)
             work += int(pattern.sum()) * features**2
             if work > _MOST_WORK:
+                site.space.broken.append(f"what single units of {site.layer} do not see, which is too much to look at")
                 break
             vectors = null_vectors(site.inputs[pattern])
             if len(vectors) > len(common):
@@ -371,6 +373,7 @@ def _jointly_unseen(site: Site) -> Iterator[Directions]:
         return
     rows, size = len(site.inputs), site.rows.size
     if rows * size**2 > _MOST_WORK or rows * size > MOST_ENTRIES:
+        site.space.broken.append(f"what units of {site.layer} together do not see, which is too much to look at")
         return
     vectors = null_vectors((site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size))
     if len(vectors):
@@ -434,14 +437,14 @@ def _slopes(activation: Activation, width: int) -> Array | None:
     return torch.cat(slopes, dim=1).double().cpu().numpy()
 
 
-def _least(values: Array) -> tuple[float, tuple[int, ...]]:
+def _least(values: Array) -> _Nearest:
     return float(values.min()), (int(values.argmin()),)
 
 
-def _nearest(distances: Array) -> tuple[float, tuple[int, ...]]:
-    """The least distance of two units, and which."""
+def _nearest(distances: Array) -> _Nearest | None:
+    """The least distance of two units, and which; None where there are no two."""
     if len(distances) < 2:
-        return 1.0, ()
+        return None
     distances = distances + np.diag(np.full(len(distances), np.inf))
     first, second = sorted(divmod(int(np.argmin(distances)), len(distances)))
     return float(distances[first, second]), (first, second)

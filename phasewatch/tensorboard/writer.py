@@ -59,9 +59,11 @@ class TensorBoardWriter:
         """Write scalars, the bands and the spectrum of one measurement."""
         self._measurements.append(measurement)
         step = measurement.step
+        incomplete = _incomplete_bands(measurement)
         if self._scalars:
             for name, estimate in measurement.estimates.items():
-                self._scalar(name, estimate.value, step)
+                if name not in incomplete:
+                    self._scalar(name, estimate.value, step)
         self._scalar("unreliable", sum(not estimate.reliable for estimate in measurement.estimates.values()), step)
         self._write_bands(measurement)
         self._write_layout(measurement)
@@ -157,6 +159,13 @@ class TensorBoardWriter:
     def _figure(self, name: str, analysis: Analysis, step: int) -> None:
         image = _rendered(run_figure(analysis))
         self._writer.add_image(f"phasewatch/{name}", image, step, dataformats="HWC")
+
+
+def _incomplete_bands(measurement: Measurement) -> set[str]:
+    """The value and the limits of bands whose value is not known: TensorBoard draws no band if their steps differ."""
+    bounded = (row for rows in groups().values() for row in rows if row.bounds is not None)
+    unknown = [row for row in bounded if not math.isfinite(measurement.value(row.name))]
+    return {tag for row in unknown for tag in (row.name, *(row.bounds or ()))}
 
 
 def spectrum_edges(positions: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:

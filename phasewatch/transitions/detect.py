@@ -177,8 +177,8 @@ def _stages(scaled: Scaled, found: Sequence[Transition]) -> list[Stage]:
             continue
         levels = {}
         for k, signal in enumerate(scaled.signals):
-            values = signal.scaled[inside][scaled.present[inside, k]]
+            values = signal.values[inside][scaled.trusted[inside, k]]
             if len(values):
-                levels[signal.name] = signal.own_units(float(np.median(values)))[0]
+                levels[signal.name] = float(np.median(values))
         stages.append(Stage(float(steps[inside[0]]), float(steps[inside[-1]]), len(inside), levels))
     return stages

@@ -17,7 +17,7 @@ class Stage:
         start: its first step.
         end: its last step.
         measurements: number of measurements in it.
-        levels: per signal its median; absent where the signal was not measured.
+        levels: per signal the median of its reliable points; absent where there are none.
     """
 
     start: float

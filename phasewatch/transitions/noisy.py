@@ -27,6 +27,8 @@ from phasewatch.transitions.wording import describe
 # is a sign of correlated noise, and the penalty is raised.
 LEAST_SPACING = 12
 CANDIDATE_RATE = 0.5
+# Measurements that stand for a stage at least, even where they lie within a wide transition.
+LEAST_BESIDE = 3
 # The widening of a change's error for having chosen boundaries, slopes and bends by the same data.
 SELECTION = 1.1
 
@@ -107,10 +109,9 @@ def _candidates(scaled: Scaled, cost: CostWeightedLine) -> list[int]:
 
 
 def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: int, p_value: float) -> Transition:
-    points = len(scaled.steps)
-    place, width = selection.boundaries[j]
+    place = selection.boundaries[j][0]
     gap = _gap(search, selection, j)
-    first, last = min(place - width / 2, gap[0]), max(place + width / 2, gap[1])
+    first, last = _extent(search, selection, j)
     places, mass, spread = search.whereabouts(selection, j)
     low, middle, high = _interval(places, mass)
     low, high = min(low, gap[0]), max(high, gap[1])
@@ -119,8 +120,7 @@ def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: i
         sides = np.array([(signal.index < place).any(), (signal.index > place).any()])
         effects.append(signal.effect(changes, j) if sides.all() else (0.0, 0.0, math.inf, 3))
     before, change, error, freedom = (np.array(column) for column in zip(*effects, strict=True))
-    neighbours = [-1.0, *(b[0] for b in selection.boundaries), float(points)]
-    index = np.arange(points)
+    error = SELECTION * np.hypot(error, spread)
     return describe(
         scaled,
         extent=(_step_at(scaled, first), _step_at(scaled, last)),
@@ -128,15 +128,42 @@ def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: i
         interval=(_step_at(scaled, low), _step_at(scaled, high)),
         before=before,
         change=change,
-        error=SELECTION * np.hypot(error, spread),
+        error=error,
+        z=np.where(np.isfinite(error), change / np.where(np.isfinite(error), error, 1.0), 0.0),
         quantile=student.ppf(0.975, freedom),
         seen=np.array([j in changes for changes in selection.changes]),
-        sides=(
-            (int(np.searchsorted(index, neighbours[j])), int(np.searchsorted(index, place))),
-            (int(np.searchsorted(index, place)), int(np.searchsorted(index, neighbours[j + 2]))),
-        ),
+        sides=_stages_beside(search, selection, j),
         p_value=p_value,
     )
+
+
+def _extent(search: BoundarySearch, selection: Selection, j: int) -> tuple[float, float]:
+    """Return where a boundary begins and ends: its width, or the gap between measurements if that is wider."""
+    place, width = selection.boundaries[j]
+    gap = _gap(search, selection, j)
+    return min(place - width / 2, gap[0]), max(place + width / 2, gap[1])
+
+
+def _stages_beside(search: BoundarySearch, selection: Selection, j: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return [first, last + 1) of the stages before and after a boundary."""
+    places = [-1.0, *(place for place, _ in selection.boundaries), float(search.points)]
+    extents = [(-1.0, 0.0), *(_extent(search, selection, i) for i in range(len(selection.boundaries)))]
+    extents.append((search.points - 1.0, float(search.points)))
+    (_, start), (first, last), (stop, _) = extents[j : j + 3]
+    return _stage((places[j], places[j + 1]), start, first), _stage((places[j + 1], places[j + 2]), last, stop)
+
+
+def _stage(half_way: tuple[float, float], start: float, end: float) -> tuple[int, int]:
+    """Return [first, last + 1) of the measurements from one place to another.
+
+    Where wide transitions leave few between them, those in the middle, no further than half-way through either.
+    """
+    first, last = math.ceil(start), math.floor(end) + 1
+    if last - first < LEAST_BESIDE:
+        first = max(math.ceil(0.5 * (start + end - LEAST_BESIDE)), math.ceil(half_way[0]))
+        last = min(first + LEAST_BESIDE, math.ceil(half_way[1]))
+        first = max(min(first, last - LEAST_BESIDE), math.ceil(half_way[0]))
+    return max(first, 0), last
 
 
 def _gap(search: BoundarySearch, selection: Selection, j: int) -> tuple[float, float]:

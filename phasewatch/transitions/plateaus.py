@@ -62,6 +62,7 @@ def plateau_boundaries(scaled: Scaled) -> list[Transition]:
             before=levels,
             change=np.zeros(count),
             error=errors,
+            z=np.zeros(count),
             quantile=np.full(count, NORMAL_95),
             seen=np.zeros(count, dtype=bool),
             sides=((0, place), (place, len(scaled.steps))),

@@ -7,6 +7,7 @@ is a stretch that is faster than the stage before and the stage after.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import chi2
@@ -14,7 +15,7 @@ from scipy.stats import chi2
 from phasewatch.record.signals import NORMAL_95
 from phasewatch.record.transition import Transition
 from phasewatch.transitions.cost import CostWeightedLine
-from phasewatch.transitions.location import locate_ramp
+from phasewatch.transitions.location import Ramp, locate_ramp
 from phasewatch.transitions.regression import innovations
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import Scaled
@@ -61,13 +62,16 @@ class _Stretches:
 
     def transitions(self, goes_on: bool) -> list[Transition]:
         found: list[Transition] = []
-        for stretch in fast_stretches(
-            self.scaled.steps, self.time, self.y, self.weights, self.ends, 1.0 + FASTER, goes_on
-        ):
-            if stretch.after is None:
+        stretches = fast_stretches(self.scaled.steps, self.time, self.y, self.weights, self.ends, 1.0 + FASTER, goes_on)
+        ramps = [
+            None if s.after is None else locate_ramp(self.time, self.y, self.weights, s.before, s.after)
+            for s in stretches
+        ]
+        for stretch, ramp, neighbours in zip(stretches, ramps, _neighbours(ramps, len(self.time)), strict=True):
+            if stretch.after is None or ramp is None:
                 transition = self._describe_so_far(stretch.before)
             else:
-                transition = self._describe(stretch.before, stretch.after)
+                transition = self._describe(stretch.before, stretch.after, ramp, neighbours)
             if transition is None:
                 continue
             if found and transition.start < found[-1].end:
@@ -119,9 +123,17 @@ class _Stretches:
                 inflation[column] = max(1.0, variance * (1 + rho) / (1 - rho))
         return inflation
 
-    def _describe(self, stage: tuple[int, int], next_stage: tuple[int, int]) -> Transition | None:
-        """Locate a change between two stages and measure it; None if it is within the noise or negligible."""
-        ramp = locate_ramp(self.time, self.y, self.weights, stage, next_stage)
+    def _describe(
+        self, stage: tuple[int, int], next_stage: tuple[int, int], ramp: Ramp, neighbours: tuple[int, int]
+    ) -> Transition | None:
+        """Measure a change between two stages; None if it is within the noise or negligible.
+
+        Args:
+            stage: [first, last + 1) of the stage before.
+            next_stage: [first, last + 1) of the stage after.
+            ramp: where the change is.
+            neighbours: where the change before it ends and where the one after it starts.
+        """
         before = fit_line(*self._slice(stage[0], ramp.start + 1))
         after = fit_line(*self._slice(ramp.end, next_stage[1]))
         low, low_variance = before.at(self.time[ramp.start])
@@ -130,9 +142,8 @@ class _Stretches:
         # The drift that both stages share would have gone on without a transition.
         same_way = before.slope * after.slope > 0
         drift = np.where(same_way, np.sign(before.slope) * np.minimum(np.abs(before.slope), np.abs(after.slope)), 0.0)
-        change = high - low - drift * width
         variance = low_variance + high_variance
-        seen, p_value = self._significance(change, variance)
+        z, seen, p_value = self._significance(high - low - drift * width, variance)
         if p_value > self.alpha:
             return None
         steps = self.scaled.steps
@@ -150,12 +161,16 @@ class _Stretches:
             extent=(float(steps[ramp.start]), float(steps[ramp.end])),
             step=self._step_at(ramp.location),
             interval=(self._step_at(first), self._step_at(last)),
-            before=low + 0.5 * drift * width,
-            change=change,
+            before=low,
+            change=high - low,
             error=np.sqrt(variance),
-            quantile=np.full(len(change), NORMAL_95),
+            z=z,
+            quantile=np.full(len(z), NORMAL_95),
             seen=seen,
-            sides=((stage[0], ramp.start + 1), (ramp.end, next_stage[1])),
+            sides=(
+                (max(stage[0], min(neighbours[0], ramp.start + 1 - MIN_STAGE)), ramp.start + 1),
+                (ramp.end, min(next_stage[1], max(neighbours[1] + 1, ramp.end + MIN_STAGE))),
+            ),
             p_value=p_value,
         )
 
@@ -169,7 +184,7 @@ class _Stretches:
         low, low_variance = fit_line(*self._slice(*stage)).at(self.time[start])
         high, high_variance = fit_line(*self._slice(*newest)).at(self.time[-1])
         change, variance = high - low, low_variance + high_variance
-        seen, p_value = self._significance(change, variance)
+        z, seen, p_value = self._significance(change, variance)
         if p_value > self.alpha:
             return None
         extent = float(self.scaled.steps[start]), float(self.scaled.steps[-1])
@@ -181,6 +196,7 @@ class _Stretches:
             before=low,
             change=change,
             error=np.sqrt(variance),
+            z=z,
             quantile=np.full(len(change), NORMAL_95),
             seen=seen,
             sides=(stage, newest),
@@ -188,16 +204,23 @@ class _Stretches:
             under_way=True,
         )
 
-    def _significance(self, change: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, float]:
-        """Tell which signals see a change that is worth while, and how likely chance makes one like it."""
+    def _significance(self, change: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return changes in standard errors, whether each is worth while, and how likely chance makes one like it."""
         z = np.where(np.isfinite(variance), change / np.sqrt(np.where(np.isfinite(variance), variance, 1.0)), 0.0)
         worthwhile = (np.abs(change) >= LEAST_CHANGE) & (z != 0)
         strength = float((z[worthwhile] ** 2).sum())
         p_value = min(1.0, len(self.time) * float(chi2.sf(strength, self.y.shape[1])))
-        return worthwhile & (np.abs(z) > 3.0), p_value
+        return z, worthwhile & (np.abs(z) > 3.0), p_value
 
     def _slice(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.time[start:end], self.y[start:end], self.weights[start:end]
 
     def _step_at(self, time: float) -> float:
         return float(np.interp(time, self.time, self.scaled.steps))
+
+
+def _neighbours(ramps: Sequence[Ramp | None], points: int) -> list[tuple[int, int]]:
+    """Return, for each ramp, where the one before it ends and where the one after it starts."""
+    ends = [0, *(points if ramp is None else ramp.end for ramp in ramps)]
+    starts = [*(points if ramp is None else ramp.start for ramp in ramps), points]
+    return list(zip(ends, starts[1:], strict=False))

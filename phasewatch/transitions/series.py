@@ -38,6 +38,7 @@ class Signal:
 
     Attributes:
         name: its name.
+        values: the values in own units, shape (n,); NaN where missing.
         scaled: the values on the scale that is searched (own units or logarithmic), shape (n,); NaN where missing.
         sigma: standard deviation of each point about its stage on that scale, shape (n,); infinite where missing.
         span: spread of ``scaled`` (2.5 to 97.5 %).
@@ -45,6 +46,7 @@ class Signal:
     """
 
     name: str
+    values: np.ndarray
     scaled: np.ndarray
     sigma: np.ndarray
     span: float
@@ -56,6 +58,10 @@ class Signal:
             return scaled, 1.0
         shifted = float(np.exp(scaled))
         return shifted - self.log_offset, shifted
+
+    def searched_scale(self, value: float) -> float:
+        """Return where a value in own units lies on the scale that is searched."""
+        return value if self.log_offset is None else float(np.log(value + self.log_offset))
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ def prepare(
     sigma = np.full(len(values), np.inf)
     distrust = np.where(trusted[present], 1.0, np.sqrt(UNRELIABLE_VARIANCE))
     sigma[present] = sigma_present * np.maximum(excess, distrust)
-    return Signal(name, scaled, sigma, span, offset)
+    return Signal(name, values, scaled, sigma, span, offset)
 
 
 def _scale(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, float | None]:

@@ -10,7 +10,10 @@ from scipy.optimize import brentq
 from phasewatch.record.signals import LLC, LOSS
 from phasewatch.record.transition import Change, Transition
 from phasewatch.transitions.kinds import name_kind
+from phasewatch.transitions.levels import points_after, points_before
 from phasewatch.transitions.series import Scaled
+
+LEAST_P_VALUE = float(np.finfo(float).tiny)
 
 
 def describe(
@@ -22,6 +25,7 @@ def describe(
     before: np.ndarray,
     change: np.ndarray,
     error: np.ndarray,
+    z: np.ndarray,
     quantile: np.ndarray,
     seen: np.ndarray,
     sides: tuple[tuple[int, int], tuple[int, int]],
@@ -35,48 +39,61 @@ def describe(
         extent: first and last step.
         step: the location.
         interval: its 95 % interval.
-        before: level before, per signal, on the searched scale.
+        before: level before as fitted, per signal, on the searched scale.
         change: change of it.
         error: standard error of the change; infinite where one side was not measured.
+        z: the change in standard errors, beyond the drift that the stages share; 0 where the error is infinite.
         quantile: half of the 95 % interval in standard errors.
         seen: whether the change is beyond the noise.
-        sides: [first, last + 1) of the stages before and after, as indices of measurements.
+        sides: [first, last + 1) of the stages before and after, as indices of measurements; the levels that are told
+            lie among the points there that are nearest to the transition.
         p_value: of the transition.
         under_way: whether its end is still to come.
     """
-    z = np.where(np.isfinite(error), change / np.where(np.isfinite(error), error, 1.0), 0.0)
-    # What no reliable point on one of the sides speaks for is reported, but names no kind.
-    known = np.all([scaled.trusted[slice(*side)].any(axis=0) for side in sides], axis=0)
-    changes, changed = {}, {}
+    changes, changed, speaking = {}, {}, {}
     for k, signal in enumerate(scaled.signals):
-        if not np.isfinite(error[k]):
+        left, right = points_before(scaled, k, sides[0]), points_after(scaled, k, sides[1])
+        if not np.isfinite(error[k]) or left is None or right is None:
             continue
-        levels = scaled.middle[k] + scaled.span[k] * np.array([before[k], before[k] + change[k]])
-        low, low_slope = signal.own_units(float(levels[0]))
-        high, high_slope = signal.own_units(float(levels[1]))
-        # Both sides share the error where the scale is linear; where it is not, the larger slope is the safe one.
-        own_error = float(scaled.span[k] * error[k] * max(low_slope, high_slope))
+        span = float(scaled.span[k])
+        scaled_error, significance = span * float(error[k]), float(z[k])
+        fitted = scaled.middle[k] + span * np.array([before[k], before[k] + change[k]])
+        (low, low_slope), (high, high_slope) = (signal.own_units(float(level)) for level in fitted)
+        told_low, told_high = left.nearest(low), right.nearest(high)
+        rise = told_high - told_low
+        if rise * significance < 0:
+            # What the points do the other way is the error of what was fitted.
+            scaled_rise = signal.searched_scale(told_high) - signal.searched_scale(told_low)
+            significance = scaled_rise / (scaled_error + abs(scaled_rise - significance * scaled_error))
+        # Both sides share the error where the scale is linear; where it is not, the larger slope is the safe one. What
+        # the levels were moved by, to lie among the points, is doubtful as well.
+        own_error = scaled_error * max(low_slope, high_slope) + abs(rise - (high - low))
         reach = float(quantile[k]) * own_error
-        changes[signal.name] = Change(
-            before=low,
-            after=high,
-            change=high - low,
+        changes[signal.name] = told = Change(
+            before=told_low,
+            after=told_high,
+            change=rise,
             standard_error=own_error,
-            interval=(high - low - reach, high - low + reach),
-            z=float(z[k]),
+            interval=(rise - reach, rise + reach),
+            z=significance,
+            reliable=left.reliable and right.reliable,
         )
         changed[signal.name] = bool(seen[k])
-    sure = {s.name: changes[s.name] for k, s in enumerate(scaled.signals) if known[k] and s.name in changes}
+        # What no reliable point on one of the sides speaks for, and what does not go the way its points do, is
+        # reported, but names no kind.
+        if told.reliable and (not seen[k] or rise * (right.median - left.median) > 0):
+            speaking[signal.name] = told
     seen_by = tuple(name for name in changes if changed[name])
     return Transition(
         start=extent[0],
         end=extent[1],
         step=step,
         interval=interval,
-        kind=name_kind(sure, changed),
+        kind=name_kind(speaking, changed),
         changes=changes,
         score=float(np.sqrt((z**2).sum())),
-        p_value=p_value,
+        # Smaller chances than floating point can hold are none that is zero.
+        p_value=max(p_value, LEAST_P_VALUE),
         seen_by=seen_by,
         consensus=len(seen_by) / max(len(changes), 1),
         under_way=under_way,
@@ -84,8 +101,11 @@ def describe(
 
 
 def free_energy_change(transition: Transition, n: int | None) -> tuple[float | None, float | None]:
-    """Return the change of ``n L + llc log n`` at ``n``, and the n at which both sides would be equal."""
-    if LOSS not in transition.changes or LLC not in transition.changes:
+    """Return the change of ``n L + llc log n`` at ``n``, and the n at which both sides would be equal.
+
+    Neither is known where the change of the loss or of the llc is not, or is one of unreliable points.
+    """
+    if not all(name in transition.changes and transition.changes[name].reliable for name in (LOSS, LLC)):
         return None, None
     loss, llc = transition.changes[LOSS].change, transition.changes[LLC].change
     at_n = None if n is None or n < 2 else n * loss + llc * math.log(n)

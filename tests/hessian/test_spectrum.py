@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from curvature_cases import at_own_outputs, mlp, normal, planted, squared_error
+from curvature_cases import at_own_outputs, cross_entropy, mlp, normal, planted, squared_error
 from torch import Tensor, nn
 
 from phasewatch.hessian import Density, hessian_spectrum
@@ -105,6 +105,51 @@ def test_unconverged_search_says_so_and_gives_no_unconverged_values() -> None:
     assert not spectrum.converged
     assert np.all(spectrum.residuals <= 1e-3)
     assert 0.9 < spectrum.largest <= 1 + 1e-12
+
+
+def _searched() -> dict[str, Objective]:
+    x, y, labels = normal(70, 6), normal(70, 2, seed=1), torch.arange(70) % 4
+    return {
+        "tanh net": Objective(mlp(6, 12, 9, 2), [(x, y)], loss_fn=squared_error),
+        "ReLU net": Objective(mlp(6, 14, 9, 2, activation=nn.ReLU), [(x, y)], loss_fn=squared_error),
+        "cross entropy": Objective(mlp(6, 16, 4), [(x, labels)], loss_fn=cross_entropy),
+        "fitted": at_own_outputs(mlp(6, 12, 3), x),
+        "zeros below": planted([0.0] * 200 + list(np.linspace(0.1, 1, 100)) + [2.0, 3.0, 4.0]),
+        "crowded": planted(list(np.linspace(0, 1, 400))),
+    }
+
+
+@pytest.mark.parametrize("name", _searched())
+def test_each_end_says_for_itself_whether_it_has_converged(name: str) -> None:
+    """Against dense eigenvalues: what converged is right to the tolerance, and what is right to 1e-9 has."""
+    objective = _searched()[name]
+    dense = hessian_spectrum(objective)
+    allowed = 1e-3 * np.abs(dense.eigenvalues).max()
+    assert dense.largest_converged and dense.smallest_converged
+    said = []
+    for steps in (3, 5, 8, 16, 32, 64):
+        search = hessian_spectrum(objective, dense_below=0, num_steps=steps)
+        for error, converged in (
+            (abs(search.largest - dense.largest), search.largest_converged),
+            (abs(search.smallest - dense.smallest), search.smallest_converged),
+        ):
+            assert error <= allowed or not converged
+            assert converged or error > 1e-9 * dense.largest
+            said.append(converged)
+    assert not said[0] or not said[1]
+    assert said[-2:] == [True, True] or name == "crowded"
+
+
+def test_a_crowded_lower_end_does_not_make_the_largest_eigenvalue_doubtful() -> None:
+    """Three large eigenvalues, and a continuum down to zero whose end no two dozen products tell."""
+    spectrum = hessian_spectrum(
+        planted([*np.linspace(0, 1, 900), 30.0, 40.0, 50.0]), dense_below=0, num_steps=24, tolerance=1e-5
+    )
+    assert not spectrum.converged
+    assert spectrum.largest == pytest.approx(50.0, rel=1e-12)
+    assert spectrum.largest_converged and spectrum.largest_error < 1e-5
+    assert not spectrum.smallest_converged
+    assert f"(± {spectrum.smallest_error:.2g}) to 50," in repr(spectrum)
 
 
 @pytest.mark.parametrize("copies", [0, 3])

@@ -42,6 +42,12 @@ def test_a_change_within_its_noise_is_told_only_where_there_is_no_other() -> Non
     assert "nullity 14.0 -> 13.0" in text and "loss" not in text
 
 
+def test_a_change_between_unreliable_points_says_so() -> None:
+    doubtful = dataclasses.replace(change(12.31, 30.0, 21.0), reliable=False)
+    [row] = format_table([dataclasses.replace(TRANSITION, changes={"llc": doubtful})]).splitlines()[2:]
+    assert "llc 12.3 -> 30.0 (unreliable)" in row
+
+
 def test_a_transition_that_goes_on_says_so() -> None:
     assert "loss falls, under way" in format_table(
         [dataclasses.replace(TRANSITION, kind="loss falls", under_way=True)], True

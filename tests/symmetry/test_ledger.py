@@ -21,6 +21,7 @@ from symmetry_cases import (
 from torch import Tensor, nn
 
 import phasewatch
+from phasewatch.estimators import SymmetryLedger
 from phasewatch.objective import Objective
 from phasewatch.symmetry import NON_GENERIC_KINDS, ZeroLedger, explain_zeros
 
@@ -428,6 +429,82 @@ def test_unknown_architecture_is_said_to_be_unknown() -> None:
     assert "not known" in ledger.table()
 
 
+def test_rotations_that_are_too_many_are_named_and_not_just_unexplained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five units before an RMSNorm turn in 5 * 4 / 2 planes; the ledger that leaves them out says so."""
+    layers = [nn.Linear(6, 5), nn.RMSNorm(5, eps=0.0), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)]
+    x = normal(400, 6)
+    module = seeded(nn.Sequential(*layers), 4)
+    whole = account(module, x, 1 + 10 + 5, generic=16)
+    assert whole.unknown == ()
+    monkeypatch.setattr("phasewatch.symmetry.generic.MOST_ENTRIES", 100)
+    ledger = explain_zeros(module, at_own_outputs(module, x))
+    assert (ledger.certified, ledger.unexplained, ledger.nullity) == (6, 10, 16)
+    assert ledger.unknown == ("the rotations of 0, which are too many",)
+    assert "the rotations of 0" in repr(ledger) and "the rotations of 0" in ledger.table()
+    reading = SymmetryLedger().read(at_own_outputs(module, x), 400, 0)
+    assert reading.values["zeros_unexplained"] == 10
+    assert reading.unreliable["zeros_unexplained"] == ["not known: the rotations of 0, which are too many"]
+
+
+def test_rotations_that_a_weight_of_zero_does_not_let_through_are_named() -> None:
+    layers = [nn.Linear(6, 5), nn.RMSNorm(5, eps=0.0), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)]
+    module, x = seeded(nn.Sequential(*layers), 4), normal(400, 6)
+    with torch.no_grad():
+        module[1].weight[2] = 0.0
+    ledger = explain_zeros(module, at_own_outputs(module, x))
+    assert ledger.nullity == dense_nullity(module, x)
+    assert ledger.unexplained == ledger.nullity - ledger.certified > 0
+    assert "the rotations of 0" in repr(ledger)
+
+
+def test_what_is_too_much_to_look_at_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No work may be spent on what the units of a layer do not see: that is said of each of its two layers."""
+    monkeypatch.setattr("phasewatch.symmetry.units._MOST_WORK", 0)
+    x = normal(400, 4)
+    module = switching(x, 4, 6, 3)
+    ledger = explain_zeros(module, at_own_outputs(module, x))
+    for layer in ("0", "2"):
+        assert any(f"what units of {layer} together do not see" in what for what in ledger.unknown)
+
+
+def outputs_of_zero(case: str) -> nn.Module:
+    """A network whose outputs are zero on the probe, whatever its weights: all of its parameters are zeros."""
+    widths = {"one layer": (4, 5, 2), "one unit": (4, 1, 2), "two layers": (4, 5, 6, 2)}[case]
+    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:-1], strict=False)]
+    layers = [module for layer in layers for module in (layer, nn.ReLU())]
+    module = seeded(nn.Sequential(*layers, nn.Linear(*widths[-2:], bias=False)))
+    with torch.no_grad():
+        for layer in module[:-1:2]:
+            layer.bias.fill_(-100.0)
+    return module
+
+
+@pytest.mark.parametrize("dense_below", [0, 1500])
+@pytest.mark.parametrize(("case", "parameters"), [("one layer", 35), ("one unit", 7), ("two layers", 73)])
+def test_with_all_units_dead_all_is_zero(case: str, parameters: int, dense_below: int) -> None:
+    """(4 + 1) 5 + 5 * 2, (4 + 1) + 2 and (4 + 1) 5 + (5 + 1) 6 + 6 * 2, counted and bracketed."""
+    module = outputs_of_zero(case)
+    x = normal(60, 4)
+    for objective in (
+        Objective(module, [(x, normal(60, 2, seed=1))], loss_fn=squared_error),
+        Objective(module, [(x, torch.arange(60) % 2)], loss_fn=cross_entropy),
+    ):
+        reading = SymmetryLedger(dense_below=dense_below).read(objective, 60, 0)
+        for name in ("nullity_ggn", "nullity_ggn_lower", "nullity_ggn_upper", "zeros_certified"):
+            assert reading.values[name] == parameters
+        assert reading.unreliable == {}
+
+
+def test_all_zeros_known_beforehand_leave_nothing_to_search() -> None:
+    module = outputs_of_zero("one layer")
+    x = normal(60, 4)
+    objective = Objective(module, [(x, normal(60, 2, seed=1))], loss_fn=squared_error)
+    known = explain_zeros(module, objective).zero_space()
+    spectrum = phasewatch.hessian_spectrum(objective, "gauss-newton", dense_below=0, known_zeros=known)
+    assert (spectrum.nullity, spectrum.largest, spectrum.smallest, spectrum.trace) == (35, 0.0, 0.0, 0.0)
+    assert spectrum.converged and spectrum.largest_converged and spectrum.smallest_converged
+
+
 def test_away_from_a_critical_point_the_hessian_has_less() -> None:
     """The certified directions are zeros of the Gauss-Newton matrix, whatever the gradient."""
     x = normal(400, 4)
@@ -455,6 +532,19 @@ def test_closeness_sees_degeneracy_coming() -> None:
     assert closeness.distances["parallel"][1] == (1, 3)
     assert closeness.distances["zero outgoing"][1] == (0,)
     assert closeness.exact
+
+
+def test_a_distance_that_is_not_known_is_left_out() -> None:
+    """Of one unit there are no two; tanh has no steepest slope; a norm's own weights are no incoming ones."""
+    x = normal(300, 5)
+    lone = seeded(mlp(5, 1, 3, activation=nn.Tanh))
+    [closeness] = explain_zeros(lone, at_own_outputs(lone, x)).closeness
+    assert not {"parallel", "same pattern", "always on"} & set(closeness.distances)
+    assert {"zero outgoing", "zero incoming", "constant", "annihilating", "data rank"} <= set(closeness.distances)
+    normed = seeded(nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2)))
+    closeness = {c.layer: c for c in explain_zeros(normed, at_own_outputs(normed, x)).closeness}["1"]
+    assert "zero incoming" not in closeness.distances and "zero outgoing" in closeness.distances
+    assert not closeness.exact
 
 
 def test_every_kind_has_a_measure_that_names_the_units() -> None:
