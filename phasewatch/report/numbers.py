@@ -31,8 +31,8 @@ def format_value(value: float, digits: int = 3) -> str:
 
 def format_change(before: float, after: float, arrow: str) -> str:
     """Two values with as many digits as it takes to tell them apart: ``13.1 -> 13.4``."""
-    texts: tuple[str, str] = ("", "")
-    for digits in (3, 4, 5, 6):
+    texts = format_value(before), format_value(after)
+    for digits in () if before == after else (3, 4, 5, 6):
         texts = format_value(before, digits), format_value(after, digits)
         if texts[0] != texts[1]:
             break

@@ -102,4 +102,5 @@ def test_values_have_three_significant_digits(value: float, text: str) -> None:
 
 def test_a_small_change_is_written_with_the_digits_it_takes() -> None:
     assert format_change(13.112, 13.134, "->") == "13.11 -> 13.13"
-    assert format_change(1.0, 1.0, "->").split(" -> ") == ["1.00000", "1.00000"]
+    assert format_change(1.0, 1.0 + 1e-9, "->") == "1.00000 -> 1.00000"
+    assert format_change(1.0, 1.0, "->") == "1.00 -> 1.00"
