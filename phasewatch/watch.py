@@ -505,7 +505,8 @@ class Watch:
             )
             for failure in failures:
                 self._note(failure, step)
-            estimates.update(found.estimates)
+            for name, estimate in found.estimates.items():
+                estimates[name] = _agreed(estimates.get(name, estimate), estimate)
             histograms.update(found.histograms)
         seconds = time.perf_counter() - began
         measurement = self._conclude(step, estimates, histograms, seconds) if estimates else None
@@ -622,6 +623,14 @@ def _told_loss(position: Position, history: History) -> list[str]:
             "the time of the checkpoint: this run goes on with what is left, and so does the detector."
         )
     return [f"{what} To mend it, put the whole record back and resume from the checkpoint once more."]
+
+
+def _agreed(first: Estimate, other: Estimate) -> Estimate:
+    """What two monitors say of one signal: the first, in doubt where the other says something else."""
+    if first == other:
+        return first
+    doubt = f"two monitors measure this, and the other says {other.value:.6g}: their probes or settings differ"
+    return replace(first, doubts=(*first.doubts, doubt))
 
 
 def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool]]:

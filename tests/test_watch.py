@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Reading
+from phasewatch.measure import Probe
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Flag, Measurement, RecordError, Run, Transition, load_run
-from phasewatch.watch import Watch
+from phasewatch.schedule import as_schedule
+from phasewatch.watch import Monitor, Watch
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(64, 3, generator=GENERATOR)
@@ -473,3 +475,19 @@ def test_the_end_of_the_block_is_measured_unless_it_ends_in_an_error() -> None:
         series = watch.run.series("weight")
         assert series.values.tolist() == series.steps.tolist()
         assert (series.steps[-1] == 7) is not fails
+
+
+def test_a_signal_of_two_monitors_that_differ_is_in_doubt() -> None:
+    """Two callbacks in one trainer, each with a probe of its own: neither replaces the other in silence."""
+    module, batches = nn.Linear(2, 1), [torch.randn(8, 2, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
+
+    def loss_fn(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return module(batch).square().mean()
+
+    for second, reliable in ((0, True), (1, False)):
+        monitors = [Monitor((), Probe([batches[k]], loss_fn), as_schedule(1)) for k in (0, second)]
+        watch = Watch.from_monitors(module, monitors)
+        found = watch.at(0)
+        assert found is not None
+        assert found.value("loss") == pytest.approx(float(loss_fn(module, batches[0])), rel=1e-6)
+        assert found.estimates["loss"].reliable is reliable
