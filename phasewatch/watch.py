@@ -36,6 +36,7 @@ from phasewatch.record import (
 from phasewatch.record.lines import Kind
 from phasewatch.record.position import History, Position, find_history
 from phasewatch.record.reading import assemble, standing_lines
+from phasewatch.record.signals import described as signals_described
 from phasewatch.record.signals import detected, is_described
 from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
 from phasewatch.transitions import LiveDetector
@@ -313,6 +314,7 @@ class Watch:
             "total_steps": self.clock.total_steps,
             "alpha": self.detector.alpha if self.detector else None,
             "monitors": described,
+            "signals": signals_described(),
         }
 
     @property

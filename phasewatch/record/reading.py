@@ -12,6 +12,7 @@ from typing import Any
 from phasewatch.record.lines import FILE_NAME, SCHEMA_VERSION, DamagedLine, Line, RecordError, gaps, read_lines
 from phasewatch.record.measurement import Measurement
 from phasewatch.record.run import Run
+from phasewatch.record.signals import take_up
 from phasewatch.record.transition import Flag, standing_transitions
 
 # So many runs are told of where one was asked for; telling what each holds means reading it.
@@ -129,6 +130,7 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
         if line.kind == "header":
             header |= line.body
             _check_version(header, path)
+            take_up(header.get("signals", ()))
         elif line.kind == "measurement":
             measurement = Measurement.from_dict(line.body)
             measurements[measurement.step] = measurement

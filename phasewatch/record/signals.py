@@ -1,13 +1,15 @@
 """The catalogue of signals: what each is called, and how it is shown and searched.
 
 A new signal is one row here (from outside: :func:`describe`) and one estimator that emits it under the row's name
-(:class:`phasewatch.estimators.Estimator`). Record, detector, TensorBoard, figure and page take all else from the row.
+(:class:`phasewatch.estimators.Estimator`). Record, detector, TensorBoard, figure and page take all else from the row;
+rows from outside are kept in the record, for the process that reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 LOSS, LLC, NULLITY, NULLITY_GGN = "loss", "llc", "nullity", "nullity_ggn"
 SPECTRUM = "hessian_eigenvalues"
@@ -145,6 +147,18 @@ def describe(signal: Signal) -> None:
             f"the signal {signal.name!r} is described already ({known.title!r}); give the one of your estimator "
             "another name"
         )
+
+
+def described() -> list[dict[str, Any]]:
+    """The rows that were added to the catalogue, as plain Python: the header of a record keeps them."""
+    return [asdict(row) for row in CATALOGUE.values() if row not in _ROWS]
+
+
+def take_up(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Describe signals as a record has them; where there is a row of that name already, it stays."""
+    for row in rows:
+        bounds = None if row["bounds"] is None else tuple(row["bounds"])
+        CATALOGUE.setdefault(row["name"], Signal(**{**row, "bounds": bounds}))
 
 
 def look_up(name: str) -> Signal:
