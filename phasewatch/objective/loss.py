@@ -39,8 +39,8 @@ class OutputsAndSlopes:
 class Objective(PureLoss):
     r"""The mean loss :math:`L(w)` over a fixed set of batches, as a pure function of a flat vector :math:`w`.
 
-    The module given is never touched: its structure is copied, and every evaluation runs on clones of its
-    parameters, buffers and batches (:func:`torch.func.functional_call`). Dropout and BatchNorm behave as in
+    The module given is never touched: its structure is copied, and every evaluation puts clones of its parameters,
+    buffers and batches in their places, where they stay until the backward pass is over. Dropout and BatchNorm behave as in
     evaluation unless ``mode="train"``. A loss that draws random numbers sees the same ones at each evaluation,
     and the global random streams are left as they were. What a module keeps from call to call (hidden states, caches)
     is put back to what it was before each evaluation.
