@@ -470,10 +470,12 @@ class Objective:
             of samples.
         """
         means: list[Tensor] = []
+        calls: list[int] = []
         tried: list[tuple[float, float]] = []  # loss, norm of the slope
         with isolated(), torch.enable_grad(), suppress(NoOutputsError, RuntimeError, ValueError):
             for batch, size in enumerate(self.batch_sizes):
                 outputs, _, call = self.outputs_and_slopes(batch)
+                calls.append(call)
                 axes = [output.shape.index(size) if size in output.shape else 0 for output in outputs]
                 own = [o.mean(axis, keepdim=True) if o.dim() else o for o, axis in zip(outputs, axes, strict=True)]
                 if means and [mean.shape for mean in own] != [mean.shape for mean in means]:
@@ -486,7 +488,7 @@ class Objective:
                 for constant in constants:
                     constant.grad = torch.zeros_like(constant)
                 for batch, weight in enumerate(self.batch_weights):
-                    with _ConstantOutputs(self._module, call, constants):
+                    with _ConstantOutputs(self._module, calls[batch], constants):
                         loss = weight * self._evaluate(self.parameters, batch)
                     loss.backward(inputs=[constant for constant in constants if _depends_on(loss, constant)])
                     total += float(loss.detach())
