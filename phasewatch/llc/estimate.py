@@ -51,8 +51,8 @@ class Thresholds:
         descent: Largest ``descent`` as a share of the estimate.
         kept: Smallest share of ways kept.
         warming: Largest ``warming`` as a share of the estimate.
-        lost: Largest ``lost``. At minima of known lambda it is below .05; chains that have left reach 1, the plateau
-            where the network does nothing.
+        lost: Largest ``lost``. At minima of known lambda it is below .05, on weak signals .4; chains that have left
+            reach 1, the plateau where the network does nothing, and more by the lambda of that.
         heat_capacity: Least and largest heat capacity as a share of the estimate. At minima of known lambda it is .7
             to 1.25; on a plateau that the chains have reached from w* it is .1, where their energies have two modes 4
             and more, and a lambda that lacks what w* lies above the minimum falls below it by as much.
@@ -65,7 +65,7 @@ class Thresholds:
     descent: float = 0.25
     kept: float = 0.3
     warming: float = 0.3
-    lost: float = 0.5
+    lost: float = 0.8
     heat_capacity: tuple[float, float] = (0.33, 1.5)
 
 
@@ -299,12 +299,18 @@ def estimate_llc(
         draws=sample.energies.shape[1],
         gradients=round(posterior.gradients),
     )
-    reasons = _reasons(estimate, values, objective, posterior.full_gradient, thresholds or Thresholds())
+    noise = float(sample.batch_variance[kept].mean()) if kept.any() else math.nan
+    reasons = _reasons(estimate, values, noise, objective, posterior.full_gradient, thresholds or Thresholds())
     return replace(estimate, reliable=not reasons, reasons=reasons)
 
 
 def _reasons(
-    estimate: LLCEstimate, values: FloatArray, objective: Objective, gradient: Tensor, limits: Thresholds
+    estimate: LLCEstimate,
+    values: FloatArray,
+    noise: float,
+    objective: Objective,
+    gradient: Tensor,
+    limits: Thresholds,
 ) -> tuple[str, ...]:
     reasons = []
     if estimate.diverged_chains:
@@ -336,7 +342,10 @@ def _reasons(
         reasons.append(f"w* is not near a minimum (nbeta L falls by {descent:.3g} nearby)")
     if warming > limits.warming * max(abs(mean), 1.0):
         reasons.append(f"the change of batches added {warming:.3g}: larger batches are needed")
-    reasons += [*_constant_reasons(estimate, objective, gradient, limits), *_heat_reasons(estimate, values, limits)]
+    reasons += [
+        *_constant_reasons(estimate, objective, gradient, limits),
+        *_heat_reasons(estimate, values, noise, limits),
+    ]
     return tuple(reasons)
 
 
@@ -359,14 +368,14 @@ def _constant_reasons(
         )
 
 
-def _heat_reasons(estimate: LLCEstimate, values: FloatArray, limits: Thresholds) -> Iterator[str]:
-    """What the spread of the energies speaks against."""
+def _heat_reasons(estimate: LLCEstimate, values: FloatArray, noise: float, limits: Thresholds) -> Iterator[str]:
+    """What the spread of the energies speaks against, to which the change of batches adds ``noise``."""
     mean, heat_capacity = estimate.learning_coefficient, estimate.heat_capacity
     least, largest = (limit * mean for limit in limits.heat_capacity)
     margin = SIGNIFICANCE * diagnostics.standard_error(np.square(values - values.mean(axis=1, keepdims=True)))
     if mean > 0 and heat_capacity < least - margin:
         yield f"the loss hardly varies for its level (heat capacity {heat_capacity:.3g}): the chains are on a plateau"
-    if mean > 0 and heat_capacity > largest + margin:
+    if mean > 0 and heat_capacity > largest + margin + noise:
         yield (
             f"the loss varies much for its level (heat capacity {heat_capacity:.3g}): its energies have two modes, or "
             "w* lies above the minimum"

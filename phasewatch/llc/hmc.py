@@ -79,6 +79,8 @@ class Sample:
             need to look, NaN where there was need and no occasion.
         warming: What the change of batches adds to nbeta L, shape ``(chains,)``.
         warming_error: Its standard error, same shape.
+        batch_variance: Variance of nbeta L at one position over the batches, shape ``(chains,)``; rather too large, as
+            the chains settle on each.
         step_size: The frozen step, in units of the preconditioner, mean over the chains.
         sample_losses: Losses of single samples at every 16th draw.
     """
@@ -92,6 +94,7 @@ class Sample:
     kept: NDArray[np.float64]
     warming: NDArray[np.float64]
     warming_error: NDArray[np.float64]
+    batch_variance: NDArray[np.float64]
     step_size: float
     sample_losses: SampleLosses
 
@@ -123,6 +126,7 @@ def sample_hmc(posterior: LocalizedPosterior, *, chains: int, draws: int, burn_i
         kept=np.concatenate([s.kept for s in samples]),
         warming=np.concatenate([s.warming for s in samples]),
         warming_error=np.concatenate([s.warming_error for s in samples]),
+        batch_variance=np.concatenate([s.batch_variance for s in samples]),
         step_size=float(np.mean([s.step_size for s in samples])),
         sample_losses=sample_losses,
     )
@@ -204,6 +208,7 @@ class _Block:
             kept=self._kept_shares(),
             warming=warming,
             warming_error=warming_error,
+            batch_variance=self._batch_variance(jumps),
             step_size=float(self.log_step.exp()),
             sample_losses=self.sample_losses,
         )
@@ -354,6 +359,15 @@ class _Block:
             means = np.nan_to_num(np.nanmean(values, axis=0))
             spread = np.nan_to_num(np.nanstd(values, axis=0)) if len(values) > 1 else np.abs(means)
         return means, spread / np.sqrt(count)
+
+    def _batch_variance(self, jumps: list[Tensor]) -> NDArray[np.float64]:
+        """Half the variance of the jumps of the potential, each the difference of two batches."""
+        if not jumps:
+            return np.zeros(len(self.positions))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a chain that kept no way at all
+            variance: NDArray[np.float64] = np.nan_to_num(np.nanvar(torch.stack(jumps).cpu().numpy(), axis=0)) / 2
+        return variance
 
     def _batch_is_used_up(self) -> bool:
         return self.moves_per_batch is not None and self._moves >= self.moves_per_batch
