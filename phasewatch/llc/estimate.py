@@ -51,10 +51,10 @@ class Thresholds:
         descent: Largest ``descent`` as a share of the estimate.
         kept: Smallest share of ways kept.
         warming: Largest ``warming`` as a share of the estimate.
-        lost: Largest ``lost``. At minima of known lambda it is below .05, on weak signals .4; chains that have left
-            reach 1, the plateau where the network does nothing, and more by the lambda of that.
-        heat_capacity: Least and largest heat capacity as a share of the estimate. At minima of known lambda it is .7
-            to 1.25; on a plateau that the chains have reached from w* it is .1, where their energies have two modes 4
+        lost: Largest ``lost``. On the cases of ``benchmarks/llc.py`` it is below .05, on a weak signal .4; chains that
+            have left reach 1, the plateau where the network does nothing, and more by the lambda of that.
+        heat_capacity: Least and largest heat capacity as a share of the estimate. On the cases of ``benchmarks/llc.py``
+            it is .5 to 1.1; on a plateau that the chains have reached from w* it is .1, while they are on their way 4
             and more, and a lambda that lacks what w* lies above the minimum falls below it by as much.
     """
 

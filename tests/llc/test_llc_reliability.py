@@ -199,3 +199,5 @@ def test_minima_of_known_lambda_are_not_flagged() -> None:
             )
             for phrase in ("have left", "one output", "for its level"):
                 assert not says(estimate, phrase), estimate
+            assert not estimate.lost > 0.1
+            assert 0.5 < estimate.heat_capacity / estimate.learning_coefficient < 1.4
