@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
 from phasewatch.llc.diagnostics import FloatArray
 from phasewatch.llc.fluctuations import Fluctuations
-from phasewatch.llc.hmc import Sample, sample_hmc
+from phasewatch.llc.hmc import LEAST_DRAWS, sample_hmc
 from phasewatch.llc.posterior import LocalizedPosterior
 from phasewatch.objective import Objective
+from phasewatch.objective.constant import loss_of_constant_prediction
 
 WARMING_ERROR = 0.1
 """Relative error of the correction for the change of batches; part of the standard error."""
@@ -28,8 +30,14 @@ FALLEN = 1e9
 CHAINS, MOST_CHAINS, CHAINS_TIMES_PARAMETERS = 8, 128, 256
 """Chains by default: more than 8 where parameters are so few that they cost little. A small lambda needs them: a loss
 that is most often near its floor and now and then far above has a relative variance of 1 / lambda."""
-DRIFT_SIGNIFICANCE = 3.0
-"""A drift counts only where it is this many standard errors from none."""
+SIGNIFICANCE = 3.0
+"""A drift, or a heat capacity far from lambda, counts only where it is this many standard errors from none."""
+WORSE_BY_CHANCE = 4.5
+"""Nats over all samples of the probe by which w* may be worse than a constant prediction: where what it has learnt is
+noise it is better by m on average, with a standard deviation of sqrt(2 m), and 3 sqrt(2 m) - m is 4.5 at most."""
+BETTER_BY_CHANCE = 3.0
+"""So many times as much as w* gains by fitting noise, and 1, must it gain on a constant prediction to have anything
+to lose: above m + 3 sqrt(2 m)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,11 @@ class Thresholds:
         descent: Largest ``descent`` as a share of the estimate.
         kept: Smallest share of ways kept.
         warming: Largest ``warming`` as a share of the estimate.
+        lost: Largest ``lost``. On the cases of ``benchmarks/llc.py`` it is below .05, on a weak signal .4; chains that
+            have left reach 1, the plateau where the network does nothing, and more by the lambda of that.
+        heat_capacity: Least and largest heat capacity as a share of the estimate. On the cases of ``benchmarks/llc.py``
+            it is .5 to 1.1; on a plateau that the chains have reached from w* it is .1, while they are on their way 4
+            and more, and a lambda that lacks what w* lies above the minimum falls below it by as much.
     """
 
     rhat: float = 1.1
@@ -53,6 +66,8 @@ class Thresholds:
     descent: float = 0.25
     kept: float = 0.3
     warming: float = 0.3
+    lost: float = 0.8
+    heat_capacity: tuple[float, float] = (0.33, 1.5)
 
 
 @dataclass(frozen=True)
@@ -83,12 +98,23 @@ class LLCEstimate:
         fluctuations: How the losses of single samples vary over the draws; their ``functional_variance``, and with
             it ``singular_fluctuation`` and ``waic``, are NaN where the loss is not a mean over samples.
         heat_capacity: Variance of nbeta L over the draws of a chain, (nbeta)^2 Var L; near lambda where the
-            posterior has its asymptotic form.
+            posterior has its asymptotic form, since lambda changes by lambda less it per unit of log nbeta.
+        constant_loss: The loss of the best constant prediction
+            (:func:`phasewatch.objective.constant.loss_of_constant_prediction`).
+        mean_output_loss: The loss where the network says for every sample what it says on average at w*; higher than
+            at w*, unless w* is not near a minimum. NaN, like ``constant_loss``, where the outputs cannot be seen.
+        virial: E[(w - w*) . grad U] / d over the d parameters, U being nbeta L and the localization; 1 at equilibrium.
+            Less by the share of the directions over which the chains have not yet spread. Deep linear networks with
+            as little as .4 have the right lambda, as flat directions add no loss: it is no part of ``reliable``.
+        virial_error: Its standard error; NaN where there are too few draws.
         distance: Root mean square distance of the draws from w*.
+        displacements: Name of each parameter tensor to the same for it alone, in units of its norm at w*; infinite
+            where that is 0. Where directions are flat, tensors go far beyond their own size with the right lambda.
         chains: Number of chains run.
         diverged_chains: Number of chains that could not stay where the loss is finite and near L(w*); left out.
         draws: Draws a chain.
-        gradients: Minibatch gradients spent, everything included.
+        gradients: Minibatch gradients spent, everything included but the two constant predictions, which take the
+            time of some 10 on all batches for all chains together.
     """
 
     learning_coefficient: float
@@ -109,7 +135,12 @@ class LLCEstimate:
     kept: float
     fluctuations: Fluctuations
     heat_capacity: float
+    constant_loss: float
+    mean_output_loss: float
+    virial: float
+    virial_error: float
     distance: float
+    displacements: Mapping[str, float]
     chains: int
     diverged_chains: int
     draws: int
@@ -119,6 +150,15 @@ class LLCEstimate:
     def free_energy(self) -> float:
         """Local free energy n L(w*) + lambda log n; at nbeta = n / log n that is WBIC (Watanabe 2013, eq. 14)."""
         return self.n * self.loss + self.learning_coefficient * math.log(self.n)
+
+    @property
+    def lost(self) -> float:
+        """Share of what w* gains on the best constant prediction that the draws have lost, on average.
+
+        NaN where it gains nothing, or where the outputs cannot be seen.
+        """
+        gained = self.nbeta * (self.constant_loss - self.loss)
+        return self.learning_coefficient / gained if gained > 0 else math.nan
 
     @property
     def singular_fluctuation(self) -> float:
@@ -207,6 +247,8 @@ def estimate_llc(
     kept = (sample.acceptance > STUCK) & (np.abs(sample.energies) < FALLEN).all(axis=1)
     values = sample.energies[kept] - sample.warming[kept].mean() if kept.any() else sample.energies[kept]
     mean = error = rhat = ess = descent = heat_capacity = distance = warming = half_width = math.nan
+    virial = virial_error = math.nan
+    displacements = dict.fromkeys(objective.parameter_shapes, math.nan)
     if kept.any():
         warming = float(sample.warming[kept].mean())
         warming_error = float(np.sqrt(np.square(sample.warming_error[kept]).sum()) / kept.sum())
@@ -222,13 +264,19 @@ def estimate_llc(
         heat_capacity = float(values.var(axis=1, ddof=1).mean())
         descent = float(-sample.slopes[kept].mean() / 2)
         distance = float(np.sqrt(sample.squared_distances[kept].mean()))
-    reasons = _reasons(sample, kept, values, mean, warming, rhat, ess, descent, thresholds or Thresholds())
-    return LLCEstimate(
+        virials = sample.virials[kept] / objective.num_parameters
+        virial = float(virials.mean())
+        virial_error = diagnostics.standard_error(virials) if virials.shape[1] >= LEAST_DRAWS else math.nan
+        moved = np.sqrt(sample.squared_distances_by_tensor[kept].mean(axis=(0, 1)))
+        sizes = [float(tensor.norm()) for tensor in objective.unflatten(objective.parameters).values()]
+        shares = [far / size if size else math.inf for far, size in zip(moved.tolist(), sizes, strict=True)]
+        displacements = dict(zip(objective.parameter_shapes, shares, strict=True))
+    estimate = LLCEstimate(
         learning_coefficient=mean,
         standard_error=error,
         interval=(mean - half_width, mean + half_width + TAKEN_OFF * abs(mean)),
-        reliable=not reasons,
-        reasons=reasons,
+        reliable=False,
+        reasons=(),
         rhat=rhat,
         ess=ess,
         acceptance=float(sample.acceptance[kept].mean()) if kept.any() else 0.0,
@@ -242,49 +290,53 @@ def estimate_llc(
         kept=float(sample.kept[kept].mean()) if kept.any() else 0.0,
         fluctuations=sample.sample_losses.result(n),
         heat_capacity=heat_capacity,
+        constant_loss=loss_of_constant_prediction(objective),
+        mean_output_loss=loss_of_constant_prediction(objective, fitted=False),
+        virial=virial,
+        virial_error=virial_error,
         distance=distance,
+        displacements=displacements,
         chains=chains,
         diverged_chains=int((~kept).sum()),
         draws=sample.energies.shape[1],
         gradients=round(posterior.gradients),
     )
+    noise = float(sample.batch_variance[kept].mean()) if kept.any() else math.nan
+    reasons = _reasons(estimate, values, noise, objective, posterior.full_gradient, thresholds or Thresholds())
+    return replace(estimate, reliable=not reasons, reasons=reasons)
 
 
 def _reasons(
-    sample: Sample,
-    kept: NDArray[np.bool_],
+    estimate: LLCEstimate,
     values: FloatArray,
-    mean: float,
-    warming: float,
-    rhat: float,
-    ess: float,
-    descent: float,
+    noise: float,
+    objective: Objective,
+    gradient: Tensor,
     limits: Thresholds,
 ) -> tuple[str, ...]:
-    chains = len(kept)
     reasons = []
-    if diverged := chains - len(values):
-        reasons.append(f"{diverged} of {chains} chains diverged")
-    if diverged == chains:
+    if estimate.diverged_chains:
+        reasons.append(f"{estimate.diverged_chains} of {estimate.chains} chains diverged")
+    if estimate.diverged_chains == estimate.chains:
         return tuple(reasons)
-    if math.isnan(rhat):
+    if math.isnan(estimate.rhat):
         reasons.append("the draws do not vary")
-    if rhat > limits.rhat:
-        reasons.append(f"the chains disagree (R-hat {rhat:.2f})")
-    if ess < limits.ess:
-        reasons.append(f"too few independent draws ({ess:.0f})")
-    if (acceptance := float(sample.acceptance[kept].mean())) < limits.acceptance:
-        reasons.append(f"the chains often stick (acceptance {acceptance:.2f})")
-    share = float(sample.kept[kept].mean())
-    if math.isnan(share):
+    if estimate.rhat > limits.rhat:
+        reasons.append(f"the chains disagree (R-hat {estimate.rhat:.2f})")
+    if estimate.ess < limits.ess:
+        reasons.append(f"too few independent draws ({estimate.ess:.0f})")
+    if estimate.acceptance < limits.acceptance:
+        reasons.append(f"the chains often stick (acceptance {estimate.acceptance:.2f})")
+    if math.isnan(estimate.kept):
         reasons.append("what minibatches miss was never looked at: more draws or fewer batches are needed")
-    elif share < limits.kept:
-        reasons.append(f"minibatches miss much of the loss (kept {share:.2f} of the ways): larger ones are needed")
+    elif estimate.kept < limits.kept:
+        reasons.append(f"minibatches miss much of the loss (kept {estimate.kept:.2f} of the ways): larger ones needed")
+    mean, descent, warming = estimate.learning_coefficient, estimate.descent, estimate.warming
     half = values.shape[1] // 2
     drift = float(values[:, half:].mean() - values[:, :half].mean())
     # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
     drift_error = 2 * diagnostics.standard_error(values)
-    if abs(drift) > max(limits.drift * abs(mean), DRIFT_SIGNIFICANCE * drift_error):
+    if abs(drift) > max(limits.drift * abs(mean), SIGNIFICANCE * drift_error):
         reasons.append(f"the loss still drifts ({drift:+.3g} from one half of the draws to the other)")
     if mean < 0:
         reasons.append("negative: the chains found lower loss than w*")
@@ -292,7 +344,44 @@ def _reasons(
         reasons.append(f"w* is not near a minimum (nbeta L falls by {descent:.3g} nearby)")
     if warming > limits.warming * max(abs(mean), 1.0):
         reasons.append(f"the change of batches added {warming:.3g}: larger batches are needed")
+    reasons += [
+        *_constant_reasons(estimate, objective, gradient, limits),
+        *_heat_reasons(estimate, values, noise, limits),
+    ]
     return tuple(reasons)
+
+
+def _constant_reasons(
+    estimate: LLCEstimate, objective: Objective, gradient: Tensor, limits: Thresholds
+) -> Iterator[str]:
+    """What comparison with a network that says the same of every sample speaks against."""
+    samples, nbeta, mean = objective.num_samples, estimate.nbeta, estimate.learning_coefficient
+    worse = estimate.loss - estimate.mean_output_loss
+    # Where the loss is convex in the outputs and weights can level them, the slope at w* must take them there.
+    reach = float(gradient.norm() * objective.parameters.norm())
+    if samples * worse > WORSE_BY_CHANCE and nbeta * worse > 1 and reach > worse / 2:
+        yield f"w* is not near a minimum (one output for all samples would lower nbeta L by {nbeta * worse:.3g})"
+    gained = estimate.constant_loss - estimate.loss
+    by_chance = max(mean - nbeta * gained, 0.0) / estimate.n * samples
+    if estimate.lost > limits.lost and samples * gained > BETTER_BY_CHANCE * (1 + by_chance):
+        yield (
+            f"the chains have left w*: they lost {estimate.lost:.2f} of what it gains on a constant prediction "
+            f"(nbeta L rose by {mean:.3g} of {nbeta * gained:.3g})"
+        )
+
+
+def _heat_reasons(estimate: LLCEstimate, values: FloatArray, noise: float, limits: Thresholds) -> Iterator[str]:
+    """What the spread of the energies speaks against, to which the change of batches adds ``noise``."""
+    mean, heat_capacity = estimate.learning_coefficient, estimate.heat_capacity
+    least, largest = (limit * mean for limit in limits.heat_capacity)
+    margin = SIGNIFICANCE * diagnostics.standard_error(np.square(values - values.mean(axis=1, keepdims=True)))
+    if mean > 0 and heat_capacity < least - margin:
+        yield f"the loss hardly varies for its level (heat capacity {heat_capacity:.3g}): the chains are on a plateau"
+    if mean > 0 and heat_capacity > largest + margin + noise:
+        yield (
+            f"the loss varies much for its level (heat capacity {heat_capacity:.3g}): its energies have two modes, or "
+            "w* lies above the minimum"
+        )
 
 
 def check_settings(

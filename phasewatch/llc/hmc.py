@@ -71,11 +71,16 @@ class Sample:
             batches; shape ``(chains, draws)``.
         slopes: First-order change of nbeta L on all batches from w* to every 16th draw, shape ``(chains, ...)``.
         squared_distances: Of every 16th draw from w*, same shape.
+        squared_distances_by_tensor: Their parts, one a parameter tensor; shape ``(chains, ..., tensors)``.
+        virials: (w - w*) . grad U of the same draws, shape ``(chains, ...)``. U is what their batch says of it and the
+            bend, which is taken to be quadratic.
         acceptance: Share of accepted moves, shape ``(chains,)``.
         kept: Share of the ways kept when the bend of the misfit was looked at, shape ``(chains,)``; 1 where there is no
             need to look, NaN where there was need and no occasion.
         warming: What the change of batches adds to nbeta L, shape ``(chains,)``.
         warming_error: Its standard error, same shape.
+        batch_variance: Variance of nbeta L at one position over the batches, shape ``(chains,)``; rather too large, as
+            the chains settle on each.
         step_size: The frozen step, in units of the preconditioner, mean over the chains.
         sample_losses: Losses of single samples at every 16th draw.
     """
@@ -83,10 +88,13 @@ class Sample:
     energies: NDArray[np.float64]
     slopes: NDArray[np.float64]
     squared_distances: NDArray[np.float64]
+    squared_distances_by_tensor: NDArray[np.float64]
+    virials: NDArray[np.float64]
     acceptance: NDArray[np.float64]
     kept: NDArray[np.float64]
     warming: NDArray[np.float64]
     warming_error: NDArray[np.float64]
+    batch_variance: NDArray[np.float64]
     step_size: float
     sample_losses: SampleLosses
 
@@ -112,10 +120,13 @@ def sample_hmc(posterior: LocalizedPosterior, *, chains: int, draws: int, burn_i
         energies=np.concatenate([s.energies[:, :shortest] for s in samples]),
         slopes=np.concatenate([s.slopes[:, :fewest] for s in samples]),
         squared_distances=np.concatenate([s.squared_distances[:, :fewest] for s in samples]),
+        squared_distances_by_tensor=np.concatenate([s.squared_distances_by_tensor[:, :fewest] for s in samples]),
+        virials=np.concatenate([s.virials[:, :fewest] for s in samples]),
         acceptance=np.concatenate([s.acceptance for s in samples]),
         kept=np.concatenate([s.kept for s in samples]),
         warming=np.concatenate([s.warming for s in samples]),
         warming_error=np.concatenate([s.warming_error for s in samples]),
+        batch_variance=np.concatenate([s.batch_variance for s in samples]),
         step_size=float(np.mean([s.step_size for s in samples])),
         sample_losses=sample_losses,
     )
@@ -166,6 +177,7 @@ class _Block:
         spent = max(0.0, self._calibrate(burn_in) - burn_in)
         energies: list[Tensor] = []
         slopes, squared_distances = [], []
+        by_tensor, virials = [], []
         jumps: list[Tensor] = []
         accepted = torch.zeros_like(self.potentials)
         moves = 0
@@ -180,20 +192,31 @@ class _Block:
             if len(energies) % DRAWS_PER_POSITION == 0:
                 spent += self._note_sample_losses()
                 slopes.append(self.posterior.slopes(self.positions))
-                squared_distances.append((self.positions - self.posterior.center).square().sum(dim=1))
+                displacements = self.positions - self.posterior.center
+                squared_distances.append(displacements.square().sum(dim=1))
+                by_tensor.append(self._by_tensor(displacements.square()))
+                virials.append(torch.linalg.vecdot(displacements, self.gradients).double() + 2 * self.bends)
             energies.append(self.energies + self.bends)
         warming, warming_error = self._warming(jumps)
         return Sample(
             energies=torch.stack(energies, dim=1).cpu().numpy(),
             slopes=torch.stack(slopes, dim=1).cpu().numpy(),
             squared_distances=torch.stack(squared_distances, dim=1).cpu().numpy(),
+            squared_distances_by_tensor=torch.stack(by_tensor, dim=1).cpu().numpy(),
+            virials=torch.stack(virials, dim=1).cpu().numpy(),
             acceptance=accepted.cpu().numpy() / moves,
             kept=self._kept_shares(),
             warming=warming,
             warming_error=warming_error,
+            batch_variance=self._batch_variance(jumps),
             step_size=float(self.log_step.exp()),
             sample_losses=self.sample_losses,
         )
+
+    def _by_tensor(self, values: Tensor) -> Tensor:
+        """Sums over each parameter tensor, from shape ``(chains, num_parameters)`` to ``(chains, tensors)``."""
+        sizes = [shape.numel() for shape in self.posterior.objective.parameter_shapes.values()]
+        return torch.stack([piece.double().sum(dim=1) for piece in values.split(sizes, dim=1)], dim=1)
 
     def _kept_shares(self) -> NDArray[np.float64]:
         if self._tests:
@@ -336,6 +359,15 @@ class _Block:
             means = np.nan_to_num(np.nanmean(values, axis=0))
             spread = np.nan_to_num(np.nanstd(values, axis=0)) if len(values) > 1 else np.abs(means)
         return means, spread / np.sqrt(count)
+
+    def _batch_variance(self, jumps: list[Tensor]) -> NDArray[np.float64]:
+        """Half the variance of the jumps of the potential, each the difference of two batches."""
+        if not jumps:
+            return np.zeros(len(self.positions))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a chain that kept no way at all
+            variance: NDArray[np.float64] = np.nan_to_num(np.nanvar(torch.stack(jumps).cpu().numpy(), axis=0)) / 2
+        return variance
 
     def _batch_is_used_up(self) -> bool:
         return self.moves_per_batch is not None and self._moves >= self.moves_per_batch

@@ -18,6 +18,8 @@ from phasewatch.objective.function import LossFn, PureLoss
 from phasewatch.objective.outputs import Cut, NoOutputsError, OutputHooks, OutputReader, Reading, Replacement
 from phasewatch.objective.vectorized import Vectorized
 
+_REWRITE = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
+
 
 @dataclass(frozen=True)
 class OutputsAndSlopes:
@@ -40,8 +42,8 @@ class Objective(PureLoss):
     r"""The mean loss :math:`L(w)` over a fixed set of batches, as a pure function of a flat vector :math:`w`.
 
     The module given is never touched: its structure is copied, and every evaluation puts clones of its parameters,
-    buffers and batches in their places, where they stay until the backward pass is over. Dropout and BatchNorm behave as in
-    evaluation unless ``mode="train"``. A loss that draws random numbers sees the same ones at each evaluation,
+    buffers and batches in their places, where they stay until the backward pass is over. Dropout and BatchNorm behave
+    as in evaluation unless ``mode="train"``. A loss that draws random numbers sees the same ones at each evaluation,
     and the global random streams are left as they were. What a module keeps from call to call (hidden states, caches)
     is put back to what it was before each evaluation.
 
@@ -234,7 +236,6 @@ class Objective(PureLoss):
         Raises:
             NoOutputsError: If ``loss_fn`` calls no module with parameters, or what it calls returns the loss itself.
         """
-        advice = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
         vector = self.parameters.detach().clone().requires_grad_()
         leaves: list[Tensor] = []
 
@@ -243,7 +244,7 @@ class Objective(PureLoss):
             return leaves[-1]
 
         with torch.enable_grad(), self.holding(self.tensors_at(vector)):
-            hooks, loss = self._cut_at_outputs(vector, batch, leaf, advice)
+            hooks, loss = self._cut_at_outputs(vector, batch, leaf, _REWRITE)
             earlier = [output for output in hooks.earlier if output.requires_grad]
             inputs = [*leaves, *earlier, vector]
             found: Sequence[Tensor | None] = [None] * len(inputs)
@@ -256,6 +257,18 @@ class Objective(PureLoss):
             past_outputs=found[-1] is not None,
             earlier_outputs=any(g is not None for g in found[len(leaves) : -1]),
         )
+
+    def loss_of_outputs(self, batch: int, replacement: Replacement) -> Tensor:
+        """The loss of a batch at ``parameters`` with something else in the place of the outputs.
+
+        Args:
+            batch: Index of the batch.
+            replacement: What takes the place of each of the outputs of :meth:`outputs_and_slopes`.
+
+        Raises:
+            NoOutputsError: If they cannot be seen.
+        """
+        return self._cut_at_outputs(self.parameters, batch, replacement, _REWRITE)[1]
 
     def read_from_outputs(
         self,

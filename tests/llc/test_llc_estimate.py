@@ -149,7 +149,7 @@ def test_slightly_away_from_the_minimum() -> None:
     expected = localized_quadratic(eigenvalues, estimate) - missing
     assert abs(estimate.learning_coefficient - expected) < 4 * estimate.standard_error
     assert any("near a minimum" in reason for reason in estimate.reasons)
-    assert estimate_llc(shifted, seed=0, thresholds=Thresholds(descent=2.0)).reliable
+    assert estimate_llc(shifted, seed=0, thresholds=Thresholds(descent=2.0, heat_capacity=(0.33, 9.0))).reliable
 
 
 def _bare(values: list[float], function: object) -> Objective:
