@@ -133,12 +133,15 @@ def test_plausible_measurements_and_identical_weights(case: str, tmp_path: Any) 
     run = watch.run
     num_parameters = run.header["num_parameters"]
     assert [m.step for m in run.measurements][-2:] == [3, 6]
-    for name in ("loss", "llc", "hessian_max", "hessian_min", "hessian_trace", "nullity"):
+    for name in ("loss", "llc", "hessian_max", "hessian_min", "hessian_trace", "nullity_lower", "nullity_upper"):
         assert np.isfinite(run.series(name).values).all(), name
     largest, smallest = run.series("hessian_max").values, run.series("hessian_min").values
     assert (smallest <= largest).all()
-    nullity = run.series("nullity").values
-    assert ((nullity >= 0) & (nullity <= num_parameters)).all()
+    fewest, most, nullity = (run.series(f"nullity{end}").values for end in ("_lower", "_upper", ""))
+    assert ((fewest >= 0) & (fewest <= most) & (most <= num_parameters)).all()
+    # A count where the bracket is no wider than 1 % of the parameters, and none where it is.
+    known = most - fewest <= 0.01 * num_parameters
+    assert ((fewest <= nullity) & (nullity <= most))[known].all() and np.isnan(nullity[~known]).all()
     if case == "BoringModel":  # mean of the squared outputs of a linear layer; every sample is in the probe or its like
         assert (run.series("hessian_min").values > -1e-5 * largest).all()
 
