@@ -79,8 +79,8 @@ def check_function(function: PureLoss, losses: Tensor, state: PythonState) -> Te
     try:
         difference = _memory(function, losses, state, near)
         changed = state.of_what_has_changed()
-        if changed is not None:  # also where it changes no loss: kept losses would keep their graphs
-            function.keep_state(changed)
+        if changed is not None:
+            function.keep_state(changed, matters=difference is not None)
         if difference:
             losses = torch.stack([_value(function, function.parameters, i) for i in range(function.num_batches)])
             difference = _memory(function, losses, state, near)

@@ -153,6 +153,17 @@ class PythonState:
         ]
         return changed if changed._kept else None
 
+    def shed(self) -> None:
+        """Drop what lists and dictionaries have taken in since; cheap, however much they held before."""
+        for module, kept, _ in self._kept:
+            for key, before in kept.items():
+                now = vars(module).get(key)
+                if isinstance(now, list) and isinstance(before, list):
+                    del now[len(before) :]
+                elif isinstance(now, dict) and isinstance(before, dict) and len(now) > len(before):
+                    for new in now.keys() - before.keys():
+                        del now[new]
+
     def restore(self) -> None:
         """Put everything back as it was."""
         for module, kept, buffers in self._kept:

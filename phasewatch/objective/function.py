@@ -66,7 +66,7 @@ class PureLoss:
         self.seed = seed
         self._module = structure_copy(module).train(mode == "train")
         self._places = Places(self._module)
-        self._state: PythonState | None = None
+        self._renew: Callable[[], None] = _nothing
         trainable = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         check_parameters(trainable)
         self.dtype = dtype or computing_dtype(trainable.values())
@@ -121,9 +121,12 @@ class PureLoss:
         """The device of the parameters, on which everything is computed."""
         return self.parameters.device
 
-    def keep_state(self, state: PythonState) -> None:
-        """From now on the module has this Python state before each evaluation."""
-        self._state = state
+    def keep_state(self, state: PythonState, matters: bool) -> None:
+        """From now on the module has this Python state before each evaluation.
+
+        Where it does not matter to the loss, only what is collected is dropped: kept losses would keep their graphs.
+        """
+        self._renew = state.restore if matters else state.shed
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """The pieces of a flat vector of shape ``(num_parameters,)`` by parameter name, as views."""
@@ -236,8 +239,7 @@ class PureLoss:
         fixed: Mapping[str, Tensor],
         hooks: OutputHooks | None,
     ) -> Tensor:
-        if self._state is not None:
-            self._state.restore()
+        self._renew()
         tensors, inputs = {**self.unflatten(vector), **fixed}, data
         if self.writes_to_its_inputs:
             tensors |= {name: tensor.clone() for name, tensor in fixed.items()}
@@ -259,6 +261,10 @@ class PureLoss:
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def _nothing() -> None:
+    """What a module without memory needs before an evaluation."""
 
 
 def _as_list(batches: Iterable[Any]) -> list[Any]:
