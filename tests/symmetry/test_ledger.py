@@ -442,8 +442,9 @@ def test_rotations_that_are_too_many_are_named_and_not_just_unexplained(monkeypa
     assert ledger.unknown == ("the rotations of 0, which are too many",)
     assert "the rotations of 0" in repr(ledger) and "the rotations of 0" in ledger.table()
     reading = SymmetryLedger().read(at_own_outputs(module, x), 400, 0)
-    assert reading.values["zeros_unexplained"] == 10
-    assert reading.unreliable["zeros_unexplained"] == ["not known: the rotations of 0, which are too many"]
+    unexplained = reading.estimates["zeros_unexplained"]
+    assert unexplained.value == 10
+    assert unexplained.doubts == ("not known: the rotations of 0, which are too many",)
 
 
 def test_rotations_that_a_weight_of_zero_does_not_let_through_are_named() -> None:
@@ -491,8 +492,8 @@ def test_with_all_units_dead_all_is_zero(case: str, parameters: int, dense_below
     ):
         reading = SymmetryLedger(dense_below=dense_below).read(objective, 60, 0)
         for name in ("nullity_ggn", "nullity_ggn_lower", "nullity_ggn_upper", "zeros_certified"):
-            assert reading.values[name] == parameters
-        assert reading.unreliable == {}
+            assert reading.estimates[name].value == parameters
+        assert all(estimate.reliable for estimate in reading.estimates.values())
 
 
 def test_all_zeros_known_beforehand_leave_nothing_to_search() -> None:
