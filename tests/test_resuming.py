@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phasewatch.record import Measurement, load_run
+from phasewatch.record import Estimate, Measurement, load_run
 from phasewatch.watch import Watch
 
 INPUTS = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -59,9 +59,9 @@ def saved(watch: Watch) -> dict[str, Any]:
     return state
 
 
-def values(measurements: tuple[Measurement, ...]) -> list[tuple[int, dict[str, float]]]:
+def values(measurements: tuple[Measurement, ...]) -> list[tuple[int, dict[str, Estimate]]]:
     """What was measured, without how long it took."""
-    return [(m.step, {name: v for name, v in m.values.items() if name != "overhead"}) for m in measurements]
+    return [(m.step, {name: e for name, e in m.estimates.items() if name != "overhead"}) for m in measurements]
 
 
 def same(watch: Watch, other: Watch) -> bool:
