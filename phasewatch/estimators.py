@@ -90,6 +90,14 @@ class LearningCoefficient:
         """``llc``, or ``llc_<data>``."""
         return f"{LLC}_{self.data}" if self.data else LLC
 
+    def parts(self, objective: Objective) -> dict[str, Objective]:
+        """The loss as a function of each of the parts in ``refined``.
+
+        Raises:
+            ValueError: If a name matches no module or parameter.
+        """
+        return {name: objective.restricted_to(name) for name in self.refined}
+
     def _of_part(self, part: str) -> str:
         return f"{self.name}_{part}"
 
@@ -101,7 +109,7 @@ class LearningCoefficient:
         Raises:
             ValueError: If a name in ``refined`` matches no module or parameter.
         """
-        parts = {name: objective.restricted_to(name) for name in self.refined}
+        parts = self.parts(objective)
         found = self._estimate(objective, n, seed)
         estimates = {
             self.name: _coefficient(found),

@@ -61,7 +61,7 @@ class Every:
     def __post_init__(self) -> None:
         """Check the interval."""
         if self.interval < 1:
-            raise ValueError(f"interval is {self.interval}; expected a number of steps, at least 1")
+            raise ValueError(f"schedule is every {self.interval} steps; expected a number of steps, at least 1")
 
     def measures(self, step: int, clock: Clock) -> bool:
         """Always."""

@@ -284,6 +284,9 @@ class Watch:
             probe = monitor.probe
             objective = probe.objective(self.module, self.seed)
             num_parameters = objective.num_parameters
+            for estimator in monitor.estimators:
+                if isinstance(estimator, LearningCoefficient):
+                    estimator.parts(objective)
             described.append(
                 {
                     "estimators": {e.name: _settings(e) for e in monitor.estimators},

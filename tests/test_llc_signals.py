@@ -92,3 +92,16 @@ def test_one_name_is_no_list_of_names() -> None:
     """A string would be taken letter by letter."""
     with pytest.raises(TypeError, match=r"expected a list of names, as \['encoder'\]"):
         LearningCoefficient(refined="encoder")  # type: ignore[arg-type]
+
+
+def test_a_part_that_is_not_there_is_refused_before_training() -> None:
+    """It would cost all of λ at every measurement."""
+    coefficient = LearningCoefficient(**SETTINGS, refined=("encoder",))  # type: ignore[arg-type]
+    batch = (torch.zeros(4, 2), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="'encoder' matches no module or parameter.* one of: weight, bias"):
+        Watch(
+            nn.Linear(2, 1),
+            [batch],
+            loss_fn=lambda module, batch: (module(batch[0]) - batch[1]).square().mean(),
+            estimators=[coefficient],
+        )
