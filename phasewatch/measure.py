@@ -157,6 +157,13 @@ def _check(reading: Any, estimator: Estimator, known: Mapping[str, Estimate]) ->
             f"{type(estimator).__name__}.read returned {reading!r}; expected a phasewatch.estimators.Reading: "
             "Reading({'name': Estimate(value)})"
         )
+    if not isinstance(reading.estimates, Mapping) or not (
+        isinstance(reading.histograms, Mapping) and all(isinstance(h, Histogram) for h in reading.histograms.values())
+    ):
+        raise TypeError(
+            f"{type(estimator).__name__}.read returned {reading!r}; expected mappings of names to Estimates and to "
+            "Histograms: Reading({'name': Estimate(value)})"
+        )
     for name, estimate in reading.estimates.items():
         if not (isinstance(name, str) and name and isinstance(estimate, Estimate)):
             raise TypeError(

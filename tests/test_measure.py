@@ -109,6 +109,9 @@ def fails() -> Reading:
         (fails, FloatingPointError, "planted"),
         (lambda: None, TypeError, "Own.read returned None; expected a phasewatch.estimators.Reading"),
         (lambda: {"own": 1.0}, TypeError, "expected a phasewatch.estimators.Reading"),
+        (lambda: Reading({"own": Estimate(1.0)}, None), TypeError, "expected mappings of names"),
+        (lambda: Reading({"own": Estimate(1.0)}, {"h": [1, 2]}), TypeError, "names to Estimates and to Histograms"),
+        (lambda: Reading(None), TypeError, "expected mappings of names"),
         (lambda: Reading({"own": 1.0}), TypeError, "'own': 1.0; expected a name and an Estimate"),  # type: ignore[dict-item]
         (lambda: Reading({1: Estimate(1.0)}), TypeError, "expected a name and an Estimate"),  # type: ignore[dict-item]
         (lambda: Reading({"": Estimate(1.0)}), TypeError, "expected a name and an Estimate"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,12 +19,16 @@ DIRECTIONS = 3
 """Directions along which differences are taken; a gradient that is not the loss's own is wrong along most of them."""
 STEPS = (1.0, 0.3, 0.1)
 """Lengths of the differences, in units of the shift: kinks and curvature spoil long ones, rounding short ones."""
+SHORT_STEPS = (1e-2, 1e-3, 1e-4, 1e-5)
+"""More of them, where double precision lets differences be so short."""
 TOLERANCE = 0.02
 """Disagreement up to which a difference agrees, as a share of the gradient's typical slope along a direction."""
 CONVERGED = 0.3
 """Differences of several lengths speak against a gradient if they are this much nearer to each other than to it."""
 ROUNDING = 100.0
-"""Rounding of a loss, in units of its precision and its size."""
+"""Rounding up to which two losses are the same, in units of the precision and the size of the loss."""
+FEW_ROUNDINGS = 4.0
+"""What a difference of two losses is off by from rounding, likewise."""
 
 
 def first_evaluation(function: PureLoss) -> Tensor:
@@ -35,26 +40,34 @@ def first_evaluation(function: PureLoss) -> Tensor:
     vector = function.parameters.detach().clone().requires_grad_()
     inputs = [*function.fixed.values(), *(tensor for own in function.data for tensor in own)]
     kept = [tensor.clone() for tensor in inputs]
-    versions = [tensor._version for tensor in inputs]
-    losses = []
+    originals = {id(parameter) for parameter in function.module.parameters() if parameter.requires_grad}
+    losses, depends = [], False
     for i in range(function.num_batches):
         before = RandomState.capture()
         loss = function.evaluate(vector, i)
         function.draws_random_numbers |= before != RandomState.capture()
         _check_loss(loss, i)
+        leaves = _leaves(loss)
+        if originals & leaves:
+            raise ValueError(
+                "The loss reaches parameters of the network past the module that loss_fn(module, batch) is given, "
+                "where they cannot be varied: a function or hook that closes over it, a list of parameters, the "
+                "module itself in loss_fn. Take parameters from the module given and its attributes alone."
+            )
+        depends |= id(vector) in leaves
         losses.append(loss.detach())
-    if not _depends_on(loss, vector):
+    if not depends:
         raise ValueError(
             "The loss does not depend on the trainable parameters. loss_fn(module, batch) must compute it from "
             "the module it is given, with gradients on and without detach() or item()."
         )
-    if [tensor._version for tensor in inputs] != versions:
+    changed = [not torch.equal(tensor, original) for tensor, original in zip(inputs, kept, strict=True)]
+    if any(changed) or not torch.equal(vector, function.parameters):
         function.writes_to_its_inputs = True
         for tensor, original in zip(inputs, kept, strict=True):
             tensor.copy_(original)
-    if function.draws_random_numbers:
-        with torch.no_grad():
-            losses = [function.evaluate(function.parameters, i).detach() for i in range(function.num_batches)]
+    if function.draws_random_numbers or function.writes_to_its_inputs:
+        losses = [_value(function, function.parameters, i) for i in range(function.num_batches)]
     return torch.stack(losses)
 
 
@@ -76,6 +89,11 @@ def check_function(function: PureLoss, losses: Tensor, state: PythonState) -> Te
     """
     generator = torch.Generator().manual_seed(function.num_parameters)
     near = function.parameters + SHIFT * _direction(function, generator)
+    try:
+        if not bool(_value(function, near, 0).isfinite()):
+            near = function.parameters
+    except Exception:  # a factorization that fails near by, for example: there is nothing to compare with
+        near = function.parameters
     try:
         difference = _memory(function, losses, state, near)
         changed = state.of_what_has_changed()
@@ -100,11 +118,13 @@ def check_function(function: PureLoss, losses: Tensor, state: PythonState) -> Te
 def _memory(function: PureLoss, losses: Tensor, state: PythonState, near: Tensor) -> tuple[float, float] | None:
     """Two different losses at the same place, depending on what was evaluated before; None if there are none."""
     start = function.parameters
-    there = _value(function, near, 0)
-    again = _value(function, start, 0)
+    there, again = _value(function, near, 0), _value(function, start, 0)
     state.restore()
-    first = _value(function, near, 0)
-    for one, other in ((losses[0], again), (there, first)):
+    pairs = [(losses[0], again), (there, _value(function, near, 0))]
+    for batch in range(1, function.num_batches):
+        state.restore()
+        pairs.append((losses[batch], _value(function, start, batch)))
+    for one, other in pairs:
         tolerance = ROUNDING * torch.finfo(function.dtype).eps * (1 + abs(float(one)))
         if abs(float(one) - float(other)) > tolerance:
             return float(one), float(other)
@@ -113,12 +133,16 @@ def _memory(function: PureLoss, losses: Tensor, state: PythonState, near: Tensor
 
 def _check_gradient(function: PureLoss, near: Tensor, generator: torch.Generator) -> None:
     directions = [_direction(function, generator) for _ in range(DIRECTIONS)]
-    objection = _objection(function, near, directions)
-    if objection is not None and function.dtype != torch.float64:
-        try:  # what single precision makes rough is smooth in double
-            objection = _objection(function.cast(torch.float64), near.double(), [d.double() for d in directions])
-        except Exception:  # the model's code fixes its type
-            pass
+    objection = _objection(function, near, directions, STEPS)
+    if objection is not None:
+        # What single precision makes rough is smooth in double, and what bends fast is straight over shorter ways.
+        double: PureLoss = function
+        steps: tuple[float, ...] = STEPS
+        with suppress(Exception):  # the model's code may fix its type
+            cast = function if function.dtype == torch.float64 else function.cast(torch.float64)
+            _value(cast, near.double(), 0)
+            double, steps = cast, (*STEPS, *SHORT_STEPS)
+        objection = _objection(double, near.to(double.dtype), [d.to(double.dtype) for d in directions], steps)
     if objection is not None:
         raise ValueError(
             f"The gradient of the loss is not its derivative: along a random direction near the parameters it says "
@@ -129,7 +153,9 @@ def _check_gradient(function: PureLoss, near: Tensor, generator: torch.Generator
         )
 
 
-def _objection(function: PureLoss, near: Tensor, directions: list[Tensor]) -> tuple[float, float] | None:
+def _objection(
+    function: PureLoss, near: Tensor, directions: list[Tensor], steps: tuple[float, ...]
+) -> tuple[float, float] | None:
     """A slope and the differences that most directions say instead; None where they do not speak against it."""
     loss, gradient = function.loss_and_gradient(near, 0)
     if not (loss.isfinite() and gradient.isfinite().all()):
@@ -138,17 +164,30 @@ def _objection(function: PureLoss, near: Tensor, directions: list[Tensor]) -> tu
     for direction in directions:
         slope = float(gradient.double() @ direction.double())
         typical = float((gradient.double() * direction.double()).norm())
-        quotients = []
-        for length in (SHIFT * step for step in STEPS):
+        values, quotients = [float(loss)], []
+        for length in (SHIFT * step for step in steps):
             up, down = (float(_value(function, near + sign * length * direction, 0)) for sign in (1, -1))
-            quotients.append((up - down) / (2 * length))
-            if abs(quotients[-1] - slope) <= TOLERANCE * typical:
+            values += [up, down]
+            quotients.append(((up - down) / (2 * length), length))
+            if abs(quotients[-1][0] - slope) <= TOLERANCE * typical:
                 break
         else:
-            off = min(abs(quotient - slope) for quotient in quotients)
-            if max(quotients) - min(quotients) <= CONVERGED * off:
-                found.append((slope, quotients[-1]))
+            rounding = FEW_ROUNDINGS * _precision(values) * max(map(abs, values))
+            told = [quotient for quotient, length in quotients if rounding / length < CONVERGED * abs(quotient - slope)]
+            told = told[-len(STEPS) :]
+            off = min((abs(quotient - slope) for quotient in told), default=0.0)
+            if len(told) == len(STEPS) and max(told) - min(told) <= CONVERGED * off:
+                found.append((slope, told[-1]))
     return max(found, key=lambda pair: abs(pair[0] - pair[1])) if 2 * len(found) > len(directions) else None
+
+
+def _precision(values: list[float]) -> float:
+    """Relative rounding of the type that a loss was really computed in: the narrowest that holds all values."""
+    held = torch.tensor(values, dtype=torch.float64)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if torch.equal(held.to(dtype).double(), held):
+            return torch.finfo(dtype).eps
+    return torch.finfo(torch.float64).eps
 
 
 def _direction(function: PureLoss, generator: torch.Generator) -> Tensor:
@@ -162,8 +201,9 @@ def _direction(function: PureLoss, generator: torch.Generator) -> Tensor:
 
 
 def _value(function: PureLoss, vector: Tensor, batch: int) -> Tensor:
-    with torch.no_grad():
-        return function.evaluate(vector, batch)
+    """With gradients on, as a loss may take some of its own."""
+    with torch.enable_grad():
+        return function.evaluate(vector.detach().requires_grad_(), batch).detach()
 
 
 def _check_loss(loss: Any, batch: int) -> None:
@@ -177,16 +217,18 @@ def _check_loss(loss: Any, batch: int) -> None:
         )
 
 
-def _depends_on(result: Tensor, leaf: Tensor) -> bool:
-    """Whether autograd knows a way from the result to the leaf."""
+def _leaves(result: Tensor) -> set[int]:
+    """Identities of the leaves that autograd knows a way to."""
     nodes = [result.grad_fn]
     seen = set()
+    found = set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
-        if getattr(node, "variable", None) is leaf:
-            return True
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
         seen.add(node)
         nodes.extend(following for following, _ in node.next_functions)
-    return False
+    return found

@@ -136,9 +136,11 @@ class PythonState:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Copy the state as it is."""
+        """Copy the state as it is; scripted modules keep none that Python could see."""
         self._kept = [
-            (m, {key: _copied(value) for key, value in _own(m).items()}, dict(m._buffers)) for m in module.modules()
+            (m, {key: _copied(value) for key, value in _own(m).items()}, dict(m._buffers))
+            for m in module.modules()
+            if not isinstance(m, torch.jit.ScriptModule)
         ]
 
     def of_what_has_changed(self) -> PythonState | None:
@@ -154,15 +156,14 @@ class PythonState:
         return changed if changed._kept else None
 
     def shed(self) -> None:
-        """Drop what lists and dictionaries have taken in since; cheap, however much they held before."""
+        """Drop what lists and dictionaries have taken in since, however much they held; put all else back."""
         for module, kept, _ in self._kept:
             for key, before in kept.items():
                 now = vars(module).get(key)
-                if isinstance(now, list) and isinstance(before, list):
-                    del now[len(before) :]
-                elif isinstance(now, dict) and isinstance(before, dict) and len(now) > len(before):
-                    for new in now.keys() - before.keys():
-                        del now[new]
+                if isinstance(before, (list, dict)) and type(now) is type(before):
+                    _shorten(now, before)
+                elif key in vars(module) and _is_data(now):
+                    vars(module)[key] = _copied(before)
 
     def restore(self) -> None:
         """Put everything back as it was."""
@@ -190,6 +191,18 @@ def _is_data(value: Any) -> bool:
     return value is None or isinstance(value, (Tensor, np.ndarray, np.generic, bool, int, float, complex, str, bytes))
 
 
+def _shorten(now: Any, before: Any) -> None:
+    """Take out of a list or dictionary, and of those in a dictionary, what it has beyond what it had."""
+    if isinstance(now, list):
+        del now[len(before) :]
+    elif isinstance(now, dict):
+        for new in now.keys() - before.keys():
+            del now[new]
+        for key, value in now.items():
+            if isinstance(value, (list, dict)) and type(value) is type(before[key]):
+                _shorten(value, before[key])
+
+
 def _same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
@@ -205,6 +218,19 @@ def _same(one: Any, other: Any) -> bool:
 def _copied(value: Any) -> Any:
     memo: dict[int, Any] = {id(x): x.detach().clone() for x in tree_leaves(value) if isinstance(x, Tensor)}
     return copy.deepcopy(value, memo)
+
+
+def plain_attributes(module: nn.Module) -> str:
+    """All numbers, texts and the like that the submodules have in attributes: another network where they differ."""
+    plain = (bool, int, float, complex, str, tuple)
+    return repr(
+        [
+            (name, key, value)
+            for name, m in module.named_modules()
+            for key, value in vars(m).items()
+            if isinstance(value, plain) and key not in _OF_EVERY_MODULE
+        ]
+    )
 
 
 def computing_dtype(parameters: Iterable[Tensor]) -> torch.dtype:

@@ -13,7 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phasewatch.isolation import preserved_randomness, seed_everything
 from phasewatch.objective.batches import Layout, count_samples
-from phasewatch.objective.copies import Places, PythonState, check_parameters, computing_dtype, structure_copy
+from phasewatch.objective.copies import (
+    Places,
+    PythonState,
+    check_parameters,
+    computing_dtype,
+    plain_attributes,
+    structure_copy,
+)
 from phasewatch.objective.outputs import Cut, NoOutputsError, OutputHooks, Reading
 
 Kind = TypeVar("Kind", bound="PureLoss")
@@ -47,6 +54,7 @@ class PureLoss:
         readings: What is made of the outputs and the loss, one after another; none for the loss itself.
         cuts: Where each batch is cut for the readings.
         held: Whether all that the loss sees of the parameters past the outputs is held at ``parameters``.
+        constants: Numbers, texts and the like that the module has in attributes.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class PureLoss:
             for name, tensor in [*self._module.named_parameters(), *self._module.named_buffers()]
             if name not in trainable
         }
+        self._attends = any(isinstance(m, _FAST_PATHS) for m in self._module.modules())
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in self._module.modules())
         listed = _as_list(batches)
         layouts = [Layout(batch) for batch in listed]
@@ -90,6 +99,7 @@ class PureLoss:
         self.readings: tuple[Reading, ...] = ()
         self.cuts: dict[int, Cut] = {}
         self.held = False
+        self.constants = plain_attributes(self._module)
 
     @property
     def module(self) -> nn.Module:
@@ -185,11 +195,11 @@ class PureLoss:
         with torch.enable_grad(), self.holding(self.tensors_at(vector)):
             if batch is not None:
                 batch_loss = self.evaluate(vector, batch)
-                return batch_loss.detach(), torch.autograd.grad(batch_loss, vector)[0]
+                return batch_loss.detach(), _gradient(batch_loss, vector)
             loss, gradient = vector.new_zeros(()), torch.zeros_like(vector)
             for i, weight in enumerate(self.batch_weights):
                 batch_loss = self.evaluate(vector, i)
-                gradient.add_(torch.autograd.grad(batch_loss, vector)[0], alpha=weight)
+                gradient.add_(_gradient(batch_loss, vector), alpha=weight)
                 loss.add_(batch_loss.detach(), alpha=weight)
         return loss, gradient
 
@@ -240,6 +250,8 @@ class PureLoss:
         hooks: OutputHooks | None,
     ) -> Tensor:
         self._renew()
+        if self.writes_to_its_inputs:
+            vector = vector.clone()
         tensors, inputs = {**self.unflatten(vector), **fixed}, data
         if self.writes_to_its_inputs:
             tensors |= {name: tensor.clone() for name, tensor in fixed.items()}
@@ -254,17 +266,38 @@ class PureLoss:
         return loss.to(self.dtype)
 
     def _differentiable_kernels(self) -> AbstractContextManager[None]:
-        """The recurrent layers of cuDNN have no gradient in evaluation mode; PyTorch's own do."""
+        """The recurrent layers of cuDNN have no gradient in evaluation mode; PyTorch's own do.
+
+        Transformer layers have a faster way where no gradient is asked for, which treats padding differently.
+        """
         if self._recurrent and self.device.type == "cuda":
             return torch.backends.cudnn.flags(enabled=False)
-        return nullcontext()
+        return _one_way_of_attention() if self._attends else nullcontext()
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
+_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+
+@contextmanager
+def _one_way_of_attention() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def _nothing() -> None:
     """What a module without memory needs before an evaluation."""
+
+
+def _gradient(loss: Tensor, vector: Tensor) -> Tensor:
+    """Zero where a batch has nothing for the loss to depend on, as where all of its labels are left out."""
+    return torch.autograd.grad(loss, vector)[0] if loss.requires_grad else torch.zeros_like(vector)
 
 
 def _as_list(batches: Iterable[Any]) -> list[Any]:
