@@ -8,6 +8,7 @@ import numpy as np
 import scipy.linalg
 
 from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form, Mixed
+from phasewatch.symmetry.linear_algebra import svd
 from phasewatch.symmetry.spaces import Architecture, Pairing, Passage, Redundancy, Space, Writer
 from phasewatch.symmetry.tape import Indices
 
@@ -395,7 +396,7 @@ def _centred(space: Space, parameters: Array) -> Iterator[Directions]:
             if len(reader.weights) ** 2 * space.width > MOST_ENTRIES:
                 space.broken.append(f"what {reader.layer} may add of the sum of its inputs, which is too much")
                 return
-            left, sizes, right = np.linalg.svd(parameters[reader.weights], full_matrices=False)
+            left, sizes, right = svd(parameters[reader.weights])
             columns = Columns()
             for number in np.flatnonzero(sizes > 1e-9 * sizes.max()):
                 columns.add(int(number), reader.weights, left[:, number, None] * weights)

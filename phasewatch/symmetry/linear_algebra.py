@@ -1,4 +1,4 @@
-"""Whether a matrix has full rank, in less time than its singular values take."""
+"""Singular values, and whether a matrix has full rank in less time than they take."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ from phasewatch.symmetry.directions import Array
 
 CLEARLY_POSITIVE = 1e-6
 """Least singular value of unit columns from which on they are independent without a closer look."""
+
+
+def svd(matrix: Array) -> tuple[Array, Array, Array]:
+    """Singular vectors and values as NumPy gives them, without those beyond the smaller side.
+
+    Where its divide-and-conquer does not converge (seen on finite, well-scaled matrices of low rank), by QR iteration.
+    """
+    try:
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    except np.linalg.LinAlgError:
+        left, values, right = scipy.linalg.svd(matrix, full_matrices=False, lapack_driver="gesvd")
+    return left, values, right
+
+
+def singular_values(matrix: Array) -> Array:
+    """The values alone, in less time."""
+    try:
+        return np.asarray(np.linalg.svd(matrix, compute_uv=False))
+    except np.linalg.LinAlgError:
+        return np.asarray(scipy.linalg.svd(matrix, compute_uv=False, lapack_driver="gesvd"))
 
 
 def orthonormal(matrix: Array) -> tuple[Array, Array]:
@@ -37,5 +57,5 @@ def least_singular(upper: Array, iterations: int = 8) -> tuple[float, Array]:
             vector = scipy.linalg.solve_triangular(regular, vector / np.linalg.norm(vector), check_finite=False)
             vector /= np.linalg.norm(vector)
     if not np.isfinite(vector).all():  # singular many times over
-        vector = np.linalg.svd(upper)[2][-1]
+        vector = svd(upper)[2][-1]
     return float(np.linalg.norm(upper @ vector)), np.abs(vector)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from phasewatch.symmetry.directions import Added, Array, Form, Indices, Mixed, Sparse
-from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, orthonormal
+from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, orthonormal, singular_values, svd
 
 RANK_TOLERANCE = 1e-9
 """Unit directions span a dimension more if a singular value of what is new in them is above this."""
@@ -444,7 +444,7 @@ class _Structured:
 def _rank(matrix: Array) -> int:
     if not matrix.size:
         return 0
-    return int((np.linalg.svd(matrix, compute_uv=False) > RANK_TOLERANCE).sum())
+    return int((singular_values(matrix) > RANK_TOLERANCE).sum())
 
 
 def _range(columns: Array) -> Array:
@@ -454,7 +454,7 @@ def _range(columns: Array) -> Array:
         basis, upper = orthonormal(columns)
         if least_singular(upper)[0] > CLEARLY_POSITIVE:
             return basis
-    left, values, _ = np.linalg.svd(columns, full_matrices=False)
+    left, values, _ = svd(columns)
     return np.asarray(left[:, values > RANK_TOLERANCE])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.sparse
 
 from phasewatch.symmetry.directions import Added, Columns, Form, Mixed, Sparse
+from phasewatch.symmetry.linear_algebra import singular_values, svd
 from phasewatch.symmetry.span import Group, Lines, added_dimensions
 
 SIZE = 700
@@ -117,3 +120,16 @@ def test_structure_never_gives_more_than_the_rank() -> None:
         assert sum(found) <= rank, seed
         reached += sum(found) == rank
     assert reached >= 200
+
+
+def test_singular_values_where_the_first_way_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(*_: Any, **__: Any) -> Any:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    matrix = np.random.default_rng(0).standard_normal((30, 4)) @ np.random.default_rng(1).standard_normal((4, 12))
+    expected = np.linalg.svd(matrix, full_matrices=False)[1]
+    monkeypatch.setattr(np.linalg, "svd", stuck)
+    left, values, right = svd(matrix)
+    np.testing.assert_allclose(values, expected, atol=1e-12)
+    np.testing.assert_allclose(singular_values(matrix), expected, atol=1e-12)
+    np.testing.assert_allclose(left @ np.diag(values) @ right, matrix, atol=1e-12)
