@@ -136,13 +136,13 @@ def _check_gradient(function: PureLoss, near: Tensor, generator: torch.Generator
     objection = _objection(function, near, directions, STEPS)
     if objection is not None:
         # What single precision makes rough is smooth in double, and what bends fast is straight over shorter ways.
-        double: PureLoss = function
+        finest: PureLoss = function
         steps: tuple[float, ...] = STEPS
         with suppress(Exception):  # the model's code may fix its type
             cast = function if function.dtype == torch.float64 else function.cast(torch.float64)
             _value(cast, near.double(), 0)
-            double, steps = cast, (*STEPS, *SHORT_STEPS)
-        objection = _objection(double, near.to(double.dtype), [d.to(double.dtype) for d in directions], steps)
+            finest, steps = cast, (*STEPS, *SHORT_STEPS)
+        objection = _objection(finest, near.to(finest.dtype), [d.to(finest.dtype) for d in directions], steps)
     if objection is not None:
         raise ValueError(
             f"The gradient of the loss is not its derivative: along a random direction near the parameters it says "
@@ -166,7 +166,10 @@ def _objection(
         typical = float((gradient.double() * direction.double()).norm())
         values, quotients = [float(loss)], []
         for length in (SHIFT * step for step in steps):
-            up, down = (float(_value(function, near + sign * length * direction, 0)) for sign in (1, -1))
+            try:
+                up, down = (float(_value(function, near + sign * length * direction, 0)) for sign in (1, -1))
+            except Exception:  # as at ``near``
+                break
             values += [up, down]
             quotients.append(((up - down) / (2 * length), length))
             if abs(quotients[-1][0] - slope) <= TOLERANCE * typical:
@@ -194,7 +197,7 @@ def _direction(function: PureLoss, generator: torch.Generator) -> Tensor:
     """Normal numbers, as large in each tensor as its own entries are; where all are zero, as one over its width."""
     pieces = []
     for piece in function.unflatten(function.parameters).values():
-        size = float(piece.double().square().mean().sqrt()) or piece.shape[-1] ** -0.5 if piece.dim() else 1.0
+        size = float(piece.double().square().mean().sqrt()) or (piece.shape[-1] ** -0.5 if piece.dim() else 1.0)
         noise = torch.randn(piece.numel(), generator=generator, dtype=torch.float64)
         pieces.append(size * noise)
     return torch.cat(pieces).to(function.parameters)
