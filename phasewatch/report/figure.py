@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 from numpy.typing import NDArray
 
-from phasewatch.record import Run, Series, Signal, Transition
+from phasewatch.record import Run, Signal, Transition
 from phasewatch.record.signals import CATALOGUE, DETAIL, NORMAL_95, is_one_of_several_counts, look_up
 from phasewatch.report.analysis import Analysis
 
@@ -81,8 +81,10 @@ def _panels(analysis: Analysis) -> list[Signal]:
 
 
 def _says_something(row: Signal, run: Run) -> bool:
-    """Whether there is a value; of a count that is one of several, whether it ever changes."""
+    """Whether there is a value, or a bound; of a count that is one of several, whether it ever changes."""
     values = run.series(row.name).values
+    if _measured_bounds(row, run) is not None:
+        return True
     return bool(np.isfinite(values).any() and not (is_one_of_several_counts(row.name) and np.ptp(values) == 0))
 
 
@@ -142,37 +144,51 @@ def _draw_series(axis: Axes, row: Signal, run: Run) -> None:
     spread = NORMAL_95 * np.nan_to_num(series.standard_errors[kept])
     low, high = values - spread, values + spread
     label = row.title
-    if spread.any():
-        label += ", 95 % band"
-    elif row.bounds and set(row.bounds) <= set(run.names):
-        low, high = (_aligned(run.series(bound), steps, values) for bound in row.bounds)
+    bounds = _measured_bounds(row, run)
+    if bounds is not None:
+        axis.fill_between(*bounds, color=colour, alpha=0.18, linewidth=0, zorder=1)
         label += ", between its bounds"
+        if not len(values):
+            label += "; not resolved at any step"
+    elif spread.any():
+        label += ", 95 % band"
     sure = (steps[trusted], values[trusted])
-    axis.fill_between(steps[trusted], low[trusted], high[trusted], color=colour, alpha=0.18, linewidth=0, zorder=1)
+    if bounds is None:
+        axis.fill_between(steps[trusted], low[trusted], high[trusted], color=colour, alpha=0.18, linewidth=0, zorder=1)
     axis.plot(*sure, color=colour, linewidth=1.2, zorder=2, solid_joinstyle="round")
     if len(values) <= MANY_POINTS:
         axis.plot(*sure, "o", color=colour, markersize=2.4, zorder=3)
     logarithmic = bool(not (row.linear or row.count) and values.min() > 0 and values.max() / values.min() > WIDE)
     if logarithmic:
         axis.set_yscale("log")
-    floor, ceiling = _value_limits(values, low, high, trusted, logarithmic)
+    if bounds is None:
+        floor, ceiling = _value_limits(values, low, high, trusted, logarithmic)
+    else:
+        shown = np.concatenate([values, *bounds[1:]])
+        floor, ceiling = _value_limits(shown, shown, shown, np.ones(len(shown), dtype=bool), logarithmic)
     axis.set_ylim(floor, ceiling)
     doubtful: dict[str, Any] = dict(markerfacecolor="white", markeredgecolor=colour, linestyle="none", zorder=4)
     axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
     for marker, beyond, edge in (("^", values > ceiling, ceiling), ("v", values < floor, floor)):
         axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
-    if not trusted.all():
+    if len(values) and not trusted.all():
         label += f"; {(~trusted).sum()} of {len(trusted)} points unreliable (hollow)"
     title = axis.set_title(label, loc="left", fontsize=8.5, color=colour, pad=3, parse_math=False)
     title.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     _dress(axis, row.count, logarithmic)
 
 
-def _aligned(bound: Series, steps: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The bound at each step, or the value itself where it is not known."""
-    at = dict(zip(bound.steps.tolist(), bound.values.tolist(), strict=True))
-    found = np.array([at.get(step, np.nan) for step in steps.tolist()], dtype=np.float64)
-    return np.where(np.isfinite(found), found, values)
+def _measured_bounds(
+    row: Signal, run: Run
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None:
+    """Steps, lower and upper bound, where these are measured: also where the value itself is not known."""
+    if row.bounds is None or not set(row.bounds) <= set(run.names):
+        return None
+    lower, upper = (run.series(bound) for bound in row.bounds)
+    steps, at_lower, at_upper = np.intersect1d(lower.steps, upper.steps, return_indices=True)
+    low, high = lower.values[at_lower], upper.values[at_upper]
+    kept = np.isfinite(low) & np.isfinite(high)
+    return (steps[kept], low[kept], high[kept]) if kept.any() else None
 
 
 def _value_limits(

@@ -59,11 +59,9 @@ class TensorBoardWriter:
         """Write scalars, the bands and the spectrum of one measurement."""
         self._measurements.append(measurement)
         step = measurement.step
-        incomplete = _incomplete_bands(measurement)
         if self._scalars:
             for name, estimate in measurement.estimates.items():
-                if name not in incomplete:
-                    self._scalar(name, estimate.value, step)
+                self._scalar(name, estimate.value, step)
         self._scalar("unreliable", sum(not estimate.reliable for estimate in measurement.estimates.values()), step)
         self._write_bands(measurement)
         self._write_layout(measurement)
@@ -107,7 +105,7 @@ class TensorBoardWriter:
 
     def _write_bands(self, measurement: Measurement) -> None:
         for row in (row for rows in groups().values() for row in rows):
-            if row.bounds is None:
+            if row.bounds is None or row.bounds[0] in measurement.estimates:  # measured bounds are scalars already
                 continue
             numbers = (measurement.value(row.name), *measurement.interval(row.name))
             if not all(math.isfinite(number) for number in numbers):
@@ -161,13 +159,6 @@ class TensorBoardWriter:
         self._writer.add_image(f"phasewatch/{name}", image, step, dataformats="HWC")
 
 
-def _incomplete_bands(measurement: Measurement) -> set[str]:
-    """The value and the limits of bands whose value is not known: TensorBoard draws no band if their steps differ."""
-    bounded = (row for rows in groups().values() for row in rows if row.bounds is not None)
-    unknown = [row for row in bounded if not math.isfinite(measurement.value(row.name))]
-    return {tag for row in unknown for tag in (row.name, *(row.bounds or ()))}
-
-
 def spectrum_edges(positions: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
     """Edges of bins over a spectrum, of equal width but for one that holds what counts as zero.
 
@@ -190,12 +181,20 @@ def _charts(group: str, rows: Sequence[Signal], seen: Collection[str]) -> Iterat
     together = []
     for row in (row for row in rows if row.name in seen):
         if row.bounds is None:
-            together.append(f"^phasewatch/{re.escape(row.name)}$")  # these are regular expressions
+            together.append(_pattern(row.name))
+        elif row.bounds[0] in seen:
+            # A value may be unknown where its bounds are not, and a margin chart fails where their steps differ.
+            yield f"{row.title} (bounds)", ["Multiline", [_pattern(name) for name in (row.name, *row.bounds)]]
         else:
-            kind = "bounds" if row.bounds[0] in seen else "95 % band"
-            yield f"{row.title} ({kind})", ["Margin", [f"phasewatch/{name}" for name in (row.name, *row.bounds)]]
+            tags = [f"phasewatch/{name}" for name in (row.name, *row.bounds)]
+            yield f"{row.title} (95 % band)", ["Margin", tags]
     if together:
         yield group, ["Multiline", together]
+
+
+def _pattern(name: str) -> str:
+    """A regular expression for the tag of a signal, as charts of several lines want it."""
+    return f"^phasewatch/{re.escape(name)}$"
 
 
 def _rendered(figure: Figure) -> NDArray[np.uint8]:

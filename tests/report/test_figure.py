@@ -149,3 +149,12 @@ def test_pyplot_is_left_alone(tmp_path: Path) -> None:
     before = plt.get_fignums()
     run_figure(analyze_run(recorded_run(tmp_path)))
     assert plt.get_fignums() == before
+
+
+def test_a_count_that_is_never_known_is_drawn_by_its_bounds() -> None:
+    estimates = {"nullity": Estimate(math.nan), "nullity_lower": Estimate(3.0), "nullity_upper": Estimate(40.0)}
+    run = Run(None, {}, tuple(Measurement(k, dict(estimates)) for k in range(12)), (), (), (), finished=True)
+    [axis] = run_figure(analyze_run(run)).axes
+    assert axis.get_title(loc="left") == "zero eigenvalues of the Hessian, between its bounds; not resolved at any step"
+    low, high = axis.get_ylim()
+    assert low < 3 and high > 40 and len(axis.collections) >= 1

@@ -88,8 +88,31 @@ def test_each_number_is_written_once(tmp_path: Path, scalars: bool) -> None:
     writer.on_measurement(measurement(0, nullity_lower=6.0, nullity_upper=9.0))
     writer.close()
     found = accumulated(writer.directory)
-    for name in ("llc", "llc_lower", "nullity", "nullity_lower", "nullity_upper"):
+    # Measured bounds are scalars like any other: where the trainer's logger writes those, they are not written again.
+    measured = ("nullity", "nullity_lower", "nullity_upper")
+    for name in ("llc", "llc_lower", *(measured if scalars else ())):
         assert len(found.Scalars(f"phasewatch/{name}")) == 1
+    assert scalars or not set(found.Tags()["scalars"]) & {f"phasewatch/{name}" for name in measured}
+
+
+def test_a_count_that_is_unknown_shows_its_bounds(tmp_path: Path) -> None:
+    """In a chart of lines: a margin chart is an error message where value and bounds have other steps."""
+    writer = TensorBoardWriter(tmp_path)
+    for step in range(3):
+        writer.on_measurement(
+            measurement(step, nullity=7.0 if step == 1 else math.nan, nullity_lower=6.0, nullity_upper=9.0)
+        )
+    writer.close()
+    found = accumulated(writer.directory)
+    steps = {name: [e.step for e in found.Scalars(f"phasewatch/{name}")] for name in ("nullity", "nullity_lower")}
+    assert steps == {"nullity": [1], "nullity_lower": [0, 1, 2]}
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    [category] = layout(multiplexer, "phasewatch")["category"]  # type: ignore[misc, attr-defined]
+    [chart] = [chart for chart in category["chart"] if "bounds" in chart["title"]]
+    assert chart["multiline"]["tag"] == [
+        f"^phasewatch/{name}$" for name in ("nullity", "nullity_lower", "nullity_upper")
+    ]
 
 
 def layout(multiplexer: EventMultiplexer, run: str) -> dict[str, object]:
