@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -383,6 +384,7 @@ class MonitoringCallback(WatchingCallback):
         if count > _LARGEST_NETWORK_FOR_ONE_BATCH or self.mode != "eval" or probe.sizes is None:
             return probe.without_short_rest()
 
+        @cache
         def whole() -> DrawnProbe:
             return draw_probe(loader, self.probe_samples, self.seed, in_one_batch=True)
 

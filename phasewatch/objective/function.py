@@ -252,12 +252,10 @@ class PureLoss:
         self._renew()
         if self.writes_to_its_inputs:
             vector = vector.clone()
-        tensors, inputs = {**self.unflatten(vector), **fixed}, data
-        if self.writes_to_its_inputs:
-            tensors |= {name: tensor.clone() for name, tensor in fixed.items()}
-            inputs = [tensor.clone() for tensor in data]
-        rebuilt = self._layouts[batch].rebuild(inputs)
-        with self._places.holding(tensors), self._differentiable_kernels(), hooks or nullcontext():
+            fixed = {name: tensor.clone() for name, tensor in fixed.items()}
+            data = [tensor.clone() for tensor in data]
+        rebuilt = self._layouts[batch].rebuild(data)
+        with self.holding({**self.unflatten(vector), **fixed}), hooks or nullcontext():
             loss = self.loss_fn(self._module, rebuilt)
         if not isinstance(loss, Tensor):
             raise TypeError(
