@@ -9,7 +9,7 @@ import torch
 from lightning_cases import QUICK, Augmented, Classifier, ManualClassifier, data, fit, same
 from torch.utils.data import DataLoader, IterableDataset
 
-import phasewatch.estimators
+import phasewatch.estimators.learning_coefficient
 import phasewatch.watch
 from phasewatch.callbacks import PhaseWatch
 from phasewatch.objective import Objective
@@ -105,7 +105,7 @@ def test_an_estimator_that_disturbs_everything(tmp_path: Any, monkeypatch: Any) 
         torch.manual_seed(0), torch.set_grad_enabled(False)
         raise FloatingPointError("planted")
 
-    monkeypatch.setattr(phasewatch.estimators, "estimate_llc", disturb)
+    monkeypatch.setattr(phasewatch.estimators.learning_coefficient, "estimate_llc", disturb)
     plain = fit(tmp_path, Classifier, workers, None)
     with pytest.warns(UserWarning, match="llc failed at step 0"):
         watched = fit(tmp_path, Classifier, workers, PhaseWatch(schedule=2, **{**QUICK, "on_error": "disable"}))
@@ -116,6 +116,6 @@ def test_keyboard_interrupt_passes_through(tmp_path: Any, monkeypatch: Any) -> N
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phasewatch.estimators, "estimate_llc", interrupt)
+    monkeypatch.setattr(phasewatch.estimators.learning_coefficient, "estimate_llc", interrupt)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(tmp_path, Classifier, workers, PhaseWatch(schedule=2, **{**QUICK, "on_error": "warn"}))

@@ -1,0 +1,9 @@
+"""What a watch measures: the estimators with their settings, and how their results become signals."""
+
+from phasewatch.estimators.learning_coefficient import LearningCoefficient
+from phasewatch.estimators.probe_loss import ProbeLoss
+from phasewatch.estimators.reading import Estimator, Reading
+from phasewatch.estimators.spectrum import HessianSpectrum
+from phasewatch.estimators.zeros import SymmetryLedger
+
+__all__ = ["Estimator", "HessianSpectrum", "LearningCoefficient", "ProbeLoss", "Reading", "SymmetryLedger"]

@@ -1,0 +1,99 @@
+"""The learning coefficient of the loss as a signal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from phasewatch.estimators.reading import Reading
+from phasewatch.llc import LLCEstimate, check_settings, estimate_llc
+from phasewatch.objective import Objective
+from phasewatch.record import Estimate
+from phasewatch.record.signals import CATALOGUE, LLC
+
+
+@dataclass(frozen=True)
+class LearningCoefficient:
+    """The local learning coefficient, see :func:`phasewatch.estimate_llc` for the settings.
+
+    Attributes:
+        refined: Names or globs of modules and parameters; the coefficient of each alone, with all others fixed, is
+            measured too ("refined": Wang et al. 2024, "Differentiation and specialization of attention heads via the
+            refined local learning coefficient").
+        data: Name of the data, where they are others than those of the main probe; becomes part of the signals' names.
+    """
+
+    chains: int = 4
+    draws: int = 400
+    burn_in: int = 200
+    nbeta: float | None = None
+    localization: float = 10.0
+    refined: tuple[str, ...] = ()
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the settings, long before the first measurement."""
+        check_settings(self.chains, self.draws, self.burn_in, self.nbeta, self.localization)
+        if isinstance(self.refined, str):
+            raise TypeError(f"refined is the string {self.refined!r}; expected a list of names, as [{self.refined!r}].")
+        taken = [name for name in (self.name, *map(self._of_part, self.refined)) if name != LLC and name in CATALOGUE]
+        if taken:
+            raise ValueError(
+                f"the signal of a part or of other data would be called {taken[0]!r}, as another signal is: "
+                f"{CATALOGUE[taken[0]].title}. Name the data otherwise, or the part by a glob."
+            )
+
+    @property
+    def name(self) -> str:
+        """``llc``, or ``llc_<data>``."""
+        return f"{LLC}_{self.data}" if self.data else LLC
+
+    def parts(self, objective: Objective) -> dict[str, Objective]:
+        """The loss as a function of each of the parts in ``refined``.
+
+        Raises:
+            ValueError: If a name matches no module or parameter.
+        """
+        return {name: objective.restricted_to(name) for name in self.refined}
+
+    def _of_part(self, part: str) -> str:
+        return f"{self.name}_{part}"
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        """Signals ``llc`` with standard error, and ``llc_rhat``, ``llc_ess``, ``llc_acceptance``, ``llc_step_size``.
+
+        Also ``llc_<name>`` for every name in ``refined``. On other data all of them are called ``llc_<data>...``.
+
+        Raises:
+            ValueError: If a name in ``refined`` matches no module or parameter.
+        """
+        parts = self.parts(objective)
+        found = self._estimate(objective, n, seed)
+        estimates = {
+            self.name: _coefficient(found),
+            f"{self.name}_rhat": Estimate(found.rhat),
+            f"{self.name}_ess": Estimate(found.ess),
+            f"{self.name}_acceptance": Estimate(found.acceptance),
+            f"{self.name}_step_size": Estimate(found.step_size),
+        }
+        if math.isfinite(found.singular_fluctuation):
+            estimates[f"{self.name}_fluctuation"] = Estimate(found.singular_fluctuation)
+        for part, restricted in parts.items():
+            estimates[self._of_part(part)] = _coefficient(self._estimate(restricted, n, seed))
+        return Reading(estimates)
+
+    def _estimate(self, objective: Objective, n: int, seed: int) -> LLCEstimate:
+        return estimate_llc(
+            objective,
+            n=n,
+            seed=seed,
+            chains=self.chains,
+            draws=self.draws,
+            burn_in=self.burn_in,
+            nbeta=self.nbeta,
+            localization=self.localization,
+        )
+
+
+def _coefficient(found: LLCEstimate) -> Estimate:
+    return Estimate(found.learning_coefficient, found.standard_error, found.reasons)

@@ -1,0 +1,46 @@
+"""What an estimator is, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from phasewatch.objective import Objective
+from phasewatch.record import Estimate, Histogram
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The numbers of one estimator at one step.
+
+    Attributes:
+        estimates: Signal name to what was found.
+        histograms: Name to distribution.
+    """
+
+    estimates: Mapping[str, Estimate]
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+
+
+class Estimator(Protocol):
+    """Anything that can be measured.
+
+    Each signal that it emits has a row in the catalogue (:mod:`phasewatch.record.signals`), which says what it is
+    called, how it is shown and whether transitions are looked for in it; one without is recorded as a detail.
+    """
+
+    @property
+    def name(self) -> str:
+        """What failures are recorded under."""
+        ...
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        """Measure on frozen weights.
+
+        Args:
+            objective: The loss on the probe.
+            n: Size of the training set.
+            seed: Seeds all randomness.
+        """
+        ...

@@ -1,0 +1,82 @@
+"""The Hessian spectrum as signals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from phasewatch.estimators.reading import Reading
+from phasewatch.estimators.zero_count import counted
+from phasewatch.hessian import hessian_spectrum
+from phasewatch.llc import quadratic_llc
+from phasewatch.objective import Objective
+from phasewatch.record import Estimate, Histogram
+from phasewatch.record.signals import NULLITY, SPECTRUM
+
+
+@dataclass(frozen=True)
+class HessianSpectrum:
+    """The Hessian spectrum, see :func:`phasewatch.hessian_spectrum` for the settings."""
+
+    num_eigenvalues: int = 5
+    dense_below: int = 1500
+    nbeta: float | None = None
+    localization: float = 10.0
+    name = "hessian"
+
+    def __post_init__(self) -> None:
+        """Check the settings, long before the first measurement."""
+        if self.num_eigenvalues < 1:
+            raise ValueError(f"num_eigenvalues is {self.num_eigenvalues}; expected at least 1")
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        """Signals ``hessian_max``, ``_min``, ``_trace`` and ``_negative``, ``nullity`` and ``rank_half``.
+
+        The number of zeros comes with its bracket and threshold (``nullity_lower``, ``nullity_upper``,
+        ``nullity_threshold``); it is NaN, and ``rank_half`` with it, where the bracket is too wide for a count
+        (:attr:`phasewatch.hessian.ZeroCount.resolved`). Half the rank is the learning coefficient of a model that is
+        regular but for them, and ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic
+        (:func:`quadratic_llc`).
+        """
+        spectrum = hessian_spectrum(
+            objective,
+            seed=seed,
+            num_eigenvalues=min(self.num_eigenvalues, objective.num_parameters),
+            dense_below=self.dense_below,
+        )
+        zeros = counted(NULLITY, spectrum.zeros)
+        nullity = zeros[NULLITY]
+        density = spectrum.density
+        quadratic = quadratic_llc(
+            density.nodes,
+            density.weights * objective.num_parameters,
+            nbeta=n / math.log(n) if self.nbeta is None else self.nbeta,
+            localization=self.localization,
+        )
+        return Reading(
+            {
+                "hessian_max": Estimate(
+                    spectrum.largest, doubts=_end(spectrum.largest_converged, spectrum.largest_error)
+                ),
+                "hessian_min": Estimate(
+                    spectrum.smallest, doubts=_end(spectrum.smallest_converged, spectrum.smallest_error)
+                ),
+                "hessian_trace": Estimate(spectrum.trace, spectrum.trace_standard_error),
+                "hessian_negative": Estimate(spectrum.num_negative, spectrum.num_negative_standard_error),
+                "rank_half": Estimate(
+                    (objective.num_parameters - nullity.value) / 2, nullity.standard_error / 2, nullity.doubts
+                ),
+                "llc_quadratic": Estimate(quadratic),
+                **zeros,
+            },
+            histograms={
+                SPECTRUM: Histogram(
+                    [float(x) for x in density.nodes],
+                    [float(w) * objective.num_parameters for w in density.weights],
+                )
+            },
+        )
+
+
+def _end(converged: bool, error: float) -> tuple[str, ...]:
+    return () if converged else (f"Lanczos has not converged: off by up to {error:.2g}",)

@@ -1,0 +1,80 @@
+"""Zeros by cause as signals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from phasewatch.estimators.reading import Reading
+from phasewatch.estimators.zero_count import counted
+from phasewatch.hessian import hessian_spectrum
+from phasewatch.objective import Objective
+from phasewatch.record import Estimate
+from phasewatch.record.signals import NULLITY_GGN
+from phasewatch.symmetry import explain_zeros
+
+LEFT_OUT_BELOW = 5000
+"""Parameters up to which certified zeros are kept in memory and left out of the bracket, which is narrower then."""
+
+
+@dataclass(frozen=True)
+class SymmetryLedger:
+    """Zeros of the Gauss-Newton matrix by cause, see :func:`phasewatch.explain_zeros`, and how near more of them are.
+
+    Where there are many parameters not all is measured, so that the costs stay those of some dozens of gradients.
+
+    Attributes:
+        dense_below: Up to so many parameters all zeros are counted, above they are bracketed.
+        ledger_below: Up to so many parameters they are explained.
+    """
+
+    dense_below: int = 1500
+    ledger_below: int = 1_000_000
+    name = "zeros"
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        """Signals ``nullity_ggn`` with its bracket, ``zeros_<cause>`` and ``distance_<kind>``.
+
+        The causes are ``certified`` (all that are known), ``generic``, each non-generic kind and, where all zeros are
+        counted, ``unexplained``. The distance is that of the units nearest to a kind of degeneracy, 0 if it is there.
+        """
+        found: dict[str, float] = {}
+        unnamed: tuple[str, ...] = ()
+        zeros = known = None
+        certified = 0
+        if objective.num_parameters <= self.ledger_below:
+            ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
+            zeros, certified = ledger.zeros, ledger.certified
+            found = {"zeros_certified": certified, "zeros_generic": ledger.generic}
+            for kind, dimensions in ledger.non_generic.items():
+                found[_signal("zeros", kind)] = dimensions
+            if ledger.unexplained is not None:
+                found["zeros_unexplained"] = ledger.unexplained
+                if ledger.unexplained:
+                    unnamed = tuple(f"not known: {what}" for what in ledger.unknown)
+            for layer in ledger.closeness:
+                for kind, (distance, _) in layer.distances.items():
+                    name = _signal("distance", kind)
+                    found[name] = min(distance, found.get(name, math.inf))
+            if zeros is None and objective.num_parameters <= LEFT_OUT_BELOW:
+                known = ledger.zero_space()
+        if zeros is None:
+            spectrum = hessian_spectrum(
+                objective,
+                "gauss-newton",
+                seed,
+                num_eigenvalues=1,
+                dense_below=0,
+                num_steps=32,
+                num_probes=1,
+                known_zeros=known,
+            )
+            zeros = spectrum.zeros.certified_by(certified)
+        estimates = {name: Estimate(value) for name, value in found.items()}
+        if unnamed:
+            estimates["zeros_unexplained"] = Estimate(found["zeros_unexplained"], doubts=unnamed)
+        return Reading({**counted(NULLITY_GGN, zeros), **estimates})
+
+
+def _signal(what: str, kind: str) -> str:
+    return f"{what}_{kind.replace(' ', '_')}"
