@@ -225,6 +225,19 @@ class Objective(PureLoss):
             raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
         return hooks, loss
 
+    def outputs(self, parameters: Tensor, batch: int) -> list[Tensor]:
+        """The network's outputs on a batch at any place, without their graph; those of :meth:`outputs_and_slopes`.
+
+        Args:
+            parameters: Flat vector, shape ``(num_parameters,)``.
+            batch: Index of the batch.
+
+        Raises:
+            NoOutputsError: If they cannot be seen.
+        """
+        with torch.no_grad():
+            return self._cut_at_outputs(parameters.detach(), batch, None, _REWRITE)[0].outputs
+
     def outputs_and_slopes(self, batch: int) -> OutputsAndSlopes:
         """The network's outputs at ``parameters``, and the slope of the loss in each.
 

@@ -1,0 +1,99 @@
+"""How far the prior of the function's learning coefficient reaches from w*, tensor by tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phasewatch.isolation import isolated
+from phasewatch.objective import NoOutputsError, Objective
+
+GAIN = 2.0
+"""Variance of a weight times the fan-in: a layer of rectified units then hands on the size of its inputs (He et al.
+2015, "Delving deep into rectifiers", eq. 10). On linear networks the learning coefficient at the fine resolution is
+within 4 % of the exact one with it, with 1 within 6 %."""
+RELATIVE_STEP = 1e-4
+"""Factor by which tensors are rescaled to see what that does to the outputs; in float64 the error is 1e-8."""
+UNCHANGED = 1e-3
+"""Directions of rescaling along which the outputs change by less than this share of what the tensors alone change."""
+
+
+def prior_spread(objective: Objective) -> Tensor:
+    """Standard deviation of the Gaussian prior around w*, one for all entries of a tensor.
+
+    It is that of the usual initialisation, ``(2 / fan_in) ** 0.5``, whatever the weights are now: a bias has that of
+    the weights beside it, a tensor of one dimension without such (the gain of a normalisation) has fan-in 1. Where
+    whole tensors can be rescaled against one another without changing the outputs (a layer before a ReLU or a
+    normalisation against the one after it, queries against keys), the scale is that of the balanced network, in which
+    the sizes are nearest to the usual ones: rescaled networks have rescaled spreads, and the same learning coefficient.
+    The rescalings are found as the null space of the outputs' derivatives in the logarithms of the tensors' sizes, in
+    float64 on the first batch.
+
+    Args:
+        objective: The loss, or a function made of it.
+
+    Returns:
+        Shape ``(num_parameters,)``.
+
+    Example:
+        >>> module = torch.nn.Linear(8, 2)
+        >>> def loss_fn(module, batch):
+        ...     return module(batch).square().mean()
+        >>> spread = prior_spread(Objective(module, [torch.randn(5, 8)], loss_fn=loss_fn))
+        >>> spread.unique().tolist()
+        [0.5]
+    """
+    pieces = objective.unflatten(objective.parameters)
+    usual = torch.tensor([(GAIN / _fan_in(name, pieces)) ** 0.5 for name in pieces], dtype=torch.float64)
+    sizes = torch.stack([piece.double().square().mean().sqrt() for piece in pieces.values()]).cpu()
+    spreads = usual * _balance(objective, (sizes / usual).log()).exp()
+    entries = [
+        torch.full_like(piece.flatten(), float(spread)) for piece, spread in zip(pieces.values(), spreads, strict=True)
+    ]
+    return torch.cat(entries)
+
+
+def _fan_in(name: str, pieces: dict[str, Tensor]) -> float:
+    """Inputs that an entry of the tensor's first dimension sums over."""
+    piece = pieces[name]
+    if piece.dim() < 2 and name.endswith("bias"):
+        piece = pieces.get(name.removesuffix("bias") + "weight", piece)
+    return max(piece.numel() / piece.shape[0], 1.0) if piece.dim() >= 2 else 1.0
+
+
+def _balance(objective: Objective, logarithms: Tensor) -> Tensor:
+    """The part of the logarithms of the sizes that rescalings of no effect can take away; zero for zero tensors."""
+    moved = logarithms.isfinite().nonzero().flatten().tolist()
+    try:
+        effects = _effects(objective, moved)
+    except (NoOutputsError, RuntimeError):  # no outputs to look at, or no float64 on this device or in this code
+        return torch.zeros_like(logarithms)
+    lengths = effects.norm(dim=1)
+    seen = [k for k, length in enumerate(lengths.tolist()) if length > 0]
+    unseen = [k for k in range(len(moved)) if k not in seen]
+    directions = [torch.eye(len(moved), dtype=torch.float64)[unseen]]
+    if seen:
+        scaled = effects[seen] / lengths[seen, None]
+        values, vectors = torch.linalg.eigh(scaled @ scaled.T)
+        null = torch.zeros(int((values < UNCHANGED**2).sum()), len(moved), dtype=torch.float64)
+        null[:, seen] = (vectors[:, values < UNCHANGED**2] / lengths[seen, None]).T
+        directions.append(null)
+    basis = torch.linalg.qr(torch.cat(directions).T).Q
+    balance = torch.zeros_like(logarithms)
+    balance[moved] = basis @ (basis.T @ logarithms[moved])
+    return balance
+
+
+def _effects(objective: Objective, moved: list[int]) -> Tensor:
+    """Derivatives of the outputs on the first batch in the logarithms of the tensors' sizes, one row a tensor."""
+    double = objective.to(torch.float64)
+    pieces = list(double.unflatten(double.parameters).values())
+    rows = []
+    with isolated():
+        for k in moved:
+            ends = []
+            for sign in (1, -1):
+                vector = torch.cat([p.flatten() * (1 + sign * RELATIVE_STEP * (i == k)) for i, p in enumerate(pieces)])
+                ends.append(torch.cat([output.flatten() for output in double.outputs(vector, 0)]))
+            rows.append((ends[0] - ends[1]).cpu() / (2 * RELATIVE_STEP))
+    return torch.stack(rows)
