@@ -2,7 +2,7 @@
 
 from phasewatch.objective.function import LossFn, second_derivatives
 from phasewatch.objective.loss import Objective
-from phasewatch.objective.misfit import divergence, split_off_misfit
+from phasewatch.objective.misfit import split_off_misfit
 from phasewatch.objective.outputs import NoOutputsError
 
-__all__ = ["LossFn", "NoOutputsError", "Objective", "divergence", "second_derivatives", "split_off_misfit"]
+__all__ = ["LossFn", "NoOutputsError", "Objective", "second_derivatives", "split_off_misfit"]

@@ -224,6 +224,7 @@ class PureLoss:
         fixed = self.fixed if fixed is None else fixed
         if not self.readings:
             return self._run(vector, batch, data, fixed, None)
+        given = [reading.data[batch] for reading in self.readings] if read is None else read
         cut = self.cuts[batch]
         hooks = OutputHooks(self._module, cut.call)
         loss = self._run(vector, batch, data, fixed, hooks)
@@ -236,7 +237,6 @@ class PureLoss:
             moved = hooks.outputs
             held = OutputHooks(self._module, cut.call, lambda number, _: moved[number])
             loss = self._run(self.parameters, batch, data, fixed, held)
-        given = [reading.data[batch] for reading in self.readings] if read is None else read
         for reading, own in zip(self.readings, given, strict=True):
             loss = reading.reader(hooks.outputs, loss, list(own))
         return loss

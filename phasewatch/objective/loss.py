@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -15,27 +14,18 @@ from phasewatch.isolation import isolated
 from phasewatch.objective.checks import check_function, first_evaluation
 from phasewatch.objective.copies import PythonState
 from phasewatch.objective.function import LossFn, PureLoss
-from phasewatch.objective.outputs import Cut, NoOutputsError, OutputHooks, OutputReader, Reading, Replacement
+from phasewatch.objective.outputs import (
+    Cut,
+    NoOutputsError,
+    OutputHooks,
+    OutputReader,
+    OutputsAndSlopes,
+    Reading,
+    Replacement,
+)
 from phasewatch.objective.vectorized import Vectorized
 
 _REWRITE = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
-
-
-@dataclass(frozen=True)
-class OutputsAndSlopes:
-    """What a network says of one batch, and how the loss meets it.
-
-    Attributes:
-        outputs: The floating-point output tensors.
-        slopes: The gradient of the loss in each.
-        past_outputs: Whether the loss depends on the parameters by another way too, as with weight decay in it.
-        earlier_outputs: Whether that way is through the outputs of earlier calls of the network.
-    """
-
-    outputs: list[Tensor]
-    slopes: list[Tensor]
-    past_outputs: bool
-    earlier_outputs: bool
 
 
 class Objective(PureLoss):
@@ -270,10 +260,77 @@ class Objective(PureLoss):
         """
         return self._cut_at_outputs(self.parameters, batch, replacement, _REWRITE)[1]
 
+    def loss_and_slopes(self, batch: int, outputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The loss of a batch at ``parameters`` where the network says something else, and its slope in that.
+
+        Args:
+            batch: Index of the batch.
+            outputs: In the place of those of :meth:`outputs_and_slopes`, of their shapes.
+
+        Raises:
+            NoOutputsError: If they cannot be seen.
+        """
+        vector = self.parameters.detach().clone().requires_grad_()
+        leaves = [output.detach().requires_grad_() for output in outputs]
+        with torch.enable_grad(), self.holding(self.tensors_at(vector)):
+            _, loss = self._cut_at_outputs(vector, batch, lambda number, _: leaves[number], _REWRITE)
+            found: Sequence[Tensor | None] = [None] * len(leaves)
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return loss.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+
+    def behavioral(self, metric: Literal["loss", "outputs"] = "loss", *, nats_per_loss: float = 1.0) -> Objective:
+        r"""How far the function that the network computes is from the one at ``parameters``: zero and least there.
+
+        The outputs are those of the last outermost call of a module with parameters that ``loss_fn`` makes on each
+        batch. With ``metric="loss"`` it is the divergence :math:`D(w) = L(w) - L(w^*) - \langle r, f(w) - f(w^*)
+        \rangle`, r the slope of the loss in the outputs f at w* (Bushnaq et al. 2024, arXiv 2405.10927): for a
+        cross-entropy the Kullback-Leibler divergence from the model at w*, for half a squared error half the squared
+        distance. Its Hessian at w* is the Gauss-Newton matrix. What the loss sees of the parameters past the outputs
+        (weight decay written into it) is held as it is at w*.
+
+        With ``metric="outputs"`` it is half the squared distance of the outputs in units of their variance v, as of a
+        regression with that noise: :math:`\tfrac12 \sum_k (f_k(w) - f_k(w^*))^2 / v`, the mean over samples
+        (and positions), v the variance of :math:`f_k(w^*)` over them, its mean over k, one number for each output
+        tensor. A sample's outputs k stand along the last dimension (or along dimension 1, if that is where the
+        classes are); where the loss does not change when all of them are shifted alike, as the logits of a softmax,
+        only what differs from their mean counts. Positions that the loss never sees (padding) are left out. It stays as
+        it is where all logits grow by one factor, and so tells another function from more confidence in the same.
+
+        Args:
+            metric: ``"loss"`` or ``"outputs"``.
+            nats_per_loss: The loss is taken for minus the log-likelihood of a sample in nats, so that half a squared
+                error stands for noise of variance 1. Where it is something else, what one unit of it is in nats:
+                1 / σ² for half a squared error with noise σ, 2 / (2 σ²) for a squared error, ln 2 for bits.
+
+        Returns:
+            Another objective on the same parameters and batches, of which everything can be taken that can be of this
+            one. Where the outputs of all batches and their slopes take more than 256 MiB they are made anew for each
+            batch, and evaluations at several places follow one another.
+
+        Raises:
+            NoOutputsError: If the outputs cannot be seen (a loss computed inside ``forward``, or no module called), if
+                the loss is made of those of several calls of the network, of which one alone does not say how far it
+                has moved, or with ``metric="outputs"`` if they are the same for all samples.
+            ValueError: If an argument is none of these.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> module = torch.nn.Linear(2, 1)
+            >>> def decayed(module, batch):
+            ...     return 0.5 * module(batch).square().mean() + module.weight.square().sum()
+            >>> moved = Objective(module, [torch.eye(2)], loss_fn=decayed).behavioral()
+            >>> float(moved.loss()), float(moved.gradient().abs().max())
+            (0.0, 0.0)
+        """
+        from phasewatch.objective.behavioral import behavioral  # it is made of objectives itself
+
+        return behavioral(self, metric, nats_per_loss)
+
     def read_from_outputs(
         self,
         reader: OutputReader,
-        data: list[list[Tensor]],
+        data: Sequence[list[Tensor]],
         *,
         held: bool = False,
         again: Callable[[Objective], Objective],

@@ -15,6 +15,23 @@ class NoOutputsError(ValueError):
     """The loss cannot be cut at the network's outputs, so that there is no Gauss-Newton matrix."""
 
 
+@dataclass(frozen=True)
+class OutputsAndSlopes:
+    """What a network says of one batch, and how the loss meets it.
+
+    Attributes:
+        outputs: The floating-point output tensors.
+        slopes: The gradient of the loss in each.
+        past_outputs: Whether the loss depends on the parameters by another way too, as with weight decay in it.
+        earlier_outputs: Whether that way is through the outputs of earlier calls of the network.
+    """
+
+    outputs: list[Tensor]
+    slopes: list[Tensor]
+    past_outputs: bool
+    earlier_outputs: bool
+
+
 OutputReader = Callable[[list[Tensor], Tensor, list[Tensor]], Tensor]
 """``reader(outputs, loss, data)``: another scalar made of the network's outputs and the loss of a batch."""
 

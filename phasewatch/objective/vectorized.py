@@ -22,6 +22,7 @@ from phasewatch.objective.program import (
     losses_and_gradients,
     sample_losses,
 )
+from phasewatch.objective.start import Recomputed
 
 Kind = Literal["gradients", "losses", "samples"]
 Block = tuple[int, ...]
@@ -38,8 +39,8 @@ class Vectorized:
     """Evaluations of an objective that share the overhead of a call between places, and where they can, batches.
 
     What is run is a :class:`Program` where the objective can be traced, else ``vmap``. It is compared once with single
-    evaluations; where it does not agree with them, or the loss draws random numbers or writes to its inputs, there are
-    only those.
+    evaluations; where it does not agree with them, the loss draws random numbers or writes to its inputs, or the outputs
+    are too large to be held, there are only those.
     """
 
     def __init__(self, function: PureLoss) -> None:
@@ -85,10 +86,12 @@ class Vectorized:
         raise ValueError("The loss of a batch is not the mean of the losses of its samples.")
 
     def _can_evaluate(self, vectors: Tensor, compiled: bool) -> bool:
+        if not self._function.is_pure or any(isinstance(r.data, Recomputed) for r in self._function.readings):
+            return False
         if len(vectors) == 1:
-            return compiled and self._function.is_pure
+            return compiled
         if self._works is None:
-            self._works = self._function.is_pure and self._agrees(self._evaluation("gradients", (0,)), vectors, (0,))
+            self._works = self._agrees(self._evaluation("gradients", (0,)), vectors, (0,))
         return self._works
 
     def _evaluate(self, kind: Kind, vectors: Tensor, batch: int | None, compiled: bool) -> tuple[Tensor, ...]:
