@@ -45,7 +45,9 @@ def behavioral(objective: Objective, metric: Metric, nats_per_loss: float) -> Ob
         )
     if metric == "outputs":
         return _in_the_outputs(objective, start)
-    return _in_the_loss(objective, start, nats_per_loss)
+    if not start.recomputed:
+        start = OutputsAtStart(objective.widened())
+    return _in_the_loss(start, nats_per_loss)
 
 
 def first_order(outputs: list[Tensor], start: Sequence[Tensor]) -> Tensor:
@@ -55,9 +57,10 @@ def first_order(outputs: list[Tensor], start: Sequence[Tensor]) -> Tensor:
     return torch.stack([(slope * (output - value)).sum() for output, value, slope in moved]).sum()
 
 
-def _in_the_loss(objective: Objective, start: OutputsAtStart, nats_per_loss: float) -> Objective:
+def _in_the_loss(start: OutputsAtStart, nats_per_loss: float) -> Objective:
+    objective = start.objective
     nats = torch.tensor(nats_per_loss, dtype=objective.dtype, device=objective.device)
-    data = start.of_each_batch(lambda batch, own: [nats, objective.batch_losses[batch], *own.outputs, *own.slopes])
+    data = start.of_each_batch(lambda _, own: [nats, own.loss, *own.outputs, *own.slopes])
     return objective.read_from_outputs(
         _divergence, data, held=start.past_outputs, again=lambda other: behavioral(other, "loss", nats_per_loss)
     )

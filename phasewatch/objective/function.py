@@ -54,6 +54,7 @@ class PureLoss:
         readings: What is made of the outputs and the loss, one after another; none for the loss itself.
         cuts: Where each batch is cut for the readings.
         held: Whether all that the loss sees of the parameters past the outputs is held at ``parameters``.
+        wide: Whether what is made of the outputs, the loss and the readings, is computed in float64.
         constants: Numbers, texts and the like that the module has in attributes.
     """
 
@@ -99,6 +100,7 @@ class PureLoss:
         self.readings: tuple[Reading, ...] = ()
         self.cuts: dict[int, Cut] = {}
         self.held = False
+        self.wide = False
         self.constants = plain_attributes(self._module)
 
     @property
@@ -226,7 +228,7 @@ class PureLoss:
             return self._run(vector, batch, data, fixed, None)
         given = [reading.data[batch] for reading in self.readings] if read is None else read
         cut = self.cuts[batch]
-        hooks = OutputHooks(self._module, cut.call)
+        hooks = OutputHooks(self._module, cut.call, self._widened)
         loss = self._run(vector, batch, data, fixed, hooks)
         if hooks.calls != cut.calls:
             raise NoOutputsError(
@@ -234,12 +236,17 @@ class PureLoss:
                 "which outputs to look at depends on the parameters. Call the network once in loss_fn(module, batch)."
             )
         if self.held:
-            moved = hooks.outputs
+            moved = [self._widened(number, output) for number, output in enumerate(hooks.outputs)]
             held = OutputHooks(self._module, cut.call, lambda number, _: moved[number])
             loss = self._run(self.parameters, batch, data, fixed, held)
+        outputs = [self._widened(number, output) for number, output in enumerate(hooks.outputs)]
         for reading, own in zip(self.readings, given, strict=True):
-            loss = reading.reader(hooks.outputs, loss, list(own))
-        return loss
+            loss = reading.reader(outputs, loss, list(own))
+        return loss.to(self.dtype)
+
+    def _widened(self, _: int, output: Tensor) -> Tensor:
+        """An output as what follows it is given it."""
+        return output.double() if self.wide else output
 
     def _run(
         self,
@@ -261,7 +268,7 @@ class PureLoss:
             raise TypeError(
                 f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor, the mean loss of the batch."
             )
-        return loss.to(self.dtype)
+        return loss.to(torch.float64 if self.wide else self.dtype)
 
     def _differentiable_kernels(self) -> AbstractContextManager[None]:
         """The recurrent layers of cuDNN have no gradient in evaluation mode; PyTorch's own do.

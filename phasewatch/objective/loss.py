@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from phasewatch.objective.outputs import (
 )
 from phasewatch.objective.vectorized import Vectorized
 
+_SAME_LOSS = 1e-3
+"""Relative difference up to which a loss is the same in another precision."""
 _REWRITE = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
 
 
@@ -229,8 +232,8 @@ class Objective(PureLoss):
         vector = self.parameters.detach().clone().requires_grad_()
         leaves: list[Tensor] = []
 
-        def leaf(_: int, output: Tensor) -> Tensor:
-            leaves.append(output.detach().requires_grad_())
+        def leaf(number: int, output: Tensor) -> Tensor:
+            leaves.append(self._widened(number, output.detach()).requires_grad_())
             return leaves[-1]
 
         with torch.enable_grad(), self.holding(self.tensors_at(vector)):
@@ -244,6 +247,7 @@ class Objective(PureLoss):
         return OutputsAndSlopes(
             [output.detach() for output in hooks.outputs],
             slopes,
+            loss.detach(),
             past_outputs=found[-1] is not None,
             earlier_outputs=any(g is not None for g in found[len(leaves) : -1]),
         )
@@ -271,7 +275,7 @@ class Objective(PureLoss):
             NoOutputsError: If they cannot be seen.
         """
         vector = self.parameters.detach().clone().requires_grad_()
-        leaves = [output.detach().requires_grad_() for output in outputs]
+        leaves = [self._widened(number, output.detach()).requires_grad_() for number, output in enumerate(outputs)]
         with torch.enable_grad(), self.holding(self.tensors_at(vector)):
             _, loss = self._cut_at_outputs(vector, batch, lambda number, _: leaves[number], _REWRITE)
             found: Sequence[Tensor | None] = [None] * len(leaves)
@@ -326,6 +330,20 @@ class Objective(PureLoss):
         from phasewatch.objective.behavioral import behavioral  # it is made of objectives itself
 
         return behavioral(self, metric, nats_per_loss)
+
+    def widened(self) -> Objective:
+        """The same, computed in float64 from the outputs on, for what is a small difference of losses.
+
+        Unchanged where the code of the loss cannot, or takes something else for the loss then.
+        """
+        other = copy.copy(self)
+        other.wide = True
+        other._vectorized = Vectorized(other)
+        with isolated(), suppress(Exception):
+            wide, plain = (float(objective.outputs_and_slopes(0).loss) for objective in (other, self))
+            if abs(wide - plain) <= _SAME_LOSS * (_SAME_LOSS + abs(plain)):
+                return other
+        return self
 
     def read_from_outputs(
         self,

@@ -52,7 +52,7 @@ def split_off_misfit(objective: Objective) -> tuple[Objective, Objective]:
 
 
 def _read(objective: Objective, start: OutputsAtStart, reader: OutputReader) -> Objective:
-    data = start.of_each_batch(lambda batch, own: [objective.batch_losses[batch], *own.outputs, *own.slopes])
+    data = start.of_each_batch(lambda _, own: [own.loss, *own.outputs, *own.slopes])
     return objective.read_from_outputs(reader, data, again=lambda other: _read(other, OutputsAtStart(other), reader))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from phasewatch.objective.outputs import NoOutputsError
+from phasewatch.objective.outputs import NoOutputsError, OutputsAndSlopes
 from phasewatch.objective.start import OutputsAtStart
 
 if TYPE_CHECKING:
@@ -45,26 +45,28 @@ def output_distance(objective: Objective, start: OutputsAtStart) -> tuple[Output
     Raises:
         NoOutputsError: If the outputs are the same for all samples, or the loss sees none of them.
     """
-    numbers = range(len(start[0].outputs))
-    centred = tuple(_shifted_dimension(objective, start, number) for number in numbers)
+    first = start[0]
+    numbers = range(len(first.outputs))
+    centred = tuple(_shifted_dimension(objective, first, number) for number in numbers)
     features = [
         (-1 if output.dim() > 1 else None) if dim is None else dim
-        for output, dim in zip(start[0].outputs, centred, strict=True)
+        for output, dim in zip(first.outputs, centred, strict=True)
     ]
     # Moments of each output over samples and positions, as sums weighted like the batches.
     seen: list[list[Tensor]] = []
     weights = [0.0 for _ in numbers]
     sums: list[list[Tensor]] = [[] for _ in numbers]
     for batch, share in enumerate(objective.batch_weights):
-        seen.append(_seen(objective, start, batch, features))
-        for number, output in enumerate(start[batch].outputs):
+        own = start[batch]
+        seen.append(_seen(objective, own, batch, features))
+        for number, output in enumerate(own.outputs):
             rows = _rows(_centre(output, centred[number]), features[number]).double()
             rows = rows[seen[batch][number].flatten()]
             if not len(rows):
                 continue
             weights[number] += share
             found = [share * rows.mean(0), share * rows.square().mean(0)]
-            if sums[number] and sums[number][0].shape != found[0].shape:
+            if sums[number] and len(sums[number][0]) != len(found[0]):
                 raise NoOutputsError(
                     f"The outputs of batch {batch} have another number of entries for each sample than those before "
                     f"it ({len(found[0])}, and {len(sums[number][0])}), so that they have no variance in common. Give "
@@ -75,14 +77,14 @@ def output_distance(objective: Objective, start: OutputsAtStart) -> tuple[Output
     if not any(weights):
         raise NoOutputsError("The loss depends on none of the network's outputs; there is nothing to measure.")
 
-    def of_batch(batch: int) -> list[Tensor]:
-        given = []
-        for output, rows, variance in zip(start[batch].outputs, seen[batch], variances, strict=True):
+    def given(batch: int, own: OutputsAndSlopes) -> list[Tensor]:
+        tensors = []
+        for output, rows, variance in zip(own.outputs, seen[batch], variances, strict=True):
             share = rows.to(output.dtype) / rows.sum().clamp(min=1)
-            given += [output, share / variance if variance else torch.zeros_like(share)]
-        return given
+            tensors += [output, share / variance if variance else torch.zeros_like(share)]
+        return tensors
 
-    return OutputDistance(centred), start.of_each_batch(lambda batch, _: of_batch(batch))
+    return OutputDistance(centred), start.of_each_batch(given)
 
 
 def _variance(sums: list[Tensor], weight: float, dtype: torch.dtype) -> float:
@@ -100,11 +102,9 @@ def _variance(sums: list[Tensor], weight: float, dtype: torch.dtype) -> float:
     return variance
 
 
-def _shifted_dimension(objective: Objective, start: OutputsAtStart, number: int) -> int | None:
+def _shifted_dimension(objective: Objective, start: OutputsAndSlopes, number: int) -> int | None:
     """The dimension along which the loss does not see a shift of all outputs alike, in the first batch."""
-    outputs = start[0].outputs
-    output = outputs[number]
-    loss, _ = objective.loss_and_slopes(0, outputs)
+    outputs, output, loss = start.outputs, start.outputs[number], float(start.loss)
     size = float(output.abs().max()) if output.numel() else 0.0
     generator = torch.Generator().manual_seed(number)
     for dim in [-1, 1][: max(0, output.dim() - 1)]:
@@ -115,24 +115,23 @@ def _shifted_dimension(objective: Objective, start: OutputsAtStart, number: int)
         shift = (1 + size) * torch.randn(shape, generator=generator, dtype=torch.float64).to(output)
         moved = [*outputs[:number], output + shift, *outputs[number + 1 :]]
         found, slopes = objective.loss_and_slopes(0, moved)
-        tolerance = ROUNDING * torch.finfo(objective.dtype).eps * (1 + size + abs(float(loss)))
-        if abs(float(found - loss)) <= tolerance and bool((slopes[number] != 0).any()):
+        tolerance = ROUNDING * torch.finfo(objective.dtype).eps * (1 + size + abs(loss))
+        if abs(float(found) - loss) <= tolerance and bool((slopes[number] != 0).any()):
             return dim
     return None
 
 
-def _seen(objective: Objective, start: OutputsAtStart, batch: int, features: list[int | None]) -> list[Tensor]:
+def _seen(objective: Objective, start: OutputsAndSlopes, batch: int, features: list[int | None]) -> list[Tensor]:
     """Which samples and positions the loss depends on; the slope in the others is zero whatever the network says.
 
     Where it is zero at the start (a prediction that is right to the last digit has none either), it is looked at where
     all say the same, and half-way there.
     """
-    own = start[batch]
-    seen = [_any(slope != 0, dim) for slope, dim in zip(own.slopes, features, strict=True)]
+    seen = [_any(slope != 0, dim) for slope, dim in zip(start.slopes, features, strict=True)]
     for share in (1.0, 0.5):
         if all(bool(rows.all()) for rows in seen):
             break
-        moved = [output.lerp(_mean(output, dim), share) for output, dim in zip(own.outputs, features, strict=True)]
+        moved = [output.lerp(_mean(output, dim), share) for output, dim in zip(start.outputs, features, strict=True)]
         _, slopes = objective.loss_and_slopes(batch, moved)
         seen = [rows | _any(slope != 0, dim) for rows, slope, dim in zip(seen, slopes, features, strict=True)]
     return seen

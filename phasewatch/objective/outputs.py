@@ -22,12 +22,14 @@ class OutputsAndSlopes:
     Attributes:
         outputs: The floating-point output tensors.
         slopes: The gradient of the loss in each.
+        loss: The loss of the batch.
         past_outputs: Whether the loss depends on the parameters by another way too, as with weight decay in it.
         earlier_outputs: Whether that way is through the outputs of earlier calls of the network.
     """
 
     outputs: list[Tensor]
     slopes: list[Tensor]
+    loss: Tensor
     past_outputs: bool
     earlier_outputs: bool
 

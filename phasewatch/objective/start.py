@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from phasewatch.objective.loss import Objective
 
 LARGEST_OUTPUTS = 2**28
-"""Bytes that the outputs and their slopes may take over all batches; beyond, no more than one batch's are held."""
+"""Bytes that the outputs and as many slopes may take over all batches; beyond, no more than one batch's are held."""
 
 
 class Recomputed(Sequence[list[Tensor]]):
@@ -46,6 +46,7 @@ class OutputsAtStart:
     """The outputs of every batch at the parameters of an objective, and the slopes of the loss in them.
 
     Attributes:
+        objective: What they are of.
         past_outputs: Whether the loss depends on the parameters by another way than the outputs.
         earlier_outputs: Whether that way is through the outputs of earlier calls of the network.
     """
@@ -56,7 +57,7 @@ class OutputsAtStart:
         Raises:
             NoOutputsError: If the outputs cannot be seen.
         """
-        self._objective = objective
+        self.objective = objective
         self._kept: list[OutputsAndSlopes] | None = []
         self.past_outputs = self.earlier_outputs = False
         size = 0
@@ -64,11 +65,16 @@ class OutputsAtStart:
             found = self._make(batch)
             self.past_outputs |= found.past_outputs
             self.earlier_outputs |= found.earlier_outputs
-            size += sum(t.numel() * t.element_size() for t in (*found.outputs, *found.slopes))
+            size += 2 * sum(output.numel() * output.element_size() for output in found.outputs)
             if size > LARGEST_OUTPUTS:
                 self._kept = None
             if self._kept is not None:
                 self._kept.append(found)
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether they are made anew for each batch that is asked for."""
+        return self._kept is None
 
     def __getitem__(self, batch: int) -> OutputsAndSlopes:
         """Those of one batch."""
@@ -76,11 +82,11 @@ class OutputsAtStart:
 
     def of_each_batch(self, take: Callable[[int, OutputsAndSlopes], list[Tensor]]) -> Sequence[list[Tensor]]:
         """Tensors made of the outputs of each batch: held, or :class:`Recomputed` where the outputs are."""
-        numbers = range(self._objective.num_batches)
+        numbers = range(self.objective.num_batches)
         if self._kept is None:
             return Recomputed(lambda batch: take(batch, self._make(batch)), len(numbers))
         return [take(batch, self._kept[batch]) for batch in numbers]
 
     def _make(self, batch: int) -> OutputsAndSlopes:
         with isolated():
-            return self._objective.outputs_and_slopes(batch)
+            return self.objective.outputs_and_slopes(batch)
