@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from phasewatch.isolation import isolated
 from phasewatch.objective.checks import check_function, first_evaluation
 from phasewatch.objective.copies import PythonState
-from phasewatch.objective.function import LossFn, PureLoss
+from phasewatch.objective.function import LossFn, OutputsFn, PureLoss
 from phasewatch.objective.outputs import (
     Cut,
     NoOutputsError,
@@ -28,7 +29,10 @@ from phasewatch.objective.vectorized import Vectorized
 
 _SAME_LOSS = 1e-3
 """Relative difference up to which a loss is the same in another precision."""
-_REWRITE = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
+_REWRITE = (
+    "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs, or give "
+    "outputs_fn(module, batch) -> outputs beside loss_fn(outputs, batch) -> scalar mean loss."
+)
 
 
 class Objective(PureLoss):
@@ -48,6 +52,7 @@ class Objective(PureLoss):
         batch_losses: Loss of each batch at ``parameters``, shape ``(num_batches,)``.
         parameter_shapes: Name to shape, in the order in which they stand in the flat vector.
         fixed: Name to tensor for buffers and parameters that are not trained.
+        doubts: Reasons not to trust what is measured of this; none but for :meth:`behavioral`.
 
     Example:
         >>> module = torch.nn.Linear(2, 1, bias=False)
@@ -68,6 +73,7 @@ class Objective(PureLoss):
         batches: Iterable[Any],
         *,
         loss_fn: LossFn,
+        outputs_fn: OutputsFn | None = None,
         mode: Literal["eval", "train"] = "eval",
         dtype: torch.dtype | None = None,
         batch_sizes: Sequence[int] | None = None,
@@ -82,6 +88,8 @@ class Objective(PureLoss):
             module: The network; a copy of its structure is kept, with clones of its tensors.
             batches: What ``loss_fn`` takes as its second argument, one entry a batch; tensors are cloned.
             loss_fn: ``loss_fn(module, batch) -> scalar mean loss`` of the batch.
+            outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, where they cannot be seen in the calls of
+                modules that ``loss_fn`` makes. The loss is ``loss_fn(outputs, batch)`` then.
             mode: Whether layers such as dropout and BatchNorm behave as in evaluation or as in training.
             dtype: Floating-point type to compute in; default the parameters' own, but at least float32.
             batch_sizes: Samples in each batch; default what can be read off it (see
@@ -101,7 +109,14 @@ class Objective(PureLoss):
             raise TypeError(f"module is a {type(module).__name__}; expected a torch.nn.Module.")
         with isolated():
             super().__init__(
-                module, batches, loss_fn=loss_fn, mode=mode, dtype=dtype, batch_sizes=batch_sizes, seed=seed
+                module,
+                batches,
+                loss_fn=loss_fn,
+                outputs_fn=outputs_fn,
+                mode=mode,
+                dtype=dtype,
+                batch_sizes=batch_sizes,
+                seed=seed,
             )
             state = PythonState(self._module)
             self.batch_losses = check_function(self, first_evaluation(self), state)
@@ -168,7 +183,7 @@ class Objective(PureLoss):
         """The loss of a batch cut at the network's outputs, as the Gauss–Newton matrix needs it.
 
         The cut is behind the last outermost call of a submodule with trainable parameters (or of the module
-        itself) that ``loss_fn`` makes.
+        itself) that ``loss_fn`` makes; where that returns the loss itself, behind the last such call made inside of it.
 
         Args:
             parameters: Flat vector that requires grad, shape ``(num_parameters,)``.
@@ -179,12 +194,13 @@ class Objective(PureLoss):
             function of those leaves.
 
         Raises:
-            NoOutputsError: If ``loss_fn`` calls no module with parameters, if what it calls returns a scalar (a loss
+            NoOutputsError: If ``loss_fn`` calls no module with parameters, if all that it calls return a scalar (a loss
                 computed inside ``forward``), or if the loss depends on the parameters by another way too.
         """
         advice = (
             "The Gauss-Newton matrix needs loss_fn(module, batch) to compute the network's outputs by calling a "
-            "module and the loss from these outputs alone; rewrite loss_fn so, or use matrix='hessian'."
+            "module and the loss from these outputs alone; rewrite loss_fn so, give outputs_fn(module, batch) beside "
+            "loss_fn(outputs, batch), or use matrix='hessian'."
         )
         leaves: list[Tensor] = []
 
@@ -207,16 +223,26 @@ class Objective(PureLoss):
     ) -> tuple[OutputHooks, Tensor]:
         """What the hooks saw of the last outermost call, and the loss."""
         if batch not in self.cuts:
-            with OutputHooks(self._module) as counter, torch.no_grad():
-                self.evaluate(self.parameters, batch)
-            if not counter.calls:
-                raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
-            self.cuts[batch] = Cut(counter.calls - 1, counter.calls)
-        with OutputHooks(self._module, self.cuts[batch].call, replacement) as hooks:
+            self.cuts[batch] = self._find_cut(batch, advice)
+        with OutputHooks(self._watched, self.cuts[batch], replacement) as hooks:
             loss = self.evaluate(parameters, batch)
-        if not hooks.outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in hooks.outputs):
-            raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
         return hooks, loss
+
+    def _find_cut(self, batch: int, advice: str) -> Cut:
+        """Behind the last outermost call; where that returns the loss itself, behind the last call made in it."""
+        for depth in count():
+            with OutputHooks(self._watched, Cut(-1, 0, depth)) as counter, torch.no_grad():
+                self.evaluate(self.parameters, batch)
+            if not counter.calls and not depth:
+                raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
+            if not counter.calls:
+                break
+            cut = Cut(counter.calls - 1, counter.calls, depth)
+            with OutputHooks(self._watched, cut) as hooks, torch.no_grad():
+                self.evaluate(self.parameters, batch)
+            if hooks.outputs and not any(o.numel() == 1 and self.batch_sizes[batch] > 1 for o in hooks.outputs):
+                return cut
+        raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
 
     def outputs_and_slopes(self, batch: int) -> OutputsAndSlopes:
         """The network's outputs at ``parameters``, and the slope of the loss in each.
@@ -286,12 +312,18 @@ class Objective(PureLoss):
     def behavioral(self, metric: Literal["loss", "outputs"] = "loss", *, nats_per_loss: float = 1.0) -> Objective:
         r"""How far the function that the network computes is from the one at ``parameters``: zero and least there.
 
-        The outputs are those of the last outermost call of a module with parameters that ``loss_fn`` makes on each
-        batch. With ``metric="loss"`` it is the divergence :math:`D(w) = L(w) - L(w^*) - \langle r, f(w) - f(w^*)
-        \rangle`, r the slope of the loss in the outputs f at w* (Bushnaq et al. 2024, arXiv 2405.10927): for a
-        cross-entropy the Kullback-Leibler divergence from the model at w*, for half a squared error half the squared
-        distance. Its Hessian at w* is the Gauss-Newton matrix. What the loss sees of the parameters past the outputs
-        (weight decay written into it) is held as it is at w*.
+        The outputs are those of ``outputs_fn``, else of the last outermost call of a module with parameters that
+        ``loss_fn`` makes on each batch, or where that returns the loss itself, of the last such call made in it (the
+        head, of whose outputs ``forward`` makes the loss).
+
+        With ``metric="loss"`` it is the divergence
+        :math:`D(w) = L(w) - L(w^*) - \langle r, f(w) - f(w^*) \rangle`, r the slope of the loss in the outputs f at w*
+        (Bushnaq et al. 2024, arXiv 2405.10927): for a cross-entropy the Kullback-Leibler divergence from the model at
+        w*, for half a squared error half the squared distance. Its Hessian at w* is the Gauss-Newton matrix. What the
+        loss sees of the parameters past the outputs (weight decay written into it) is held as it is at w*.
+        It is nowhere negative where the loss is convex in the outputs; where it is not, which is looked for in the
+        first batch, ``doubts`` says so. Of log-probabilities, in which their loss is linear, the Kullback-Leibler
+        divergence is taken directly.
 
         With ``metric="outputs"`` it is half the squared distance of the outputs in units of their variance v, as of a
         regression with that noise: :math:`\tfrac12 \sum_k (f_k(w) - f_k(w^*))^2 / v`, the mean over samples
@@ -305,7 +337,7 @@ class Objective(PureLoss):
             metric: ``"loss"`` or ``"outputs"``.
             nats_per_loss: The loss is taken for minus the log-likelihood of a sample in nats, so that half a squared
                 error stands for noise of variance 1. Where it is something else, what one unit of it is in nats:
-                1 / σ² for half a squared error with noise σ, 2 / (2 σ²) for a squared error, ln 2 for bits.
+                1 / σ² for half a squared error with noise σ, 1 / (2 σ²) for a squared error, ln 2 for bits.
 
         Returns:
             Another objective on the same parameters and batches, of which everything can be taken that can be of this
@@ -315,8 +347,9 @@ class Objective(PureLoss):
         Raises:
             NoOutputsError: If the outputs cannot be seen (a loss computed inside ``forward``, or no module called), if
                 the loss is made of those of several calls of the network, of which one alone does not say how far it
-                has moved, or with ``metric="outputs"`` if they are the same for all samples.
-            ValueError: If an argument is none of these.
+                has moved, or if the loss is linear in outputs that are no log-probabilities.
+            ConstantOutputsError: With ``metric="outputs"``, if they are the same for all samples.
+            ValueError: If an argument is none of these, or the outputs are not finite.
 
         Example:
             >>> _ = torch.manual_seed(0)
@@ -351,6 +384,7 @@ class Objective(PureLoss):
         data: Sequence[list[Tensor]],
         *,
         held: bool = False,
+        doubts: tuple[str, ...] = (),
         again: Callable[[Objective], Objective],
     ) -> Objective:
         """Another function of the same parameters and batches, made of the network's outputs and the loss.
@@ -362,11 +396,13 @@ class Objective(PureLoss):
             data: Tensors that the reader is given, a list for each batch.
             held: Whether the loss is given the outputs at the vector, and all else that it sees of the parameters as it
                 is at ``parameters``; costs another evaluation.
+            doubts: Reasons not to trust what is measured of it.
             again: Makes the same of this objective in another precision.
         """
         other = copy.copy(self)
         other.readings = (*self.readings, Reading(reader, data))
         other.held = held or self.held
+        other.doubts = (*self.doubts, *doubts)
         other._origin = (self, again)
         other._vectorized = Vectorized(other)
         with isolated(), torch.no_grad():

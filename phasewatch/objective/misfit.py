@@ -1,7 +1,7 @@
 r"""A loss in two parts: how far the outputs have moved, and how that motion meets what the data still miss.
 
 With r the slope of the loss in the network's outputs f at the start w*,
-:math:`L(w) - L(w^*) = D(w) + R(w)`, :math:`R(w) = \\langle r, f(w) - f(w^*) \\rangle`. The divergence D (see
+:math:`L(w) - L(w^*) = D(w) + R(w)`, :math:`R(w) = \langle r, f(w) - f(w^*) \rangle`. The divergence D (see
 :meth:`Objective.behavioral`) is least at w* whatever the data say, and hardly depends on which samples are looked at.
 The misfit R holds the noise of the data. Both see w through the outputs alone, so that moving along a symmetry of the
 network changes neither. What a loss sees of w past the outputs (weight decay written into it) is a third part.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from phasewatch.objective.outputs import NoOutputsError, OutputsAndSlopes
+from phasewatch.objective.outputs import ConstantOutputsError, NoOutputsError, OutputsAndSlopes
+from phasewatch.objective.relative_entropy import log_probability_dimension
 from phasewatch.objective.start import OutputsAtStart
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def output_distance(objective: Objective, start: OutputsAtStart) -> tuple[Output
     """What reads the distance, and what it is given for each batch.
 
     Raises:
-        NoOutputsError: If the outputs are the same for all samples, or the loss sees none of them.
+        ConstantOutputsError: If the outputs are the same for all samples.
+        NoOutputsError: If the loss sees none of them, or batches differ in how many there are for each sample.
     """
     first = start[0]
     numbers = range(len(first.outputs))
@@ -94,7 +96,7 @@ def _variance(sums: list[Tensor], weight: float, dtype: torch.dtype) -> float:
     mean, square = (total / weight for total in sums)
     variance = float((square - mean.square()).mean())
     if variance <= (ROUNDING * torch.finfo(dtype).eps) ** 2 * float(square.mean()):
-        raise NoOutputsError(
+        raise ConstantOutputsError(
             "The network's outputs are the same for every sample, so that there is no variance to measure their "
             "distance in; use metric='loss', or wait until the network says something (a last layer at zero says the "
             "same of everything)."
@@ -103,9 +105,14 @@ def _variance(sums: list[Tensor], weight: float, dtype: torch.dtype) -> float:
 
 
 def _shifted_dimension(objective: Objective, start: OutputsAndSlopes, number: int) -> int | None:
-    """The dimension along which the loss does not see a shift of all outputs alike, in the first batch."""
+    """The dimension along which the loss does not see a shift of all outputs alike, in the first batch.
+
+    What is normalized, as log-probabilities are, has been shifted already.
+    """
     outputs, output, loss = start.outputs, start.outputs[number], float(start.loss)
     size = float(output.abs().max()) if output.numel() else 0.0
+    if (normalized := log_probability_dimension(output)) is not None:
+        return normalized
     generator = torch.Generator().manual_seed(number)
     for dim in [-1, 1][: max(0, output.dim() - 1)]:
         if output.shape[dim] < 2:

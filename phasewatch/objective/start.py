@@ -72,6 +72,11 @@ class OutputsAtStart:
                 self._kept.append(found)
 
     @property
+    def inside_of_a_call(self) -> bool:
+        """Whether they are those of a part of the network, which makes the loss itself."""
+        return any(cut.depth > 0 for cut in self.objective.cuts.values())
+
+    @property
     def recomputed(self) -> bool:
         """Whether they are made anew for each batch that is asked for."""
         return self._kept is None

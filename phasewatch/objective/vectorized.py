@@ -203,6 +203,7 @@ class Vectorized:
             readers,
             function.held,
             function.wide,
+            function.outputs_fn,
             function.mode,
             function.constants,
         )

@@ -161,7 +161,7 @@ def test_a_loss_of_several_outputs_has_no_divergence_of_the_last() -> None:
         return (module(batch[0]) - module(batch[1])).square().mean()
 
     objective = Objective(nn.Linear(3, 2), [(torch.randn(8, 3), torch.randn(8, 3))], loss_fn=siamese)
-    with pytest.raises(NoOutputsError, match="outputs of several calls"):
+    with pytest.raises(NoOutputsError, match="outputs of several calls of modules"):
         objective.behavioral()
 
 
