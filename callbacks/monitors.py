@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient, SymmetryLedger
-from phasewatch.objective import LossFn
+from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.probe import DEFAULT_SAMPLES
 from phasewatch.schedule import as_schedule
 from phasewatch.transitions import Flag, LiveDetector
@@ -30,6 +30,8 @@ class PhaseWatch(MonitoringCallback):
         probe_samples: Size of the probe that is drawn.
         batch_size: Samples in each batch of a stream or a given probe; default what can be read off.
         loss_fn: ``loss_fn(module, batch) -> scalar mean loss``; default what ``training_step`` returns.
+        outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, where they cannot be seen in the calls of
+            modules that the loss makes; needs ``loss_fn(outputs, batch) -> scalar mean loss``.
         n: Size of the training set, default as found; sets the temperature of λ, nβ = n / log n.
         chains: Chains for λ.
         draws: Minibatch gradients of each chain for its draws.
@@ -63,6 +65,7 @@ class PhaseWatch(MonitoringCallback):
         probe_samples: int = DEFAULT_SAMPLES,
         batch_size: int | None = None,
         loss_fn: LossFn | None = None,
+        outputs_fn: OutputsFn | None = None,
         n: int | None = None,
         chains: int = 4,
         draws: int = 400,
@@ -92,6 +95,7 @@ class PhaseWatch(MonitoringCallback):
         self.probe_samples = probe_samples
         self.batch_size = batch_size
         self.loss_fn = loss_fn
+        self.outputs_fn = outputs_fn
         self.n = n
         self.mode = mode
         self.alpha = LiveDetector(alpha).alpha
@@ -117,6 +121,7 @@ class LLCMonitor(MonitoringCallback):
         probe_samples: int = DEFAULT_SAMPLES,
         batch_size: int | None = None,
         loss_fn: LossFn | None = None,
+        outputs_fn: OutputsFn | None = None,
         n: int | None = None,
         chains: int = 4,
         draws: int = 400,
@@ -138,6 +143,7 @@ class LLCMonitor(MonitoringCallback):
         self.probe_samples = probe_samples
         self.batch_size = batch_size
         self.loss_fn = loss_fn
+        self.outputs_fn = outputs_fn
         self.n = n
         self.mode = mode
         self.directory = directory
@@ -156,6 +162,7 @@ class HessianMonitor(MonitoringCallback):
         probe_samples: int = DEFAULT_SAMPLES,
         batch_size: int | None = None,
         loss_fn: LossFn | None = None,
+        outputs_fn: OutputsFn | None = None,
         num_eigenvalues: int = 5,
         mode: Literal["eval", "train"] = "eval",
         directory: str | None = None,
@@ -169,6 +176,7 @@ class HessianMonitor(MonitoringCallback):
         self.probe_samples = probe_samples
         self.batch_size = batch_size
         self.loss_fn = loss_fn
+        self.outputs_fn = outputs_fn
         self.n = None
         self.mode = mode
         self.directory = directory

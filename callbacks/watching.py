@@ -23,7 +23,7 @@ from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns
 from phasewatch.estimators import Estimator
 from phasewatch.isolation import isolated
 from phasewatch.measure import Probe
-from phasewatch.objective import LossFn
+from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.objective.batches import clone_batch
 from phasewatch.objective.merging import one_batch_serves
 from phasewatch.probe import DrawnProbe, StreamProbe, draw_probe, support
@@ -324,6 +324,7 @@ class MonitoringCallback(WatchingCallback):
     probe_samples: int
     batch_size: int | None
     loss_fn: LossFn | None
+    outputs_fn: OutputsFn | None
     n: int | None
     schedule: Schedule
     mode: Any
@@ -334,11 +335,18 @@ class MonitoringCallback(WatchingCallback):
         """Estimators, probe, loss and schedule, on the trainer's device; one more for each of ``other_data``.
 
         Raises:
-            ValueError: If a probe is empty or ``probe_samples`` is not positive.
+            ValueError: If a probe is empty, ``probe_samples`` is not positive, or ``outputs_fn`` has no ``loss_fn``.
         """
+        if self.outputs_fn is not None and self.loss_fn is None:
+            raise ValueError(
+                "outputs_fn was given without loss_fn; expected both: outputs_fn(module, batch) -> outputs, and "
+                "loss_fn(outputs, batch) -> scalar mean loss."
+            )
         loss_fn = self.loss_fn or TrainingStepLoss(trainer)
         batches, sizes, source, n = self._find_probe(trainer, loss_fn)
-        probe = Probe(batches, loss_fn, self.n or n, self.mode, source=source, batch_sizes=sizes)
+        probe = Probe(
+            batches, loss_fn, self.n or n, self.mode, source=source, batch_sizes=sizes, outputs_fn=self.outputs_fn
+        )
         monitor = Monitor(self.estimators, probe, replace(self.schedule))  # type: ignore[type-var]
         others = []
         for name, batches in (self.other_data or {}).items():
@@ -396,6 +404,7 @@ class MonitoringCallback(WatchingCallback):
                 probe.sizes,
                 lambda: _to_device(trainer, whole().batches[0]),
                 loss_fn=loss_fn,
+                outputs_fn=self.outputs_fn,
                 seed=self.seed,
             ):
                 return whole()

@@ -13,7 +13,7 @@ from phasewatch._version import __version__
 if TYPE_CHECKING:
     from phasewatch.hessian import Eigenpairs, Spectrum, hessian_spectrum, hessian_trace, leading_eigenpairs
     from phasewatch.llc import LLCEstimate, estimate_llc, llc_by_temperature, quadratic_llc
-    from phasewatch.objective import Objective, divergence, split_off_misfit
+    from phasewatch.objective import Objective, split_off_misfit
     from phasewatch.record import Run, load_run
     from phasewatch.symmetry import ZeroLedger, explain_zeros
     from phasewatch.transitions import Detection, Transition, align_transitions, detect_transitions
@@ -31,7 +31,6 @@ _HOMES = {
     "Watch": "phasewatch.watch",
     "ZeroLedger": "phasewatch.symmetry",
     "detect_transitions": "phasewatch.transitions",
-    "divergence": "phasewatch.objective",
     "estimate_llc": "phasewatch.llc",
     "explain_zeros": "phasewatch.symmetry",
     "hessian_spectrum": "phasewatch.hessian",
@@ -56,7 +55,6 @@ __all__ = [
     "__version__",
     "align_transitions",
     "detect_transitions",
-    "divergence",
     "estimate_llc",
     "explain_zeros",
     "hessian_spectrum",

@@ -14,7 +14,7 @@ from torch import nn
 
 from phasewatch.estimators import Estimator, ProbeLoss, Reading
 from phasewatch.isolation import isolated, seed_everything
-from phasewatch.objective import LossFn, NoOutputsError, Objective
+from phasewatch.objective import LossFn, NoOutputsError, Objective, OutputsFn
 from phasewatch.record import Estimate, Histogram, Measurement
 
 
@@ -30,6 +30,7 @@ class Probe:
         name: Name of the data, where they are others than those of the main probe.
         source: Where they are from, for the record.
         batch_sizes: Samples in each batch; default what can be read off.
+        outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, for a ``loss_fn(outputs, batch)`` of them.
     """
 
     batches: Sequence[Any]
@@ -39,6 +40,7 @@ class Probe:
     name: str = ""
     source: str = "given"
     batch_sizes: Sequence[int] | None = None
+    outputs_fn: OutputsFn | None = None
 
     def objective(self, module: nn.Module, seed: int) -> Objective:
         """The loss of a module on these batches.
@@ -50,6 +52,7 @@ class Probe:
             module,
             self.batches,
             loss_fn=self.loss_fn,
+            outputs_fn=self.outputs_fn,
             mode=self.mode,
             batch_sizes=self.batch_sizes,
             seed=seed,

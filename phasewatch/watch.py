@@ -21,7 +21,7 @@ from torch import nn
 from phasewatch._version import __version__
 from phasewatch.estimators import Estimator, HessianSpectrum, LearningCoefficient, SymmetryLedger
 from phasewatch.measure import Failure, Probe, measure
-from phasewatch.objective import LossFn
+from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.record import (
     SCHEMA_VERSION,
     Estimate,
@@ -147,6 +147,7 @@ class Watch:
         probe: Iterable[Any],
         *,
         loss_fn: LossFn,
+        outputs_fn: OutputsFn | None = None,
         n: int | None = None,
         directory: str | os.PathLike[str] | None = None,
         total_steps: int | None = None,
@@ -168,6 +169,8 @@ class Watch:
             module: The network being trained.
             probe: Batches to measure on, a fixed sample of the training data.
             loss_fn: ``loss_fn(module, batch) -> scalar mean loss`` of the batch.
+            outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, where they cannot be seen in the calls of
+                modules that ``loss_fn`` makes. The loss is ``loss_fn(outputs, batch)`` then.
             n: Size of the training set; default the samples in the probe.
             directory: Where the record is written, into a file of its own; default in memory only.
             total_steps: Steps that the run will make, if known; the default schedule spreads over them.
@@ -189,7 +192,7 @@ class Watch:
                 setting is out of its range.
             RecordError: If the directory cannot be written.
         """
-        main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes)
+        main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes, outputs_fn=outputs_fn)
         monitor = Monitor(tuple(estimators), main, as_schedule(schedule, max_overhead))
         self._begin(
             module,
@@ -273,6 +276,7 @@ class Watch:
         self._last_measured = -1
         self._failed: set[str] = set()
         self._impossible: set[str] = set()
+        self._told_impossible: set[str] = set()
         self._undescribed: set[str] = set()
         self._closed = False
 
@@ -603,6 +607,11 @@ class Watch:
             pass  # recording itself may be what failed; the warning below is then all there is
         if failure.is_permanent:
             self._impossible.add(what)
+            if failure.error not in self._told_impossible:
+                self._told_impossible.add(failure.error)
+                warnings.warn(
+                    f"phasewatch: {what} cannot be measured in this run, all else is ({failure.error}).", stacklevel=2
+                )
             return
         if self.on_error == "raise":
             raise failure.exception

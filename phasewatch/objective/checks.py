@@ -175,7 +175,7 @@ def _objection(
             if abs(quotients[-1][0] - slope) <= TOLERANCE * typical:
                 break
         else:
-            rounding = FEW_ROUNDINGS * _precision(values) * max(map(abs, values))
+            rounding = FEW_ROUNDINGS * precision(values) * max(map(abs, values))
             told = [quotient for quotient, length in quotients if rounding / length < CONVERGED * abs(quotient - slope)]
             told = told[-len(STEPS) :]
             off = min((abs(quotient - slope) for quotient in told), default=0.0)
@@ -184,7 +184,7 @@ def _objection(
     return max(found, key=lambda pair: abs(pair[0] - pair[1])) if 2 * len(found) > len(directions) else None
 
 
-def _precision(values: list[float]) -> float:
+def precision(values: list[float]) -> float:
     """Relative rounding of the type that a loss was really computed in: the narrowest that holds all values."""
     held = torch.tensor(values, dtype=torch.float64)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):

@@ -24,8 +24,11 @@ from phasewatch.objective.copies import (
 from phasewatch.objective.outputs import Cut, NoOutputsError, OutputHooks, Reading
 
 Kind = TypeVar("Kind", bound="PureLoss")
-LossFn = Callable[[nn.Module, Any], Tensor]
-"""``loss_fn(module, batch)``: the mean loss of the batch as a scalar tensor."""
+LossFn = Callable[[Any, Any], Tensor]
+"""``loss_fn(module, batch)``: the mean loss of the batch as a scalar tensor; ``loss_fn(outputs, batch)`` beside an
+:data:`OutputsFn`."""
+OutputsFn = Callable[[nn.Module, Any], Any]
+"""``outputs_fn(module, batch)``: what the network says of the batch, a tensor or a structure of them."""
 
 
 @contextmanager
@@ -39,7 +42,9 @@ class PureLoss:
     """What an :class:`Objective` evaluates: the copy of a module, the batches, and ``loss_fn`` of both.
 
     Attributes:
-        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``.
+        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``; of the outputs in place of the module where these are
+            given by ``outputs_fn``.
+        outputs_fn: ``outputs_fn(module, batch)``: the network's outputs; None where they are looked for in calls.
         mode: ``"eval"`` or ``"train"``.
         seed: Seeds a loss that draws random numbers.
         dtype: Floating-point type of all that is computed.
@@ -54,6 +59,8 @@ class PureLoss:
         readings: What is made of the outputs and the loss, one after another; none for the loss itself.
         cuts: Where each batch is cut for the readings.
         held: Whether all that the loss sees of the parameters past the outputs is held at ``parameters``.
+        wide: Whether what is made of the outputs, the loss and the readings, is computed in float64.
+        doubts: Reasons not to trust what is measured of this function; none where it is what it is taken for.
         constants: Numbers, texts and the like that the module has in attributes.
     """
 
@@ -63,6 +70,7 @@ class PureLoss:
         batches: Iterable[Any],
         *,
         loss_fn: LossFn,
+        outputs_fn: OutputsFn | None,
         mode: Literal["eval", "train"],
         dtype: torch.dtype | None,
         batch_sizes: Sequence[int] | None,
@@ -70,10 +78,14 @@ class PureLoss:
     ) -> None:
         """Copy what is needed; see :class:`Objective`."""
         self.loss_fn = loss_fn
+        self.outputs_fn = outputs_fn
         self.mode = mode
         self.seed = seed
         self._module = structure_copy(module).train(mode == "train")
         self._places = Places(self._module)
+        self._outputs = nn.Identity()
+        with_parameters = [m for m in self._module.modules() if any(p.requires_grad for p in m.parameters())]
+        self._watched = with_parameters if outputs_fn is None else [self._outputs]
         self._renew: Callable[[], None] = _nothing
         trainable = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         check_parameters(trainable)
@@ -99,6 +111,8 @@ class PureLoss:
         self.readings: tuple[Reading, ...] = ()
         self.cuts: dict[int, Cut] = {}
         self.held = False
+        self.wide = False
+        self.doubts: tuple[str, ...] = ()
         self.constants = plain_attributes(self._module)
 
     @property
@@ -224,8 +238,9 @@ class PureLoss:
         fixed = self.fixed if fixed is None else fixed
         if not self.readings:
             return self._run(vector, batch, data, fixed, None)
+        given = [reading.data[batch] for reading in self.readings] if read is None else read
         cut = self.cuts[batch]
-        hooks = OutputHooks(self._module, cut.call)
+        hooks = OutputHooks(self._watched, cut, self._widened)
         loss = self._run(vector, batch, data, fixed, hooks)
         if hooks.calls != cut.calls:
             raise NoOutputsError(
@@ -233,13 +248,17 @@ class PureLoss:
                 "which outputs to look at depends on the parameters. Call the network once in loss_fn(module, batch)."
             )
         if self.held:
-            moved = hooks.outputs
-            held = OutputHooks(self._module, cut.call, lambda number, _: moved[number])
+            moved = [self._widened(number, output) for number, output in enumerate(hooks.outputs)]
+            held = OutputHooks(self._watched, cut, lambda number, _: moved[number])
             loss = self._run(self.parameters, batch, data, fixed, held)
-        given = [reading.data[batch] for reading in self.readings] if read is None else read
+        outputs = [self._widened(number, output) for number, output in enumerate(hooks.outputs)]
         for reading, own in zip(self.readings, given, strict=True):
-            loss = reading.reader(hooks.outputs, loss, list(own))
-        return loss
+            loss = reading.reader(outputs, loss, list(own))
+        return loss.to(self.dtype)
+
+    def _widened(self, _: int, output: Tensor) -> Tensor:
+        """An output as what follows it is given it."""
+        return output.double() if self.wide else output
 
     def _run(
         self,
@@ -256,12 +275,15 @@ class PureLoss:
             data = [tensor.clone() for tensor in data]
         rebuilt = self._layouts[batch].rebuild(data)
         with self.holding({**self.unflatten(vector), **fixed}), hooks or nullcontext():
-            loss = self.loss_fn(self._module, rebuilt)
+            if self.outputs_fn is None:
+                loss = self.loss_fn(self._module, rebuilt)
+            else:
+                loss = self.loss_fn(self._outputs(self.outputs_fn(self._module, rebuilt)), rebuilt)
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor, the mean loss of the batch."
             )
-        return loss.to(self.dtype)
+        return loss.to(torch.float64 if self.wide else self.dtype)
 
     def _differentiable_kernels(self) -> AbstractContextManager[None]:
         """The recurrent layers of cuDNN have no gradient in evaluation mode; PyTorch's own do.

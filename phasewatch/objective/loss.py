@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -14,28 +15,24 @@ from torch import Tensor, nn
 from phasewatch.isolation import isolated
 from phasewatch.objective.checks import check_function, first_evaluation
 from phasewatch.objective.copies import PythonState
-from phasewatch.objective.function import LossFn, PureLoss
-from phasewatch.objective.outputs import Cut, NoOutputsError, OutputHooks, OutputReader, Reading, Replacement
+from phasewatch.objective.function import LossFn, OutputsFn, PureLoss
+from phasewatch.objective.outputs import (
+    Cut,
+    NoOutputsError,
+    OutputHooks,
+    OutputReader,
+    OutputsAndSlopes,
+    Reading,
+    Replacement,
+)
 from phasewatch.objective.vectorized import Vectorized
 
-_REWRITE = "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs."
-
-
-@dataclass(frozen=True)
-class OutputsAndSlopes:
-    """What a network says of one batch, and how the loss meets it.
-
-    Attributes:
-        outputs: The floating-point output tensors.
-        slopes: The gradient of the loss in each.
-        past_outputs: Whether the loss depends on the parameters by another way too, as with weight decay in it.
-        earlier_outputs: Whether that way is through the outputs of earlier calls of the network.
-    """
-
-    outputs: list[Tensor]
-    slopes: list[Tensor]
-    past_outputs: bool
-    earlier_outputs: bool
+_SAME_LOSS = 1e-3
+"""Relative difference up to which a loss is the same in another precision."""
+_REWRITE = (
+    "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs, or give "
+    "outputs_fn(module, batch) -> outputs beside loss_fn(outputs, batch) -> scalar mean loss."
+)
 
 
 class Objective(PureLoss):
@@ -55,6 +52,7 @@ class Objective(PureLoss):
         batch_losses: Loss of each batch at ``parameters``, shape ``(num_batches,)``.
         parameter_shapes: Name to shape, in the order in which they stand in the flat vector.
         fixed: Name to tensor for buffers and parameters that are not trained.
+        doubts: Reasons not to trust what is measured of this; none but for :meth:`behavioral`.
 
     Example:
         >>> module = torch.nn.Linear(2, 1, bias=False)
@@ -75,6 +73,7 @@ class Objective(PureLoss):
         batches: Iterable[Any],
         *,
         loss_fn: LossFn,
+        outputs_fn: OutputsFn | None = None,
         mode: Literal["eval", "train"] = "eval",
         dtype: torch.dtype | None = None,
         batch_sizes: Sequence[int] | None = None,
@@ -89,6 +88,8 @@ class Objective(PureLoss):
             module: The network; a copy of its structure is kept, with clones of its tensors.
             batches: What ``loss_fn`` takes as its second argument, one entry a batch; tensors are cloned.
             loss_fn: ``loss_fn(module, batch) -> scalar mean loss`` of the batch.
+            outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, where they cannot be seen in the calls of
+                modules that ``loss_fn`` makes. The loss is ``loss_fn(outputs, batch)`` then.
             mode: Whether layers such as dropout and BatchNorm behave as in evaluation or as in training.
             dtype: Floating-point type to compute in; default the parameters' own, but at least float32.
             batch_sizes: Samples in each batch; default what can be read off it (see
@@ -108,7 +109,14 @@ class Objective(PureLoss):
             raise TypeError(f"module is a {type(module).__name__}; expected a torch.nn.Module.")
         with isolated():
             super().__init__(
-                module, batches, loss_fn=loss_fn, mode=mode, dtype=dtype, batch_sizes=batch_sizes, seed=seed
+                module,
+                batches,
+                loss_fn=loss_fn,
+                outputs_fn=outputs_fn,
+                mode=mode,
+                dtype=dtype,
+                batch_sizes=batch_sizes,
+                seed=seed,
             )
             state = PythonState(self._module)
             self.batch_losses = check_function(self, first_evaluation(self), state)
@@ -175,7 +183,7 @@ class Objective(PureLoss):
         """The loss of a batch cut at the network's outputs, as the Gauss–Newton matrix needs it.
 
         The cut is behind the last outermost call of a submodule with trainable parameters (or of the module
-        itself) that ``loss_fn`` makes.
+        itself) that ``loss_fn`` makes; where that returns the loss itself, behind the last such call made inside of it.
 
         Args:
             parameters: Flat vector that requires grad, shape ``(num_parameters,)``.
@@ -186,12 +194,13 @@ class Objective(PureLoss):
             function of those leaves.
 
         Raises:
-            NoOutputsError: If ``loss_fn`` calls no module with parameters, if what it calls returns a scalar (a loss
+            NoOutputsError: If ``loss_fn`` calls no module with parameters, if all that it calls return a scalar (a loss
                 computed inside ``forward``), or if the loss depends on the parameters by another way too.
         """
         advice = (
             "The Gauss-Newton matrix needs loss_fn(module, batch) to compute the network's outputs by calling a "
-            "module and the loss from these outputs alone; rewrite loss_fn so, or use matrix='hessian'."
+            "module and the loss from these outputs alone; rewrite loss_fn so, give outputs_fn(module, batch) beside "
+            "loss_fn(outputs, batch), or use matrix='hessian'."
         )
         leaves: list[Tensor] = []
 
@@ -214,15 +223,9 @@ class Objective(PureLoss):
     ) -> tuple[OutputHooks, Tensor]:
         """What the hooks saw of the last outermost call, and the loss."""
         if batch not in self.cuts:
-            with OutputHooks(self._module) as counter, torch.no_grad():
-                self.evaluate(self.parameters, batch)
-            if not counter.calls:
-                raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
-            self.cuts[batch] = Cut(counter.calls - 1, counter.calls)
-        with OutputHooks(self._module, self.cuts[batch].call, replacement) as hooks:
+            self.cuts[batch] = self._find_cut(batch, advice)
+        with OutputHooks(self._watched, self.cuts[batch], replacement) as hooks:
             loss = self.evaluate(parameters, batch)
-        if not hooks.outputs or any(output.numel() == 1 and self.batch_sizes[batch] > 1 for output in hooks.outputs):
-            raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
         return hooks, loss
 
     def outputs(self, parameters: Tensor, batch: int) -> list[Tensor]:
@@ -238,6 +241,22 @@ class Objective(PureLoss):
         with torch.no_grad():
             return self._cut_at_outputs(parameters.detach(), batch, None, _REWRITE)[0].outputs
 
+    def _find_cut(self, batch: int, advice: str) -> Cut:
+        """Behind the last outermost call; where that returns the loss itself, behind the last call made in it."""
+        for depth in count():
+            with OutputHooks(self._watched, Cut(-1, 0, depth)) as counter, torch.no_grad():
+                self.evaluate(self.parameters, batch)
+            if not counter.calls and not depth:
+                raise NoOutputsError(f"loss_fn calls no module with trainable parameters. {advice}")
+            if not counter.calls:
+                break
+            cut = Cut(counter.calls - 1, counter.calls, depth)
+            with OutputHooks(self._watched, cut) as hooks, torch.no_grad():
+                self.evaluate(self.parameters, batch)
+            if hooks.outputs and not any(o.numel() == 1 and self.batch_sizes[batch] > 1 for o in hooks.outputs):
+                return cut
+        raise NoOutputsError(f"The module called by loss_fn returns the loss itself, not the outputs. {advice}")
+
     def outputs_and_slopes(self, batch: int) -> OutputsAndSlopes:
         """The network's outputs at ``parameters``, and the slope of the loss in each.
 
@@ -252,8 +271,8 @@ class Objective(PureLoss):
         vector = self.parameters.detach().clone().requires_grad_()
         leaves: list[Tensor] = []
 
-        def leaf(_: int, output: Tensor) -> Tensor:
-            leaves.append(output.detach().requires_grad_())
+        def leaf(number: int, output: Tensor) -> Tensor:
+            leaves.append(self._widened(number, output.detach()).requires_grad_())
             return leaves[-1]
 
         with torch.enable_grad(), self.holding(self.tensors_at(vector)):
@@ -267,6 +286,7 @@ class Objective(PureLoss):
         return OutputsAndSlopes(
             [output.detach() for output in hooks.outputs],
             slopes,
+            loss.detach(),
             past_outputs=found[-1] is not None,
             earlier_outputs=any(g is not None for g in found[len(leaves) : -1]),
         )
@@ -283,12 +303,101 @@ class Objective(PureLoss):
         """
         return self._cut_at_outputs(self.parameters, batch, replacement, _REWRITE)[1]
 
+    def loss_and_slopes(self, batch: int, outputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The loss of a batch at ``parameters`` where the network says something else, and its slope in that.
+
+        Args:
+            batch: Index of the batch.
+            outputs: In the place of those of :meth:`outputs_and_slopes`, of their shapes.
+
+        Raises:
+            NoOutputsError: If they cannot be seen.
+        """
+        vector = self.parameters.detach().clone().requires_grad_()
+        leaves = [self._widened(number, output.detach()).requires_grad_() for number, output in enumerate(outputs)]
+        with torch.enable_grad(), self.holding(self.tensors_at(vector)):
+            _, loss = self._cut_at_outputs(vector, batch, lambda number, _: leaves[number], _REWRITE)
+            found: Sequence[Tensor | None] = [None] * len(leaves)
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return loss.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+
+    def behavioral(self, metric: Literal["loss", "outputs"] = "loss", *, nats_per_loss: float = 1.0) -> Objective:
+        r"""How far the function that the network computes is from the one at ``parameters``: zero and least there.
+
+        The outputs are those of ``outputs_fn``, else of the last outermost call of a module with parameters that
+        ``loss_fn`` makes on each batch, or where that returns the loss itself, of the last such call made in it (the
+        head, of whose outputs ``forward`` makes the loss).
+
+        With ``metric="loss"`` it is the divergence
+        :math:`D(w) = L(w) - L(w^*) - \langle r, f(w) - f(w^*) \rangle`, r the slope of the loss in the outputs f at w*
+        (Bushnaq et al. 2024, arXiv 2405.10927): for a cross-entropy the Kullback-Leibler divergence from the model at
+        w*, for half a squared error half the squared distance. Its Hessian at w* is the Gauss-Newton matrix. What the
+        loss sees of the parameters past the outputs (weight decay written into it) is held as it is at w*.
+        It is nowhere negative where the loss is convex in the outputs; where it is not, which is looked for in the
+        first batch, ``doubts`` says so. Of log-probabilities, in which their loss is linear, the Kullback-Leibler
+        divergence is taken directly.
+
+        With ``metric="outputs"`` it is half the squared distance of the outputs in units of their variance v, as of a
+        regression with that noise: :math:`\tfrac12 \sum_k (f_k(w) - f_k(w^*))^2 / v`, the mean over samples
+        (and positions), v the variance of :math:`f_k(w^*)` over them, its mean over k, one number for each output
+        tensor. A sample's outputs k stand along the last dimension (or along dimension 1, if that is where the
+        classes are); where the loss does not change when all of them are shifted alike, as the logits of a softmax,
+        only what differs from their mean counts. Positions that the loss never sees (padding) are left out. It stays as
+        it is where all logits grow by one factor, and so tells another function from more confidence in the same.
+
+        Args:
+            metric: ``"loss"`` or ``"outputs"``.
+            nats_per_loss: The loss is taken for minus the log-likelihood of a sample in nats, so that half a squared
+                error stands for noise of variance 1. Where it is something else, what one unit of it is in nats:
+                1 / σ² for half a squared error with noise σ, 1 / (2 σ²) for a squared error, ln 2 for bits.
+
+        Returns:
+            Another objective on the same parameters and batches, of which everything can be taken that can be of this
+            one. Where the outputs of all batches and their slopes take more than 256 MiB they are made anew for each
+            batch, and evaluations at several places follow one another.
+
+        Raises:
+            NoOutputsError: If the outputs cannot be seen (a loss computed inside ``forward``, or no module called), if
+                the loss is made of those of several calls of the network, of which one alone does not say how far it
+                has moved, or if the loss is linear in outputs that are no log-probabilities.
+            ConstantOutputsError: With ``metric="outputs"``, if they are the same for all samples.
+            ValueError: If an argument is none of these, or the outputs are not finite.
+
+        Example:
+            >>> _ = torch.manual_seed(0)
+            >>> module = torch.nn.Linear(2, 1)
+            >>> def decayed(module, batch):
+            ...     return 0.5 * module(batch).square().mean() + module.weight.square().sum()
+            >>> moved = Objective(module, [torch.eye(2)], loss_fn=decayed).behavioral()
+            >>> float(moved.loss()), float(moved.gradient().abs().max())
+            (0.0, 0.0)
+        """
+        from phasewatch.objective.behavioral import behavioral  # it is made of objectives itself
+
+        return behavioral(self, metric, nats_per_loss)
+
+    def widened(self) -> Objective:
+        """The same, computed in float64 from the outputs on, for what is a small difference of losses.
+
+        Unchanged where the code of the loss cannot, or takes something else for the loss then.
+        """
+        other = copy.copy(self)
+        other.wide = True
+        other._vectorized = Vectorized(other)
+        with isolated(), suppress(Exception):
+            wide, plain = (float(objective.outputs_and_slopes(0).loss) for objective in (other, self))
+            if abs(wide - plain) <= _SAME_LOSS * (_SAME_LOSS + abs(plain)):
+                return other
+        return self
+
     def read_from_outputs(
         self,
         reader: OutputReader,
-        data: list[list[Tensor]],
+        data: Sequence[list[Tensor]],
         *,
         held: bool = False,
+        doubts: tuple[str, ...] = (),
         again: Callable[[Objective], Objective],
     ) -> Objective:
         """Another function of the same parameters and batches, made of the network's outputs and the loss.
@@ -300,11 +409,13 @@ class Objective(PureLoss):
             data: Tensors that the reader is given, a list for each batch.
             held: Whether the loss is given the outputs at the vector, and all else that it sees of the parameters as it
                 is at ``parameters``; costs another evaluation.
+            doubts: Reasons not to trust what is measured of it.
             again: Makes the same of this objective in another precision.
         """
         other = copy.copy(self)
         other.readings = (*self.readings, Reading(reader, data))
         other.held = held or self.held
+        other.doubts = (*self.doubts, *doubts)
         other._origin = (self, again)
         other._vectorized = Vectorized(other)
         with isolated(), torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.isolation import isolated
-from phasewatch.objective.function import LossFn
+from phasewatch.objective.function import LossFn, OutputsFn
 from phasewatch.objective.loss import Objective
 from phasewatch.objective.memory import with_saved_bytes
 
@@ -28,6 +28,7 @@ def one_batch_serves(
     collate_all: Callable[[], Any],
     *,
     loss_fn: LossFn,
+    outputs_fn: OutputsFn | None = None,
     mode: Literal["eval", "train"] = "eval",
     seed: int = 0,
 ) -> bool:
@@ -42,6 +43,7 @@ def one_batch_serves(
         sizes: Samples in each batch; default what can be read off.
         collate_all: Gives the same samples as one batch.
         loss_fn: ``loss_fn(module, batch) -> scalar mean loss``.
+        outputs_fn: As for :class:`Objective`.
         mode: As for :class:`Objective`.
         seed: As for :class:`Objective`.
 
@@ -49,15 +51,14 @@ def one_batch_serves(
         ValueError: If the loss of the batches themselves cannot be used, see :class:`Objective`.
     """
     with isolated():
-        parts = Objective(module, batches, loss_fn=loss_fn, mode=mode, batch_sizes=sizes, seed=seed)
+        settings: dict[str, Any] = {"loss_fn": loss_fn, "outputs_fn": outputs_fn, "mode": mode, "seed": seed}
+        parts = Objective(module, batches, batch_sizes=sizes, **settings)
         if parts.num_batches == 1:
             return True
         if not parts.is_pure or _graph_size(parts) * parts.num_samples / parts.batch_sizes[0] > LARGEST_GRAPH:
             return False
         try:
-            whole = Objective(
-                module, [collate_all()], loss_fn=loss_fn, mode=mode, batch_sizes=[parts.num_samples], seed=seed
-            )
+            whole = Objective(module, [collate_all()], batch_sizes=[parts.num_samples], **settings)
         except Exception:  # a network that takes batches of one size only
             return False
         return _same(parts, whole, parts.parameters) and _same(parts, whole, _elsewhere(parts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,29 @@ from phasewatch.objective.batches import Layout
 
 class NoOutputsError(ValueError):
     """The loss cannot be cut at the network's outputs, so that there is no Gauss-Newton matrix."""
+
+
+class ConstantOutputsError(ValueError):
+    """The network says the same of every sample, as with a last layer of zeros: its outputs have no variance yet."""
+
+
+@dataclass(frozen=True)
+class OutputsAndSlopes:
+    """What a network says of one batch, and how the loss meets it.
+
+    Attributes:
+        outputs: The floating-point output tensors.
+        slopes: The gradient of the loss in each.
+        loss: The loss of the batch.
+        past_outputs: Whether the loss depends on the parameters by another way too, as with weight decay in it.
+        earlier_outputs: Whether that way is through the outputs of earlier calls of the network.
+    """
+
+    outputs: list[Tensor]
+    slopes: list[Tensor]
+    loss: Tensor
+    past_outputs: bool
+    earlier_outputs: bool
 
 
 OutputReader = Callable[[list[Tensor], Tensor, list[Tensor]], Tensor]
@@ -34,15 +57,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a batch's loss is cut: behind one of the outermost calls of modules with parameters that ``loss_fn`` makes.
+    """Where a batch's loss is cut: behind one of the calls of modules with parameters that ``loss_fn`` makes.
 
     Attributes:
         call: Number of that call, from 0.
         calls: How many there are; another number at other parameters would be a cut elsewhere.
+        depth: How many calls it is made in: 0 for an outermost one, more where that returns the loss itself.
     """
 
     call: int
     calls: int
+    depth: int = 0
 
 
 Replacement = Callable[[int, Tensor], "Tensor | None"]
@@ -50,25 +75,25 @@ Replacement = Callable[[int, Tensor], "Tensor | None"]
 
 
 class OutputHooks:
-    """While entered, keeps the outputs of one outermost module call, and replaces them where that is asked for.
+    """While entered, keeps the outputs of one module call, and replaces them where that is asked for.
 
     Attributes:
         outputs: Floating-point outputs of the call, less those that a replacement left where they are.
-        calls: Outermost calls seen so far.
-        earlier: Floating-point outputs of the outermost calls before it.
+        calls: Calls at the depth of the cut seen so far.
+        earlier: Floating-point outputs of the calls before it.
     """
 
-    def __init__(self, module: nn.Module, call: int = -1, replacement: Replacement | None = None) -> None:
+    def __init__(self, watched: Iterable[nn.Module], cut: Cut, replacement: Replacement | None = None) -> None:
         """Nothing is seen yet.
 
         Args:
-            module: The module whose submodules are watched.
-            call: Which outermost call to look at; -1 for none.
+            watched: The modules whose calls count.
+            cut: Which call to look at; number -1 for none.
             replacement: Default none: what is seen stays.
         """
-        self._candidates = [m for m in module.modules() if any(p.requires_grad for p in m.parameters())]
+        self._watched = list(watched)
         self._depth = 0
-        self._call = call
+        self._cut = cut
         self._replacement = replacement
         self.calls = 0
         self.outputs: list[Tensor] = []
@@ -77,7 +102,7 @@ class OutputHooks:
     def __enter__(self) -> OutputHooks:
         """Register the hooks."""
         self._hooks = []
-        for module in self._candidates:
+        for module in self._watched:
             self._hooks.append(module.register_forward_pre_hook(self._enter_call))
             self._hooks.append(module.register_forward_hook(self._leave_call))
         return self
@@ -92,12 +117,12 @@ class OutputHooks:
 
     def _leave_call(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         self._depth -= 1
-        if self._depth:
+        if self._depth != self._cut.depth:
             return output
         self.calls += 1
-        if self.calls <= self._call:
+        if self.calls <= self._cut.call:
             self.earlier += [t for t in Layout(output).tensors if t.is_floating_point()]
-        if self.calls - 1 != self._call:
+        if self.calls - 1 != self._cut.call:
             return output
         layout = Layout(output)
         return layout.rebuild([self._take(tensor) for tensor in layout.tensors])

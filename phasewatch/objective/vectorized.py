@@ -22,6 +22,7 @@ from phasewatch.objective.program import (
     losses_and_gradients,
     sample_losses,
 )
+from phasewatch.objective.start import Recomputed
 
 Kind = Literal["gradients", "losses", "samples"]
 Block = tuple[int, ...]
@@ -38,8 +39,8 @@ class Vectorized:
     """Evaluations of an objective that share the overhead of a call between places, and where they can, batches.
 
     What is run is a :class:`Program` where the objective can be traced, else ``vmap``. It is compared once with single
-    evaluations; where it does not agree with them, or the loss draws random numbers or writes to its inputs, there are
-    only those.
+    evaluations; where it does not agree with them, the loss draws random numbers or writes to its inputs, or the
+    outputs are too large to be held, there are only those.
     """
 
     def __init__(self, function: PureLoss) -> None:
@@ -70,8 +71,11 @@ class Vectorized:
 
     def sample_losses(self, vectors: Tensor, batch: int) -> Tensor:
         """See :meth:`Objective.sample_losses`."""
-        if not (self._function.is_pure and any(self._per_sample(batch))):
-            raise ValueError("The loss draws random numbers, or the batch has no tensor with one entry a sample.")
+        if self._recomputes() or not (self._function.is_pure and any(self._per_sample(batch))):
+            raise ValueError(
+                "The loss draws random numbers, the batch has no tensor with one entry a sample, or the outputs are "
+                "too large to be held."
+            )
         try:
             if self._has_sample_losses is None:
                 with torch.no_grad():
@@ -85,11 +89,17 @@ class Vectorized:
         raise ValueError("The loss of a batch is not the mean of the losses of its samples.")
 
     def _can_evaluate(self, vectors: Tensor, compiled: bool) -> bool:
+        if not self._function.is_pure or self._recomputes():
+            return False
         if len(vectors) == 1:
-            return compiled and self._function.is_pure
+            return compiled
         if self._works is None:
-            self._works = self._function.is_pure and self._agrees(self._evaluation("gradients", (0,)), vectors, (0,))
+            self._works = self._agrees(self._evaluation("gradients", (0,)), vectors, (0,))
         return self._works
+
+    def _recomputes(self) -> bool:
+        """Whether one place is enough for the memory: outputs too large to be held."""
+        return any(isinstance(reading.data, Recomputed) for reading in self._function.readings)
 
     def _evaluate(self, kind: Kind, vectors: Tensor, batch: int | None, compiled: bool) -> tuple[Tensor, ...]:
         if batch is not None:
@@ -192,6 +202,8 @@ class Vectorized:
             tuple(function.parameter_shapes),
             readers,
             function.held,
+            function.wide,
+            function.outputs_fn,
             function.mode,
             function.constants,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from phasewatch import Objective, divergence, estimate_llc, hessian_spectrum, split_off_misfit
+from phasewatch import Objective, estimate_llc, hessian_spectrum, split_off_misfit
 from phasewatch.objective import NoOutputsError
 
 Steps = tuple[Tensor, Tensor]
@@ -69,7 +69,7 @@ def test_each_batch_is_cut_at_its_own_last_call(lengths: tuple[int, ...]) -> Non
         torch.testing.assert_close(part.batch_losses, torch.zeros(len(lengths), dtype=torch.float64))
         for one, other in zip(part.losses_and_gradients(places), expected.losses_and_gradients(places), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(divergence(cells).losses(places), divergence(network).losses(places))
+    torch.testing.assert_close(cells.behavioral().losses(places), network.behavioral().losses(places))
     settings: dict[str, Any] = {"n": 300, "chains": 2, "draws": 100, "burn_in": 60, "localization": 10.0}
     one, other = (estimate_llc(objective, **settings) for objective in (cells, network))
     assert one.learning_coefficient == pytest.approx(other.learning_coefficient, rel=1e-6)
@@ -102,7 +102,7 @@ def _classifier(penalty: float = 0.0, seed: int = 0) -> Objective:
 
 def test_what_was_read_is_read_again_and_not_the_loss_beneath() -> None:
     """The divergence has no misfit of its own: split once more it is all remainder."""
-    moved = divergence(_classifier())
+    moved = _classifier().behavioral()
     remainder, misfit = split_off_misfit(moved)
     places = moved.parameters + 0.3 * torch.randn(4, moved.num_parameters, dtype=torch.float64)
     torch.testing.assert_close(remainder.losses(places), moved.losses(places), rtol=1e-10, atol=1e-14)
@@ -112,7 +112,7 @@ def test_what_was_read_is_read_again_and_not_the_loss_beneath() -> None:
         assert float(restricted.loss(some)) > 0
 
 
-@pytest.mark.parametrize("make", [divergence, lambda objective: split_off_misfit(objective)[0]])
+@pytest.mark.parametrize("make", [Objective.behavioral, lambda objective: split_off_misfit(objective)[0]])
 def test_the_learning_coefficient_of_a_divergence_is_that_of_one_batch(make: Callable[[Objective], Objective]) -> None:
     """It is nowhere negative; λ = -4,840 was read off the loss beneath."""
     several = _classifier()
@@ -131,7 +131,7 @@ def test_weight_decay_in_the_loss_is_no_part_of_the_divergence() -> None:
     """Its twin is the loss without it."""
     decayed, plain = _classifier(penalty=0.1), _classifier()
     places = plain.parameters + 0.5 * torch.randn(4, plain.num_parameters, dtype=torch.float64)
-    moved, expected = divergence(decayed), divergence(plain)
+    moved, expected = decayed.behavioral(), plain.behavioral()
     assert moved.held and not expected.held
     assert float(moved.gradient().abs().max()) < 1e-14
     for one, other in zip(moved.losses_and_gradients(places), expected.losses_and_gradients(places), strict=True):
@@ -151,7 +151,7 @@ def test_in_another_precision_the_outputs_are_read_anew(penalty: float) -> None:
         loss = 0.5 * (module(batch) - batch).square().sum(1).mean()
         return loss + penalty * sum(p.square().sum() for p in module.parameters()) if penalty else loss
 
-    moved = divergence(Objective(module, [inputs], loss_fn=loss_fn)).to(torch.float64)
+    moved = Objective(module, [inputs], loss_fn=loss_fn).behavioral().to(torch.float64)
     assert float(moved.gradient().abs().max()) < 1e-14
     assert hessian_spectrum(moved).nullity == 24 - 3 * (4 + 4 - 3)  # N - q (rk X + C - q)
 
@@ -161,8 +161,8 @@ def test_a_loss_of_several_outputs_has_no_divergence_of_the_last() -> None:
         return (module(batch[0]) - module(batch[1])).square().mean()
 
     objective = Objective(nn.Linear(3, 2), [(torch.randn(8, 3), torch.randn(8, 3))], loss_fn=siamese)
-    with pytest.raises(NoOutputsError, match="outputs of several calls"):
-        divergence(objective)
+    with pytest.raises(NoOutputsError, match="outputs of several calls of modules"):
+        objective.behavioral()
 
 
 def test_outputs_in_a_data_class_are_seen() -> None:

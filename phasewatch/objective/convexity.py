@@ -1,0 +1,110 @@
+"""How a loss bends in the network's outputs: what its divergence can be taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from phasewatch.objective.checks import precision
+from phasewatch.objective.outputs import OutputsAndSlopes
+
+if TYPE_CHECKING:
+    from phasewatch.objective.loss import Objective
+
+SIZES = (1.0, 0.1)
+"""Lengths of the displacements, in units of the outputs' own spread."""
+ROUNDING = 100.0
+"""Rounding up to which two losses are the same, in units of the precision and the size of what they are made of."""
+
+
+class Bend(Enum):
+    """What a loss is as a function of the outputs."""
+
+    CONVEX = "convex"
+    LINEAR = "linear"
+    NOT_CONVEX = "not convex"
+
+
+def bend(objective: Objective, batch: int, start: OutputsAndSlopes) -> Bend:
+    """Look at the loss of a batch at outputs displaced from those at the start.
+
+    It is not convex if its divergence from the start is negative at some of them, and linear if it is zero at all. They
+    are displaced towards those of other samples, and at random by as much; then those samples alone whose slope turns
+    against the motion, which the others would hide.
+
+    Args:
+        objective: The loss.
+        batch: Index of the batch.
+        start: Its outputs and slopes.
+    """
+    linear = True
+    for displacement in _displacements(start.outputs):
+        found = _divergence(objective, batch, start, displacement)
+        if found is None:
+            continue
+        divergence, tolerance, slopes = found
+        if divergence < -tolerance:
+            return Bend.NOT_CONVEX
+        linear &= divergence <= tolerance
+        against = [
+            _of_samples((slope - before) * moved) < 0
+            for slope, before, moved in zip(slopes, start.slopes, displacement, strict=True)
+        ]
+        if any(bool(chosen.any()) for chosen in against):
+            alone = [moved * chosen for moved, chosen in zip(displacement, against, strict=True)]
+            found = _divergence(objective, batch, start, alone)
+            if found is not None and found[0] < -found[1]:
+                return Bend.NOT_CONVEX
+    return Bend.LINEAR if linear else Bend.CONVEX
+
+
+def _divergence(
+    objective: Objective, batch: int, start: OutputsAndSlopes, displacement: list[Tensor]
+) -> tuple[float, float, list[Tensor]] | None:
+    """The divergence, what rounding makes of it, and the slopes there; None where the loss is not defined."""
+    moved = [output + step for output, step in zip(start.outputs, displacement, strict=True)]
+    try:
+        loss, slopes = objective.loss_and_slopes(batch, moved)
+    except (RuntimeError, ValueError):  # as of probabilities that are none
+        return None
+    products = [(slope * step).double() for slope, step in zip(start.slopes, displacement, strict=True)]
+    before, after = float(start.loss), float(loss)
+    divergence = after - before - sum(float(product.sum()) for product in products)
+    size = 1 + abs(before) + abs(after) + sum(float(product.abs().sum()) for product in products)
+    tolerance = ROUNDING * precision([before, after]) * size
+    return (divergence, tolerance, slopes) if torch.isfinite(loss) and divergence == divergence else None
+
+
+def _displacements(outputs: list[Tensor]) -> Iterator[list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    others = [_others(output, generator) - output for output in outputs]
+    random = [
+        (_spread(output) * torch.randn(output.shape, generator=generator, dtype=torch.float64)).to(output)
+        for output in outputs
+    ]
+    for direction in (others, random):
+        for size in SIZES:
+            yield [size * step for step in direction]
+
+
+def _others(output: Tensor, generator: torch.Generator) -> Tensor:
+    """The outputs of other samples in the place of each."""
+    if not output.dim():
+        return output
+    return output[torch.randperm(len(output), generator=generator).to(output.device)]
+
+
+def _spread(output: Tensor) -> float:
+    """Standard deviation over samples; where there is none, as at a last layer of zeros, the outputs' size, or 1."""
+    values = output.double()
+    spread = float(values.std(0, unbiased=False).square().mean().sqrt()) if output.dim() else 0.0
+    return spread or float(values.square().mean().sqrt()) or 1.0
+
+
+def _of_samples(values: Tensor) -> Tensor:
+    """Sums over what belongs to one sample or position, in a shape that multiplies the outputs."""
+    return values.sum(-1, keepdim=True) if values.dim() > 1 else values
