@@ -12,7 +12,14 @@ from phasewatch._version import __version__
 
 if TYPE_CHECKING:
     from phasewatch.hessian import Eigenpairs, Spectrum, hessian_spectrum, hessian_trace, leading_eigenpairs
-    from phasewatch.llc import LLCEstimate, estimate_llc, llc_by_temperature, quadratic_llc
+    from phasewatch.llc import (
+        BehavioralLLC,
+        LLCEstimate,
+        estimate_behavioral_llc,
+        estimate_llc,
+        llc_by_temperature,
+        quadratic_llc,
+    )
     from phasewatch.objective import Objective, split_off_misfit
     from phasewatch.record import Run, load_run
     from phasewatch.symmetry import ZeroLedger, explain_zeros
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from phasewatch.watch import Watch
 
 _HOMES = {
+    "BehavioralLLC": "phasewatch.llc",
     "Eigenpairs": "phasewatch.hessian",
     "LLCEstimate": "phasewatch.llc",
     "Objective": "phasewatch.objective",
@@ -31,6 +39,7 @@ _HOMES = {
     "Watch": "phasewatch.watch",
     "ZeroLedger": "phasewatch.symmetry",
     "detect_transitions": "phasewatch.transitions",
+    "estimate_behavioral_llc": "phasewatch.llc",
     "estimate_llc": "phasewatch.llc",
     "explain_zeros": "phasewatch.symmetry",
     "hessian_spectrum": "phasewatch.hessian",
@@ -43,6 +52,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BehavioralLLC",
     "Detection",
     "Eigenpairs",
     "LLCEstimate",
@@ -55,6 +65,7 @@ __all__ = [
     "__version__",
     "align_transitions",
     "detect_transitions",
+    "estimate_behavioral_llc",
     "estimate_llc",
     "explain_zeros",
     "hessian_spectrum",

@@ -1,7 +1,18 @@
 """The local learning coefficient: sampler, calibration, diagnostics and the estimate."""
 
+from phasewatch.llc.behavioral import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc
 from phasewatch.llc.estimate import LLCEstimate, Thresholds, check_settings, estimate_llc
 from phasewatch.llc.quadratic import quadratic_llc
 from phasewatch.llc.temperatures import llc_by_temperature
 
-__all__ = ["LLCEstimate", "Thresholds", "check_settings", "estimate_llc", "llc_by_temperature", "quadratic_llc"]
+__all__ = [
+    "BehavioralLLC",
+    "LLCEstimate",
+    "Thresholds",
+    "check_behavioral_settings",
+    "check_settings",
+    "estimate_behavioral_llc",
+    "estimate_llc",
+    "llc_by_temperature",
+    "quadratic_llc",
+]

@@ -89,6 +89,8 @@ def _displacements(outputs: list[Tensor]) -> Iterator[list[Tensor]]:
     for direction in (others, random):
         for size in SIZES:
             yield [size * step for step in direction]
+    # Outputs that are still next to nothing do not say at what size the loss bends.
+    yield [step / min(_spread(output), 1.0) for step, output in zip(random, outputs, strict=True)]
 
 
 def _others(output: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,343 @@
+"""The learning coefficient of the function that a network computes, at stated resolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from phasewatch.isolation import isolated
+from phasewatch.llc import diagnostics
+from phasewatch.llc.resolved_chains import Draws, ResolvedChains
+from phasewatch.llc.spread import prior_spread
+from phasewatch.objective import Objective
+
+COARSE, FINE = 0.1, 0.003
+"""Resolutions by default, in nats. On linear networks the fine one is within 4 % of the exact coefficient, and on
+modular addition the coarse one tells memorising from generalising; see ``benchmarks/live.py``."""
+LARGEST_RHAT, SAME_MEAN = 1.1, 0.05
+"""Chains disagree if their split R-hat is above the first and their means scatter by more than this share of lambda."""
+LARGEST_HALF_WIDTH = 0.1
+"""Of the interval, as a share of lambda, or in absolute terms where lambda is below 1."""
+ROUNDS = 4
+LARGEST_DRIFT = 0.1
+LEAST_ACCEPTANCE = 0.5
+MOST_HITS = 0.02
+LEAST_VIRIAL, LARGEST_VIRIAL = 0.6, 1.3
+HEAT_CAPACITY = (0.33, 2.0)
+SIGNIFICANCE = 3.0
+
+
+@dataclass(frozen=True)
+class BehavioralLLC:
+    """The learning coefficient of a function at one resolution.
+
+    Attributes:
+        resolution: The mean divergence in nats at which it is stated.
+        learning_coefficient: nbeta E[D] at that resolution; 0 where the whole prior is nearer than the resolution.
+        standard_error: Its standard error, from autocorrelation and the spread between chains.
+        interval: 95 % interval (low, high) by Student's t.
+        reliable: Whether every check passed.
+        reasons: What did not pass, one phrase a check.
+        nbeta: Inverse temperature times n at which the mean divergence is that.
+        divergence: The mean divergence of the draws, from which the coefficient is carried over to ``resolution``.
+        heat_capacity: Variance of nbeta D within the chains; lambda changes by lambda less it per unit of log nbeta.
+        spread_slope: By how much the coefficient at this resolution changes per unit of the logarithm of the prior's
+            spread, lambda / heat capacity times Cov(nbeta D, |u|^2), with u = (w - w*) / spread.
+        spread_slope_error: Its standard error over the chains.
+        rhat: Split R-hat of D.
+        ess: Effective number of independent draws.
+        acceptance: Share of accepted moves.
+        hits: Share of moves refused as their divergence was beyond the bound.
+        step_size: In units of the spread.
+        virial: (E[u . grad(nbeta D)] + E[|u|^2]) / d over the d parameters; 1 at equilibrium, less where the chains
+            have not spread out over the flat directions yet.
+        misfit_change: E[R] over the draws: how much the loss less its divergence changes where the function hardly
+            does, in units of the loss; NaN where only the divergence was given.
+        displacements: Name of each tensor to the root mean square of its (w - w*) / spread.
+        chains: Number of chains.
+        draws: Draws a chain.
+        gradients: Gradients of the whole probe spent, all chains together, since the resolution before.
+    """
+
+    resolution: float
+    learning_coefficient: float
+    standard_error: float
+    interval: tuple[float, float]
+    reliable: bool
+    reasons: tuple[str, ...]
+    nbeta: float
+    divergence: float
+    heat_capacity: float
+    spread_slope: float
+    spread_slope_error: float
+    rhat: float
+    ess: float
+    acceptance: float
+    hits: float
+    step_size: float
+    virial: float
+    misfit_change: float
+    displacements: Mapping[str, float]
+    chains: int
+    draws: int
+    gradients: int
+
+    def description_length(self, loss: float, n: int) -> float:
+        """N L + lambda log n: nats to tell the labels of n samples by this function at a loss of L each.
+
+        It is no free energy, which belongs to the loss and exists at its minima only
+        (:attr:`phasewatch.LLCEstimate.free_energy`).
+        """
+        return n * loss + self.learning_coefficient * math.log(n)
+
+    def __repr__(self) -> str:
+        """The estimate, its resolution, and why it should not be believed where it should not."""
+        verdict = "reliable" if self.reliable else "unreliable: " + "; ".join(self.reasons)
+        value, error = self.learning_coefficient, self.standard_error
+        return f"BehavioralLLC(lambda = {value:.4g} +- {error:.2g} at {self.resolution:g} nats, {verdict})"
+
+
+def estimate_behavioral_llc(
+    objective: Objective,
+    resolutions: Sequence[float] = (COARSE, FINE),
+    seed: int = 0,
+    *,
+    metric: Literal["loss", "outputs"] = "loss",
+    nats_per_loss: float = 1.0,
+    chains: int = 8,
+    draws: int = 4_000,
+    burn_in: int = 1_000,
+    spread: float = 1.0,
+) -> list[BehavioralLLC]:
+    r"""Estimate the learning coefficient of the function at ``objective.parameters``, at each of several resolutions.
+
+    :math:`\lambda(\epsilon) = \epsilon b` at the b where :math:`E[D] = \epsilon` under the density
+    :math:`\propto \exp(-b D(w)) \, \mathcal N(w; w^*, \sigma^2)`, with D the divergence of the network's function
+    from that at w* (:meth:`phasewatch.Objective.behavioral`; twice it is the effective number of parameters of Bushnaq
+    et al. 2024, arXiv 2405.10927, sec. 2) and σ the spread of the usual initialisation
+    (:func:`phasewatch.llc.spread.prior_spread`). It is the exponent with which the volume of weights that compute the
+    function to within ε grows with ε, so it is never negative and exists at every step of a training run. It is that
+    of the loss only where the loss is at a minimum that the model can reach exactly.
+
+    Args:
+        objective: The loss, on a fixed probe.
+        resolutions: Mean divergences in nats.
+        seed: Same seed, same numbers (on the same device and library versions).
+        metric: What D is measured by, see :meth:`phasewatch.Objective.behavioral`.
+        nats_per_loss: What one unit of the loss is in nats, likewise.
+        chains: Number of chains, at least 2.
+        draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in four rounds, and
+            end with the first after which every check is passed.
+        burn_in: Moves before them, likewise.
+        spread: Factor on the prior's spread.
+
+    Returns:
+        One estimate for each of ``resolutions``, in their order.
+
+    Raises:
+        ValueError: If a number is out of its range.
+        NoOutputsError: If the network's outputs cannot be seen.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> module = torch.nn.Linear(3, 2, bias=False)
+        >>> batch = (torch.randn(200, 3), torch.zeros(200, 2))
+        >>> def half_squared_error(module, batch):
+        ...     return 0.5 * (module(batch[0]) - batch[1]).square().sum(dim=1).mean()
+        >>> objective = Objective(module, [batch], loss_fn=half_squared_error)
+        >>> _, fine = estimate_behavioral_llc(objective, draws=1000)
+        >>> fine.reliable, abs(fine.learning_coefficient - 6 / 2) < 0.3
+        (True, True)
+    """
+    check_behavioral_settings(resolutions, chains, draws, burn_in, spread)
+    with isolated():
+        divergence = objective.behavioral(metric, nats_per_loss=nats_per_loss)
+        sampler = ResolvedChains(divergence, spread * prior_spread(objective), chains, seed)
+        found: dict[float, BehavioralLLC] = {}
+        for resolution in sorted(set(resolutions), reverse=True):
+            before = sampler.gradients
+            if sampler.at_the_prior <= resolution:
+                found[resolution] = _nothing(resolution, divergence, chains)
+                continue
+            sampler.set_up(resolution, burn_in)
+            seen: Draws | None = None
+            for length in np.diff(np.linspace(0, draws, ROUNDS + 1).astype(int)).tolist():
+                more = sampler.draw(length)
+                seen = more if seen is None else seen.followed_by(more)
+                found[resolution] = _estimate(resolution, seen, divergence)
+                if found[resolution].reliable:
+                    break
+            assert seen is not None
+            misfit = math.nan
+            if metric == "loss":
+                moved = objective.losses(seen.positions) - divergence.losses(seen.positions) / nats_per_loss
+                misfit = float(moved.double().mean()) - _loss(objective)
+            found[resolution] = replace(found[resolution], misfit_change=misfit, gradients=sampler.gradients - before)
+    carried = _carried_over(found)
+    return [carried[resolution] for resolution in resolutions]
+
+
+def check_behavioral_settings(
+    resolutions: Sequence[float], chains: int, draws: int, burn_in: int, spread: float
+) -> None:
+    """Check the settings of :func:`estimate_behavioral_llc` before there is anything to measure.
+
+    Raises:
+        ValueError: If one of them is out of its range.
+    """
+    if not len(resolutions) or not all(r > 0 and math.isfinite(r) for r in resolutions):
+        raise ValueError(f"resolutions is {resolutions}; expected positive numbers of nats.")
+    if chains < 2:
+        raise ValueError(f"chains is {chains}; expected at least 2, or nothing shows whether they agree.")
+    if draws < 16:
+        raise ValueError(f"draws is {draws}; expected at least 16, or no standard error can be formed.")
+    if burn_in < 20:
+        raise ValueError(f"burn_in is {burn_in}; expected at least 20, it finds step size and temperature.")
+    if not (spread > 0 and math.isfinite(spread)):
+        raise ValueError(f"spread is {spread}; expected a positive factor.")
+
+
+def _estimate(resolution: float, seen: Draws, divergence: Objective) -> BehavioralLLC:
+    """What the draws say at the temperature that they were made at."""
+    energies = seen.nbeta * seen.divergences
+    mean = float(energies.mean())
+    error = max(diagnostics.standard_error(energies), diagnostics.standard_error_between_chains(energies))
+    ess = diagnostics.effective_sample_size(energies)
+    # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
+    half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
+    heat_capacity = float(energies.var(axis=1, ddof=1).mean())
+    distances = seen.squared_distances.sum(axis=2)
+    slopes = _spread_slopes(energies[:, :: energies.shape[1] // distances.shape[1]], distances)
+    dimensions = divergence.num_parameters
+    sizes = [shape.numel() for shape in divergence.parameter_shapes.values()]
+    moved = np.sqrt(seen.squared_distances.mean(axis=(0, 1)) / np.asarray(sizes))
+    estimate = BehavioralLLC(
+        resolution=resolution,
+        learning_coefficient=mean,
+        standard_error=error,
+        interval=(mean - half_width, mean + half_width),
+        reliable=False,
+        reasons=(),
+        nbeta=seen.nbeta,
+        divergence=float(seen.divergences.mean()),
+        heat_capacity=heat_capacity,
+        spread_slope=float(slopes.mean()) * mean / heat_capacity if heat_capacity else math.nan,
+        spread_slope_error=(
+            float(slopes.std(ddof=1)) / math.sqrt(len(slopes)) * mean / heat_capacity if heat_capacity else math.nan
+        ),
+        rhat=diagnostics.split_rhat(energies),
+        ess=ess,
+        acceptance=seen.acceptance,
+        hits=seen.hits,
+        step_size=seen.step_size,
+        virial=float((seen.forces + distances).mean()) / dimensions,
+        misfit_change=math.nan,
+        displacements=dict(zip(divergence.parameter_shapes, moved.tolist(), strict=True)),
+        chains=len(energies),
+        draws=energies.shape[1],
+        gradients=0,
+    )
+    reasons = (*divergence.doubts, *_reasons(estimate, energies))
+    return replace(estimate, reliable=not reasons, reasons=reasons)
+
+
+def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[str]:
+    mean = estimate.learning_coefficient
+    reasons = []
+    if math.isnan(estimate.rhat):
+        return ["the draws do not vary"]
+    scatter = float(energies.mean(axis=1).std(ddof=1))
+    if estimate.rhat > LARGEST_RHAT and scatter > SAME_MEAN * mean:
+        reasons.append(f"the chains disagree (R-hat {estimate.rhat:.2f})")
+    half_width = (estimate.interval[1] - estimate.interval[0]) / 2
+    if half_width > LARGEST_HALF_WIDTH * max(mean, 1.0):
+        reasons.append(f"too few independent draws ({estimate.ess:.0f}: +- {half_width:.2g})")
+    if estimate.acceptance < LEAST_ACCEPTANCE:
+        reasons.append(f"the chains often stick (acceptance {estimate.acceptance:.2f})")
+    half = energies.shape[1] // 2
+    drift = float(energies[:, half:].mean() - energies[:, :half].mean())
+    # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
+    if abs(drift) > max(LARGEST_DRIFT * mean, SIGNIFICANCE * 2 * estimate.standard_error):
+        reasons.append(f"the divergence still drifts ({drift:+.3g} from one half of the draws to the other)")
+    if not LEAST_VIRIAL < estimate.virial < LARGEST_VIRIAL:
+        reasons.append(f"the chains have not spread out (virial {estimate.virial:.2f}, 1 at equilibrium)")
+    if estimate.hits > MOST_HITS:
+        reasons.append(f"the chains often reach the bound on the divergence ({estimate.hits:.0%} of the moves)")
+    spread = diagnostics.standard_error(np.square(energies - energies.mean(axis=1, keepdims=True)))
+    least, largest = (limit * mean for limit in HEAT_CAPACITY)
+    if not least - SIGNIFICANCE * spread < estimate.heat_capacity < largest + SIGNIFICANCE * spread:
+        reasons.append(f"the divergence varies oddly for its mean (heat capacity {estimate.heat_capacity:.3g})")
+    return reasons
+
+
+def _spread_slopes(energies: diagnostics.FloatArray, squared_distances: diagnostics.FloatArray) -> NDArray[np.float64]:
+    """Covariance of the energies with the squared distances, chain by chain."""
+    count = min(energies.shape[1], squared_distances.shape[1])
+    pair = [
+        values[:, :count] - values[:, :count].mean(axis=1, keepdims=True) for values in (energies, squared_distances)
+    ]
+    found: NDArray[np.float64] = (pair[0] * pair[1]).sum(axis=1) / (count - 1)
+    return found
+
+
+def _carried_over(found: Mapping[float, BehavioralLLC]) -> dict[float, BehavioralLLC]:
+    """Each at its own resolution, from the mean divergence that was reached, along the line through its neighbour."""
+    sampled = sorted(resolution for resolution, estimate in found.items() if estimate.nbeta)
+    carried = dict(found)
+    for k, resolution in enumerate(sampled):
+        here = found[resolution]
+        others = [found[sampled[j]] for j in (k - 1, k + 1) if 0 <= j < len(sampled)]
+        if not others:
+            continue
+        slopes = [
+            math.log(other.learning_coefficient / here.learning_coefficient)
+            / math.log(other.divergence / here.divergence)
+            for other in others
+        ]
+        factor = (resolution / here.divergence) ** float(np.mean(slopes))
+        carried[resolution] = replace(
+            here,
+            learning_coefficient=here.learning_coefficient * factor,
+            standard_error=here.standard_error * factor,
+            interval=(here.interval[0] * factor, here.interval[1] * factor),
+        )
+    return carried
+
+
+def _nothing(resolution: float, divergence: Objective, chains: int) -> BehavioralLLC:
+    """Where the whole prior computes the function to within the resolution."""
+    return BehavioralLLC(
+        resolution=resolution,
+        learning_coefficient=0.0,
+        standard_error=0.0,
+        interval=(0.0, 0.0),
+        reliable=not divergence.doubts,
+        reasons=divergence.doubts,
+        nbeta=0.0,
+        divergence=math.nan,
+        heat_capacity=0.0,
+        spread_slope=0.0,
+        spread_slope_error=0.0,
+        rhat=math.nan,
+        ess=math.nan,
+        acceptance=math.nan,
+        hits=0.0,
+        step_size=math.nan,
+        virial=math.nan,
+        misfit_change=math.nan,
+        displacements=dict.fromkeys(divergence.parameter_shapes, 1.0),
+        chains=chains,
+        draws=0,
+        gradients=0,
+    )
+
+
+def _loss(objective: Objective) -> float:
+    return float(np.dot(objective.batch_weights, objective.batch_losses.tolist()))
