@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ def bend(objective: Objective, batch: int, start: OutputsAndSlopes) -> Bend:
         start: Its outputs and slopes.
     """
     linear = True
+    if objective.wide:
+        start = replace(start, outputs=[output.double() for output in start.outputs])
     for displacement in _displacements(start.outputs):
         found = _divergence(objective, batch, start, displacement)
         if found is None:
@@ -71,7 +74,8 @@ def _divergence(
         loss, slopes = objective.loss_and_slopes(batch, moved)
     except (RuntimeError, ValueError):  # as of probabilities that are none
         return None
-    products = [(slope * step).double() for slope, step in zip(start.slopes, displacement, strict=True)]
+    steps = [after - before for after, before in zip(moved, start.outputs, strict=True)]  # as they were rounded
+    products = [(slope * step).double() for slope, step in zip(start.slopes, steps, strict=True)]
     before, after = float(start.loss), float(loss)
     divergence = after - before - sum(float(product.sum()) for product in products)
     size = 1 + abs(before) + abs(after) + sum(float(product.abs().sum()) for product in products)
