@@ -158,6 +158,51 @@ def test_warn_warns_once_records_every_failure_and_keeps_the_rest(calls: Sequenc
     assert survived == [10 * c for c in range(5) if c not in calls]
 
 
+@dataclass
+class Moved:
+    """What needs the outputs; the same under two names."""
+
+    name: str = "moved"
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        return Reading({self.name: Estimate(float(objective.behavioral().loss(objective.parameters + 1)))})
+
+
+class LossInside(nn.Linear):
+    """Keeps its outputs to itself."""
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        return 0.5 * (super().forward(inputs) - targets).square().mean()
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_outputs_that_cannot_be_seen_are_told_of_once_with_the_mend(on_error: Any, tmp_path: Path) -> None:
+    """At the start, whoever asks for them; all else is measured."""
+    module = LossInside(3, 1, bias=False)
+    settings: dict[str, Any] = {"schedule": 10, "estimators": (Moved(), Weight(), Moved("again")), "on_error": on_error}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Watch(module, PROBE, loss_fn=lambda m, b: m(*b), directory=tmp_path, **settings) as watch:
+            watch.at(0)
+            told = [str(w.message) for w in caught if "outputs_fn" in str(w.message)]
+            watch.at(10)
+    assert len(told) == 1 and "moved cannot be measured in this run, all else is" in told[0]
+    assert [str(w.message) for w in caught if "outputs_fn" in str(w.message)] == told
+    run = load_run(tmp_path)
+    assert run.series("weight").steps.tolist() == [0, 10]
+    assert [f["what"] for f in run.failures] == ["moved", "again"]
+    given = Watch(
+        module,
+        PROBE,
+        outputs_fn=lambda module, batch: batch[0] @ module.weight.T,
+        loss_fn=lambda outputs, batch: 0.5 * (outputs - batch[1]).square().mean(),
+        **settings,
+    ).measure(0)
+    assert given is not None
+    # the outputs are X(w + 1) against Xw
+    assert given.value("moved") == pytest.approx(0.5 * INPUTS.sum(1).square().mean().item(), rel=1e-5)
+
+
 def test_disable_does_not_try_again(tmp_path: Path) -> None:
     fails = Fails([1])
     with (

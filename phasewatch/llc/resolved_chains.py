@@ -30,6 +30,8 @@ FOLLOWING, SETTLING = 0.1, 0.02
 Downwards it is the smaller one from the start: that D is small says little while the chains spread."""
 PATH, PATHS = 15, 8
 """Momentum lasts so many moves, and while the chains spread an eighth of the set-up, where that is more."""
+MASSES_AT = 1 / 3
+CURVATURE_FLOOR = 0.1
 SMALL = 1e-3
 """Distance in units of the spread within which D is taken to be quadratic."""
 POWER_ITERATIONS = 5
@@ -125,8 +127,19 @@ class ResolvedChains:
         self._nbeta = max(self._dimensions / 2, 1.0) / resolution
         self._log_step = -math.log1p(self._nbeta * self._largest) / 2
         self._path = max(PATH, moves / PATHS)
+        self._scale = torch.ones_like(self._spread)
+        squared_forces = torch.zeros_like(self._spread)
+        masses_at = int(MASSES_AT * moves)
         settled: list[float] = []
         for move in range(moves):
+            if move < masses_at:
+                squared_forces += (self._nbeta * self._gradients).square().mean(dim=0)
+            elif move == masses_at:
+                # At equilibrium the mean squared force is the diagonal of the Hessian.
+                curvatures = 1 + squared_forces / masses_at
+                self._scale = (curvatures + CURVATURE_FLOOR * curvatures.mean()).rsqrt()
+                self._momenta = self._normal()
+                self._log_step = -math.log(self._largest_scaled()) / 2
             self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
             acceptance, _ = self._move()
             settling = move >= moves - moves // 3
@@ -135,7 +148,9 @@ class ResolvedChains:
             self._nbeta *= math.exp(min(fastest, max(-SETTLING, fastest * excess)))
             if settling:
                 settled.append(math.log(self._nbeta))
-            self._log_step += max(1.5 * (move + 1) ** -0.6, 0.05) * (acceptance - TARGET_ACCEPTANCE)
+            self._log_step += max(1.5 * (1 + (move - masses_at if move >= masses_at else move)) ** -0.6, 0.05) * (
+                acceptance - TARGET_ACCEPTANCE
+            )
         self._path = PATH
         self._nbeta = math.exp(float(np.mean(settled)))
         self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
@@ -185,6 +200,18 @@ class ResolvedChains:
             products = self._product(products / sizes.clamp(min=torch.finfo(sizes.dtype).tiny))
         return trace**2 / squares if squares > 0 else 0.0, largest
 
+    def _largest_scaled(self) -> float:
+        """The largest curvature of the potential in scaled coordinates, by power iteration where the chains are."""
+        directions = self._normal()
+        largest = 1.0
+        for _ in range(POWER_ITERATIONS):
+            directions = directions / directions.norm(dim=1, keepdim=True)
+            reach = SMALL / math.sqrt(max(self._nbeta * self._largest, 1.0)) * math.sqrt(directions.shape[1]) * 10
+            moved = self._evaluate(self._positions + reach * self._scale * directions)[1]
+            directions = self._scale * (self._nbeta * (moved - self._gradients) / reach + self._scale * directions)
+            largest = float(directions.norm(dim=1).median())
+        return largest
+
     def _product(self, directions: Tensor) -> Tensor:
         lengths = directions.norm(dim=1, keepdim=True).clamp(min=torch.finfo(directions.dtype).tiny)
         reach = SMALL * math.sqrt(directions.shape[1])
@@ -207,10 +234,11 @@ class ResolvedChains:
         kept = math.exp(-1 / self._path)
         momenta = self._normal().mul_(math.sqrt(1 - kept**2)).add_(self._momenta, alpha=kept)
         before = momenta
-        momenta = momenta.add(self._gradients, alpha=-step / 2 * self._nbeta).add_(self._positions, alpha=-step / 2)
-        positions = self._positions.add(momenta, alpha=step)
+        stride = step * self._scale
+        momenta = momenta.addcmul(stride, torch.add(self._positions, self._gradients, alpha=self._nbeta), value=-0.5)
+        positions = self._positions.addcmul(stride, momenta)
         values, gradients = self._evaluate(positions)
-        momenta.add_(gradients, alpha=-step / 2 * self._nbeta).add_(positions, alpha=-step / 2)
+        momenta.addcmul_(stride, torch.add(positions, gradients, alpha=self._nbeta), value=-0.5)
         work = self._nbeta * (values - self._values)
         for new, old in ((positions, self._positions), (momenta, before)):
             work = work + (_half_square(new) - _half_square(old))

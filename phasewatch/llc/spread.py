@@ -14,6 +14,8 @@ GAIN = 2.0
 within 4 % of the exact one with it, with 1 within 6 %."""
 RELATIVE_STEP = 1e-4
 """Factor by which tensors are rescaled to see what that does to the outputs; in float64 the error is 1e-8."""
+BIAS_VOTE = 1e-6
+"""Weight of a bias in the balance: it may be next to zero, and goes along with the weights beside it."""
 UNCHANGED = 1e-3
 """Directions of rescaling along which the outputs change by less than this share of what the tensors alone change."""
 
@@ -46,7 +48,8 @@ def prior_spread(objective: Objective) -> Tensor:
     pieces = objective.unflatten(objective.parameters)
     usual = torch.tensor([(GAIN / _fan_in(name, pieces)) ** 0.5 for name in pieces], dtype=torch.float64)
     sizes = torch.stack([piece.double().square().mean().sqrt() for piece in pieces.values()]).cpu()
-    spreads = usual * _balance(objective, (sizes / usual).log()).exp()
+    votes = torch.tensor([BIAS_VOTE if name.endswith("bias") else 1.0 for name in pieces], dtype=torch.float64)
+    spreads = usual * _balance(objective, (sizes / usual).log(), votes).exp()
     entries = [
         torch.full_like(piece.flatten(), float(spread)) for piece, spread in zip(pieces.values(), spreads, strict=True)
     ]
@@ -61,7 +64,7 @@ def _fan_in(name: str, pieces: dict[str, Tensor]) -> float:
     return max(piece.numel() / piece.shape[0], 1.0) if piece.dim() >= 2 else 1.0
 
 
-def _balance(objective: Objective, logarithms: Tensor) -> Tensor:
+def _balance(objective: Objective, logarithms: Tensor, votes: Tensor) -> Tensor:
     """The part of the logarithms of the sizes that rescalings of no effect can take away; zero for zero tensors."""
     moved = logarithms.isfinite().nonzero().flatten().tolist()
     try:
@@ -78,9 +81,10 @@ def _balance(objective: Objective, logarithms: Tensor) -> Tensor:
         null = torch.zeros(int((values < UNCHANGED**2).sum()), len(moved), dtype=torch.float64)
         null[:, seen] = (vectors[:, values < UNCHANGED**2] / lengths[seen, None]).T
         directions.append(null)
-    basis = torch.linalg.qr(torch.cat(directions).T).Q
+    weights = votes[moved].sqrt()
+    basis = torch.linalg.qr(weights[:, None] * torch.cat(directions).T).Q
     balance = torch.zeros_like(logarithms)
-    balance[moved] = basis @ (basis.T @ logarithms[moved])
+    balance[moved] = basis @ (basis.T @ (weights * logarithms[moved])) / weights
     return balance
 
 

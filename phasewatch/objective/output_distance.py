@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,11 @@ def output_distance(objective: Objective, start: OutputsAtStart) -> tuple[Output
         ConstantOutputsError: If the outputs are the same for all samples.
         NoOutputsError: If the loss sees none of them, or batches differ in how many there are for each sample.
     """
-    first = start[0]
-    numbers = range(len(first.outputs))
-    centred = tuple(_shifted_dimension(objective, first, number) for number in numbers)
+    first = start[0].outputs
+    numbers = range(len(first))
+    centred = tuple(_shifted_dimension(objective, start, number) for number in numbers)
     features = [
-        (-1 if output.dim() > 1 else None) if dim is None else dim
-        for output, dim in zip(first.outputs, centred, strict=True)
+        (-1 if output.dim() > 1 else None) if dim is None else dim for output, dim in zip(first, centred, strict=True)
     ]
     # Moments of each output over samples and positions, as sums weighted like the batches.
     seen: list[list[Tensor]] = []
@@ -104,15 +104,26 @@ def _variance(sums: list[Tensor], weight: float, dtype: torch.dtype) -> float:
     return variance
 
 
-def _shifted_dimension(objective: Objective, start: OutputsAndSlopes, number: int) -> int | None:
-    """The dimension along which the loss does not see a shift of all outputs alike, in the first batch.
+def _shifted_dimension(objective: Objective, start: OutputsAtStart, number: int) -> int | None:
+    """The dimension along which the loss does not see a shift of all outputs alike.
 
-    What is normalized, as log-probabilities are, has been shifted already.
+    It is looked for in the first batch where the loss sees the outputs at all, at the start or, where all predictions
+    are right to the last digit, at zero. What is normalized, as log-probabilities are, has been shifted already.
     """
-    outputs, output, loss = start.outputs, start.outputs[number], float(start.loss)
-    size = float(output.abs().max()) if output.numel() else 0.0
-    if (normalized := log_probability_dimension(output)) is not None:
-        return normalized
+    for batch in range(objective.num_batches):
+        own = start[batch]
+        if (normalized := log_probability_dimension(own.outputs[number])) is not None:
+            return normalized
+        for outputs in (own.outputs, [torch.zeros_like(output) for output in own.outputs]):
+            loss, slopes = objective.loss_and_slopes(batch, outputs)
+            if bool((slopes[number] != 0).any()):
+                return _unseen_shift(objective, batch, outputs, number, float(loss))
+    return None
+
+
+def _unseen_shift(objective: Objective, batch: int, outputs: list[Tensor], number: int, loss: float) -> int | None:
+    output = outputs[number]
+    size = float(output.abs().max())
     generator = torch.Generator().manual_seed(number)
     for dim in [-1, 1][: max(0, output.dim() - 1)]:
         if output.shape[dim] < 2:
@@ -120,11 +131,10 @@ def _shifted_dimension(objective: Objective, start: OutputsAndSlopes, number: in
         shape = list(output.shape)
         shape[dim] = 1
         shift = (1 + size) * torch.randn(shape, generator=generator, dtype=torch.float64).to(output)
-        moved = [*outputs[:number], output + shift, *outputs[number + 1 :]]
-        found, slopes = objective.loss_and_slopes(0, moved)
-        tolerance = ROUNDING * torch.finfo(objective.dtype).eps * (1 + size + abs(loss))
-        if abs(float(found) - loss) <= tolerance and bool((slopes[number] != 0).any()):
-            return dim
+        with suppress(RuntimeError, ValueError):  # outputs that the loss does not take, as of probabilities
+            found, _ = objective.loss_and_slopes(batch, [*outputs[:number], output + shift, *outputs[number + 1 :]])
+            if abs(float(found) - loss) <= ROUNDING * torch.finfo(objective.dtype).eps * (1 + size + abs(loss)):
+                return dim
     return None
 
 
@@ -132,15 +142,17 @@ def _seen(objective: Objective, start: OutputsAndSlopes, batch: int, features: l
     """Which samples and positions the loss depends on; the slope in the others is zero whatever the network says.
 
     Where it is zero at the start (a prediction that is right to the last digit has none either), it is looked at where
-    all say the same, and half-way there.
+    all say the same, half-way there, and where all outputs are zero.
     """
+    means = [_mean(output, dim) for output, dim in zip(start.outputs, features, strict=True)]
+    half_way = [0.5 * (output + mean) for output, mean in zip(start.outputs, means, strict=True)]
     seen = [_any(slope != 0, dim) for slope, dim in zip(start.slopes, features, strict=True)]
-    for share in (1.0, 0.5):
+    for outputs in (means, half_way, [torch.zeros_like(output) for output in start.outputs]):
         if all(bool(rows.all()) for rows in seen):
             break
-        moved = [output.lerp(_mean(output, dim), share) for output, dim in zip(start.outputs, features, strict=True)]
-        _, slopes = objective.loss_and_slopes(batch, moved)
-        seen = [rows | _any(slope != 0, dim) for rows, slope, dim in zip(seen, slopes, features, strict=True)]
+        with suppress(RuntimeError, ValueError):  # as above
+            _, slopes = objective.loss_and_slopes(batch, outputs)
+            seen = [rows | _any(slope != 0, dim) for rows, slope, dim in zip(seen, slopes, features, strict=True)]
     return seen
 
 

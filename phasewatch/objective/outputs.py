@@ -103,8 +103,9 @@ class OutputHooks:
         """Register the hooks."""
         self._hooks = []
         for module in self._watched:
-            self._hooks.append(module.register_forward_pre_hook(self._enter_call))
-            self._hooks.append(module.register_forward_hook(self._leave_call))
+            # A scripted module refuses, and calls its hooks all the same.
+            self._hooks.append(nn.Module.register_forward_pre_hook(module, self._enter_call))
+            self._hooks.append(nn.Module.register_forward_hook(module, self._leave_call))
         return self
 
     def __exit__(self, *_: object) -> None:

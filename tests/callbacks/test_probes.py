@@ -87,6 +87,18 @@ def test_the_loss_of_the_probe_is_that_of_training(kind: type[Module], one_batch
     assert measured == pytest.approx(expected, rel=1e-4 if kind is Module else 0.1)
 
 
+def test_outputs_can_be_given_beside_the_loss_of_them(tmp_path: Path) -> None:
+    loader = DataLoader(TensorDataset(*tensors()), batch_size=16)
+    functions = {
+        "outputs_fn": lambda module, batch: module.network(batch[0]),
+        "loss_fn": lambda outputs, batch: nn.functional.cross_entropy(outputs, batch[1]),
+    }
+    given, found = (fitted(Module(), loader, tmp_path / name, **s) for name, s in (("1", functions), ("2", {})))
+    assert given.run.series("loss").values == pytest.approx(found.run.series("loss").values, rel=1e-6)
+    with pytest.raises(ValueError, match="outputs_fn was given without loss_fn"):
+        fitted(Module(), loader, tmp_path / "3", outputs_fn=functions["outputs_fn"])
+
+
 class Stream(IterableDataset[Any]):
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches

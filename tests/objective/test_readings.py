@@ -64,13 +64,13 @@ def test_each_batch_is_cut_at_its_own_last_call(lengths: tuple[int, ...]) -> Non
     cells, network = (
         Objective(Unrolled().double(), sequences(lengths), loss_fn=loss_fn) for loss_fn in (of_cells, of_network)
     )
-    places = cells.parameters + 0.2 * torch.randn(3, cells.num_parameters, dtype=torch.float64)
+    place = cells.parameters + 0.2 * torch.randn(cells.num_parameters, dtype=torch.float64)
     for part, expected in zip(split_off_misfit(cells), split_off_misfit(network), strict=True):
         torch.testing.assert_close(part.batch_losses, torch.zeros(len(lengths), dtype=torch.float64))
-        for one, other in zip(part.losses_and_gradients(places), expected.losses_and_gradients(places), strict=True):
+        for one, other in zip(part.loss_and_gradient(place), expected.loss_and_gradient(place), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(cells.behavioral().losses(places), network.behavioral().losses(places))
-    settings: dict[str, Any] = {"n": 300, "chains": 2, "draws": 100, "burn_in": 60, "localization": 10.0}
+    torch.testing.assert_close(cells.behavioral().loss(place), network.behavioral().loss(place))
+    settings: dict[str, Any] = {"n": 300, "chains": 2, "draws": 30, "burn_in": 20, "localization": 10.0}
     one, other = (estimate_llc(objective, **settings) for objective in (cells, network))
     assert one.learning_coefficient == pytest.approx(other.learning_coefficient, rel=1e-6)
 
@@ -118,7 +118,7 @@ def test_the_learning_coefficient_of_a_divergence_is_that_of_one_batch(make: Cal
     several = _classifier()
     inputs, labels = (torch.cat([batch[k] for batch in several.batches]) for k in (0, 1))
     whole = Objective(several.module, [(inputs, labels)], loss_fn=several.loss_fn)
-    settings: dict[str, Any] = {"n": 1000, "chains": 4, "draws": 1500, "burn_in": 500, "localization": 10.0}
+    settings: dict[str, Any] = {"n": 1000, "chains": 4, "draws": 600, "burn_in": 250, "localization": 10.0}
     one, other = (estimate_llc(make(objective), **settings) for objective in (several, whole))
     # Five standard errors: both false failures together are rarer than 1e-5, whatever the autocorrelation estimate
     # misses by less than a factor of two at 3e-2 of that.
