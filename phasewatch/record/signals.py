@@ -101,6 +101,13 @@ _ROWS = (
     *_bounded(
         NULLITY_GGN, "zero eigenvalues of the Gauss-Newton matrix", "zero eigenvalues of the Gauss-Newton matrix"
     ),
+    Signal(
+        "effective_rank",
+        "effective rank at the fine resolution",
+        "directions",
+        "effective rank",
+        family="effective_rank",
+    ),
     Signal("zeros_certified", "zeros: all whose cause is known", _EIGENVALUES, count=True),
     _cause("generic", "forced by the architecture", detected=False),
     _cause("dead", "units that are off for all samples"),
