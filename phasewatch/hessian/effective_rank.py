@@ -1,7 +1,7 @@
 r"""The effective rank of the Gauss-Newton matrix: how many directions the function tells apart at a resolution.
 
 At the density :math:`\exp(-b D(w))` times a Gaussian prior of standard deviations ``spread`` around w*, an eigenvector
-of curvature h (of the matrix :math:`A = S G S`, S being the diagonal matrix of ``spread``) keeps the share 1 / (1 + b h)
+of curvature h (of the matrix :math:`A = S G S`, S the diagonal matrix of ``spread``) keeps the share 1 / (1 + b h)
 of its variance. What the function takes away adds up to :math:`\operatorname{tr} A (A + 1/b)^{-1}` directions (MacKay
 1992, "Bayesian interpolation": well-determined parameters). Half of it is the learning coefficient of a divergence that
 is quadratic, and b times what that divergence is on average.
