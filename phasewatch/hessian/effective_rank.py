@@ -69,7 +69,7 @@ class EffectiveRank:
         nbeta: The inverse temperature b.
         converged: Whether it is known to ``RELIABLE`` (10 %): two standard errors and the quadrature error together.
         limited_by_probe: Whether half of the samples give a rank that differs by more than ``LIMITED`` (10 %); None
-            where that was not asked for, or the samples cannot be told apart.
+            where that was not asked for, where the samples cannot be told apart, or where it may be chance.
         reasons: What is wrong with it, in words.
         products: Matrix-vector products spent on the whole probe.
         spectrum: What was computed, from which the rank follows at every resolution.
@@ -195,12 +195,17 @@ def effective_rank(
     with isolated():
         rank, products = on(objective)
         half = objective.on_half() if check_probe else None
-        limited, reasons = None, rank.reasons
+        limited: bool | None = None
+        reasons = rank.reasons
         if half is not None:
-            on_half = on(half)[0].value
-            limited = abs(on_half - rank.value) > LIMITED * max(rank.value, on_half)
+            on_half = on(half)[0]
+            change = abs(on_half.value - rank.value)
+            limited = change > LIMITED * max(rank.value, on_half.value)
+            if limited and change < 2 * math.hypot(rank.standard_error, on_half.standard_error):
+                limited = None
             if limited:
-                reasons += (f"limited by the probe: {on_half:.4g} on half of its samples, {rank.value:.4g} on all",)
+                values = f"{on_half.value:.4g} on half of its samples, {rank.value:.4g} on all"
+                reasons += (f"limited by the probe: {values}",)
     return replace(rank, products=products, limited_by_probe=limited, reasons=reasons)
 
 
