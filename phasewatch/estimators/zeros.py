@@ -35,8 +35,9 @@ class SymmetryLedger:
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``nullity_ggn`` with its bracket, ``zeros_<cause>`` and ``distance_<kind>``.
 
-        The causes are ``certified`` (all that are known), ``generic``, each non-generic kind and, where all zeros are
-        counted, ``unexplained``. The distance is that of the units nearest to a kind of degeneracy, 0 if it is there.
+        The causes are ``certified`` (all that are known), ``generic``, each non-generic kind, ``probe`` (what a larger
+        probe would not leave unseen) and, where all zeros are counted, ``unexplained``. The distance is that of the
+        units nearest to a kind of degeneracy, 0 if it is there.
         """
         found: dict[str, float] = {}
         unnamed: tuple[str, ...] = ()
@@ -45,7 +46,7 @@ class SymmetryLedger:
         if objective.num_parameters <= self.ledger_below:
             ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
             zeros, certified = ledger.zeros, ledger.certified
-            found = {"zeros_certified": certified, "zeros_generic": ledger.generic}
+            found = {"zeros_certified": certified, "zeros_generic": ledger.generic, "zeros_probe": ledger.probe}
             for kind, dimensions in ledger.non_generic.items():
                 found[_signal("zeros", kind)] = dimensions
             if ledger.unexplained is not None:

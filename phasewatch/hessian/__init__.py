@@ -1,6 +1,7 @@
 """The spectrum of the Hessian and of the Gauss-Newton matrix: operators, eigenvalues, density, zeros."""
 
 from phasewatch.hessian.density import Density
+from phasewatch.hessian.effective_rank import EffectiveRank, LayerRank, effective_rank
 from phasewatch.hessian.eigenpairs import Eigenpairs, leading_eigenpairs
 from phasewatch.hessian.operators import GaussNewtonOperator, HessianOperator
 from phasewatch.hessian.spectrum import Spectrum, hessian_spectrum
@@ -9,12 +10,15 @@ from phasewatch.hessian.zeros import ZeroCount
 
 __all__ = [
     "Density",
+    "EffectiveRank",
     "Eigenpairs",
     "GaussNewtonOperator",
     "HessianOperator",
+    "LayerRank",
     "Spectrum",
     "TraceEstimate",
     "ZeroCount",
+    "effective_rank",
     "hessian_spectrum",
     "hessian_trace",
     "leading_eigenpairs",

@@ -17,6 +17,9 @@ COVERAGE = 0.99
 RESOLVED_WIDTH = 0.01
 """A count is known where its bracket is at most this share of all eigenvalues wide."""
 
+LEAST_GAP = 10.0
+"""Ratio of the least eigenvalue that is not zero to what counts as zero, below which there is no gap between them."""
+
 
 @dataclass(frozen=True)
 class ZeroCount:
@@ -28,7 +31,8 @@ class ZeroCount:
         lower: Least count that is compatible with what was computed.
         upper: Greatest count that is compatible with what was computed; below ``lower`` where more are certified.
         gap: Ratio of the least magnitude counted as not zero to the greatest counted as zero (or to a tenth of the
-            threshold, if that is greater); None where the single eigenvalues are not known.
+            threshold, if that is greater); None where the single eigenvalues are not known, and ``upper`` is a limit
+            for all that is within ``LEAST_GAP`` thresholds.
         size: Number of all eigenvalues.
         note: What to know about the count, in words; empty if there is nothing.
         certified: Dimension of a space of zeros that was verified direction by direction, as the ledger of
@@ -47,8 +51,13 @@ class ZeroCount:
 
     @property
     def resolved(self) -> bool:
-        """Whether the bracket is at most ``RESOLVED_WIDTH`` (1 %) of all eigenvalues wide, and no contradiction."""
-        return 0 <= self.upper - self.lower <= RESOLVED_WIDTH * self.size
+        """Whether there is a gap behind the zeros, and a bracket that is no wider than 1 % (``RESOLVED_WIDTH``).
+
+        The bracket's ends must not contradict each other, and the gap must be a factor of ``LEAST_GAP``; where all up
+        to the upper end are certified, none is needed.
+        """
+        gap = self.gap is None or self.gap >= LEAST_GAP or self.certified == self.upper
+        return gap and 0 <= self.upper - self.lower <= RESOLVED_WIDTH * self.size
 
     @property
     def count(self) -> int | None:
@@ -127,7 +136,8 @@ def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
     threshold, with certainty up to rounding. That share is distributed
     as ``Beta(k/2, (d - k)/2)`` for a uniform direction in ``d`` dimensions of which ``k`` are counted, from which
     the limits for ``k`` follow as in Clopper & Pearson (1934), at the level ``COVERAGE``. Known directions whose
-    residual is above the threshold may each shift the count by one, and widen the bracket.
+    residual is above the threshold may each shift the count by one, and widen the bracket. The upper limit is that of
+    all within ``LEAST_GAP`` thresholds, so that the bracket is narrow only where there is a gap behind the zeros.
 
     Args:
         probes: At least one; directions drawn independently given what was known before each.
@@ -136,23 +146,27 @@ def bracket_zeros(probes: Sequence[Probe], threshold: float) -> ZeroCount:
     size = probes[0].dimension + len(probes[0].known)
     shares = np.array([_share_within(probe, threshold) for probe in probes])
     norms = np.array([probe.squared_norm for probe in probes])
-    lower_share, share, upper_share = norms @ shares / norms.sum()
-    known_zeros = np.array([_number_within(np.abs(p.known), threshold) for p in probes])
+    lower_share, share, _ = norms @ shares / norms.sum()
+    beyond = LEAST_GAP * threshold
+    upper_share = norms @ np.array([_share_within(probe, beyond)[2] for probe in probes]) / norms.sum()
+    known_zeros, known_beyond = (
+        np.array([_number_within(np.abs(p.known), limit) for p in probes]) for limit in (threshold, beyond)
+    )
     dimensions = np.array([p.dimension for p in probes])
     slack = max(int((p.known_residuals > threshold).sum()) for p in probes)
     tail = (1 - COVERAGE) / 2
 
-    def distribution(k: int, x: float) -> float:
-        """Probability that the pooled share is at most ``x`` if ``k`` eigenvalues are zero."""
-        a = np.clip(k - known_zeros, 0, dimensions).sum() / 2
+    def distribution(k: int, x: float, known: NDArray[np.int64]) -> float:
+        """Probability that the pooled share is at most ``x`` if ``k`` eigenvalues are counted, with those known."""
+        a = np.clip(k - known, 0, dimensions).sum() / 2
         b = dimensions.sum() / 2 - a
         if a == 0 or b == 0:
             return float(x >= (b == 0))
         return float(betainc(a, b, np.clip(x, 0, 1)))
 
     slop = 1e-9  # rounding of the weights
-    upper = _greatest(lambda k: distribution(k, upper_share + slop) >= tail, size)
-    lower = size - _greatest(lambda k: 1 - distribution(size - k, lower_share - slop) >= tail, size)
+    upper = _greatest(lambda k: distribution(k, upper_share + slop, known_beyond) >= tail, size)
+    lower = size - _greatest(lambda k: 1 - distribution(size - k, lower_share - slop, known_zeros) >= tail, size)
     lower, upper = max(min(lower, upper) - slack, 0), min(max(lower, upper) + slack, size)
     guess = round(float(np.average(known_zeros, weights=norms) + share * np.average(dimensions, weights=norms)))
     found = ZeroCount(min(max(guess, lower), upper), threshold, lower, upper, None, size, "")

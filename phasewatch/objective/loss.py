@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.isolation import isolated
+from phasewatch.objective.batches import Layout
 from phasewatch.objective.checks import check_function, first_evaluation
 from phasewatch.objective.copies import PythonState
 from phasewatch.objective.function import LossFn, OutputsFn, PureLoss
@@ -27,7 +28,9 @@ from phasewatch.objective.outputs import (
 )
 from phasewatch.objective.vectorized import Vectorized
 
-_SAME_LOSS = 1e-3
+SAME_LOSS = 1e-4
+"""Relative difference up to which two losses are the same: rounding of sums in another order stays below it."""
+_SAME_IN_ANOTHER_PRECISION = 1e-3
 """Relative difference up to which a loss is the same in another precision."""
 _REWRITE = (
     "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs, or give "
@@ -387,7 +390,7 @@ class Objective(PureLoss):
         other._vectorized = Vectorized(other)
         with isolated(), suppress(Exception):
             wide, plain = (float(objective.outputs_and_slopes(0).loss) for objective in (other, self))
-            if abs(wide - plain) <= _SAME_LOSS * (_SAME_LOSS + abs(plain)):
+            if abs(wide - plain) <= _SAME_IN_ANOTHER_PRECISION * (_SAME_IN_ANOTHER_PRECISION + abs(plain)):
                 return other
         return self
 
@@ -470,6 +473,50 @@ class Objective(PureLoss):
             origin, again = self._origin
             other._origin = (origin.restricted_to(*patterns), again)
         other._vectorized = Vectorized(other)
+        return other
+
+    def on_half(self) -> Objective | None:
+        """The same loss on half of the samples: every second batch, or every second sample of a single one.
+
+        Returns:
+            None where a single batch cannot be halved: it has one sample or tensors with another first dimension, or
+            the losses of its halves do not average to its own (losses that compare samples, means over tokens).
+        """
+        if self._origin is not None:
+            origin, again = self._origin
+            half = origin.on_half()
+            return None if half is None else again(half)
+        with isolated():
+            if self.num_batches > 1:
+                every_second = range(0, self.num_batches, 2)
+                return self._on([(self._layouts[i], self.data[i], self.batch_sizes[i]) for i in every_second])
+            [size] = self.batch_sizes
+            if size < 2 or any(tensor.dim() and tensor.size(0) != size for tensor in self.data[0]):
+                return None
+            try:
+                halves = [self._on([self._every_second(start)]) for start in (0, 1)]
+            except Exception:  # what the loss takes is not only tensors, or has a size of its own
+                return None
+        whole = float(self.batch_losses[0])
+        parts = sum(half.num_samples / size * float(half.batch_losses[0]) for half in halves)
+        return halves[0] if abs(parts - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
+
+    def _every_second(self, start: int) -> tuple[Layout, list[Tensor], int]:
+        """The first batch's samples from one of the first two on."""
+        own = [tensor[start::2].clone() if tensor.dim() else tensor for tensor in self.data[0]]
+        return Layout(self._layouts[0].rebuild(own)), own, len(range(start, self.batch_sizes[0], 2))
+
+    def _on(self, batches: Sequence[tuple[Layout, list[Tensor], int]]) -> Objective:
+        """The same loss on other batches, each with its layout, its tensors and its number of samples."""
+        other = copy.copy(self)
+        other._layouts = [layout for layout, _, _ in batches]
+        other.data = [data for _, data, _ in batches]
+        other.batch_sizes = [size for _, _, size in batches]
+        other.num_samples = sum(other.batch_sizes)
+        other.batch_weights = [size / other.num_samples for size in other.batch_sizes]
+        other.cuts = {}
+        other._vectorized = Vectorized(other)
+        other.batch_losses = first_evaluation(other)
         return other
 
     def __repr__(self) -> str:

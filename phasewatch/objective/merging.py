@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from phasewatch.isolation import isolated
 from phasewatch.objective.function import LossFn, OutputsFn
-from phasewatch.objective.loss import Objective
+from phasewatch.objective.loss import SAME_LOSS, Objective
 from phasewatch.objective.memory import with_saved_bytes
 
 LARGEST_GRAPH = 2**28
 """Bytes that the graph of a loss may hold on to for all samples together."""
-SAME_LOSS = 1e-4
-"""Relative difference up to which two losses are the same: rounding of sums in another order stays below it."""
 SHIFT = 0.5
 """How far from the parameters the losses are compared a second time, in units of one over the root of the width."""
 

@@ -101,6 +101,13 @@ _ROWS = (
     *_bounded(
         NULLITY_GGN, "zero eigenvalues of the Gauss-Newton matrix", "zero eigenvalues of the Gauss-Newton matrix"
     ),
+    Signal(
+        "effective_rank",
+        "effective rank at the fine resolution",
+        "directions",
+        "effective rank",
+        family="effective_rank",
+    ),
     Signal("zeros_certified", "zeros: all whose cause is known", _EIGENVALUES, count=True),
     _cause("generic", "forced by the architecture", detected=False),
     _cause("dead", "units that are off for all samples"),
@@ -112,6 +119,7 @@ _ROWS = (
     _cause("always_on", "units that are on for all samples"),
     _cause("same_pattern", "units that are on and off together"),
     _cause("data_rank", "directions that the data leave unseen"),
+    _cause("probe", "that a larger probe would not have", detected=False),
     _cause("unexplained", "cause not known", detected=False),
     Signal("distance_dead", "distance: dead", group=_DISTANCES),
     Signal("distance_zero_outgoing", "distance: without outgoing weights", group=_DISTANCES),

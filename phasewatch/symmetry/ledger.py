@@ -20,6 +20,7 @@ from phasewatch.symmetry.spaces import find_architecture
 from phasewatch.symmetry.span import Group, Lines, added_dimensions, basis_of_span
 from phasewatch.symmetry.tape import Recording, record
 from phasewatch.symmetry.units import (
+    PROBE,
     Closeness,
     annihilating_directions,
     data_rank_directions,
@@ -34,7 +35,12 @@ NON_GENERIC_KINDS = (
     *("dead", "zero outgoing", "zero incoming", "constant", "parallel", "annihilating"),
     *("always on", "same pattern", "data rank"),
 )
-"""Kinds of zeros that come and go in training, in the order in which dimensions are credited to them."""
+"""Kinds of zeros that come and go in training, in the order in which dimensions are credited to them.
+
+What is left is credited to ``PROBE``: zeros that a larger probe would not have, which say nothing of the network.
+"""
+
+_ORDER = {kind: i for i, kind in enumerate((*GENERIC_KINDS, *NON_GENERIC_KINDS, PROBE))}
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative change of the outputs up to which a direction counts as a zero."""
@@ -53,8 +59,8 @@ class Finding:
     """Zeros of one kind in one layer.
 
     Attributes:
-        kind: One of ``GENERIC_KINDS`` or ``NON_GENERIC_KINDS``.
-        layer: Name of the module whose units they concern.
+        kind: One of ``GENERIC_KINDS`` or ``NON_GENERIC_KINDS``, or ``PROBE``.
+        layer: Name of the module whose units they concern; of zeros of the probe perhaps "all layers".
         units: The units, in groups that belong together; empty where all of the layer is meant.
         dimensions: Dimensions that these directions add to those listed before.
     """
@@ -70,14 +76,17 @@ class ZeroLedger:
     """The zero eigenvalues of the Gauss-Newton matrix by what causes them.
 
     Every direction counted was verified to leave the outputs on the probe as they are, as far as the loss sees
-    them; where the gradient is zero they are zeros of the Hessian too.
+    them; where the gradient is zero they are zeros of the Hessian too. Beside them are those zeros of which only the
+    number is known, by which there are more parameters than the probe has outputs that the loss tells apart.
 
     Attributes:
         num_parameters: Number of rows of the matrix.
         findings: What was found, in the order in which dimensions were credited.
         generic: Dimensions that the architecture forces.
         non_generic: Dimensions of each non-generic kind beyond those listed before it.
-        certified: Dimension of the span of all verified directions: a lower bound of the nullity.
+        probe: Further dimensions that a larger probe would not have: changes that no sample sees but a further one most
+            likely would, and what is due to the number of outputs alone.
+        certified: Sum of all these, a lower bound of the nullity.
         zeros: Count of the zero eigenvalues of the dense matrix in double precision, with what is certified; None above
             ``dense_below``.
         unexplained: Zeros counted but not explained; None where they were not counted, or not to a number.
@@ -86,7 +95,7 @@ class ZeroLedger:
             their zeros are among the unexplained.
         broken: Symmetries that were expected but do not hold exactly, with the relative change of the outputs.
         tolerance: Relative change of the outputs up to which a direction counted as a zero.
-        samples_too_few: Whether the probe has fewer outputs than parameters, which alone makes zeros.
+        rank_limit: Number of outputs on the probe that the loss can tell apart, the greatest rank that there can be.
         directions: All that was verified.
     """
 
@@ -94,6 +103,7 @@ class ZeroLedger:
     findings: tuple[Finding, ...]
     generic: int
     non_generic: Mapping[str, int]
+    probe: int
     certified: int
     zeros: ZeroCount | None
     unexplained: int | None
@@ -101,14 +111,15 @@ class ZeroLedger:
     unknown: tuple[str, ...]
     broken: tuple[str, ...]
     tolerance: float
-    samples_too_few: bool
+    rank_limit: int
     directions: tuple[Directions, ...]
 
     def zero_space(self) -> Tensor:
-        """A basis of the space of certified zeros, for ``known_zeros`` of :func:`phasewatch.hessian_spectrum`.
+        """A basis of the space of verified zeros, for ``known_zeros`` of :func:`phasewatch.hessian_spectrum`.
 
         Returns:
-            Orthonormal rows, shape ``(certified, num_parameters)``, in double precision on the CPU.
+            Orthonormal rows, shape ``(dimensions, num_parameters)``, in double precision on the CPU; as many as are
+            certified, less those of which only the number is known.
 
         Raises:
             ValueError: If that is too large to be written out.
@@ -116,7 +127,7 @@ class ZeroLedger:
         entries = sum(d.count for d in self.directions) * self.num_parameters
         if entries > MOST_ENTRIES:
             raise ValueError(
-                f"The certified zeros are the span of {sum(d.count for d in self.directions):,} directions of "
+                f"The verified zeros are the span of {sum(d.count for d in self.directions):,} directions of "
                 f"{self.num_parameters:,} parameters, {entries:,} numbers; at most {MOST_ENTRIES:,} are written out."
             )
         return torch.from_numpy(basis_of_span([f for d in self.directions for f in d.forms], self.num_parameters))
@@ -132,8 +143,8 @@ class ZeroLedger:
         Raises:
             ValueError: If there is no such kind.
         """
-        if kind not in GENERIC_KINDS + NON_GENERIC_KINDS:
-            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(GENERIC_KINDS + NON_GENERIC_KINDS)}.")
+        if kind not in _ORDER:
+            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(_ORDER)}.")
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
     def table(self) -> str:
@@ -150,13 +161,14 @@ class ZeroLedger:
                 lines.append(f"{'nearly ' + kind:<21} {layer.layer:<19} {distance:>7.1e}  {_listed((units,))}")
         lines += [f"not exact: {text}" for text in self.broken]
         lines += [f"not known: {text}" for text in self.unknown]
-        if self.samples_too_few:
+        if self.rank_limit < self.num_parameters:
             lines.append("the probe has fewer outputs than the network has parameters, which makes zeros by itself")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         """The account in one line."""
-        parts = [f"generic {self.generic}", *(f"{kind} {count}" for kind, count in self.non_generic.items() if count)]
+        counts = {**self.non_generic, PROBE: self.probe}
+        parts = [f"generic {self.generic}", *(f"{kind} {count}" for kind, count in counts.items() if count)]
         if self.zeros is None:
             return f"ZeroLedger({' + '.join(parts)} = {self.certified} certified, nullity not counted)"
         if self.nullity is None:
@@ -181,7 +193,8 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         seed: Seeds the random combinations by which candidates are found and verified.
 
     Returns:
-        The ledger. ``generic + sum(non_generic.values()) + unexplained`` is the nullity; no direction counts twice.
+        The ledger. ``generic + sum(non_generic.values()) + probe + unexplained`` is the nullity; no direction counts
+        twice.
 
     Raises:
         ValueError: If the model is not that of the objective, or if the loss is computed inside the network, so
@@ -216,12 +229,11 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     candidates = [c for c in candidates if c.count]
 
     effect = _RelativeEffect(exact, recording, seed)
-    order = {kind: i for i, kind in enumerate(GENERIC_KINDS + NON_GENERIC_KINDS)}
-    candidates.sort(key=lambda d: order[d.kind])
+    candidates.sort(key=lambda d: _ORDER[d.kind])
     most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
     kept, failed, untested = verified(candidates, effect, parameters.size, tolerance, rng, most_products)
     together: dict[tuple[str, str], list[Directions]] = defaultdict(list)
-    for directions in sorted(kept, key=lambda d: order[d.kind]):
+    for directions in sorted(kept, key=lambda d: _ORDER[d.kind]):
         together[directions.kind, directions.layer].append(directions)
     groups = [
         Group(layer, tuple(form for d in several for form in d.forms), kind in GENERIC_KINDS)
@@ -234,10 +246,13 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         for ((kind, layer), several), count in zip(together.items(), dimensions, strict=True)
         if count
     ]
+    missing = exact.num_parameters - effect.rank_limit() - sum(dimensions)
+    if missing > 0:
+        findings.append(Finding(PROBE, "all layers", (), missing))
+    certified = sum(f.dimensions for f in findings)
     generic = sum(f.dimensions for f in findings if f.kind in GENERIC_KINDS)
     non_generic = {kind: sum(f.dimensions for f in findings if f.kind == kind) for kind in NON_GENERIC_KINDS}
     zeros = None
-    certified = sum(dimensions)
     if not large:
         counted = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
         zeros = counted.certified_by(certified)
@@ -253,6 +268,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         findings=tuple(findings),
         generic=generic,
         non_generic=non_generic,
+        probe=sum(f.dimensions for f in findings if f.kind == PROBE),
         certified=certified,
         zeros=zeros,
         unexplained=None if zeros is None or zeros.count is None else zeros.count - certified,
@@ -260,7 +276,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         unknown=tuple(unknown),
         broken=_broken(failed),
         tolerance=tolerance,
-        samples_too_few=effect.num_outputs < exact.num_parameters,
+        rank_limit=effect.rank_limit(),
         directions=tuple(kept),
     )
 
@@ -271,9 +287,12 @@ class _RelativeEffect:
     def __init__(self, objective: Objective, recording: Recording, seed: int) -> None:
         self._objective = objective
         self._batches = recording.linearizations
-        self.num_outputs = sum(batch.num_outputs for batch in self._batches)
         random = np.random.default_rng(seed).standard_normal(objective.num_parameters)
         self._scale = self._size(random)  # the Frobenius norm, up to chance
+
+    def rank_limit(self) -> int:
+        """Number of outputs that the loss tells apart: of a softmax one less for each distribution."""
+        return sum(batch.rank_limit(TOLERANCE[self._objective.dtype]) for batch in self._batches)
 
     def __call__(self, direction: Array) -> float:
         norm = float(np.linalg.norm(direction))

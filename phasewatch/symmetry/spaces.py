@@ -227,6 +227,7 @@ class Site:
         layer: Name of its module.
         rows: Flat indices of weights and bias, one row a unit, shape ``(units, features [+ 1])``.
         inputs: What is multiplied with each row, shape ``(positions, features [+ 1])``.
+        samples: Number of the sample that each position belongs to, shape ``(positions,)``.
         gradients: Random combinations of outputs differentiated in the units, ``(positions, units)``; None if unknown.
         space: The space that it writes.
     """
@@ -234,6 +235,7 @@ class Site:
     layer: str
     rows: Indices
     inputs: NDArray[np.float64]
+    samples: Indices
     gradients: NDArray[np.float64] | None
     space: Space
 
@@ -443,7 +445,8 @@ class _Walk:
         space.readers.append(Reader(layer, weights, biases, call, channels, one_to_one))
 
     def _add_site(self, layer: str, rows: Indices, call: Call, space: Space, has_bias: bool) -> None:
-        inputs = np.vstack([_positions(call, x) for x in call.inputs])
+        blocks = [_positions(call, x) for x in call.inputs]
+        inputs, samples = np.vstack(blocks), _samples(call.inputs, blocks)
         if has_bias:
             inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
         gradients = None
@@ -452,9 +455,10 @@ class _Walk:
             gradients = np.vstack([_numpy(g.movedim(axis, -1).reshape(-1, len(rows))) for g in call.gradients])
         known = self._sites.get(rows.tobytes())
         if known is None:
-            self._sites[rows.tobytes()] = Site(layer, rows, inputs, gradients, space)
+            self._sites[rows.tobytes()] = Site(layer, rows, inputs, samples, gradients, space)
             return
         known.inputs = np.vstack([known.inputs, inputs])
+        known.samples = np.concatenate([known.samples, samples])
         if known.gradients is None or gradients is None:
             known.gradients = None
         else:
@@ -802,6 +806,18 @@ def _heads(labels: Tensor, axis: int, width: int) -> list[Indices]:
         return [_decoded(rows.reshape(-1, rows.shape[-1])[0], width)]
     rows = rows.reshape(-1, *rows.shape[-2:])[0]
     return list(_decoded(rows, width))
+
+
+def _samples(inputs: Sequence[Tensor], blocks: Sequence[NDArray[np.float64]]) -> Indices:
+    """Numbers of the samples whose positions are the rows; inputs are there again for each random combination."""
+    first: dict[int, int] = {}
+    numbers, count = [], 0
+    for x, block in zip(inputs, blocks, strict=True):
+        if id(x) not in first:
+            first[id(x)] = count
+            count += len(x)
+        numbers.append(first[id(x)] + np.arange(len(block)) * len(x) // max(len(block), 1))
+    return np.concatenate(numbers)
 
 
 def _positions(call: Call, inputs: Tensor) -> NDArray[np.float64]:

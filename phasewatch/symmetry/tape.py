@@ -93,10 +93,33 @@ class Linearization:
     transposed: Tensor
     held: Callable[[], AbstractContextManager[None]]
 
-    @property
-    def num_outputs(self) -> int:
-        """Number of outputs of the network on the batch."""
-        return sum(leaf.numel() for leaf in self.leaves)
+    def rank_limit(self, tolerance: float) -> int:
+        """Number of outputs on the batch, less one for each of their rows of which the loss sees only differences.
+
+        Rows lie along the last axis or along the second. A shift of every row by an amount of its own has, with
+        probability one, an effect if that of any row has.
+
+        Args:
+            tolerance: Relative size up to which an effect counts as none.
+        """
+        limit = 0
+        generator = torch.Generator().manual_seed(0)
+        for leaf in self.leaves:
+            limit += leaf.numel()
+            anything = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
+            for axis in sorted({1, leaf.dim() - 1} if leaf.dim() > 1 else ()):
+                shifts = anything.narrow(axis, 0, 1)
+                if self._change(leaf, shifts.expand_as(leaf)) <= tolerance * self._change(leaf, anything):
+                    limit -= shifts.numel()
+                    break
+        return limit
+
+    def _change(self, leaf: Tensor, direction: Tensor) -> float:
+        """Length of the change of the loss's slopes along a direction of one of the outputs."""
+        directions = [direction if other is leaf else torch.zeros_like(other) for other in self.leaves]
+        with isolated(), second_derivatives(), self.held():
+            changes = pull_back(self.slopes, self.leaves, directions)
+        return float(torch.stack([change.double().square().sum() for change in changes]).sum().sqrt())
 
     def __call__(self, direction: Tensor) -> list[Tensor]:
         """Change of the loss's slopes, of the shape of the outputs, along a direction."""

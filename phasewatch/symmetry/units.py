@@ -21,8 +21,12 @@ from phasewatch.symmetry.generic import (
     change_of_basis,
     undo_shifts,
 )
-from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, triangle
+from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, svd, triangle
 from phasewatch.symmetry.spaces import Activation, Architecture, Reader, Site, Space
+from phasewatch.symmetry.tape import Indices
+
+PROBE = "probe"
+"""Kind of the zeros that a larger probe would not have."""
 
 EXACT = 1e-9
 """Relative size up to which a difference counts as none when candidates are sought; each is verified after that."""
@@ -331,7 +335,9 @@ def annihilating_directions(site: Site) -> Iterator[Directions]:
 
 
 def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
-    """Changes of a unit's incoming weights that no sample sees on which the unit has an effect.
+    """Changes of a unit's incoming weights that no sample sees on which the unit has an effect, by cause.
+
+    The kind is ``probe`` where further samples would see them, see :func:`by_cause`, and ``data rank`` else.
 
     Args:
         site: The linear layer.
@@ -359,12 +365,14 @@ def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
             vectors = null_vectors(site.inputs[pattern])
             if len(vectors) > len(common):
                 alone += units.tolist()
+                causes = by_cause(site.inputs[pattern], vectors, site.samples[pattern])
                 for index in units.tolist():
-                    form = Added(site.rows[index][None], vectors)
-                    yield Directions("data rank", site.layer, ((index,),), (form,))
+                    for kind, some in causes.items():
+                        yield Directions(kind, site.layer, ((index,),), (Added(site.rows[index][None], some),))
     others = np.setdiff1d(np.arange(len(site.rows)), alone)
     if len(common) and others.size:  # what no sample sees is among what the unit's own samples do not see
-        yield Directions("data rank", site.layer, (), (Added(site.rows[others], common),))
+        for kind, some in by_cause(site.inputs, common, site.samples).items():
+            yield Directions(kind, site.layer, (), (Added(site.rows[others], some),))
 
 
 def _jointly_unseen(site: Site) -> Iterator[Directions]:
@@ -375,9 +383,56 @@ def _jointly_unseen(site: Site) -> Iterator[Directions]:
     if rows * size**2 > _MOST_WORK or rows * size > MOST_ENTRIES:
         site.space.broken.append(f"what units of {site.layer} together do not see, which is too much to look at")
         return
-    vectors = null_vectors((site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size))
+    effects = (site.gradients[:, :, None] * site.inputs[:, None, :]).reshape(rows, size)
+    for kind, vectors in by_cause(effects, null_vectors(effects), site.samples).items():
+        yield Directions(kind, site.layer, (), (Added(site.rows.reshape(1, -1), vectors),))
+
+
+def by_cause(matrix: Array, vectors: Array, samples: Indices) -> dict[str, Array]:
+    """Split null vectors into those that the data leave unseen and those that only the probe's size does.
+
+    Of a vector only the columns in it and the samples that see one of them matter. Samples without which the rank of
+    these would be less are as many as the last sample has made a difference in all orders in which they could have
+    come, and their share is the chance that a further one would add to the rank (Good 1953, "The population frequencies
+    of species"). Where that is above a half, it is the probe that is too small. A dead pixel is seen by no sample, and
+    twice the same pixel by many that all say the same: those are the data's.
+
+    Args:
+        matrix: What sees the vectors, shape ``(rows, columns)``.
+        vectors: What it maps to zero, with as few entries as may be, shape ``(vectors, columns)``.
+        samples: Number of the sample of each row, shape ``(rows,)``.
+
+    Returns:
+        The vectors by kind, ``data rank`` and ``probe``; a kind without vectors is left out.
+    """
+    of_probe = np.zeros(len(vectors), dtype=bool)
     if len(vectors):
-        yield Directions("data rank", site.layer, (), (Added(site.rows.reshape(1, -1), vectors),))
+        inside = vectors != 0
+        seen = np.abs(matrix) > EXACT * max(float(np.abs(matrix).max()), 1e-300)
+        rows = (torch.from_numpy(seen).float() @ torch.from_numpy(inside).float().T).numpy() > 0
+        _, first, group = np.unique(np.packbits(rows, axis=0), axis=1, return_index=True, return_inverse=True)
+        for number, pattern in enumerate(rows.T[first]):
+            among = samples[pattern]
+            # Each sample that makes a difference adds to the rank, which is one less than the columns in a vector.
+            enough = inside.sum(1) - 1 > len(np.unique(among)) / 2
+            chosen = np.flatnonzero((group.ravel() == number) & enough)
+            if len(among) and len(chosen):
+                columns = inside[chosen].any(0)
+                of_probe[chosen] = _share_that_matters(matrix[pattern][:, columns], among) > 0.5
+    split = {"data rank": vectors[~of_probe], PROBE: vectors[of_probe]}
+    return {kind: some for kind, some in split.items() if len(some)}
+
+
+def _share_that_matters(matrix: Array, samples: Indices) -> float:
+    """Share of the samples without whose rows the rank of a matrix would be less."""
+    left, values, _ = svd(matrix / np.maximum(np.linalg.norm(matrix, axis=0), 1e-300))
+    left = left[:, values > EXACT * values[0]]
+    order = np.argsort(samples, kind="stable")
+    starts = np.flatnonzero(np.diff(samples[order], prepend=-1))
+    parts = np.split(left[order], starts[1:])
+    # The rows of a sample hold a direction of their own where they hold all of its length.
+    matter = [np.linalg.norm(part, 2) > 1 - CLEARLY_POSITIVE for part in parts]
+    return float(np.mean(matter))
 
 
 def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:

@@ -11,7 +11,8 @@ from curvature_cases import at_own_outputs, cross_entropy, mlp, normal, planted,
 from torch import Tensor, nn
 
 from phasewatch.hessian import hessian_spectrum
-from phasewatch.hessian.zeros import count_zeros
+from phasewatch.hessian.density import Probe
+from phasewatch.hessian.zeros import bracket_zeros, count_zeros
 from phasewatch.objective import Objective
 
 
@@ -296,3 +297,39 @@ def test_more_certified_than_counted_is_a_contradiction_and_no_certainty() -> No
     contradicted = zeros.certified_by(2)
     assert contradicted.count is None
     assert "at most 1 were counted" in contradicted.note
+
+
+def test_without_a_gap_there_is_no_count_however_narrow_the_bracket() -> None:
+    """One of 200 eigenvalues is four times another one, across the threshold; if all are certified it is a number."""
+    eigenvalues = np.concatenate([np.full(9, 1e-17), [5e-15, 2e-14], np.ones(189)])
+    zeros = count_zeros(eigenvalues, rounding=1e-14, noise=0.0)
+    assert (zeros.guess, zeros.lower, zeros.upper) == (10, 9, 11)
+    assert zeros.gap is not None and zeros.gap == pytest.approx(4)
+    assert not zeros.resolved and zeros.count is None
+    assert zeros.certified_by(11).count == 11
+    apart = count_zeros(np.where(eigenvalues == 2e-14, 1e-12, eigenvalues), rounding=1e-14, noise=0.0)
+    assert apart.count == 10
+
+
+@pytest.mark.parametrize(("beyond", "resolved"), [(3.0, False), (1e6, True)])
+def test_a_bracket_reaches_over_what_lies_behind_the_threshold(beyond: float, resolved: bool) -> None:
+    """60 eigenvalues at ``beyond`` thresholds, 40 at zero, 20 leading ones, known to the last: with no gap or one."""
+    probe = Probe(
+        nodes=np.array([0.0, beyond * 1e-10, 1.0]),
+        weights=np.array([40.0, 60.0, 20.0]) / 120,
+        residuals=np.zeros(3),
+        exact=True,
+        dimension=120,
+        squared_norm=1.0,
+        known=np.zeros(0),
+        known_residuals=np.zeros(0),
+        diagonal=np.zeros(0),
+        couplings=np.zeros(0),
+        asymmetry=0.0,
+        coupling=0.0,
+        mean=0.0,
+        squared_frobenius=0.0,
+    )
+    zeros = bracket_zeros([probe] * 20_000, 1e-10)
+    assert (zeros.lower, zeros.upper) == ((40, 40) if resolved else (40, 100))
+    assert zeros.resolved == resolved

@@ -83,5 +83,6 @@ def test_ledger_of_a_large_net_is_what_theory_says(inputs: int, width: int, head
     objective = at_own_outputs(net, normal(60, 6, inputs))
     ledger = phasewatch.explain_zeros(net, objective, dense_below=0)
     expected = heads * (2 * head**2 + 2 * head) + inputs**2 + inputs
-    assert ledger.certified == expected, ledger.table()
+    assert ledger.generic == expected, ledger.table()
+    assert ledger.certified == max(expected, objective.num_parameters - 60 * 6 * 5)
     assert ledger.unknown == ()

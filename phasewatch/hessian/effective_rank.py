@@ -1,0 +1,479 @@
+r"""The effective rank of the Gauss-Newton matrix: how many directions the function tells apart at a resolution.
+
+At the density :math:`\exp(-b D(w))` times a Gaussian prior of standard deviations ``spread`` around w*, an eigenvector
+of curvature h (of the matrix :math:`A = S G S`, S the diagonal matrix of ``spread``) keeps the share 1 / (1 + b h)
+of its variance. What the function takes away adds up to :math:`\operatorname{tr} A (A + 1/b)^{-1}` directions (MacKay
+1992, "Bayesian interpolation": well-determined parameters). Half of it is the learning coefficient of a divergence that
+is quadratic, and b times what that divergence is on average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
+from scipy.optimize import brentq
+from scipy.special import gammainc
+from torch import Tensor
+
+from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator
+from phasewatch.hessian.operators import GRAPH_MEMORY, GaussNewtonOperator
+from phasewatch.isolation import isolated
+from phasewatch.objective import Objective
+
+LIMITED = 0.1
+"""Share by which the rank may differ on half of the probe's samples before the probe is what limits it."""
+
+RELIABLE = 0.1
+"""Share of the rank within which it must be known, by two standard errors and the quadrature error together."""
+
+BASIS_MEMORY = 2**30
+"""Bytes that the vectors kept may take: up to the 64 of 64 products below four million parameters."""
+
+_FOUND = 0.05
+"""Residual of an eigenvector taken out, relative to h + 1/b: its term is right to the square of that, a 400th."""
+
+_STEPS_OF_A_SAMPLE = 8
+"""Products that a random direction takes once the leading eigenvectors are out; also how often it is asked to stop."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerRank:
+    """The part of the effective rank that lies in the parameters of one module.
+
+    Attributes:
+        value: The trace of this block; those of all layers add up to the effective rank.
+        standard_error: Its Monte-Carlo error, not less than it is (by up to the root of two); 0.0 where exact.
+    """
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class EffectiveRank:
+    r"""The effective rank :math:`\sum h / (h + 1/b)` at one resolution.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Its Monte-Carlo error; 0.0 where it is exact.
+        quadrature_error: By how much the value may be off, either way, for too few products; a sure bound.
+        by_layer: Module name (for a parameter of the outermost module its own) to the part in its parameters.
+        nbeta: The inverse temperature b.
+        converged: Whether it is known to ``RELIABLE`` (10 %): two standard errors and the quadrature error together.
+        limited_by_probe: Whether half of the samples give a rank that differs by more than ``LIMITED`` (10 %); None
+            where that was not asked for, where the samples cannot be told apart, or where it may be chance.
+        reasons: What is wrong with it, in words.
+        products: Matrix-vector products spent on the whole probe.
+        spectrum: What was computed, from which the rank follows at every resolution.
+    """
+
+    value: float
+    standard_error: float
+    quadrature_error: float
+    by_layer: Mapping[str, LayerRank]
+    nbeta: float
+    converged: bool
+    limited_by_probe: bool | None
+    reasons: tuple[str, ...]
+    products: int
+    spectrum: WhitenedSpectrum = field(repr=False)
+
+    def at(self, nbeta: float) -> EffectiveRank:
+        """The rank at another b, from the same products; its errors say how far these carry.
+
+        Args:
+            nbeta: Not negative; at 0 the rank is 0.
+
+        Raises:
+            ValueError: If it is negative or not finite.
+        """
+        return replace(self.spectrum.at(nbeta), products=self.products)
+
+    def at_resolution(self, epsilon: float) -> EffectiveRank:
+        r"""The rank at the b where the divergence, were it quadratic, is ``epsilon`` on average.
+
+        That is :math:`\tfrac12 \sum h / (h + 1/b) / b`, which falls with b from half the trace. Where the prior alone
+        moves the function by less, b and the rank are 0.
+
+        Args:
+            epsilon: The mean divergence, in nats or units of half a squared error.
+
+        Raises:
+            ValueError: If it is not positive.
+        """
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"epsilon is {epsilon}; expected a positive number, the mean divergence.")
+        spectrum = self.spectrum
+        if spectrum.mean_divergence(0.0) <= epsilon:
+            return self.at(0.0)
+        high = 1.0
+        while spectrum.mean_divergence(high) > epsilon:  # at most half the number of parameters over b
+            high *= 10
+        exponent = brentq(
+            lambda x: math.log(spectrum.mean_divergence(math.exp(x)) / epsilon), -40.0, math.log(high), xtol=1e-9
+        )
+        return self.at(math.exp(exponent))
+
+
+def effective_rank(
+    objective: Objective,
+    spread: Tensor,
+    nbeta: float,
+    *,
+    seed: int = 0,
+    tolerance: float = 0.03,
+    max_products: int = 64,
+    dense_below: int = 1000,
+    check_probe: bool = True,
+    graph_memory: int = GRAPH_MEMORY,
+) -> EffectiveRank:
+    r"""The effective rank of the Gauss-Newton matrix under a Gaussian prior, in all and layer by layer.
+
+    Up to ``dense_below`` parameters from all eigenvalues. Above, by stochastic Lanczos quadrature (Lin, Saad & Yang
+    2016): a first run is kept up as long as that pays, its leading eigenvectors are taken out and counted one by one,
+    and the trace of the rest is estimated from random directions outside of them (Meyer et al. 2021, "Hutch++"). As
+    :math:`h / (h + 1/b)` has derivatives of alternating sign, the rules of Gauss and of Gauss-Radau with a node at zero
+    enclose each term (Golub & Meurant 2010, section 6.2); the value is their mean. With a direction z and its Krylov
+    basis, :math:`z_l^\top (f(A) z)_l` estimates the trace of the block of layer l from the same products.
+
+    Args:
+        objective: The loss on the probe; the matrix is taken at its parameters.
+        spread: Standard deviation of the prior in each parameter, shape ``(num_parameters,)``.
+        nbeta: The inverse temperature b, from which the resolution follows.
+        seed: Seeds the random directions.
+        tolerance: Monte-Carlo error wanted, relative to the rank.
+        max_products: Products of the whole matrix after which it stops.
+        dense_below: Greatest number of parameters for which the whole matrix is built.
+        check_probe: Whether to compute it on half of the samples too, for half the price again.
+        graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
+
+    Returns:
+        The rank with its errors, its layers, and the spectrum from which it follows at other resolutions.
+
+    Raises:
+        ValueError: If an argument is out of range, if products are not finite, or if the Gauss-Newton matrix cannot be
+            formed from the loss.
+        RuntimeError: If an operation of the model has no second derivative.
+
+    Example:
+        >>> module = torch.nn.Linear(2, 1, bias=False)
+        >>> def loss_fn(module, batch):
+        ...     return 0.5 * module(batch).square().mean()
+        >>> objective = Objective(module, [torch.tensor([[2.0, 0.0], [0.0, 0.0]])], loss_fn=loss_fn)
+        >>> effective_rank(objective, torch.ones(2), 0.5).value  # the eigenvalues are 2 and 0
+        0.5
+    """
+    size = objective.num_parameters
+    if spread.shape != (size,) or not bool((spread.isfinite() & (spread >= 0)).all()):
+        raise ValueError(
+            f"spread has shape {tuple(spread.shape)}, from {float(spread.min()):.3g} to {float(spread.max()):.3g}; "
+            f"expected shape ({size},), a standard deviation for each parameter."
+        )
+    if not 0 < nbeta < math.inf:
+        raise ValueError(f"nbeta is {nbeta}; expected a positive number.")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}; expected a number between 0 and 1.")
+    if max_products < 2 * _STEPS_OF_A_SAMPLE:
+        raise ValueError(f"max_products is {max_products}; expected at least {2 * _STEPS_OF_A_SAMPLE}.")
+
+    def on(data: Objective) -> tuple[EffectiveRank, int]:
+        operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread)
+        if size <= dense_below:
+            spectrum = _dense(operator)
+        else:
+            spectrum = _sampled(operator, nbeta, own_generator(seed), tolerance, max_products)
+        return spectrum.at(nbeta), operator.matrix.products
+
+    with isolated():
+        rank, products = on(objective)
+        half = objective.on_half() if check_probe else None
+        limited: bool | None = None
+        reasons = rank.reasons
+        if half is not None:
+            on_half = on(half)[0]
+            change = abs(on_half.value - rank.value)
+            limited = change > LIMITED * max(rank.value, on_half.value)
+            if limited and change < 2 * math.hypot(rank.standard_error, on_half.standard_error):
+                limited = None
+            if limited:
+                values = f"{on_half.value:.4g} on half of its samples, {rank.value:.4g} on all"
+                reasons += (f"limited by the probe: {values}",)
+    return replace(rank, products=products, limited_by_probe=limited, reasons=reasons)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """The spectrum as one random direction sees it, outside of known eigenvectors, and these.
+
+    Attributes:
+        dimension: Of the space in which the direction is uniform; 0 where all eigenvectors are known.
+        diagonal: Diagonal of the tridiagonal matrix of its Lanczos run, shape ``(m,)``.
+        couplings: Off-diagonal, the last of which leads out of the basis, shape ``(m,)``.
+        exact: Whether the basis is invariant.
+        overlaps: Inner products of the basis vectors in each layer, shape ``(layers, m, m)``.
+        known: Eigenvalues of the eigenvectors taken out, shape ``(k,)``.
+        known_shares: How much of the squared length of each lies in each layer, shape ``(layers, k)``.
+    """
+
+    dimension: int
+    diagonal: Array
+    couplings: Array
+    exact: bool
+    overlaps: Array
+    known: Array
+    known_shares: Array
+
+    def terms(self, nbeta: float) -> tuple[Array, Array, Array, float]:
+        """Values and squares by layer, squares of the known by layer, and half of what encloses the value."""
+        known = _filter(self.known, nbeta)
+        gauss, radau = _enclosing(self.diagonal, self.couplings, self.exact, nbeta)
+        image = (gauss + radau) / 2
+        values = self.known_shares @ known + self.dimension * (self.overlaps[:, 0] @ image)
+        squares_of_known = self.known_shares @ known**2
+        squares = squares_of_known + self.dimension * np.einsum("i,lij,j->l", image, self.overlaps, image)
+        return values, squares, squares_of_known, self.dimension * abs(float(gauss[0] - radau[0])) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class WhitenedSpectrum:
+    """The spectrum of the whitened Gauss-Newton matrix, and in which layers its eigenvectors lie.
+
+    Attributes:
+        layers: Names of the modules.
+        samples: What random directions have seen, at least one.
+    """
+
+    layers: tuple[str, ...]
+    samples: Sequence[_Sample]
+
+    def at(self, nbeta: float) -> EffectiveRank:
+        """The effective rank at an inverse temperature; see :meth:`EffectiveRank.at`."""
+        if not 0 <= nbeta < math.inf:
+            raise ValueError(f"nbeta is {nbeta}; expected a number that is not negative.")
+        terms = [sample.terms(nbeta) for sample in self.samples]
+        values, squares, known, half_widths = (np.array(several) for several in zip(*terms, strict=True))
+        # The first direction has seen the leading eigenvectors too, which says little of what lies outside of them.
+        later = slice(1 if len(self.samples) > 1 else 0, None)
+        outside = (squares - known)[later]
+        # One mean for all samples: weights made of each one's own would favour those that came out small.
+        variances = 2 * (np.maximum(squares[later].mean(0) - known, 0.0) + _hidden(outside))
+        of_whole = squares[later].sum(1).mean() - known.sum(1)
+        whole = 2 * (np.maximum(of_whole, 0.0) + _hidden(outside.sum(1)))
+        floor = 1e-20 * max(float(values.sum(1).max()), 1e-140) ** 2
+        weights = 1 / np.maximum(whole, floor)
+        weights /= weights.sum()
+        layer_values, layer_errors = weights @ values, np.sqrt(weights**2 @ variances)
+        value, error = float(layer_values.sum()), float(np.sqrt(weights**2 @ whole))
+        unsure = float(weights @ half_widths)
+        reasons = []
+        if 2 * error + unsure > RELIABLE * value:
+            errors = (
+                f"a standard error of {error / value:.1%}, and up to {unsure / value:.1%} for too short Lanczos runs"
+            )
+            reasons.append(f"the effective rank has not converged: {errors}; more products would narrow it")
+        return EffectiveRank(
+            value=value,
+            standard_error=error,
+            quadrature_error=unsure,
+            by_layer={
+                name: LayerRank(float(v), float(e))
+                for name, v, e in zip(self.layers, layer_values, layer_errors, strict=True)
+            },
+            nbeta=nbeta,
+            converged=not reasons,
+            limited_by_probe=None,
+            reasons=tuple(reasons),
+            products=0,
+            spectrum=self,
+        )
+
+    def mean_divergence(self, nbeta: float) -> float:
+        """What a quadratic divergence with this spectrum is on average, half the rank over b; half the trace at 0."""
+        largest = max(max(s.diagonal.max(), s.known.max(initial=0.0)) for s in self.samples)
+        b = max(nbeta, 1e-12 / max(float(largest), 1e-200))
+        return self.at(b).value / (2 * b)
+
+
+class _Whitened:
+    """The Gauss-Newton matrix in units of the prior's standard deviations."""
+
+    def __init__(self, matrix: GaussNewtonOperator, spread: Tensor) -> None:
+        self.matrix = matrix
+        self._spread = spread.to(matrix.objective.parameters)
+        self.parts: dict[str, list[slice]] = {}
+        start = 0
+        for name, shape in matrix.objective.parameter_shapes.items():
+            layer = name.rpartition(".")[0] or name
+            self.parts.setdefault(layer, []).append(slice(start, start + shape.numel()))
+            start += shape.numel()
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        return self._spread * (self.matrix @ (self._spread * vector))
+
+    def dense(self) -> Tensor:
+        return self._spread[:, None] * self.matrix.dense() * self._spread
+
+    def normal(self, generator: torch.Generator) -> Tensor:
+        drawn = torch.randn(len(self._spread), generator=generator, dtype=torch.float64)
+        return drawn.to(self._spread)
+
+    def overlaps(self, rows: Tensor) -> Array:
+        """Inner products of the rows layer by layer, shape ``(layers, m, m)``."""
+        found = [sum(rows[:, s] @ rows[:, s].T for s in slices) for slices in self.parts.values()]
+        return np.asarray(torch.stack([torch.as_tensor(f) for f in found]).double().cpu().numpy())
+
+    def shares(self, rows: Tensor) -> Array:
+        """Squared length of each row layer by layer, shape ``(layers, rows)``."""
+        found = [torch.stack([rows[:, s].square().sum(1) for s in slices]).sum(0) for slices in self.parts.values()]
+        return np.asarray(torch.stack(found).double().cpu().numpy())
+
+
+def _dense(operator: _Whitened) -> WhitenedSpectrum:
+    matrix = operator.dense().double().cpu()
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return WhitenedSpectrum(
+        tuple(operator.parts), (_all_known(values.numpy(), operator.shares(vectors.T.contiguous())),)
+    )
+
+
+def _all_known(eigenvalues: Array, shares: Array) -> _Sample:
+    return _Sample(
+        dimension=0,
+        diagonal=np.zeros(1),
+        couplings=np.zeros(1),
+        exact=True,
+        overlaps=np.zeros((len(shares), 1, 1)),
+        known=eigenvalues,
+        known_shares=shares,
+    )
+
+
+def _sampled(
+    operator: _Whitened, nbeta: float, generator: torch.Generator, tolerance: float, max_products: int
+) -> WhitenedSpectrum:
+    """Random directions, each outside of the eigenvectors that those before it have found, until they are enough."""
+    size = len(operator.normal(torch.Generator()))
+    vectors = operator.normal(torch.Generator()).new_zeros(0, size)
+    known, norm = np.zeros(0), 0.0
+    samples: list[_Sample] = []
+    layers = tuple(operator.parts)
+    most_kept = max(BASIS_MEMORY // (size * vectors.element_size()), 2 * _STEPS_OF_A_SAMPLE)
+    while True:
+        rest = size - len(known)
+        steps = max_products - operator.matrix.products if samples else max_products // 2
+        steps = min(steps, most_kept - len(known), rest)
+        draw = operator.normal(generator)
+        start = draw - vectors.T @ (vectors @ draw)
+        scale = WhitenedSpectrum(layers, samples).at(nbeta).value if samples else None
+        stop = _Stop(nbeta, rest, tolerance, scale)
+        run = lanczos(operator, start, steps, deflated=vectors, scale=norm, enough=stop)
+        norm = max(norm, float(np.abs(run.ritz_values).max()))
+        if run.dimension == rest:
+            vectors = torch.cat([vectors, run.ritz_vectors(np.arange(rest))])
+            known = np.concatenate([known, run.ritz_values])
+            return WhitenedSpectrum(layers, (_all_known(known, operator.shares(vectors)),))
+        samples.append(
+            _Sample(
+                dimension=rest,
+                diagonal=run.diagonal,
+                couplings=run.off_diagonal,
+                exact=run.invariant,
+                overlaps=operator.overlaps(run.basis),
+                known=known,
+                known_shares=operator.shares(vectors),
+            )
+        )
+        spectrum = WhitenedSpectrum(layers, tuple(samples))
+        rank = spectrum.at(nbeta)
+        enough = max(rank.standard_error, rank.quadrature_error) <= tolerance * rank.value
+        left = max_products - operator.matrix.products
+        if enough or not left or (left < run.dimension / 2 and len(samples) > 1):
+            return spectrum
+        found = _found(run, nbeta)
+        room = max(most_kept - len(known) - 2 * _STEPS_OF_A_SAMPLE, 0)
+        found = found[max(len(found) - room, 0) :]
+        if len(found):
+            vectors = torch.cat([vectors, run.ritz_vectors(found)])
+            known = np.concatenate([known, run.ritz_values[found]])
+
+
+class _Stop:
+    """Whether a Lanczos run is long enough; of the first one also whether more steps would save directions later."""
+
+    def __init__(self, nbeta: float, dimension: int, tolerance: float, scale: float | None) -> None:
+        self._nbeta, self._dimension, self._tolerance, self._scale = nbeta, dimension, tolerance, scale
+        self._expected: list[float] = []
+
+    def __call__(self, run: LanczosRun) -> bool:
+        if run.dimension % (_STEPS_OF_A_SAMPLE // 2):
+            return False
+        gauss, radau = _enclosing(run.diagonal, run.off_diagonal, False, self._nbeta)
+        value = self._dimension * (gauss[0] + radau[0]) / 2
+        scale = value if self._scale is None else self._scale
+        close = self._dimension * abs(gauss[0] - radau[0]) / 2 <= self._tolerance * scale / 2
+        if self._scale is not None or not close:
+            return bool(close)
+        image = (gauss + radau) / 2
+        found = _filter(run.ritz_values[_found(run, self._nbeta)], self._nbeta)
+        outside = max(self._dimension * float(image @ image) - float(found @ found), 0.0)
+        directions = 2 * outside / max(self._tolerance * value, 1e-300) ** 2
+        self._expected.append(run.dimension + directions * _STEPS_OF_A_SAMPLE)
+        return directions < 1 or (len(self._expected) > 2 and self._expected[-1] > self._expected[-3])
+
+
+def _found(run: LanczosRun, nbeta: float) -> NDArray[np.intp]:
+    """Ritz pairs that may be taken out as if they were eigenpairs, where that helps."""
+    values = np.maximum(run.ritz_values, 0.0)
+    return np.flatnonzero((run.residuals <= _FOUND * (values + 1 / nbeta)) & (nbeta * values > _FOUND))
+
+
+def _hidden(outside: Array) -> Array:
+    """Chance that an eigenvector more, with a term of 1, would have stayed within what was seen.
+
+    Directions that happen to be nearly orthogonal to the last large eigenvector see neither it nor its variance.
+
+    Args:
+        outside: Sum of the squared terms as each direction has seen it, the directions along the first axis.
+    """
+    return np.asarray(gammainc(len(outside) / 2, outside.sum(0) / 2))
+
+
+def _enclosing(diagonal: Array, couplings: Array, exact: bool, nbeta: float) -> tuple[Array, Array]:
+    """``f(T) e_1`` by the rule of Gauss, from above, and by that of Gauss-Radau with a node at zero, from below."""
+    gauss = _image(diagonal, couplings[:-1], nbeta)
+    if exact:
+        return gauss, gauss
+    lowered = diagonal.copy()
+    lowered[-1] = _last_of_radau(diagonal[:-1], couplings[:-1])
+    return gauss, _image(lowered, couplings[:-1], nbeta)
+
+
+def _last_of_radau(diagonal: Array, couplings: Array) -> float:
+    """The last diagonal entry with which a tridiagonal matrix has an eigenvalue at zero (Golub 1973)."""
+    pivot = 0.0
+    for number, entry in enumerate(diagonal):
+        pivot = entry - (couplings[number - 1] ** 2 / pivot if number else 0.0)
+        if pivot <= 0.0:  # rounding: an eigenvalue of zero has been found already
+            return float(couplings[-1] ** 2 / np.abs(diagonal).max())
+    return float(couplings[-1] ** 2 / pivot) if len(diagonal) else 0.0
+
+
+def _image(diagonal: Array, couplings: Array, nbeta: float) -> Array:
+    if len(diagonal) == 1:
+        return _filter(diagonal, nbeta)
+    values, vectors = eigh_tridiagonal(diagonal, couplings)
+    return np.asarray(vectors @ (_filter(values, nbeta) * vectors[0]))
+
+
+def _filter(eigenvalues: Array, nbeta: float) -> Array:
+    """``h / (h + 1/b)``, where what is below zero is rounding."""
+    scaled = nbeta * np.maximum(eigenvalues, 0.0)
+    return np.asarray(scaled / (scaled + 1))
