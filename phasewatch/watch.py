@@ -40,6 +40,7 @@ from phasewatch.record.signals import described as signals_described
 from phasewatch.record.signals import detected, is_described
 from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
 from phasewatch.transitions import LiveDetector
+from phasewatch.transitions.kinds import read_beside
 
 OnError = Literal["warn", "raise", "disable"]
 
@@ -638,14 +639,16 @@ def _agreed(first: Estimate, other: Estimate) -> Estimate:
     return replace(first, doubts=(*first.doubts, doubt))
 
 
-def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool]]:
-    """What the detector sees of a measurement, just made or read back: step, values, standard errors, reliable."""
-    looked_at = {name: measurement.estimates[name] for name in detected(measurement.estimates)}
+def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool], list[str]]:
+    """What the detector sees of a measurement, just made or read back: the arguments of ``LiveDetector.update``."""
+    beside = read_beside(measurement.estimates)
+    looked_at = {name: measurement.estimates[name] for name in (*detected(measurement.estimates), *beside)}
     return (
         measurement.step,
         {name: _finite(estimate.value) for name, estimate in looked_at.items()},
         {name: _finite(estimate.standard_error) for name, estimate in looked_at.items()},
         {name: estimate.reliable for name, estimate in looked_at.items()},
+        beside,
     )
 
 

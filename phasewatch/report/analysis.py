@@ -13,6 +13,7 @@ from phasewatch.record import Run, Transition
 from phasewatch.record.signals import detected
 from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.detect import MIN_POINTS
+from phasewatch.transitions.kinds import read_beside
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         ValueError: If alpha is no probability.
     """
     names = detected(run.names) if signals is None else list(signals)
-    series = {name: run.series(name) for name in names}
+    beside = [name for name in read_beside(run.names) if names and name not in names]
+    series = {name: run.series(name) for name in (*names, *beside)}
     steps = np.array(sorted({step for s in series.values() for step in s.steps.tolist()}), dtype=np.int64)
     values, errors, reliable = {}, {}, {}
     for name, s in series.items():
@@ -86,7 +88,7 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         errors[name][at] = np.where(np.isfinite(s.standard_errors), s.standard_errors, np.nan)
         reliable[name] = np.ones(len(steps), dtype=bool)
         reliable[name][at] = s.reliable
-    measured = int(np.any([np.isfinite(v) for v in values.values()], axis=0).sum()) if values else 0
+    measured = int(np.any([np.isfinite(values[name]) for name in names], axis=0).sum()) if names else 0
     note = None
     transitions: list[Transition] = []
     if measured < MIN_POINTS:
@@ -97,7 +99,13 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         )
     else:
         detection = detect_transitions(
-            steps, values, standard_errors=errors, reliable=reliable, alpha=alpha, n=run.header.get("n")
+            steps,
+            values,
+            standard_errors=errors,
+            reliable=reliable,
+            read_beside=beside,
+            alpha=alpha,
+            n=run.header.get("n"),
         )
         transitions = detection
         note = None if detection.undecided is None else f"Undecided: {detection.undecided}"

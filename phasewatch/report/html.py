@@ -163,7 +163,7 @@ def _warnings(analysis: Analysis) -> Iterable[str]:
 
 def _flagged(one: Transition) -> tuple[str, str, str]:
     extent = f"since {format_step(one.start)}" if one.under_way else format_span(one.start, one.end)
-    return format_step(one.flagged_at or 0.0), extent, one.kind
+    return format_step(one.flagged_at or 0.0), extent, one.full_kind
 
 
 def _described(name: str) -> tuple[str, str, str]:
