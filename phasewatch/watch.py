@@ -22,6 +22,7 @@ from phasewatch._version import __version__
 from phasewatch.estimators import Estimator, HessianSpectrum, LearningCoefficient, SymmetryLedger
 from phasewatch.measure import Failure, Probe, measure
 from phasewatch.objective import LossFn
+from phasewatch.objective.labels import integer_targets
 from phasewatch.record import (
     SCHEMA_VERSION,
     Estimate,
@@ -281,10 +282,13 @@ class Watch:
         """The header of the record; building the objectives checks that they can be measured."""
         described: list[dict[str, Any]] = []
         num_parameters = 0
+        labels = None
         for monitor in self.monitors:
             probe = monitor.probe
             objective = probe.objective(self.module, self.seed)
             num_parameters = objective.num_parameters
+            if monitor is self._main:
+                labels = integer_targets(probe.batches, objective.batch_sizes)
             for estimator in monitor.estimators:
                 if isinstance(estimator, LearningCoefficient):
                     estimator.parts(objective)
@@ -319,7 +323,13 @@ class Watch:
             "alpha": self.detector.alpha if self.detector else None,
             "monitors": described,
             "signals": signals_described(),
+            "labels": labels,
         }
+
+    @property
+    def _main(self) -> Monitor | None:
+        """The monitor whose samples are those of the run: the first that measures on the main probe."""
+        return next((monitor for monitor in self.monitors if not monitor.probe.name), None)
 
     @property
     def next_visit(self) -> int | None:
@@ -504,6 +514,7 @@ class Watch:
         began = time.perf_counter()
         estimates: dict[str, Estimate] = {}
         histograms: dict[str, Histogram] = {}
+        sample_losses: tuple[float, ...] = ()
         for monitor in monitors:
             without = self._impossible | (self._failed if self.on_error == "disable" else set())
             found, failures = measure(
@@ -514,22 +525,23 @@ class Watch:
             for name, estimate in found.estimates.items():
                 estimates[name] = _agreed(estimates.get(name, estimate), estimate)
             histograms.update(found.histograms)
-        seconds = time.perf_counter() - began
-        measurement = self._conclude(step, estimates, histograms, seconds) if estimates else None
+            if monitor is self._main:
+                sample_losses = found.sample_losses
+        found = Measurement(step, estimates, histograms, time.perf_counter() - began, sample_losses=sample_losses)
+        measurement = self._conclude(found) if estimates else None
         now = time.perf_counter()
         self.clock.last_measurement_seconds = now - began
         self.clock.measuring_seconds += now - began
         self._last_seen = (step, now)
         return measurement
 
-    def _conclude(
-        self, step: int, estimates: dict[str, Estimate], histograms: dict[str, Histogram], seconds: float
-    ) -> Measurement:
+    def _conclude(self, found: Measurement) -> Measurement:
         """Record, tell the listeners, detect."""
+        step, estimates = found.step, found.estimates
         if self.clock.training_seconds:
-            overhead = (self.clock.measuring_seconds + seconds) / self.clock.training_seconds
+            overhead = (self.clock.measuring_seconds + found.seconds) / self.clock.training_seconds
             estimates = {**estimates, "overhead": Estimate(overhead)}
-        measurement = Measurement(step, estimates, histograms, seconds, time.time())
+        measurement = replace(found, estimates=estimates, time=time.time())
         self._last_measured = max(step, self._last_measured)
         with self._guarded("record", step):
             self._record("measurement", measurement.to_dict())

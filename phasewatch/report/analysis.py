@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from phasewatch.record import Run, Transition
+from phasewatch.record import Moved, Run, Transition
 from phasewatch.record.signals import detected
 from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.detect import MIN_POINTS
 from phasewatch.transitions.kinds import read_beside
+
+MOST_SAMPLES = 20
+"""Of the samples that a transition moved, so many stand in the data of a report."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Analysis:
             "alpha": self.alpha,
             "note": self.note,
             "transitions": [transition.to_dict() for transition in self.transitions],
+            "moved": [_plain_moved(run.moved(transition)) for transition in self.transitions],
             "flagged_live": [transition.to_dict() for transition in run.transitions],
             "unreliable": self.unreliable(),
             "failures": list(run.failures),
@@ -110,6 +114,10 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         transitions = detection
         note = None if detection.undecided is None else f"Undecided: {detection.undecided}"
     return Analysis(run, tuple(transitions), tuple(names), alpha, note)
+
+
+def _plain_moved(moved: Moved | None) -> dict[str, Any] | None:
+    return None if moved is None else asdict(replace(moved, samples=moved.samples[:MOST_SAMPLES]))
 
 
 def _counted(number: int, noun: str) -> str:

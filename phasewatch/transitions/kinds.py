@@ -173,17 +173,18 @@ def _movement(
 def keeps_its_sign(coefficient: Change, spread_slope: Change, heat_capacity: Change) -> bool:
     """Whether a change has one sign at double and half the prior's spread, and at double and half the resolution ε.
 
-    To first order: in the logarithm of the spread the slope is measured; in that of ε it is ``-(λ - C) λ / C`` with
-    the heat capacity C, from ``dλ/d ln b = λ - C`` and ``ε = λ / b``. Both stages are moved alike.
+    To first order: in the logarithm of the spread the slope is measured, in that of ε it is
+    :func:`slope_in_resolution`. Both stages are moved alike.
     """
-    before = _slope_in_resolution(coefficient.before, heat_capacity.before)
-    after = _slope_in_resolution(coefficient.after, heat_capacity.after)
+    before = slope_in_resolution(coefficient.before, heat_capacity.before)
+    after = slope_in_resolution(coefficient.after, heat_capacity.after)
     slopes = (spread_slope.after - spread_slope.before, after - before)
     # The same sign at both ends is that of the change itself.
     return all(abs(OCTAVE * slope) < abs(coefficient.change) for slope in slopes)
 
 
-def _slope_in_resolution(level: float, heat_capacity: float) -> float:
+def slope_in_resolution(level: float, heat_capacity: float) -> float:
+    """The derivative of λ in ln ε: ``-(λ - C) λ / C`` with the heat capacity C, as dλ/d ln b = λ - C and ε = λ / b."""
     return -(level - heat_capacity) * level / heat_capacity
 
 
