@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from staircase import measurements, recorded_run, with_lambda_of_function
 
@@ -175,7 +176,8 @@ def test_lambda_of_the_function_is_drawn_first_at_both_resolutions_in_one_panel(
     drawn = [line for line in axis.lines if len(line.get_xdata()) == 60 - len(doubtful) and line.get_linestyle() == "-"]
     for name, line, text in zip(("llc_behavioral", "llc_behavioral_coarse"), drawn, legend.get_texts(), strict=True):
         reliable = [m.value(name) for m in found if m.estimates[name].reliable]
-        assert list(line.get_ydata()) == reliable and line.get_color() == text.get_color()
+        assert np.asarray(line.get_ydata()).tolist() == reliable
+        assert same_color(line.get_color(), text.get_color())
     low, high = axis.get_ylim()
     assert low < 10 and high > 34, "the scale holds both"
 
