@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from phasewatch.estimators.reading import Reading
@@ -47,9 +48,11 @@ def _sample_losses(objective: Objective) -> tuple[float, ...]:
     """The loss of each sample, to a few digits; none where the loss is not made of those of samples."""
     found: list[float] = []
     try:
-        for batch in range(objective.num_batches):
-            if len(found) < SAMPLES_KEPT:
-                found += objective.sample_losses(objective.parameters.detach()[None], batch)[0].tolist()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a loss that is tried on single samples, where it may make no sense
+            for batch in range(objective.num_batches):
+                if len(found) < SAMPLES_KEPT:
+                    found += objective.sample_losses(objective.parameters.detach()[None], batch)[0].tolist()
     except ValueError:
         return ()
     return tuple(float(f"{loss:.{DIGITS - 1}e}") for loss in found[:SAMPLES_KEPT])

@@ -238,19 +238,23 @@ def _name_lines(axis: Axes, rows: Sequence[Signal], colours: Sequence[str], run:
         resolution = f" (ε = {np.median(known):.2g})" if len(known) else ""
         names.append(f"{row.title.rpartition(', ')[2]}{resolution}")
     lines = [Line2D([], [], color=colour, linewidth=1.2) for colour in colours]
-    axis.legend(
+    legend = axis.legend(
         lines,
         names,
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
         ncols=len(rows),
         fontsize=8,
-        frameon=False,
-        borderaxespad=0.0,
+        facecolor="white",
+        edgecolor="none",
+        framealpha=1.0,
+        borderpad=0.1,
+        borderaxespad=0.1,
         handlelength=1.2,
         columnspacing=1.2,
         labelcolor=list(colours),
     )
+    legend.set_zorder(5)
 
 
 def _draw_series(axis: Axes, points: _Points, colour: str) -> None:

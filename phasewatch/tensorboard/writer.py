@@ -64,6 +64,8 @@ class TensorBoardWriter:
                 self._scalar(name, estimate.value, step)
         self._scalar("unreliable", sum(not estimate.reliable for estimate in measurement.estimates.values()), step)
         self._write_bands(measurement)
+        for name in _doubtful(measurement):
+            self._scalar(_unreliable(name), measurement.value(name), step)
         self._write_layout(measurement)
         if SPECTRUM in measurement.histograms:
             self._write_spectrum(measurement.histograms[SPECTRUM], measurement.value(f"{NULLITY}_threshold"), step)
@@ -118,6 +120,7 @@ class TensorBoardWriter:
         # counts that never occur would only be lines at zero
         found = measurement.estimates.items()
         seen = self._charted | {name for name, one in found if one.value or not is_one_of_several_counts(name)}
+        seen |= set(map(_unreliable, _doubtful(measurement)))
         if seen == self._charted:
             return
         self._charted = seen
@@ -181,14 +184,14 @@ def spectrum_edges(positions: NDArray[np.float64], threshold: float) -> NDArray[
 def _charts(group: str, rows: Sequence[Signal], seen: Collection[str]) -> Iterator[tuple[str, list[str | list[str]]]]:
     """Title and content of the charts of a group: one for each signal with bounds, one for all others together.
 
-    Where several have bounds, their values stand in that one as well: a chart of bands holds only one, and comes after
-    all charts of lines.
+    Where several have bounds, their values stand in that one as well, and beside them those that are unreliable: a
+    chart of bands holds only one, and comes after all charts of lines.
     """
     together = []
-    several = sum(row.bounds is not None for row in rows) > 1
+    several = _has_several_bands(rows)
     for row in (row for row in rows if row.name in seen):
         if row.bounds is None or several:
-            together.append(_pattern(row.name))
+            together += [_pattern(name) for name in (row.name, _unreliable(row.name)) if name in seen]
         if row.bounds is None:
             continue
         if row.bounds[0] in seen:
@@ -199,6 +202,21 @@ def _charts(group: str, rows: Sequence[Signal], seen: Collection[str]) -> Iterat
             yield f"{row.title} (95 % band)", ["Margin", tags]
     if together:
         yield group, ["Multiline", together]
+
+
+def _unreliable(name: str) -> str:
+    """The tag that repeats a signal where it is not to be trusted."""
+    return f"{name}_unreliable"
+
+
+def _doubtful(measurement: Measurement) -> list[str]:
+    """The signals of groups of several bands that are not to be trusted in a measurement."""
+    several = [row.name for rows in groups().values() if _has_several_bands(rows) for row in rows]
+    return [name for name in several if name in measurement.estimates and not measurement.estimates[name].reliable]
+
+
+def _has_several_bands(rows: Sequence[Signal]) -> bool:
+    return sum(row.bounds is not None for row in rows) > 1
 
 
 def _pattern(name: str) -> str:
