@@ -453,11 +453,11 @@ class _TrainerMetrics:
             return None
         place = f"since step {transition.start:g}" if transition.under_way else f"at step {transition.step:g}"
         if state == "withdrawn":
-            return f"no transition ({transition.kind}) {place} after all"
+            return f"no transition ({transition.full_kind}) {place} after all"
         if state == "under way":
-            return f"transition ({transition.kind}) under way {place}"
+            return f"transition ({transition.full_kind}) under way {place}"
         ended = f" has ended by {transition.end:g}" if before == "under way" else ""
-        return f"transition ({transition.kind}) {place}{ended}"
+        return f"transition ({transition.full_kind}) {place}{ended}"
 
     def on_end(self, run: Run) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 where what was asked for cannot be done.
     """
     arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without λ is no reason to fail
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -164,7 +168,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def _analyze(arguments: argparse.Namespace) -> int:
     run, directory, signals = _loaded(arguments.run, arguments.tags)
-    from phasewatch.report import analyze_run, format_table, write_report
+    from phasewatch.report import analyze_run, format_moved, format_table, write_report
 
     analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
     output = directory / _report_name(run.path) if arguments.output is None else arguments.output
@@ -175,6 +179,8 @@ def _analyze(arguments: argparse.Namespace) -> int:
             f"the report cannot be written to {output} ({error.strerror or error}); give another --output."
         ) from error
     print(analysis.note or format_table(analysis.transitions))
+    if moved := format_moved(run, analysis.transitions):
+        print(f"\n{moved}")
     print()
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         print(f"{name + ':':<8}{path}")

@@ -70,7 +70,11 @@ def run(output: Path, seed: int = 0) -> None:
             self.bar.update()
             if trainer.global_step % MEASURE_EVERY == 0:
                 metrics = trainer.callback_metrics
-                shown = {name: metrics[name].item() for name in ("train_loss", "llc", "nullity") if name in metrics}
+                shown = {
+                    name: metrics[name].item()
+                    for name in ("train_loss", "llc_behavioral", "nullity")
+                    if name in metrics
+                }
                 self.bar.set_postfix(shown)
 
         def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -125,6 +125,7 @@ def measure(
     began = time.perf_counter()
     estimates: dict[str, Estimate] = {}
     histograms: dict[str, Histogram] = {}
+    sample_losses: tuple[float, ...] = ()
     failures: list[Failure] = []
     with isolated():
         try:
@@ -145,7 +146,9 @@ def measure(
                 continue
             estimates.update({name: _doubted(estimate) for name, estimate in reading.estimates.items()})
             histograms.update(reading.histograms)
-    return Measurement(step, estimates, histograms, time.perf_counter() - began), failures
+            sample_losses = reading.sample_losses or sample_losses
+    seconds = time.perf_counter() - began
+    return Measurement(step, estimates, histograms, seconds, sample_losses=sample_losses), failures
 
 
 def seed_at(seed: int, step: int) -> int:

@@ -22,6 +22,7 @@ from phasewatch._version import __version__
 from phasewatch.estimators import Estimator, HessianSpectrum, LearningCoefficient, SymmetryLedger
 from phasewatch.measure import Failure, Probe, measure
 from phasewatch.objective import LossFn, OutputsFn
+from phasewatch.objective.labels import integer_targets
 from phasewatch.record import (
     SCHEMA_VERSION,
     Estimate,
@@ -40,6 +41,7 @@ from phasewatch.record.signals import described as signals_described
 from phasewatch.record.signals import detected, is_described
 from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
 from phasewatch.transitions import LiveDetector
+from phasewatch.transitions.kinds import read_beside
 
 OnError = Literal["warn", "raise", "disable"]
 
@@ -284,10 +286,13 @@ class Watch:
         """The header of the record; building the objectives checks that they can be measured."""
         described: list[dict[str, Any]] = []
         num_parameters = 0
+        labels = None
         for monitor in self.monitors:
             probe = monitor.probe
             objective = probe.objective(self.module, self.seed)
             num_parameters = objective.num_parameters
+            if monitor is self._main:
+                labels = integer_targets(probe.batches, objective.batch_sizes)
             for estimator in monitor.estimators:
                 if isinstance(estimator, LearningCoefficient):
                     estimator.parts(objective)
@@ -322,7 +327,13 @@ class Watch:
             "alpha": self.detector.alpha if self.detector else None,
             "monitors": described,
             "signals": signals_described(),
+            "labels": labels,
         }
+
+    @property
+    def _main(self) -> Monitor | None:
+        """The monitor whose samples are those of the run: the first that measures on the main probe."""
+        return next((monitor for monitor in self.monitors if not monitor.probe.name), None)
 
     @property
     def next_visit(self) -> int | None:
@@ -507,6 +518,7 @@ class Watch:
         began = time.perf_counter()
         estimates: dict[str, Estimate] = {}
         histograms: dict[str, Histogram] = {}
+        sample_losses: tuple[float, ...] = ()
         for monitor in monitors:
             without = self._impossible | (self._failed if self.on_error == "disable" else set())
             found, failures = measure(
@@ -517,22 +529,23 @@ class Watch:
             for name, estimate in found.estimates.items():
                 estimates[name] = _agreed(estimates.get(name, estimate), estimate)
             histograms.update(found.histograms)
-        seconds = time.perf_counter() - began
-        measurement = self._conclude(step, estimates, histograms, seconds) if estimates else None
+            if monitor is self._main:
+                sample_losses = found.sample_losses
+        found = Measurement(step, estimates, histograms, time.perf_counter() - began, sample_losses=sample_losses)
+        measurement = self._conclude(found) if estimates else None
         now = time.perf_counter()
         self.clock.last_measurement_seconds = now - began
         self.clock.measuring_seconds += now - began
         self._last_seen = (step, now)
         return measurement
 
-    def _conclude(
-        self, step: int, estimates: dict[str, Estimate], histograms: dict[str, Histogram], seconds: float
-    ) -> Measurement:
+    def _conclude(self, found: Measurement) -> Measurement:
         """Record, tell the listeners, detect."""
+        step, estimates = found.step, found.estimates
         if self.clock.training_seconds:
-            overhead = (self.clock.measuring_seconds + seconds) / self.clock.training_seconds
+            overhead = (self.clock.measuring_seconds + found.seconds) / self.clock.training_seconds
             estimates = {**estimates, "overhead": Estimate(overhead)}
-        measurement = Measurement(step, estimates, histograms, seconds, time.time())
+        measurement = replace(found, estimates=estimates, time=time.time())
         self._last_measured = max(step, self._last_measured)
         with self._guarded("record", step):
             self._record("measurement", measurement.to_dict())
@@ -647,14 +660,16 @@ def _agreed(first: Estimate, other: Estimate) -> Estimate:
     return replace(first, doubts=(*first.doubts, doubt))
 
 
-def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool]]:
-    """What the detector sees of a measurement, just made or read back: step, values, standard errors, reliable."""
-    looked_at = {name: measurement.estimates[name] for name in detected(measurement.estimates)}
+def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool], list[str]]:
+    """What the detector sees of a measurement, just made or read back: the arguments of ``LiveDetector.update``."""
+    beside = read_beside(measurement.estimates)
+    looked_at = {name: measurement.estimates[name] for name in (*detected(measurement.estimates), *beside)}
     return (
         measurement.step,
         {name: _finite(estimate.value) for name, estimate in looked_at.items()},
         {name: _finite(estimate.standard_error) for name, estimate in looked_at.items()},
         {name: estimate.reliable for name, estimate in looked_at.items()},
+        beside,
     )
 
 

@@ -21,7 +21,7 @@ from phasewatch.estimators import Estimator, LearningCoefficient, Reading
 from phasewatch.measure import Probe, measure
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Signal, describe
-from phasewatch.record.signals import CATALOGUE, DETAIL, detected, is_described, look_up
+from phasewatch.record.signals import CATALOGUE, DETAIL, detected, groups, is_described, look_up
 from phasewatch.report import analyze_run, run_figure, write_report
 from phasewatch.tensorboard import TensorBoardWriter
 
@@ -60,7 +60,11 @@ def test_every_signal_that_is_measured_has_a_row_and_no_row_is_stale() -> None:
     ) as watch:
         watch.at(0)
         watch.at(1)
-    assert set(watch.run.names) == set(CATALOGUE)
+    # Of λ of the function an estimator of its own tells; where it is among them, nothing is left out.
+    families = ("llc_behavioral", "llc_outputs", "misfit_change", "description_length")
+    of_function = {row.name for row in CATALOGUE.values() if row.family.startswith(families)}
+    left_out = set() if "llc_behavioral" in names else of_function
+    assert set(watch.run.names) == set(CATALOGUE) - left_out
 
 
 def test_layers_and_other_data_are_of_the_families() -> None:
@@ -82,6 +86,27 @@ def test_layers_and_other_data_are_of_the_families() -> None:
     assert look_up("llc_validation_ess").unit == look_up("llc_ess").unit != look_up("llc_validation").unit
     assert look_up("llc_validation").bounds == ("llc_validation_lower", "llc_validation_upper")
     assert look_up("llc_2.weight").unit == look_up("llc").unit
+
+
+def test_parts_of_the_function_are_not_taken_for_parts_of_the_loss() -> None:
+    """``llc_behavioral_<part>`` begins as ``llc_<part>`` does, and the coarse resolution as the fine one."""
+    titles = {
+        "llc_behavioral_encoder": "learning coefficient λ of the function, fine (encoder)",
+        "llc_behavioral_coarse_encoder": "learning coefficient λ of the function, coarse (encoder)",
+        "llc_behavioral_encoder_rhat": "λ of the function, fine: R-hat of the chains (encoder)",
+        "llc_behavioral_coarse_encoder_heat_capacity": "λ of the function, coarse: heat capacity (encoder)",
+        "llc_outputs_coarse_encoder": "λ of the function in the output metric of fixed variance, coarse (encoder)",
+        "description_length_encoder": "description length n L + λ log n (encoder)",
+        "llc_encoder": "learning coefficient λ of the loss (encoder)",
+    }
+    assert {name: look_up(name).title for name in titles} == titles
+    assert detected(titles) == []
+
+
+def test_lambda_of_the_function_comes_first() -> None:
+    looked_at = ("loss", "llc", "nullity", "llc_behavioral_coarse", "llc_behavioral", "llc_outputs")
+    assert detected(looked_at) == ["llc_behavioral", "llc_behavioral_coarse", "loss", "llc", "nullity"]
+    assert [row.name for row in next(iter(groups().values()))] == ["llc_behavioral", "llc_behavioral_coarse"]
 
 
 @pytest.mark.parametrize("arguments", [{"data": "rhat"}, {"data": "quadratic"}, {"refined": ("ess",)}])

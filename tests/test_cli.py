@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -38,6 +39,27 @@ def test_analyze_prints_the_table_and_writes_the_report(tmp_path: Path, capsys: 
         assert path.is_file() and str(path) in printed.out
     data = json.loads((tmp_path / "version_0" / "report" / "phasewatch.json").read_text())
     assert data["alpha"] == 0.05 and len(data["transitions"]) == 1
+
+
+def test_analyze_tells_the_samples_that_moved_also_where_lambda_cannot_be_printed(tmp_path: Path) -> None:
+    """In a terminal of ASCII alone, where the kind is said with a λ."""
+    rng = np.random.default_rng(0)
+    journal = Journal(tmp_path)
+    journal.append("header", {"schema_version": SCHEMA_VERSION, "n": 100, "seed": 0})
+    for step in range(0, 4000, 100):
+        late = step >= 2000
+        found = {
+            "loss": Estimate((1.0 if late else 2.0) + 0.01 * float(rng.standard_normal())),
+            "llc_behavioral": Estimate(20.0 + 0.3 * float(rng.standard_normal()), 0.3),
+        }
+        losses = (1.0, 0.5 if late else 3.0, 1.0)
+        journal.append("measurement", Measurement(step, found, sample_losses=losses).to_dict())
+    journal.close()
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "phasewatch.cli", "analyze", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "loss falls at" in done.stdout and "constant ?" in done.stdout
+    assert "at 1,950: samples that changed most: 1 (3.00 to 0.500)" in done.stdout
 
 
 def test_output_and_alpha_are_obeyed(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ class Reading:
     Attributes:
         estimates: Signal name to what was found.
         histograms: Name to distribution.
+        sample_losses: The loss of each sample of the main probe; none where it is not told.
     """
 
     estimates: Mapping[str, Estimate]
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    sample_losses: tuple[float, ...] = ()
 
 
 class Estimator(Protocol):

@@ -3,6 +3,7 @@
 from phasewatch.record.journal import Journal
 from phasewatch.record.lines import FILE_NAME, SCHEMA_VERSION, DamagedLine, Gap, RecordError
 from phasewatch.record.measurement import Estimate, Histogram, Measurement
+from phasewatch.record.moved import Moved, MovedClass, MovedSample
 from phasewatch.record.reading import find_record, load_run
 from phasewatch.record.run import Run, Series
 from phasewatch.record.signals import Signal, describe
@@ -19,6 +20,9 @@ __all__ = [
     "Histogram",
     "Journal",
     "Measurement",
+    "Moved",
+    "MovedClass",
+    "MovedSample",
     "RecordError",
     "Run",
     "Series",

@@ -105,6 +105,8 @@ class Measurement:
         histograms: Name to distribution.
         seconds: Wall time that the measurement took.
         time: Unix time when it was finished.
+        sample_losses: The loss of each sample of the probe, in its order, NaN where it was not finite; empty where the
+            loss cannot be taken sample by sample.
     """
 
     step: int
@@ -112,6 +114,7 @@ class Measurement:
     histograms: dict[str, Histogram] = field(default_factory=dict)
     seconds: float = 0.0
     time: float = 0.0
+    sample_losses: tuple[float, ...] = ()
 
     def value(self, name: str) -> float:
         """The value of a signal; NaN where it was not measured."""
@@ -131,7 +134,7 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, as it stands in the record and in checkpoints."""
-        return {
+        plain: dict[str, Any] = {
             "step": self.step,
             "estimates": {name: estimate.to_dict() for name, estimate in self.estimates.items()},
             "histograms": {
@@ -141,6 +144,9 @@ class Measurement:
             "seconds": self.seconds,
             "time": self.time,
         }
+        if self.sample_losses:
+            plain["sample_losses"] = [loss if math.isfinite(loss) else None for loss in self.sample_losses]
+        return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Measurement:
@@ -156,6 +162,7 @@ class Measurement:
                 histograms={name: Histogram(**h) for name, h in plain["histograms"].items()},
                 seconds=float(plain["seconds"]),
                 time=float(plain["time"]),
+                sample_losses=tuple(math.nan if x is None else x for x in plain.get("sample_losses", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(

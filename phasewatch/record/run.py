@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from phasewatch.record.lines import DamagedLine, Gap
 from phasewatch.record.measurement import Measurement
+from phasewatch.record.moved import Moved, moved
 from phasewatch.record.transition import Flag, Transition
 
 if TYPE_CHECKING:
@@ -100,6 +101,14 @@ class Run:
             np.array([estimate.standard_error for _, estimate in found], dtype=np.float64),
             np.array([estimate.reliable for _, estimate in found], dtype=np.bool_),
         )
+
+    def moved(self, transition: Transition) -> Moved | None:
+        """Which samples of the probe a transition moved, and which classes; None where their losses are not known.
+
+        Args:
+            transition: Of this run; flagged while it went on, or found in all of it.
+        """
+        return moved(self.measurements, transition, self.header.get("labels"))
 
     def rows(self) -> list[dict[str, Any]]:
         """Tidy rows: ``step, name, value, standard_error, reliable``, one for each number measured."""

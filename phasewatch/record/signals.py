@@ -12,6 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 LOSS, LLC, NULLITY, NULLITY_GGN = "loss", "llc", "nullity", "nullity_ggn"
+LLC_BEHAVIORAL, LLC_COARSE = "llc_behavioral", "llc_behavioral_coarse"
+"""The learning coefficient of the function that the network computes, at a fine and at a coarse resolution."""
+
+LLC_OUTPUTS, LLC_OUTPUTS_COARSE = "llc_outputs", "llc_outputs_coarse"
+"""The same where outputs are compared in the metric of a fixed variance, so that margins that grow do not lower it."""
+
 SPECTRUM = "hessian_eigenvalues"
 """Name of the histogram that holds the spectrum of the Hessian."""
 
@@ -52,6 +58,8 @@ class Signal:
 # Units; λ is half the number of dimensions of a regular model.
 _LOSS, _DIMENSIONS, _CURVATURE, _EIGENVALUES = "loss", "half dimensions", "loss / weight²", "eigenvalues"
 # Headings of more than one signal.
+_FUNCTION = "learning coefficient λ of the function"
+_OUTPUTS = "λ of the function in the output metric of fixed variance"
 _EXTREMES = "largest and smallest Hessian eigenvalue"
 _CAUSES = "zeros by cause"
 _DISTANCES = "distance of the nearest units from degeneracy"
@@ -72,14 +80,55 @@ def _cause(kind: str, what: str, *, detected: bool = True) -> Signal:
     return Signal(f"zeros_{kind}", f"zeros: {what}", _EIGENVALUES, _CAUSES, count=True, detected=detected)
 
 
+def _of_function(name: str, resolution: str) -> tuple[Signal, ...]:
+    """The learning coefficient of the function at one resolution, with what is measured beside it."""
+    what = f"λ of the function, {resolution}"
+    return (
+        Signal(
+            name,
+            f"learning coefficient {what}",
+            _DIMENSIONS,
+            _FUNCTION,
+            bounds=(f"{name}_lower", f"{name}_upper"),
+            detected=True,
+            # Counts linearly in the description length.
+            linear=True,
+            family=name,
+        ),
+        Signal(f"{name}_resolution", f"{what}: mean divergence of the draws", _LOSS, family=name),
+        Signal(f"{name}_nbeta", f"{what}: inverse temperature nβ", "samples", family=name),
+        Signal(f"{name}_heat_capacity", f"{what}: heat capacity", _DIMENSIONS, family=name),
+        Signal(
+            f"{name}_spread_slope", f"{what}: slope in the logarithm of the prior's spread", _DIMENSIONS, family=name
+        ),
+        Signal(f"{name}_rhat", f"{what}: R-hat of the chains", family=name),
+        Signal(f"{name}_ess", f"{what}: effective number of draws", "draws", family=name),
+        Signal(f"{name}_acceptance", f"{what}: share of the moves accepted", family=name),
+        Signal(f"{name}_virial", f"{what}: virial over its value at equilibrium", family=name),
+        Signal(f"{name}_hits", f"{what}: share of the moves that hit the bound on the divergence", family=name),
+    )
+
+
 _ROWS = (
+    *_of_function(LLC_BEHAVIORAL, "fine"),
+    *_of_function(LLC_COARSE, "coarse"),
     Signal(LOSS, "loss on the probe", _LOSS, "loss on the probe", detected=True, family=LOSS),
     Signal("gradient_norm", "length of the gradient on the probe", "loss / weight", family="gradient_norm"),
+    Signal(LLC_OUTPUTS, f"{_OUTPUTS}, fine", _DIMENSIONS, _OUTPUTS, linear=True, family=LLC_OUTPUTS),
+    Signal(LLC_OUTPUTS_COARSE, f"{_OUTPUTS}, coarse", _DIMENSIONS, _OUTPUTS, linear=True, family=LLC_OUTPUTS_COARSE),
+    Signal("misfit_change", "change of the misfit over the draws", _LOSS, linear=True, family="misfit_change"),
+    Signal(
+        "description_length",
+        "description length n L + λ log n",
+        "loss × samples",
+        linear=True,
+        family="description_length",
+    ),
     Signal(
         LLC,
-        "learning coefficient λ",
+        "learning coefficient λ of the loss",
         _DIMENSIONS,
-        "learning coefficient λ",
+        "learning coefficient λ of the loss",
         bounds=("llc_lower", "llc_upper"),
         detected=True,
         # Counts linearly in the free energy, and may be negative.

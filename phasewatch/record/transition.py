@@ -54,7 +54,9 @@ class Transition:
         end: the step where the transition ends.
         step: the location: where half of the change has happened.
         interval: 95 % credible interval of the location, in steps.
-        kind: ``"A"`` (loss falls, llc rises), ``"B"`` (loss about constant, llc falls), or what happened, in words.
+        kind: ``"A"`` (the loss falls, the learning coefficient of the function rises), ``"B"`` (the loss is about
+            constant, the learning coefficient falls, in the output metric of fixed variance too), or what happened, in
+            words.
         changes: per signal, what it did.
         score: strength, the root of the summed squares of the signals' z: about 4 is barely seen, 10 is plain.
         p_value: chance of so strong a change anywhere in a run of this length without transitions; 2.2e-308 where it is
@@ -69,6 +71,8 @@ class Transition:
         under_way: whether the end is still to come: then ``end``, ``step``, ``interval`` and ``changes`` are those of
             what was seen of it so far. Only while a run goes on.
         flagged_at: the step of the measurement at which it was first flagged; None where it was found in a whole run.
+        resolutions: at which resolutions of the learning coefficient of the function the kind holds (``"fine"``,
+            ``"coarse"``); none where it does not rest on that.
     """
 
     start: float
@@ -86,11 +90,17 @@ class Transition:
     equal_n: float | None = None
     under_way: bool = False
     flagged_at: float | None = None
+    resolutions: tuple[str, ...] = ()
+
+    @property
+    def full_kind(self) -> str:
+        """The kind, and its resolution where it holds at one alone: ``"A (fine)"``."""
+        return f"{self.kind} ({self.resolutions[0]})" if len(self.resolutions) == 1 else self.kind
 
     @property
     def label(self) -> str:
-        """The kind, and that it is under way, where it is."""
-        return f"{self.kind}, under way" if self.under_way else self.kind
+        """The full kind, and that it is under way, where it is."""
+        return f"{self.full_kind}, under way" if self.under_way else self.full_kind
 
     def __repr__(self) -> str:
         """Return one line with the place, the kind and the signals that changed."""
@@ -106,6 +116,7 @@ class Transition:
         plain = asdict(self)
         plain["interval"] = list(self.interval)
         plain["seen_by"] = list(self.seen_by)
+        plain["resolutions"] = list(self.resolutions)
         for change in plain["changes"].values():
             change["interval"] = list(change["interval"])
         return plain
@@ -123,6 +134,7 @@ class Transition:
                 for name, change in plain["changes"].items()
             }
             tuples = {"interval": tuple(plain["interval"]), "seen_by": tuple(plain["seen_by"])}
+            tuples["resolutions"] = tuple(plain.get("resolutions", ()))
             return cls(**{**plain, **tuples, "changes": changes})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(

@@ -5,6 +5,7 @@ from phasewatch.report.comparison import comparison_figure, format_comparison
 from phasewatch.report.density import density_figure
 from phasewatch.report.figure import run_figure
 from phasewatch.report.html import ReportPaths, write_report
+from phasewatch.report.moved import format_moved
 from phasewatch.report.table import format_table
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "comparison_figure",
     "density_figure",
     "format_comparison",
+    "format_moved",
     "format_table",
     "run_figure",
     "write_report",

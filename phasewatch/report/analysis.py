@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from phasewatch.record import Run, Transition
+from phasewatch.record import Moved, Run, Transition
 from phasewatch.record.signals import detected
 from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.detect import MIN_POINTS
+from phasewatch.transitions.kinds import read_beside
+
+MOST_SAMPLES = 20
+"""Of the samples that a transition moved, so many stand in the data of a report."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Analysis:
             "alpha": self.alpha,
             "note": self.note,
             "transitions": [transition.to_dict() for transition in self.transitions],
+            "moved": [_plain_moved(run.moved(transition)) for transition in self.transitions],
             "flagged_live": [transition.to_dict() for transition in run.transitions],
             "unreliable": self.unreliable(),
             "failures": list(run.failures),
@@ -75,7 +80,8 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         ValueError: If alpha is no probability.
     """
     names = detected(run.names) if signals is None else list(signals)
-    series = {name: run.series(name) for name in names}
+    beside = [name for name in read_beside(run.names) if names and name not in names]
+    series = {name: run.series(name) for name in (*names, *beside)}
     steps = np.array(sorted({step for s in series.values() for step in s.steps.tolist()}), dtype=np.int64)
     values, errors, reliable = {}, {}, {}
     for name, s in series.items():
@@ -86,7 +92,7 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         errors[name][at] = np.where(np.isfinite(s.standard_errors), s.standard_errors, np.nan)
         reliable[name] = np.ones(len(steps), dtype=bool)
         reliable[name][at] = s.reliable
-    measured = int(np.any([np.isfinite(v) for v in values.values()], axis=0).sum()) if values else 0
+    measured = int(np.any([np.isfinite(values[name]) for name in names], axis=0).sum()) if names else 0
     note = None
     transitions: list[Transition] = []
     if measured < MIN_POINTS:
@@ -97,11 +103,21 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         )
     else:
         detection = detect_transitions(
-            steps, values, standard_errors=errors, reliable=reliable, alpha=alpha, n=run.header.get("n")
+            steps,
+            values,
+            standard_errors=errors,
+            reliable=reliable,
+            read_beside=beside,
+            alpha=alpha,
+            n=run.header.get("n"),
         )
         transitions = detection
         note = None if detection.undecided is None else f"Undecided: {detection.undecided}"
     return Analysis(run, tuple(transitions), tuple(names), alpha, note)
+
+
+def _plain_moved(moved: Moved | None) -> dict[str, Any] | None:
+    return None if moved is None else asdict(replace(moved, samples=moved.samples[:MOST_SAMPLES]))
 
 
 def _counted(number: int, noun: str) -> str:

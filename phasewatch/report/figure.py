@@ -1,13 +1,18 @@
-"""The course of a run as a figure: one panel a signal, its stages shaded, its transitions marked."""
+"""The course of a run as a figure: one panel a signal, its stages shaded, its transitions marked.
+
+Signals that are one quantity at several resolutions share a panel.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 from numpy.typing import NDArray
 
@@ -19,7 +24,9 @@ from phasewatch.report.analysis import Analysis
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#007A5A", "#8A4A8B", "#56B4E9", "#E69F00"
 INK, FAINT = "#2B2B2B", "#8C8C8C"
 # Of the units in the order of the catalogue.
-COLOURS = (INK, BLUE, GREEN, PURPLE)
+COLOURS = (BLUE, INK, GREEN, PURPLE)
+# Of the second signal in a panel.
+OTHER_COLOURS = (SKY, PURPLE, GREEN)
 STAGE_TINTS = ("#F3F5F8", "#E5EAF1")
 
 WIDTH = 9.0
@@ -61,9 +68,9 @@ def run_figure(analysis: Analysis) -> Figure:
         box = (LEFT / WIDTH, low / height, 1 - (LEFT + RIGHT) / WIDTH, (PANEL_HEIGHT - TITLE_HEIGHT) / height)
         axes.append(figure.add_axes(box, sharex=axes[0] if axes else None))
     scale_steps(axes[0], steps)
-    for axis, row in zip(axes, panels, strict=True):
+    for axis, rows_shown in zip(axes, panels, strict=True):
         _draw_stages(axis, analysis.transitions)
-        _draw_series(axis, row, run)
+        _draw_panel(axis, rows_shown, run)
         axis.tick_params(labelbottom=axis is axes[-1], bottom=axis is axes[-1])
     axes[-1].set_xlabel("training step", fontsize=8.5, color=INK, labelpad=3)
     if rows:
@@ -73,11 +80,18 @@ def run_figure(analysis: Analysis) -> Figure:
     return figure
 
 
-def _panels(analysis: Analysis) -> list[Signal]:
-    """The signals to draw, in the order of the catalogue: those that the detector saw, and those it would look at."""
+def _panels(analysis: Analysis) -> list[list[Signal]]:
+    """The signals to draw, in the order of the catalogue: those that the detector saw, and those it would look at.
+
+    Those of one group share a panel where no logarithm is ever taken of them, so that they have one scale.
+    """
     shown = [row for row in CATALOGUE.values() if row.detected or row.name in analysis.signals]
     shown += [look_up(name) for name in analysis.signals if name not in CATALOGUE]
-    return [row for row in shown if row.name in analysis.run.names and _says_something(row, analysis.run)]
+    panels: dict[str, list[Signal]] = {}
+    for row in shown:
+        if row.name in analysis.run.names and _says_something(row, analysis.run):
+            panels.setdefault(row.group if row.linear and row.group != DETAIL else row.name, []).append(row)
+    return list(panels.values())
 
 
 def _says_something(row: Signal, run: Run) -> bool:
@@ -136,46 +150,129 @@ def _draw_stages(axis: Axes, transitions: Sequence[Transition]) -> None:
         axis.axvline(transition.step, color=VERMILION, linewidth=1.0, zorder=0.6)
 
 
-def _draw_series(axis: Axes, row: Signal, run: Run) -> None:
-    series = run.series(row.name)
-    colour = _colour(row)
-    kept = np.isfinite(series.values)
-    steps, values, trusted = series.steps[kept], series.values[kept], series.reliable[kept]
-    spread = NORMAL_95 * np.nan_to_num(series.standard_errors[kept])
-    low, high = values - spread, values + spread
-    label = row.title
-    bounds = _measured_bounds(row, run)
-    if bounds is not None:
-        axis.fill_between(*bounds, color=colour, alpha=0.18, linewidth=0, zorder=1)
-        label += ", between its bounds"
-        if not len(values):
-            label += "; not resolved at any step"
-    elif spread.any():
-        label += ", 95 % band"
+@dataclass(frozen=True)
+class _Points:
+    """The known values of a signal, with what stands beside each.
+
+    Attributes:
+        steps: Shape ``(k,)``.
+        values: Shape ``(k,)``.
+        low: Lower end of the band, shape ``(k,)``.
+        high: Upper end of it.
+        trusted: Whether each is.
+        bounds: Steps, lower and upper bound, where these are measured.
+    """
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    trusted: NDArray[np.bool_]
+    bounds: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None
+
+    @classmethod
+    def of(cls, row: Signal, run: Run) -> _Points:
+        series = run.series(row.name)
+        kept = np.isfinite(series.values)
+        values = series.values[kept]
+        spread = NORMAL_95 * np.nan_to_num(series.standard_errors[kept])
+        return cls(
+            series.steps[kept],
+            values,
+            values - spread,
+            values + spread,
+            series.reliable[kept],
+            _measured_bounds(row, run),
+        )
+
+    def limits(self, logarithmic: bool) -> tuple[float, float]:
+        """What the axis is to show of it."""
+        if self.bounds is None:
+            return _value_limits(self.values, self.low, self.high, self.trusted, logarithmic)
+        shown = np.concatenate([self.values, *self.bounds[1:]])
+        return _value_limits(shown, shown, shown, np.ones(len(shown), dtype=bool), logarithmic)
+
+
+def _draw_panel(axis: Axes, rows: Sequence[Signal], run: Run) -> None:
+    points = [_Points.of(row, run) for row in rows]
+    colours = [_colour(rows[0]), *OTHER_COLOURS][: len(rows)]
+    first = rows[0]
+    logarithmic = bool(
+        not (first.linear or first.count)
+        and points[0].values.min() > 0
+        and points[0].values.max() / points[0].values.min() > WIDE
+    )
+    if logarithmic:
+        axis.set_yscale("log")
+    limits = [of_one.limits(logarithmic) for of_one in points]
+    axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    for of_one, colour in zip(points, colours, strict=True):
+        _draw_series(axis, of_one, colour)
+    title = axis.set_title(_title(rows, points), loc="left", fontsize=8.5, color=colours[0], pad=3, parse_math=False)
+    title.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
+    if len(rows) > 1:
+        _name_lines(axis, rows, colours, run)
+    _dress(axis, first.count, logarithmic)
+
+
+def _title(rows: Sequence[Signal], points: Sequence[_Points]) -> str:
+    """What is drawn, what its shade is, and how much of it is not to be trusted."""
+    title = rows[0].title if len(rows) == 1 else rows[0].group
+    if points[0].bounds is not None:
+        title += ", between its bounds"
+        if not len(points[0].values):
+            title += "; not resolved at any step"
+    elif any((of_one.high > of_one.low).any() for of_one in points):
+        title += ", 95 % band"
+    count = sum(len(of_one.values) for of_one in points)
+    doubtful = sum(int((~of_one.trusted).sum()) for of_one in points)
+    return f"{title}; {doubtful} of {count} points unreliable (hollow)" if doubtful else title
+
+
+def _name_lines(axis: Axes, rows: Sequence[Signal], colours: Sequence[str], run: Run) -> None:
+    """Above the right end of a panel of several signals, each in its colour, with its resolution if that is known."""
+    names = []
+    for row in rows:
+        measured = run.series(f"{row.name}_resolution").values if f"{row.name}_resolution" in run.names else np.empty(0)
+        known = measured[np.isfinite(measured)]
+        resolution = f" (ε = {np.median(known):.2g})" if len(known) else ""
+        names.append(f"{row.title.rpartition(', ')[2]}{resolution}")
+    lines = [Line2D([], [], color=colour, linewidth=1.2) for colour in colours]
+    legend = axis.legend(
+        lines,
+        names,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=len(rows),
+        fontsize=8,
+        facecolor="white",
+        edgecolor="none",
+        framealpha=1.0,
+        borderpad=0.1,
+        borderaxespad=0.1,
+        handlelength=1.2,
+        columnspacing=1.2,
+        labelcolor=list(colours),
+    )
+    legend.set_zorder(5)
+
+
+def _draw_series(axis: Axes, points: _Points, colour: str) -> None:
+    steps, values, trusted = points.steps, points.values, points.trusted
+    floor, ceiling = axis.get_ylim()
+    if points.bounds is None:
+        shade: Any = (steps[trusted], points.low[trusted], points.high[trusted])
+    else:
+        shade = points.bounds
+    axis.fill_between(*shade, color=colour, alpha=0.18, linewidth=0, zorder=1)
     sure = (steps[trusted], values[trusted])
-    if bounds is None:
-        axis.fill_between(steps[trusted], low[trusted], high[trusted], color=colour, alpha=0.18, linewidth=0, zorder=1)
     axis.plot(*sure, color=colour, linewidth=1.2, zorder=2, solid_joinstyle="round")
     if len(values) <= MANY_POINTS:
         axis.plot(*sure, "o", color=colour, markersize=2.4, zorder=3)
-    logarithmic = bool(not (row.linear or row.count) and values.min() > 0 and values.max() / values.min() > WIDE)
-    if logarithmic:
-        axis.set_yscale("log")
-    if bounds is None:
-        floor, ceiling = _value_limits(values, low, high, trusted, logarithmic)
-    else:
-        shown = np.concatenate([values, *bounds[1:]])
-        floor, ceiling = _value_limits(shown, shown, shown, np.ones(len(shown), dtype=bool), logarithmic)
-    axis.set_ylim(floor, ceiling)
     doubtful: dict[str, Any] = dict(markerfacecolor="white", markeredgecolor=colour, linestyle="none", zorder=4)
     axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
     for marker, beyond, edge in (("^", values > ceiling, ceiling), ("v", values < floor, floor)):
         axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
-    if len(values) and not trusted.all():
-        label += f"; {(~trusted).sum()} of {len(trusted)} points unreliable (hollow)"
-    title = axis.set_title(label, loc="left", fontsize=8.5, color=colour, pad=3, parse_math=False)
-    title.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
-    _dress(axis, row.count, logarithmic)
 
 
 def _measured_bounds(

@@ -16,6 +16,7 @@ from phasewatch.record import Transition
 from phasewatch.record.signals import look_up
 from phasewatch.report.analysis import Analysis
 from phasewatch.report.figure import run_figure
+from phasewatch.report.moved import describe_moved
 from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import COLUMNS, NONE_FOUND, table_rows
 
@@ -40,17 +41,25 @@ _HOW_TO_READ = """
 faster than the stages on both sides of it; the amber shade is the 95 % interval of its place, the bar on
 top its whole extent.</dd>
 <dt>Kinds</dt>
-<dd><b>A</b>: the loss falls and the learning coefficient λ rises; accuracy is bought with complexity.
-<b>B</b>: the loss stays about constant and λ falls; the model becomes simpler. Anything else is named as
-what it was.</dd>
+<dd><b>A</b>: the loss falls and the learning coefficient λ of the function rises; accuracy is bought with
+complexity. <b>B</b>: the loss stays about constant and λ falls, and so it does where outputs are compared in a
+metric of fixed variance; the model becomes simpler. Where it does not fall there, the model has only become
+<i>more confident</i>. Anything else is named as what it was. λ has a resolution; <i>(fine)</i> and <i>(coarse)</i>
+say that a kind holds at one of the two alone. No kind is named at a resolution where the change of λ would have the
+other sign with a prior of twice or half the spread, or at twice or half the resolution.</dd>
 <dt>What changed</dt>
-<dd>The level of each signal as the stage before ends and as the stage after begins, the most significant
-first. The score is the strength over all signals, in standard errors: about 4 is barely seen, 10 is plain.
+<dd>The level of each signal as the stage before ends and as the stage after begins: λ of the function, then the most
+significant first. The score is the strength over all signals, in standard errors: about 4 is barely seen, 10 is plain.
 All of it holds given that the transition was detected.</dd>
 <dt>λ and the zero eigenvalues</dt>
 <dd>λ measures the effective dimension of the model around its weights: half the number of parameters where
 nothing is degenerate, less where there are directions that do not change the function. Those show as zero
-eigenvalues of the Hessian, counted between bounds.</dd>
+eigenvalues of the Hessian, counted between bounds. λ of the function counts what changes the outputs by more than its
+resolution, at every step; λ of the loss, which counts in the free energy, is measured where the weights are near a
+minimum.</dd>
+<dt>Samples that changed most</dt>
+<dd>By their place in the probe, from 0, with their losses at the last measurement before the transition and the first
+after it; the classes with the mean change of theirs and its standard error.</dd>
 <dt>Hollow points</dt>
 <dd>Estimates whose own diagnostics say that they are not to be trusted. The detector gives them little
 weight; hollow triangles lie beyond the axis.</dd>
@@ -114,6 +123,10 @@ def _page(analysis: Analysis, image: bytes) -> str:
         if count
         else f"<p>{escape(analysis.note or NONE_FOUND)}</p>",
     ]
+    moved = [(one, describe_moved(run.moved(one))) for one in analysis.transitions]
+    if any(words for _, words in moved):
+        told = [(format_step(one.step), one.label, "\n".join(words)) for one, words in moved if words]
+        parts += ["<h2>Samples that changed most</h2>", _table(("step", "kind", "samples and classes"), told)]
     if run.transitions:
         flagged = [_flagged(one) for one in sorted(run.transitions, key=lambda one: one.flagged_at or 0.0)]
         columns = ("flagged at step", "from-to", "kind")
@@ -135,7 +148,8 @@ def _page(analysis: Analysis, image: bytes) -> str:
         lines = [(str(line.number), line.reason) for line in run.damaged]
         parts += ["<h2>Damaged lines of the record</h2>", _table(("line", "what is wrong"), lines)]
     if run.header:
-        parts += ["<h2>What produced the run</h2>", _table(("entry", "value"), _flat(run.header))]
+        entries = {name: entry for name, entry in run.header.items() if name != "labels"}
+        parts += ["<h2>What produced the run</h2>", _table(("entry", "value"), _flat(entries))]
     return "\n".join([*parts, "</body></html>", ""])
 
 
@@ -163,7 +177,7 @@ def _warnings(analysis: Analysis) -> Iterable[str]:
 
 def _flagged(one: Transition) -> tuple[str, str, str]:
     extent = f"since {format_step(one.start)}" if one.under_way else format_span(one.start, one.end)
-    return format_step(one.flagged_at or 0.0), extent, one.kind
+    return format_step(one.flagged_at or 0.0), extent, one.full_kind
 
 
 def _described(name: str) -> tuple[str, str, str]:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from phasewatch.record import Transition
+from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE
 from phasewatch.report.numbers import format_change, format_span, format_step, format_value
 
 NONE_FOUND = "No transitions were found: within its noise, the run stays in one stage."
@@ -13,6 +14,7 @@ COLUMNS = ("step (95 % interval)", "from-to", "kind", "what changed", "score")
 WIDTH = 100
 # A signal's change is told when it is this many standard errors beyond the drift of the stages.
 LEAST_Z = 3.0
+_FIRST = (LLC_BEHAVIORAL, LLC_COARSE)
 _GAP = 2
 _WIDEST_KIND = 18
 
@@ -45,12 +47,13 @@ def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tup
 
 
 def describe_changes(transition: Transition, arrow: str = "->") -> list[str]:
-    """What each signal did, the most significant first; at least one, else those beyond their noise.
+    """What each signal did, λ of the function first, then the most significant; at least one, else those beyond noise.
 
     A change is called unreliable where one of its stages holds no reliable point of the signal.
     """
-    ranked = sorted(transition.changes.items(), key=lambda item: -abs(item[1].z))
-    told = [(name, c) for name, c in ranked if abs(c.z) >= LEAST_Z] or ranked[:1]
+    ranked = sorted(transition.changes.items(), key=lambda item: (item[0] not in _FIRST, -abs(item[1].z)))
+    told = [(name, c) for name, c in ranked if abs(c.z) >= LEAST_Z]
+    told = told or sorted(ranked, key=lambda item: -abs(item[1].z))[:1]
     return [
         f"{name} {format_change(c.before, c.after, arrow)}{'' if c.reliable else ' (unreliable)'}" for name, c in told
     ]

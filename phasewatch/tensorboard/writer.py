@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.record import Flag, Histogram, Measurement, Run, Signal, Transition
 from phasewatch.record.signals import NULLITY, SPECTRUM, detected, groups, is_one_of_several_counts
-from phasewatch.report import Analysis, analyze_run, density_figure, format_table, run_figure
+from phasewatch.report import Analysis, analyze_run, density_figure, format_moved, format_table, run_figure
 
 CHILD_RUN = "phasewatch"
 BINS = 60
@@ -64,6 +64,8 @@ class TensorBoardWriter:
                 self._scalar(name, estimate.value, step)
         self._scalar("unreliable", sum(not estimate.reliable for estimate in measurement.estimates.values()), step)
         self._write_bands(measurement)
+        for name in _doubtful(measurement):
+            self._scalar(_unreliable(name), measurement.value(name), step)
         self._write_layout(measurement)
         if SPECTRUM in measurement.histograms:
             self._write_spectrum(measurement.histograms[SPECTRUM], measurement.value(f"{NULLITY}_threshold"), step)
@@ -78,8 +80,8 @@ class TensorBoardWriter:
             if flag.action != "withdrawn":
                 self._scalar("transition_at", flag.transition.step, step)
         self._scalar("transitions", len(standing), step)
-        self._text("transitions_flagged", standing, None, step)
         so_far = Run(None, {}, tuple(self._measurements), (), (), (), finished=False)
+        self._text("transitions_flagged", so_far, standing, None, step)
         signals = tuple(detected(so_far.names))
         self._figure("run_so_far", Analysis(so_far, tuple(standing), signals, math.nan, None), step)
         self._writer.flush()
@@ -90,7 +92,7 @@ class TensorBoardWriter:
             return
         analysis = analyze_run(run, alpha=run.header.get("alpha") or 0.05)
         step = run.measurements[-1].step
-        self._text("transitions_found", analysis.transitions, analysis.note, step)
+        self._text("transitions_found", run, analysis.transitions, analysis.note, step)
         self._figure("run", analysis, step)
         self._write_density(step)
         self._writer.flush()
@@ -118,6 +120,7 @@ class TensorBoardWriter:
         # counts that never occur would only be lines at zero
         found = measurement.estimates.items()
         seen = self._charted | {name for name, one in found if one.value or not is_one_of_several_counts(name)}
+        seen |= set(map(_unreliable, _doubtful(measurement)))
         if seen == self._charted:
             return
         self._charted = seen
@@ -151,8 +154,10 @@ class TensorBoardWriter:
         if figure is not None:
             self._writer.add_image("phasewatch/hessian_density", _rendered(figure), step, dataformats="HWC")
 
-    def _text(self, name: str, transitions: Sequence[Transition], note: str | None, step: int) -> None:
-        self._writer.add_text(f"phasewatch/{name}", note or format_table(transitions, markdown=True), step)
+    def _text(self, name: str, run: Run, transitions: Sequence[Transition], note: str | None, step: int) -> None:
+        table = note or format_table(transitions, markdown=True)
+        moved = format_moved(run, transitions, markdown=True)
+        self._writer.add_text(f"phasewatch/{name}", f"{table}\n\n{moved}" if moved else table, step)
 
     def _figure(self, name: str, analysis: Analysis, step: int) -> None:
         image = _rendered(run_figure(analysis))
@@ -177,12 +182,19 @@ def spectrum_edges(positions: NDArray[np.float64], threshold: float) -> NDArray[
 
 
 def _charts(group: str, rows: Sequence[Signal], seen: Collection[str]) -> Iterator[tuple[str, list[str | list[str]]]]:
-    """Title and content of the charts of a group: one for each signal with bounds, one for all others together."""
+    """Title and content of the charts of a group: one for each signal with bounds, one for all others together.
+
+    Where several have bounds, their values stand in that one as well, and beside them those that are unreliable: a
+    chart of bands holds only one, and comes after all charts of lines.
+    """
     together = []
+    several = _has_several_bands(rows)
     for row in (row for row in rows if row.name in seen):
+        if row.bounds is None or several:
+            together += [_pattern(name) for name in (row.name, _unreliable(row.name)) if name in seen]
         if row.bounds is None:
-            together.append(_pattern(row.name))
-        elif row.bounds[0] in seen:
+            continue
+        if row.bounds[0] in seen:
             # A value may be unknown where its bounds are not, and a margin chart fails where their steps differ.
             yield f"{row.title} (bounds)", ["Multiline", [_pattern(name) for name in (row.name, *row.bounds)]]
         else:
@@ -190,6 +202,21 @@ def _charts(group: str, rows: Sequence[Signal], seen: Collection[str]) -> Iterat
             yield f"{row.title} (95 % band)", ["Margin", tags]
     if together:
         yield group, ["Multiline", together]
+
+
+def _unreliable(name: str) -> str:
+    """The tag that repeats a signal where it is not to be trusted."""
+    return f"{name}_unreliable"
+
+
+def _doubtful(measurement: Measurement) -> list[str]:
+    """The signals of groups of several bands that are not to be trusted in a measurement."""
+    several = [row.name for rows in groups().values() if _has_several_bands(rows) for row in rows]
+    return [name for name in several if name in measurement.estimates and not measurement.estimates[name].reliable]
+
+
+def _has_several_bands(rows: Sequence[Signal]) -> bool:
+    return sum(row.bounds is not None for row in rows) > 1
 
 
 def _pattern(name: str) -> str:

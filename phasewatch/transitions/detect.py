@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Literal
@@ -44,6 +44,7 @@ def detect_transitions(
     *,
     standard_errors: Mapping[str, ArrayLike] | None = None,
     reliable: Mapping[str, ArrayLike] | None = None,
+    read_beside: Collection[str] = (),
     alpha: float = 0.05,
     n: int | None = None,
     model: Model = "auto",
@@ -58,17 +59,19 @@ def detect_transitions(
 
     Args:
         steps: increasing steps of the measurements, shape (k,).
-        values: name to values of each signal, shape (k,); NaN where one was not measured. ``"loss"`` and ``"llc"``
-            decide the kind.
+        values: name to values of each signal, shape (k,); NaN where one was not measured. ``"loss"`` and
+            ``"llc_behavioral"`` at its resolutions, or else ``"llc"``, decide the kind.
         standard_errors: name to standard errors of the values. Only their course counts, not their scale.
         reliable: name to booleans; unreliable points carry a 25th of the weight of others.
+        read_beside: names of those in which no transition is looked for: they tell of what kind one is
+            (:func:`phasewatch.transitions.kinds.read_beside`).
         alpha: wanted rate of false alarms in a run without transitions.
         n: size of the training set, for the change of the free energy.
         model: what a stage is: ``"plateau"`` (constant), ``"drift"`` (a line in log time, which may bend), or what the
             data say.
         criterion: ``"transition"``, or ``"plateau"`` for the boundaries of the developmental literature (Hoogland et
-            al. 2024): the steps at which the smoothed llc (the first signal where there is none) has slope zero in log
-            time. What is returned is then of kind ``"plateau"``.
+            al. 2024): the steps at which the smoothed learning coefficient (the first signal where there is none) has
+            slope zero in log time. What is returned is then of kind ``"plateau"``.
 
     Returns:
         The transitions in order, a list with ``stages`` and, where too little was measured, ``undecided``.
@@ -92,7 +95,7 @@ def detect_transitions(
         raise ValueError(f"criterion is {criterion!r}; expected 'transition' or 'plateau'")
     if n is not None and (not isinstance(n, Real) or not math.isfinite(n)):
         raise ValueError(f"n is {n!r}; expected the number of training samples, or None where it is not known")
-    scaled = scaled_run(steps, values, standard_errors, reliable)
+    scaled = scaled_run(steps, values, standard_errors, reliable, read_beside)
     if isinstance(scaled, Detection):
         return scaled
     count = len(scaled.steps)
@@ -119,29 +122,31 @@ def scaled_run(
     values: Mapping[str, ArrayLike],
     standard_errors: Mapping[str, ArrayLike] | None,
     reliable: Mapping[str, ArrayLike] | None,
+    read_beside: Collection[str] = (),
 ) -> Scaled | Detection:
     """Check what was given and bring it to one scale, or say why nothing can be said."""
     steps = checked_steps(steps)
     given = checked_signals(steps, values, standard_errors, reliable)
-    arrays = [array for array, _, _ in given.values()]
+    searched = {name: column for name, column in given.items() if name not in read_beside}
+    if not searched:
+        raise ValueError(f"all signals, {sorted(given)}, are only read beside others; expected one to search")
+    arrays = [column.values for column in searched.values()]
     # A signal that never changes tells nothing, not even when something was measured.
-    measured = np.isfinite([array for array in arrays if varies(array)] or arrays).any(axis=0)
+    measured = np.any(np.isfinite([array for array in arrays if varies(array)] or arrays), axis=0)
     count = int(measured.sum())
     if count < MIN_POINTS:
         return Detection(undecided=f"{count} measurements are too few; it takes {MIN_POINTS}: measure more often.")
     steps = steps[measured]
     time = log_time(steps)
-    prepared = (
-        prepare(name, time, array[measured], None if errors is None else errors[measured], trusted[measured])
-        for name, (array, errors, trusted) in given.items()
-    )
+    prepared = (prepare(name, time, column.at(measured)) for name, column in searched.items())
     signals = [signal for signal in prepared if signal is not None]
     if not signals:
         # Constant signals were seen to have no transition; signals that are nearly empty were not seen at all.
-        enough = max(int(np.isfinite(array).sum()) for array, _, _ in given.values()) >= MIN_POINTS
+        enough = max(int(np.isfinite(array).sum()) for array in arrays) >= MIN_POINTS
         return Detection(undecided=None if enough else f"no signal was measured at {MIN_POINTS} steps or more.")
-    trusted = np.column_stack([given[signal.name][2][measured] for signal in signals])
-    return Scaled.of(steps, time, signals, trusted)
+    trusted = np.column_stack([searched[signal.name].trusted[measured] for signal in signals])
+    beside = {name: given[name].at(measured) for name in read_beside if name in given}
+    return Scaled.of(steps, time, signals, trusted, beside)
 
 
 def _least_change(alpha: float, points: int, signals: int) -> float:

@@ -63,6 +63,7 @@ class LiveDetector:
         self._values: dict[str, list[float | None]] = {}
         self._errors: dict[str, list[float | None]] = {}
         self._reliable: dict[str, list[bool]] = {}
+        self._read_beside: set[str] = set()
         self._searched = 0
         self._waiting = False
         self._missed: dict[int, int] = {}
@@ -78,6 +79,7 @@ class LiveDetector:
         values: Mapping[str, float],
         standard_errors: Mapping[str, float] | None = None,
         reliable: Mapping[str, bool] | None = None,
+        read_beside: Collection[str] = (),
     ) -> list[Flag]:
         """Take the measurement of one step and return what is new, revised or withdrawn as of now.
 
@@ -86,12 +88,13 @@ class LiveDetector:
             values: name to value; a signal that was not measured is left out or NaN.
             standard_errors: name to standard error.
             reliable: name to whether the value may be trusted; trusted where left out.
+            read_beside: names of those in which no transition is looked for: they tell of what kind one is.
 
         Raises:
             ValueError: if the step is not a later one, or for the reasons of ``detect_transitions``. The measurement is
                 then not taken.
         """
-        self._append(step, values, standard_errors or {}, reliable or {})
+        self._append(step, values, standard_errors or {}, reliable or {}, read_beside)
         new = self._look()
         self.flags.extend(new)
         return new
@@ -128,9 +131,10 @@ class LiveDetector:
             ) from error
         self.alpha, self._waiting, self.flags = alpha, waiting, list(flags)
         self._steps, self._values, self._errors, self._reliable = [], {}, {}, {}
-        for step, values, errors, reliable in measurements:
+        self._read_beside = set()
+        for step, values, errors, reliable, *beside in measurements:
             with suppress(ValueError):
-                self._append(step, values, errors, reliable)
+                self._append(step, values, errors, reliable, *beside)
         # Of measurements and flags that are lost nothing can have been searched or missed.
         self._searched = min(searched, len(self._steps))
         known = {flag.number for flag in self.flags}
@@ -142,6 +146,7 @@ class LiveDetector:
         values: Mapping[str, float],
         standard_errors: Mapping[str, float],
         reliable: Mapping[str, bool],
+        read_beside: Collection[str] = (),
     ) -> None:
         step = _number(step, "step")
         if not math.isfinite(step) or (self._steps and step <= self._steps[-1]):
@@ -162,18 +167,20 @@ class LiveDetector:
                 self._errors[name] = [None] * len(self._steps)
                 self._reliable[name] = [True] * len(self._steps)
         self._steps.append(step)
+        self._read_beside.update(read_beside)
         for name, column in self._values.items():
             column.append(row.get(name))
             self._errors[name].append(errors.get(name))
             self._reliable[name].append(bool(reliable.get(name, True)))
 
     def _look(self) -> list[Flag]:
-        if not self._values:
+        if not self._values.keys() - self._read_beside:
             return []
         first = self._first_in_window
         columns = (self._values, self._errors, self._reliable)
-        given = ({name: column[first:] for name, column in kind.items()} for kind in columns)
-        scaled = scaled_run(self._steps[first:], *given)  # type: ignore[arg-type]
+        given: list[Any] = [{name: column[first:] for name, column in kind.items()} for kind in columns]
+        values, errors, reliable = given
+        scaled = scaled_run(self._steps[first:], values, errors, reliable, self._read_beside)
         if isinstance(scaled, Detection) or not self._is_worth_a_search(scaled):
             return []
         self._searched = len(self._steps)
@@ -301,7 +308,7 @@ class LiveDetector:
 
         Elsewhere is more than a measurement away, and more than the quarter of its width that is doubtful anyway.
         """
-        if (old.kind, old.under_way) != (now.kind, now.under_way):
+        if old.label != now.label:
             return True
         start, end = self._index(old.start), self._index(old.end)
         moved = max(abs(self._index(now.start) - start), abs(self._index(now.end) - end))

@@ -6,9 +6,11 @@ the zeros of its slope. A zero counts where the slope is beyond doubt on both si
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from phasewatch.record.signals import LLC, NORMAL_95
+from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, NORMAL_95
 from phasewatch.record.transition import Transition
 from phasewatch.transitions.series import Scaled
 from phasewatch.transitions.wording import describe
@@ -18,9 +20,12 @@ GRID = 400
 
 
 def plateau_boundaries(scaled: Scaled) -> list[Transition]:
-    """Return the places at which the smoothed llc (else the first signal) turns, each between its doubtful slopes."""
+    """Return the places at which a smoothed signal turns, each between its doubtful slopes.
+
+    It is the learning coefficient of the function, else that of the loss, else the first signal.
+    """
     names = [signal.name for signal in scaled.signals]
-    k = names.index(LLC) if LLC in names else 0
+    k = next((names.index(name) for name in (LLC_BEHAVIORAL, LLC) if name in names), 0)
     present = scaled.present[:, k]
     time, y, sigma = scaled.time[present], scaled.y[present, k], scaled.sigma[present, k]
     extent = float(np.ptp(time))
@@ -73,7 +78,7 @@ def plateau_boundaries(scaled: Scaled) -> list[Transition]:
 
 
 def _renamed(transition: Transition) -> Transition:
-    return Transition(**{**transition.__dict__, "kind": "plateau"})
+    return replace(transition, kind="plateau", resolutions=())
 
 
 def _covariance(a: np.ndarray, b: np.ndarray, length: float, gain: float) -> np.ndarray:

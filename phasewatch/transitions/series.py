@@ -65,6 +65,25 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A signal as it was measured.
+
+    Attributes:
+        values: shape (n,); NaN where missing.
+        errors: standard errors, shape (n,), NaN where unknown; None where there are none.
+        trusted: whether a value may be trusted, shape (n,).
+    """
+
+    values: np.ndarray
+    errors: np.ndarray | None
+    trusted: np.ndarray
+
+    def at(self, kept: np.ndarray) -> Column:
+        """The same at some of the measurements."""
+        return Column(self.values[kept], None if self.errors is None else self.errors[kept], self.trusted[kept])
+
+
+@dataclass(frozen=True)
 class Scaled:
     """All signals as columns, each in units of its span about its middle, so that none is too large to be squared.
 
@@ -77,6 +96,7 @@ class Scaled:
         trusted: whether a value is known and reliable, shape (n, signals).
         middle: median of each signal on its scale.
         span: spread of each signal on its scale.
+        beside: what is only read, by name.
     """
 
     steps: np.ndarray
@@ -87,16 +107,24 @@ class Scaled:
     trusted: np.ndarray
     middle: np.ndarray
     span: np.ndarray
+    beside: Mapping[str, Column]
 
     @classmethod
-    def of(cls, steps: np.ndarray, time: np.ndarray, signals: list[Signal], trusted: np.ndarray) -> Scaled:
+    def of(
+        cls,
+        steps: np.ndarray,
+        time: np.ndarray,
+        signals: list[Signal],
+        trusted: np.ndarray,
+        beside: Mapping[str, Column],
+    ) -> Scaled:
         """Bring signals to one scale; ``trusted`` has shape (n, signals)."""
         middle = np.array([np.nanmedian(signal.scaled) for signal in signals])
         span = np.array([signal.span for signal in signals])
         sigma = np.column_stack([signal.sigma for signal in signals]) / span
         present = np.isfinite(sigma)
         y = np.where(present, (np.column_stack([signal.scaled for signal in signals]) - middle) / span, 0.0)
-        return cls(steps, time, signals, y, sigma, trusted & present, middle, span)
+        return cls(steps, time, signals, y, sigma, trusted & present, middle, span, beside)
 
     @property
     def present(self) -> np.ndarray:
@@ -134,8 +162,8 @@ def checked_signals(
     values: Mapping[str, ArrayLike],
     standard_errors: Mapping[str, ArrayLike] | None,
     reliable: Mapping[str, ArrayLike] | None,
-) -> dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
-    """Return (values, standard errors or None, reliable) of each signal, or raise what is wrong with them."""
+) -> dict[str, Column]:
+    """Return each signal as it was measured, or raise what is wrong with it."""
     if not isinstance(values, Mapping):
         raise ValueError(f"values are a {type(values).__name__}; expected a mapping of name to array: {{'loss': loss}}")
     if not values:
@@ -162,7 +190,7 @@ def checked_signals(
             if not np.all(np.isin(flags, (0.0, 1.0))):
                 raise ValueError(f"reliable of {name!r} holds other values than true and false; expected booleans")
             trusted = flags == 1.0
-        signals[name] = (array, errors, trusted)
+        signals[name] = Column(array, errors, trusted)
     return signals
 
 
@@ -191,10 +219,9 @@ def varies(values: np.ndarray) -> bool:
     return bool(len(known) >= 4 and np.ptp(known) > 1e-12 * np.abs(known).max())
 
 
-def prepare(
-    name: str, time: np.ndarray, values: np.ndarray, errors: np.ndarray | None, trusted: np.ndarray
-) -> Signal | None:
+def prepare(name: str, time: np.ndarray, column: Column) -> Signal | None:
     """Return the signal on its scale with the noise of each point, or None if it is constant or nearly empty."""
+    values, errors, trusted = column.values, column.errors, column.trusted
     if not varies(values):
         return None
     present = np.isfinite(values)

@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 
 from phasewatch.record.signals import LLC, LOSS
 from phasewatch.record.transition import Change, Transition
+from phasewatch.transitions.companions import changes_beside
 from phasewatch.transitions.kinds import name_kind
 from phasewatch.transitions.levels import points_after, points_before
 from phasewatch.transitions.series import Scaled
@@ -84,12 +85,14 @@ def describe(
         if told.reliable and (not seen[k] or rise * (right.median - left.median) > 0):
             speaking[signal.name] = told
     seen_by = tuple(name for name in changes if changed[name])
+    kind = name_kind(speaking, changed, changes_beside(scaled, sides))
     return Transition(
         start=extent[0],
         end=extent[1],
         step=step,
         interval=interval,
-        kind=name_kind(speaking, changed),
+        kind=kind.name,
+        resolutions=kind.resolutions,
         changes=changes,
         score=float(np.sqrt((z**2).sum())),
         # Smaller chances than floating point can hold are none that is zero.

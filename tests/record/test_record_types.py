@@ -94,6 +94,10 @@ def test_a_measurement_comes_back_as_it_was() -> None:
     )
     text = json.dumps(measurement.to_dict(), allow_nan=False)
     assert Measurement.from_dict(json.loads(text)) == measurement
+    assert "sample_losses" not in measurement.to_dict()
+    of_samples = dataclasses.replace(measurement, sample_losses=(0.25, math.nan, 3.0))
+    again = Measurement.from_dict(json.loads(json.dumps(of_samples.to_dict(), allow_nan=False)))
+    assert [str(loss) for loss in again.sample_losses] == ["0.25", "nan", "3.0"]
     with pytest.raises(ValueError, match="not a measurement: .*step, values"):
         Measurement.from_dict({"step": 3, "values": {}})
 
@@ -119,7 +123,7 @@ def test_transitions_and_flags_are_read_back_as_what_they_were(tmp_path: Path) -
     flags = (
         Flag(0, "flagged", transition(20.0), 30.0),
         Flag(1, "flagged", transition(50.0, under_way=True), 60.0),
-        Flag(0, "revised", transition(21.0, free_energy=-3.0, seen_by=("loss",)), 70.0),
+        Flag(0, "revised", transition(21.0, free_energy=-3.0, seen_by=("loss",), resolutions=("fine",)), 70.0),
     )
     journal = Journal(tmp_path)
     journal.append("header", {"schema_version": SCHEMA_VERSION})
@@ -130,6 +134,18 @@ def test_transitions_and_flags_are_read_back_as_what_they_were(tmp_path: Path) -
     assert list(run.transitions) == standing_transitions(flags)
     journal.append("resume", {"step": 60, "after": 1})
     assert load_run(tmp_path).transitions == (dataclasses.replace(transition(20.0), flagged_at=30.0),)
+
+
+def test_a_kind_says_at_which_resolution_it_holds_where_it_is_one_alone() -> None:
+    labels = {(): "A", ("coarse",): "A (coarse)", ("fine", "coarse"): "A"}
+    assert {resolutions: transition(5.0, resolutions=resolutions).label for resolutions in labels} == labels
+    assert transition(5.0, resolutions=("fine",), under_way=True).label == "A (fine), under way"
+
+
+def test_a_transition_recorded_without_resolutions_is_read() -> None:
+    plain = transition(5.0).to_dict()
+    del plain["resolutions"]
+    assert Transition.from_dict(plain) == transition(5.0)
 
 
 def test_a_record_of_an_older_version_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,33 @@ def measurements(steps: np.ndarray, jumps: list[float], seed: int = 0) -> list[M
         estimates["llc"] = Estimate(llc + (3.0 if doubts else 0.0), 0.8, doubts)
         found.append(Measurement(int(step), estimates, {"hessian_eigenvalues": spectrum}, 0.1, 0.0))
     return found
+
+
+def with_lambda_of_function(
+    found: Sequence[Measurement], jumps: Sequence[float], *, seed: int = 1, spread_slope: float = 0.5
+) -> list[Measurement]:
+    """The same with λ of the function, which rises by 12 at each jump at the fine resolution and by 4 at the coarse.
+
+    Its heat capacity is λ itself, so that it does not depend on the resolution; by its slope in the prior's spread,
+    ``spread_slope`` times λ, a rise at double the spread is ``1 + spread_slope * log(2)`` of what it is.
+    λ of the loss is measured at the last six points alone: before, w* is no minimum.
+    """
+    rng = np.random.default_rng(seed)
+    complete = []
+    for k, m in enumerate(found):
+        stage = sum(m.step >= jump for jump in jumps)
+        estimates = dict(m.estimates)
+        for name, rise, resolution in (("llc_behavioral", 12.0, 0.01), ("llc_behavioral_coarse", 4.0, 0.1)):
+            doubts = ("R-hat 1.4 is above 1.1",) if k % 11 == 5 else ()
+            value = 10.0 + rise * stage + 0.3 * rng.standard_normal()
+            estimates[name] = Estimate(value + (2.0 if doubts else 0.0), 0.6, doubts)
+            estimates[f"{name}_heat_capacity"] = Estimate(value)
+            estimates[f"{name}_spread_slope"] = Estimate(spread_slope * value, 0.1)
+            estimates[f"{name}_resolution"] = Estimate(resolution)
+        if k < len(found) - 6:
+            estimates["llc"] = Estimate(np.nan, doubts=("w* is no minimum of the loss",))
+        complete.append(replace(m, estimates=estimates))
+    return complete
 
 
 def recorded_run(

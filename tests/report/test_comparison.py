@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+from staircase import measurements, with_lambda_of_function
 
 from phasewatch.record import Estimate, Measurement, Run
-from phasewatch.report import Analysis, comparison_figure, format_comparison
+from phasewatch.report import Analysis, analyze_run, comparison_figure, format_comparison
 from phasewatch.transitions import Transition, align_transitions
 
 
@@ -45,6 +46,20 @@ def test_the_figure_joins_what_is_the_same_transition() -> None:
     assert [text.get_text() for text in axis.texts] == ["one: loss", "two: loss", "three: loss"]
     low, high = axis.get_xlim()
     assert low < 0 and high > 950 and np.isfinite([low, high]).all()
+
+
+def test_a_lane_shows_lambda_of_the_function() -> None:
+    runs = [recorded_run_with_lambda(seed) for seed in (1, 2)]
+    analyses = [analyze_run(run) for run in runs]
+    aligned = align_transitions([one.transitions for one in analyses])
+    assert [one.kind for one in aligned] == ["A"]
+    [axis] = comparison_figure(["one", "two"], analyses, aligned).axes
+    assert [text.get_text() for text in axis.texts] == ["one: llc_behavioral", "two: llc_behavioral"]
+
+
+def recorded_run_with_lambda(seed: int) -> Run:
+    found = with_lambda_of_function(measurements(np.arange(0, 6000, 100), [3000.0], seed), [3000.0], seed=seed)
+    return Run(None, {}, tuple(found), (), (), (), finished=True)
 
 
 def test_runs_without_measurements_are_drawn_empty() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import same_color
 from matplotlib.figure import Figure
-from staircase import measurements, recorded_run
+from staircase import measurements, recorded_run, with_lambda_of_function
 
 from phasewatch.record import Estimate, Measurement, Run
 from phasewatch.report import Analysis, analyze_run, run_figure
@@ -158,3 +159,33 @@ def test_a_count_that_is_never_known_is_drawn_by_its_bounds() -> None:
     assert axis.get_title(loc="left") == "zero eigenvalues of the Hessian, between its bounds; not resolved at any step"
     low, high = axis.get_ylim()
     assert low < 3 and high > 40 and len(axis.collections) >= 1
+
+
+def test_lambda_of_the_function_is_drawn_first_at_both_resolutions_in_one_panel() -> None:
+    jumps = [2000.0, 4000.0]
+    found = with_lambda_of_function(measurements(np.arange(0, 6000, 100), jumps), jumps)
+    figure = run_figure(analyze_run(run_of(found)))
+    title, axis = next(iter(panels(figure).items()))
+    assert title == "learning coefficient λ of the function, 95 % band; 10 of 120 points unreliable (hollow)"
+    assert "loss on the probe" in list(panels(figure))[1]
+    legend = axis.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["fine (ε = 0.01)", "coarse (ε = 0.1)"]
+    doubtful = [found[k].step for k in range(60) if k % 11 == 5]
+    assert [at for marker, at in hollow(axis) if marker == "o"] == [doubtful, doubtful]
+    drawn = [line for line in axis.lines if len(line.get_xdata()) == 60 - len(doubtful) and line.get_linestyle() == "-"]
+    for name, line, text in zip(("llc_behavioral", "llc_behavioral_coarse"), drawn, legend.get_texts(), strict=True):
+        reliable = [m.value(name) for m in found if m.estimates[name].reliable]
+        assert np.asarray(line.get_ydata()).tolist() == reliable
+        assert same_color(line.get_color(), text.get_color())
+    low, high = axis.get_ylim()
+    assert low < 10 and high > 34, "the scale holds both"
+
+
+def test_one_resolution_alone_is_named_by_its_title() -> None:
+    found = with_lambda_of_function(measurements(np.arange(0, 6000, 100), [3000.0]), [3000.0])
+    fine = [
+        dataclasses.replace(m, estimates={k: e for k, e in m.estimates.items() if "coarse" not in k}) for m in found
+    ]
+    title, axis = next(iter(panels(run_figure(analyze_run(run_of(fine)))).items()))
+    assert title.startswith("learning coefficient λ of the function, fine, 95 % band") and axis.get_legend() is None

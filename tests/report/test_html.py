@@ -10,7 +10,7 @@ import pytest
 from staircase import recorded_run
 
 from phasewatch.record import load_run
-from phasewatch.report import analyze_run, write_report
+from phasewatch.report import analyze_run, format_moved, write_report
 
 VOID = {"meta", "img", "br"}
 
@@ -82,6 +82,33 @@ def test_failures_and_what_the_user_named_are_escaped(tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert page.text.count(evil) == 2
     assert "was not closed" in page.text
+
+
+def test_samples_that_moved_are_told_and_their_labels_listed_nowhere(tmp_path: Path) -> None:
+    """Sample 3 is learnt at step 2,000, sample 1 and its class unlearnt at 4,000; the labels are 512 numbers."""
+    run = recorded_run(tmp_path)
+    moving = []
+    for m in run.measurements:
+        losses = [1.0] * 512
+        losses[3] = 2.5 if m.step < 2000 else 0.5
+        losses[1] = losses[9] = 0.25 if m.step < 4000 else 4.0 + 0.5 * (m.step % 200 == 0)
+        moving.append(dataclasses.replace(m, sample_losses=tuple(losses)))
+    labels = {"kind": "class", "values": [8 if k in (1, 9) else 40_000 + k // 8 for k in range(512)]}
+    run = dataclasses.replace(run, measurements=tuple(moving), header={**run.header, "labels": labels})
+    analysis = analyze_run(run)
+    paths = write_report(analysis, tmp_path / "out")
+    page = parsed(paths.html)
+    assert "samples that changed most: 3 (2.50 to 0.500)" in page.text
+    assert "samples that changed most: 1 (0.250 to 4.50), 9 (0.250 to 4.50)\nclasses: 8 (4.25 ± 0)" in page.text
+    assert "40063" not in page.text, "labels"
+    told = json.loads(paths.json.read_text())["moved"]
+    assert [[one["index"] for one in of_transition["samples"]] for of_transition in told] == [[3], [1, 9]]
+    assert (
+        format_moved(run, analysis.transitions).splitlines()[0].startswith("at 1,950: samples that changed most: 3 (")
+    )
+    assert (
+        parsed(write_report(analyze_run(recorded_run(tmp_path / "b")), tmp_path / "c").html).text.count("Samples") == 1
+    )
 
 
 def test_damaged_lines_are_listed(tmp_path: Path) -> None:

@@ -36,6 +36,19 @@ def test_row_tells_place_kind_changes_and_score() -> None:
     assert row.split() == "12,040 (11,900-12,200) 11,800-12,400 A llc 12.3 -> 30.0, loss 2.30 -> 1.05 23.0".split()
 
 
+def test_lambda_of_the_function_is_told_first() -> None:
+    changes = {
+        "loss": change(2.3, 1.05, -90.0),
+        "llc_behavioral": change(12.31, 30.0, 21.0),
+        "llc_behavioral_coarse": change(5.0, 5.1, 1.0),
+    }
+    one = dataclasses.replace(TRANSITION, changes=changes, resolutions=("fine",))
+    text = format_table([one], markdown=True)
+    assert "| A (fine) | llc_behavioral 12.3 → 30.0<br>loss 2.30 → 1.05 |" in text and "coarse" not in text
+    unsure = dataclasses.replace(one, changes={"llc_behavioral": change(1, 2, 1.0), "loss": change(2, 1, -2.0)})
+    assert "loss 2.00 → 1.00" in format_table([unsure], markdown=True)
+
+
 def test_a_change_within_its_noise_is_told_only_where_there_is_no_other() -> None:
     quiet = dataclasses.replace(TRANSITION, changes={"nullity": change(14, 13, -1), "loss": change(2, 1.9, -0.5)})
     text = format_table([quiet])

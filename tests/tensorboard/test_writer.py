@@ -115,8 +115,35 @@ def test_a_count_that_is_unknown_shows_its_bounds(tmp_path: Path) -> None:
     ]
 
 
+def test_the_first_chart_is_lambda_of_the_function_at_both_resolutions(tmp_path: Path) -> None:
+    """Charts of lines come first, and one of bands holds one signal: the values stand in both."""
+    fine, coarse = "llc_behavioral", "llc_behavioral_coarse"
+    writer = TensorBoardWriter(tmp_path)
+    plain = measurement(0)
+    found = {**plain.estimates, fine: Estimate(20.0, 1.0), coarse: Estimate(8.0, 0.5)}
+    writer.on_measurement(dataclasses.replace(plain, estimates=found))
+    doubted = {**found, coarse: Estimate(9.0, 0.5, ("R-hat",))}
+    writer.on_measurement(dataclasses.replace(plain, step=1, estimates=doubted))
+    writer.close()
+    scalars = read_scalars(writer.directory)
+    assert scalars[f"phasewatch/{coarse}_unreliable"][0].tolist() == [1]
+    assert scalars[f"phasewatch/{coarse}"][1].tolist() == [8.0, 9.0]
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    [category] = layout(multiplexer, "phasewatch")["category"]  # type: ignore[misc, attr-defined]
+    first = next(chart for chart in category["chart"] if "multiline" in chart)
+    assert first["title"] == "learning coefficient λ of the function"
+    assert first["multiline"]["tag"] == [f"^phasewatch/{name}$" for name in (fine, coarse, f"{coarse}_unreliable")]
+    bands = [chart["margin"]["series"] for chart in category["chart"] if "margin" in chart]
+    assert bands[:2] == [
+        [{part: f"phasewatch/{name}{end}" for part, end in (("value", ""), ("lower", "_lower"), ("upper", "_upper"))}]
+        for name in (fine, coarse)
+    ]
+    assert len({chart["title"] for chart in category["chart"]}) == len(category["chart"])
+
+
 def layout(multiplexer: EventMultiplexer, run: str) -> dict[str, object]:
-    [event] = multiplexer.Tensors(run, CONFIG_SUMMARY_TAG)
+    *_, event = multiplexer.Tensors(run, CONFIG_SUMMARY_TAG)
     parsed = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     return json_format.MessageToDict(parsed)
 

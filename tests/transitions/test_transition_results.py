@@ -219,13 +219,15 @@ def test_a_kind_says_nothing_that_its_changes_do_not() -> None:
         return Change(1.0, 1.0 + z, z, 1.0, (z - 2.0, z + 2.0), z)
 
     changes = {"loss": change(-9.0), "llc": change(5.5), "nullity": change(0.5)}
-    assert name_kind(changes, {"loss": True, "llc": True, "nullity": False}) == "A"
+
+    def named(changes: dict[str, Change], **changed: bool) -> str:
+        return name_kind(changes, dict.fromkeys(changes, False) | changed).name
+
+    assert named(changes, loss=True, llc=True) == "A"
     # Beyond its noise, though too small to count: neither a rise nor constant.
-    assert name_kind(changes, {"loss": True, "llc": False, "nullity": False}) == "loss falls"
-    assert name_kind({**changes, "llc": change(1.0)}, dict.fromkeys(changes, False) | {"loss": True}) == (
-        "loss falls at constant llc"
-    )
-    assert name_kind({"nullity": change(0.5)}, {"nullity": True}) == "several signals change a little"
+    assert named(changes, loss=True) == "loss falls"
+    assert named({**changes, "llc": change(1.0)}, loss=True) == "loss falls at constant llc"
+    assert named({"nullity": change(0.5)}, nullity=True) == "several signals change a little"
 
 
 @settings(max_examples=30, deadline=None)
