@@ -3,6 +3,7 @@
 from phasewatch.llc.behavioral import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc
 from phasewatch.llc.estimate import LLCEstimate, Thresholds, check_settings, estimate_llc
 from phasewatch.llc.quadratic import quadratic_llc
+from phasewatch.llc.spread import prior_spread
 from phasewatch.llc.temperatures import llc_by_temperature
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "estimate_behavioral_llc",
     "estimate_llc",
     "llc_by_temperature",
+    "prior_spread",
     "quadratic_llc",
 ]
