@@ -45,11 +45,14 @@ to lose: above m + 3 sqrt(2 m)."""
 BORNE = 0.05
 """Share of lambda that the noise of the probe alone may take off by default: half of what is allowed for both the noise
 and the distance from the minimum (``Thresholds.descent``)."""
-NEGLIGIBLE_STEP = 0.02
-"""The pilot ends where its steps promise less than this share of the fall that it looks for."""
-SMALL_FALL = 0.5
-"""A pilot that falls by less does not speak against sampling where the quadratic part of lambda is next to nothing: at
-w = 0 of a deep linear network it is none, and lambda 13.5."""
+NEGLIGIBLE_STEP = 0.002
+"""The pilot ends where its steps promise less than this share of the quadratic part of lambda."""
+LEAST_SCALE = 5.0
+"""The quadratic part counts as no less than this where a fall is held against it: at w = 0 of a deep linear network it
+is 0 and lambda 13.5, so that a fall by half a unit does not speak against sampling."""
+HELD = 1.2
+"""Chains whose mean is at most so many times the quadratic part of lambda are in the well that they should be in,
+however little w* gains on a constant prediction."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ class Thresholds:
         kept: Smallest share of ways kept.
         warming: Largest ``warming`` as a share of the estimate.
         lost: Largest ``lost``. On the cases of ``benchmarks/llc.py`` it is below .05, on a weak signal .4; chains that
-            have left reach 1, the plateau where the network does nothing, and more by the lambda of that.
+            have left reach 1, the plateau where the network does nothing, and more by the lambda of that. A minimum
+            that gains hardly more than lambda log n / n reaches as much; there it does not count where lambda is no
+            more than its quadratic part.
         heat_capacity: Least and largest heat capacity as a share of the estimate. On the cases of ``benchmarks/llc.py``
             it is .5 to 1.1; on a plateau that the chains have reached from w* it is .1, while they are on their way 4
             and more, and a lambda that lacks what w* lies above the minimum falls below it by as much.
@@ -97,7 +102,8 @@ class LLCEstimate:
         n: Data-set size.
         loss: The baseline L(w*).
         descent: By how much nbeta L fell from w* in a pilot descent held as the chains are
-            (:func:`phasewatch.llc.pilot.pilot_descent`); an estimate at the minimum nearby is larger by about as much.
+            (:func:`phasewatch.llc.pilot.pilot_descent`), which ends once that is too much; an estimate at the minimum
+            nearby is larger by about as much.
         noise_descent: By how much it falls, on average, at a perfect minimum of the loss of all n samples, because the
             probe has not all of them (:mod:`phasewatch.llc.probe_noise`); NaN where the outputs cannot be seen.
         quadratic: What lambda would be if the loss were quadratic, from the Gauss-Newton matrix at w*; half the number
@@ -284,9 +290,10 @@ def estimate_llc(
         if nbeta < wanted:
             notes = (f"limited by the probe: nbeta is {nbeta:.3g} instead of {wanted:.3g}",)
     quadratic = objective.num_parameters / 2 if noise is None else noise.quadratic(nbeta)
-    bearable = limits.descent * max(quadratic, SMALL_FALL / limits.descent)
+    scale = max(quadratic, LEAST_SCALE)
+    bearable = limits.descent * scale
     pilot = pilot_descent(
-        objective, nbeta, localization, seed=seed, negligible=NEGLIGIBLE_STEP * bearable, enough=bearable
+        objective, nbeta, localization, seed=seed, negligible=NEGLIGIBLE_STEP * scale, enough=bearable
     )
     estimate = LLCEstimate(
         nbeta=nbeta,
@@ -366,7 +373,8 @@ def _noise_of_probe(objective: Objective, n: int, localization: float, seed: int
 
 
 def _not_near_a_minimum(estimate: LLCEstimate) -> str:
-    return f"w* is not near a minimum: nbeta L falls by {estimate.descent:.3g} nearby"
+    more = "" if estimate.draws else " or more"  # nothing was gained by descending further
+    return f"w* is not near a minimum: nbeta L falls by {estimate.descent:.3g}{more} nearby"
 
 
 def _reasons(
@@ -431,7 +439,8 @@ def _constant_reasons(
         yield f"w* is not near a minimum (one output for all samples would lower nbeta L by {nbeta * worse:.3g})"
     gained = estimate.constant_loss - estimate.loss
     by_chance = max(mean - nbeta * gained, 0.0) / estimate.n * samples
-    if estimate.lost > limits.lost and samples * gained > BETTER_BY_CHANCE * (1 + by_chance):
+    held = mean <= HELD * estimate.quadratic
+    if estimate.lost > limits.lost and not held and samples * gained > BETTER_BY_CHANCE * (1 + by_chance):
         yield (
             f"the chains have left w*: they lost {estimate.lost:.2f} of what it gains on a constant prediction "
             f"(nbeta L rose by {mean:.3g} of {nbeta * gained:.3g})"
