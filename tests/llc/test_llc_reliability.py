@@ -48,9 +48,7 @@ def test_chains_that_left_for_the_plateau() -> None:
     lenient = estimate_llc(objective, localization=0.3, seed=0, thresholds=Thresholds(lost=9.0), **SHORT)
     assert not says(lenient, "the chains have left")
     anywhere = Thresholds(descent=math.inf)
-    twin = estimate_llc(
-        objective, nbeta=1_000 * estimate.nbeta, localization=0.3, seed=0, thresholds=anywhere, **SHORT
-    )
+    twin = estimate_llc(objective, nbeta=1_000 * estimate.nbeta, localization=0.3, seed=0, thresholds=anywhere, **SHORT)
     assert twin.lost < 0.1
     assert not says(twin, "the chains have left")
 
@@ -90,16 +88,15 @@ def test_a_minimum_that_has_learnt_nothing_is_one(classes: int) -> None:
     assert estimate.reliable, estimate
 
 
-@pytest.mark.parametrize("strength", [0.05, 0.07])
-def test_a_weak_signal_is_no_reason(strength: float) -> None:
-    """It gains .4 to .8 of lambda on a constant, by far more than by chance, and the chains lose it all where they are.
+def test_a_weak_signal_is_no_reason() -> None:
+    """It gains half of lambda on a constant, by far more than by chance, and the chains lose it all where they are.
 
     Lambda is d / 2, as its curvature says; 4 standard errors, P(fail) < 1e-3.
     """
     torch.manual_seed(0)
     x = torch.randn(1_000, 6, dtype=torch.float64)
     network = nn.Linear(6, 2, dtype=torch.float64)
-    y = x @ (strength * torch.ones(6, 2, dtype=torch.float64)) + torch.randn(1_000, 2, dtype=torch.float64)
+    y = x @ (0.07 * torch.ones(6, 2, dtype=torch.float64)) + torch.randn(1_000, 2, dtype=torch.float64)
     nn.init.zeros_(network.weight), nn.init.zeros_(network.bias)
     descend(network, x, y, half_squared_error)
     settings = {"chains": 4, "draws": 1_000, "burn_in": 300}
@@ -117,7 +114,9 @@ def test_a_model_that_cannot_be_constant_may_be_worse_than_a_constant() -> None:
     network = nn.Linear(2, 1, bias=False, dtype=torch.float64)
     with torch.no_grad():
         network.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
-    estimate = estimate_llc(Objective(network, [(x, y)], loss_fn=half_squared_error), seed=0, chains=8, draws=700, burn_in=300)
+    estimate = estimate_llc(
+        Objective(network, [(x, y)], loss_fn=half_squared_error), seed=0, chains=8, draws=700, burn_in=300
+    )
     assert estimate.nbeta * (estimate.loss - estimate.mean_output_loss) > 1
     assert estimate.reliable, estimate
 
