@@ -66,7 +66,7 @@ def test_formulas_on_known_cases() -> None:
 def test_regular_model(inputs: int, outputs: int, noise: float) -> None:
     """Lambda is d / 2, exact but for the localization; 4 standard errors, P(fail) < 1e-3 a case."""
     objective, eigenvalues = regression(inputs, outputs, noise=noise, batch_size=500, seed=inputs)
-    estimate = estimate_llc(objective, seed=1)
+    estimate = estimate_llc(objective, seed=1, chains=16, draws=1_000, burn_in=400)
     exact = localized_quadratic(eigenvalues, estimate)
     assert exact == pytest.approx(inputs * outputs / 2, rel=0.02)
     assert estimate.reliable
@@ -120,7 +120,9 @@ def test_unequal_batches_are_weighted() -> None:
     inputs = torch.randn(1_050, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     module = nn.Linear(4, 3, bias=False, dtype=torch.float64)
     batches = [(x, module(x).detach()) for x in inputs.split(500)]
-    estimate = estimate_llc(Objective(module, batches, loss_fn=half_squared_error), n=5_000, seed=0)
+    estimate = estimate_llc(
+        Objective(module, batches, loss_fn=half_squared_error), n=5_000, seed=0, chains=8, draws=1_500
+    )
     eigenvalues = np.tile(torch.linalg.eigvalsh(inputs.T @ inputs / len(inputs)).numpy(), 3)
     exact = localized_quadratic(eigenvalues, estimate)
     assert abs(estimate.learning_coefficient - exact) < 4 * estimate.standard_error
@@ -133,7 +135,7 @@ def test_away_from_the_minimum() -> None:
     """Lambda falls by nbeta times the missing loss; that is measured, flagged, and not clipped when negative."""
     centred, eigenvalues = regression(5, 2, noise=1.0, batch_size=500, seed=3)
     shifted, _ = regression(5, 2, noise=1.0, batch_size=500, seed=3, shift=0.15)
-    estimate = estimate_llc(shifted, seed=0, draws=1_000, thresholds=SAMPLED_ANYWHERE)
+    estimate = estimate_llc(shifted, seed=0, chains=8, draws=500, thresholds=SAMPLED_ANYWHERE)
     missing = estimate.nbeta * float(shifted.loss() - centred.loss())
     assert missing > 2 * localized_quadratic(eigenvalues, estimate)
     assert estimate.descent == pytest.approx(missing, rel=0.1)
@@ -146,7 +148,7 @@ def test_slightly_away_from_the_minimum() -> None:
     """An estimate that lacks a good part is still positive; what it lacks is known before, and nothing is sampled."""
     centred, eigenvalues = regression(5, 2, noise=1.0, batch_size=500, seed=3)
     shifted, _ = regression(5, 2, noise=1.0, batch_size=500, seed=3, shift=0.03)
-    estimate = estimate_llc(shifted, seed=0, thresholds=SAMPLED_ANYWHERE)
+    estimate = estimate_llc(shifted, seed=0, chains=8, draws=1_500, thresholds=SAMPLED_ANYWHERE)
     missing = estimate.nbeta * float(shifted.loss() - centred.loss())
     assert estimate.descent == pytest.approx(missing, rel=0.05)
     expected = localized_quadratic(eigenvalues, estimate) - missing
@@ -166,7 +168,7 @@ def _bare(values: list[float], function: object) -> Objective:
 
 def test_unbounded_loss_is_flagged() -> None:
     """The chains fall for ever."""
-    estimate = estimate_llc(_bare([0.1, 0.1], lambda w: -w.pow(4).sum()), n=1_000)
+    estimate = estimate_llc(_bare([0.1, 0.1], lambda w: -w.pow(4).sum()), n=1_000, chains=8, draws=300)
     assert not estimate.reliable
     assert estimate.reasons
 
@@ -186,9 +188,8 @@ def test_diverged_chains_are_masked_and_counted() -> None:
 
 def test_a_steep_wall_ends_no_chain() -> None:
     """Steps into a region where the loss is not finite are taken back; P(fail) < 1e-3 (4 se)."""
-    estimate = estimate_llc(
-        _bare([0.0] * 6, lambda w: torch.where(w[0] > 0.27, torch.nan, 0.5 * w.square().sum())), n=1_000
-    )
+    walled = _bare([0.0] * 6, lambda w: torch.where(w[0] > 0.27, torch.nan, 0.5 * w.square().sum()))
+    estimate = estimate_llc(walled, n=1_000, chains=8, draws=1_500)
     assert estimate.diverged_chains == 0
     assert abs(estimate.learning_coefficient - 3) < 4 * estimate.standard_error
 
@@ -196,7 +197,7 @@ def test_a_steep_wall_ends_no_chain() -> None:
 def test_all_chains_diverged() -> None:
     """No number is made up."""
     objective = _bare([0.0], lambda w: torch.where(w[0].abs() > 1e-300, torch.nan, w.sum()))
-    estimate = estimate_llc(objective, n=1_000, chains=8)
+    estimate = estimate_llc(objective, n=1_000, chains=8, draws=300, burn_in=100)
     assert estimate.diverged_chains == 8
     assert math.isnan(estimate.learning_coefficient)
     assert estimate.reasons == ("8 of 8 chains diverged",)
