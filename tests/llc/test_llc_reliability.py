@@ -212,7 +212,9 @@ def test_grokked_modular_addition() -> None:
     estimate = estimate_llc(objective, localization=1.0, seed=0, **SHORT)
     assert estimate.loss + estimate.learning_coefficient / estimate.nbeta > math.log(53)
     assert says(estimate, "the chains have left")
-    assert not says(estimate_llc(objective, nbeta=16_000, localization=10.0, seed=0, **SHORT), "the chains have left")
+    anywhere = Thresholds(descent=math.inf)
+    closer = estimate_llc(objective, nbeta=16_000, localization=10.0, seed=0, thresholds=anywhere, **SHORT)
+    assert closer.draws > 0 and not says(closer, "the chains have left")
 
 
 @pytest.mark.slow
