@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -14,11 +14,13 @@ from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_be
 from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import ConstantOutputsError, Objective
 from phasewatch.record import Estimate
-from phasewatch.record.signals import CATALOGUE, LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS_COARSE
+from phasewatch.record.signals import CATALOGUE, LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
 
 LARGE = 20_000
 """Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
 as much of them as many of a small one."""
+MOST_PRODUCTS = (256, 64)
+"""Products with the Gauss-Newton matrix for an effective rank, below that and from there on."""
 ROWS = 512
 """Samples, or positions of sequences, of which there are enough: no more batches of the probe are looked at."""
 
@@ -81,9 +83,10 @@ class BehavioralCoefficient:
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
 
-        Besides ``llc_outputs_coarse`` (the coarse one in the metric of the outputs' own variance), ``effective_rank``
-        in all and by layer, ``misfit_change`` and ``description_length``, all three at the fine resolution. Of parts
-        the two coefficients alone.
+        Besides ``effective_rank`` in all and by layer, ``misfit_change`` and ``description_length``, all three at the
+        fine resolution, ``probe_share`` (how much of the rank half of the probe shows), and ``llc_outputs`` and
+        ``llc_outputs_coarse``, half the effective rank in the metric of the outputs' own variance, whose resolutions
+        are of each output. Of parts, and on other data, the two coefficients alone.
 
         Raises:
             NoOutputsError: If the network's outputs cannot be seen.
@@ -99,12 +102,8 @@ class BehavioralCoefficient:
             **self._beside(seen, fine, n),
         }
         if not self.data:
-            estimates[LLC_OUTPUTS_COARSE] = self._in_the_outputs(seen, spread, seed)
-            rank = self._rank(seen, spread, fine, seed)
-            estimates.update(rank)
-            limited = tuple(doubt for doubt in rank["effective_rank"].doubts if doubt.startswith("limited"))
-            here = estimates[LLC_BEHAVIORAL]
-            estimates[LLC_BEHAVIORAL] = replace(here, doubts=(*here.doubts, *limited))
+            estimates.update(self._rank(seen, spread, fine, seed))
+            estimates.update(self._in_the_outputs(seen, seed))
         for part, restricted in parts.items():
             found = self._estimates(enough(restricted), None, seed)
             for name, one in zip((LLC_COARSE, LLC_BEHAVIORAL), found, strict=True):
@@ -154,33 +153,44 @@ class BehavioralCoefficient:
             _named("description_length", self.data): length,
         }
 
-    def _in_the_outputs(self, objective: Objective, spread: Tensor, seed: int) -> Estimate:
-        chains, draws, burn_in = self._moves(objective.num_parameters)
-        try:
-            [found] = estimate_behavioral_llc(
-                objective,
-                self.resolutions[:1],
-                seed,
-                metric="outputs",
-                chains=chains,
-                draws=draws,
-                burn_in=burn_in,
-                spread=spread,
-            )
-        except ConstantOutputsError as error:
-            return Estimate(math.nan, doubts=(str(error),))
-        return _estimate(found)
-
     def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> dict[str, Estimate]:
         if not fine.nbeta:
             return {"effective_rank": Estimate(0.0)}
-        nbeta = fine.nbeta * self.nats_per_loss
-        found = effective_rank(objective, spread, nbeta, seed=seed)
+        products = _products(objective)
+        found = effective_rank(objective, spread, fine.nbeta * self.nats_per_loss, seed=seed, max_products=products)
         layers = {
-            f"effective_rank_{layer}": Estimate(rank.value, rank.standard_error)
-            for layer, rank in found.by_layer.items()
+            f"effective_rank_{name}": Estimate(layer.value, layer.standard_error)
+            for name, layer in found.by_layer.items()
         }
-        return {"effective_rank": Estimate(found.value, found.standard_error, found.reasons), **layers}
+        return {
+            "effective_rank": Estimate(found.value, found.standard_error, found.reasons),
+            "probe_share": Estimate(found.on_half / found.value if found.value else math.nan),
+            **layers,
+        }
+
+    def _in_the_outputs(self, objective: Objective, seed: int) -> dict[str, Estimate]:
+        """Half the effective rank where each output moves by the resolutions in units of half its variance."""
+        names = (LLC_OUTPUTS_COARSE, LLC_OUTPUTS)
+        try:
+            moved = objective.behavioral("outputs")
+        except ConstantOutputsError as error:
+            return {name: Estimate(math.nan, doubts=(str(error),)) for name in names}
+        outputs = sum(
+            output.shape[-1] if output.dim() > 1 else 1 for output in objective.outputs(objective.parameters, 0)
+        )
+        coarse, fine = (resolution * outputs for resolution in self.resolutions)
+        spread = prior_spread(objective, "outputs")
+        products = _products(objective)
+        ranks = effective_rank(moved, spread, 1 / fine, seed=seed, max_products=products, check_probe=False)
+        estimates = {}
+        for name, resolution in zip(names, (coarse, fine), strict=True):
+            rank = ranks.at_resolution(resolution)
+            estimates[name] = Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
+        return estimates
+
+
+def _products(objective: Objective) -> int:
+    return MOST_PRODUCTS[objective.num_parameters >= LARGE]
 
 
 def enough(objective: Objective) -> Objective:
