@@ -296,13 +296,14 @@ def _carried_over(found: Mapping[float, BehavioralLLC]) -> dict[float, Behaviora
     for k, resolution in enumerate(sampled):
         here = found[resolution]
         others = [found[sampled[j]] for j in (k - 1, k + 1) if 0 <= j < len(sampled)]
-        if not others:
-            continue
         slopes = [
             math.log(other.learning_coefficient / here.learning_coefficient)
             / math.log(other.divergence / here.divergence)
             for other in others
+            if other.reliable
         ]
+        if not slopes or not here.reliable:
+            continue
         factor = (resolution / here.divergence) ** float(np.mean(slopes))
         carried[resolution] = replace(
             here,
