@@ -57,6 +57,8 @@ RESOLUTIONS = (
     Resolution("fine", LLC_BEHAVIORAL, LLC_OUTPUTS),
     Resolution("coarse", LLC_COARSE, LLC_OUTPUTS_COARSE),
 )
+COEFFICIENTS = tuple(resolution.coefficient for resolution in RESOLUTIONS)
+"""What kinds are told by; each measurement states its error."""
 
 
 @dataclass(frozen=True)
