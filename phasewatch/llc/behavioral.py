@@ -25,7 +25,7 @@ LARGEST_RHAT, SAME_MEAN = 1.1, 0.05
 """Chains disagree if their split R-hat is above the first and their means scatter by more than this share of lambda."""
 LARGEST_HALF_WIDTH = 0.1
 """Of the interval, as a share of lambda, or in absolute terms where lambda is below 1."""
-ROUNDS = 4
+ROUNDS = 8
 LARGEST_DRIFT = 0.1
 LEAST_ACCEPTANCE = 0.5
 MOST_HITS = 0.02
