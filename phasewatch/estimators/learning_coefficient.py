@@ -62,6 +62,7 @@ class LearningCoefficient:
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc`` with standard error, and ``llc_rhat``, ``llc_ess``, ``llc_acceptance``, ``llc_step_size``.
 
+        ``llc_nbeta`` is the inverse temperature, n / log n or what the probe bears.
         Also ``llc_<name>`` for every name in ``refined``, at the nbeta of the whole, so that no part can exceed it. On
         other data all of them are called ``llc_<data>...``. Where the weights are not near a minimum nothing is
         sampled; all are NaN then, and ``llc`` says why.
@@ -81,7 +82,7 @@ class LearningCoefficient:
         if found.draws and not math.isfinite(found.singular_fluctuation):
             del of_chains["fluctuation"]
         doubts = () if found.draws else ("nothing was sampled",)
-        estimates = {self.name: _coefficient(found)}
+        estimates = {self.name: _coefficient(found), f"{self.name}_nbeta": Estimate(found.nbeta)}
         estimates.update({f"{self.name}_{what}": Estimate(value, doubts=doubts) for what, value in of_chains.items()})
         for part, restricted in parts.items():
             estimates[self._of_part(part)] = _coefficient(self._estimate(restricted, n, seed, found.nbeta))

@@ -25,7 +25,7 @@ LARGEST_RHAT, SAME_MEAN = 1.1, 0.05
 """Chains disagree if their split R-hat is above the first and their means scatter by more than this share of lambda."""
 LARGEST_HALF_WIDTH = 0.1
 """Of the interval, as a share of lambda, or in absolute terms where lambda is below 1."""
-ROUNDS = 4
+ROUNDS = 8
 LARGEST_DRIFT = 0.1
 LEAST_ACCEPTANCE = 0.5
 MOST_HITS = 0.02
@@ -296,13 +296,14 @@ def _carried_over(found: Mapping[float, BehavioralLLC]) -> dict[float, Behaviora
     for k, resolution in enumerate(sampled):
         here = found[resolution]
         others = [found[sampled[j]] for j in (k - 1, k + 1) if 0 <= j < len(sampled)]
-        if not others:
-            continue
         slopes = [
             math.log(other.learning_coefficient / here.learning_coefficient)
             / math.log(other.divergence / here.divergence)
             for other in others
+            if other.reliable
         ]
+        if not slopes or not here.reliable:
+            continue
         factor = (resolution / here.divergence) ** float(np.mean(slopes))
         carried[resolution] = replace(
             here,

@@ -135,6 +135,7 @@ _ROWS = (
         linear=True,
         family=LLC,
     ),
+    Signal("llc_nbeta", "λ of the loss: inverse temperature nβ", "samples", family=LLC),
     Signal("llc_rhat", "λ: R-hat of the chains", family=LLC),
     Signal("llc_ess", "λ: effective number of draws", "draws", family=LLC),
     Signal("llc_acceptance", "λ: share of the moves accepted", family=LLC),
