@@ -94,7 +94,7 @@ def test_parts_of_the_function_are_not_taken_for_parts_of_the_loss() -> None:
         "llc_behavioral_coarse_encoder": "learning coefficient λ of the function, coarse (encoder)",
         "llc_behavioral_encoder_rhat": "λ of the function, fine: R-hat of the chains (encoder)",
         "llc_behavioral_coarse_encoder_heat_capacity": "λ of the function, coarse: heat capacity (encoder)",
-        "llc_outputs_coarse_encoder": "half the effective rank in the output metric of fixed variance, coarse (encoder)",
+        "llc_outputs_encoder": "half the effective rank in the output metric of fixed variance, fine (encoder)",
         "description_length_encoder": "description length n L + λ log n (encoder)",
         "llc_encoder": "learning coefficient λ of the loss (encoder)",
     }
