@@ -389,4 +389,7 @@ def _draw_labels(
             fontweight="bold",
             color=VERMILION,
             parse_math=False,
+            # The line of another transition may pass behind.
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+            zorder=3,
         )
