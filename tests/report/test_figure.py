@@ -68,7 +68,7 @@ def test_unreliable_points_are_hollow_and_off_the_line(tmp_path: Path) -> None:
 def test_no_line_leads_across_what_is_not_known() -> None:
     found = measurements(np.arange(0, 6000, 100), [3000.0])
     for k in (20, 21):
-        unknown = Estimate(math.nan, None, ("nothing was sampled",))
+        unknown = Estimate(math.nan, doubts=("nothing was sampled",))
         found[k] = dataclasses.replace(found[k], estimates={**found[k].estimates, "llc": unknown})
     axis = panel(run_figure(analyze_run(run_of(found))), "learning coefficient")
     assert ", none at 2 of 60 points" in axis.get_title(loc="left")
