@@ -75,6 +75,46 @@ def test_parts_and_other_data_are_series_of_their_own() -> None:
     assert "llc_outputs" in found.estimates and "llc_outputs_validation" not in found.estimates
 
 
+def test_on_held_out_samples_the_signals_keep_their_names_and_other_data_have_theirs() -> None:
+    """Each is what the estimator says of it by itself; all else is of the probe."""
+    module, probe, held_out, other = network(), drawn(15, 2), drawn(16, 2, seed=1), drawn(17, 2, seed=2)
+    estimators = [BehavioralCoefficient(**MOVES, refined=("0",)), LearningCoefficient(chains=2, draws=20, burn_in=20)]
+    settings: dict[str, Any] = {"loss_fn": half_squared_error, "n": 500, "estimators": estimators}
+    settings |= {"schedule": 1, "on_error": "raise", "other_data": {"validation": other}}
+    watch = Watch(module, probe, held_out=held_out, **settings)
+    found, plain = watch.at(0), Watch(module, probe, **settings).at(0)
+    assert found is not None and plain is not None
+    expected = dict(estimators[0].read(objective := on(held_out), 500, seed_at(0, 0)).estimates)
+    assert {*COEFFICIENTS, "llc_behavioral_0", "effective_rank", "llc_outputs", "misfit_change"} <= expected.keys()
+    assert {name: found.estimates[name] for name in expected} == expected
+    assert found.value("loss_held_out") == pytest.approx(objective.loss(objective.parameters).item())
+    rest = plain.estimates.keys() - expected.keys()
+    assert {"loss", "llc", "llc_validation", "llc_behavioral_validation", "loss_validation"} <= rest
+    assert {name: found.estimates[name] for name in rest} == {name: plain.estimates[name] for name in rest}
+    assert found.estimates.keys() - plain.estimates.keys() == {"loss_held_out", "gradient_norm_held_out"}
+    assert found.sample_losses == plain.sample_losses
+    monitors = watch.run.header["monitors"]
+    assert [m["probe"]["data"] for m in monitors] == ["", "held_out", "validation"]
+    assert [m["n"] for m in monitors] == [500, 500, 500]
+
+
+def on(batches: list[Any]) -> Objective:
+    return Objective(network(), batches, loss_fn=half_squared_error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"held_out": []}, "held_out is empty"),
+        ({"held_out": drawn(3), "estimators": [LearningCoefficient()]}, "no BehavioralCoefficient"),
+        ({"other_data": {"held_out": drawn(3)}}, "'held_out' is what signals on the samples given as held_out"),
+    ],
+)
+def test_bad_held_out_samples(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Watch(network(), drawn(15), loss_fn=half_squared_error, **arguments)
+
+
 def test_the_description_length_is_in_nats() -> None:
     """n L + λ log n, with the loss in nats: by its definition."""
     objective = Objective(network(), drawn(30), loss_fn=half_squared_error)
