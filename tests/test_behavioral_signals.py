@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from phasewatch import Objective, Watch, estimate_behavioral_llc
 from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
 from phasewatch.estimators.behavioral import enough
+from phasewatch.hessian import effective_rank
+from phasewatch.llc import prior_spread
 from phasewatch.measure import Probe, measure, seed_at
 
 MOVES: dict[str, Any] = {"chains": 2, "draws": 32, "burn_in": 20}
@@ -143,6 +145,22 @@ def test_nats_per_loss_is_the_loss_in_other_units() -> None:
     for name in COEFFICIENTS:
         assert same[name].value == pytest.approx(plain[name].value, rel=1e-4), name
         assert ignored[name].value != pytest.approx(plain[name].value, rel=1e-3), name
+
+
+def test_half_the_rank_in_the_outputs_has_converged_at_both_resolutions() -> None:
+    """Of more parameters than a whole matrix is built for, beside all eigenvalues of that matrix."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2))
+    objective = Objective(module, drawn(300), loss_fn=half_squared_error)
+    estimator = BehavioralCoefficient(**MOVES)
+    found = read(estimator, objective)
+    moved, spread = objective.behavioral("outputs"), prior_spread(objective, "outputs")
+    exact = effective_rank(moved, spread, 1.0, dense_below=2000, check_probe=False)
+    for name, resolution in zip(("llc_outputs_coarse", "llc_outputs"), estimator.resolutions, strict=True):
+        assert found[name].reliable, found[name].doubts
+        expected = exact.at_resolution(2 * resolution).value / 2
+        assert abs(found[name].value - expected) < 3 * found[name].standard_error + 0.03 * expected
+        assert found[name].standard_error < 0.05 * expected
 
 
 def test_outputs_that_are_constant_leave_only_their_own_metric_unknown() -> None:
