@@ -4,6 +4,8 @@ PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 # the networks here are so small that more threads only get in each other's way
 export OMP_NUM_THREADS ?= 1
+# as many tests at a time as there are cores
+SIDE_BY_SIDE := -n auto --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test quick lint wheel-test bench-hessian bench-llc bench-transitions clean
@@ -37,10 +39,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quick: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 wheel-test: $(VENV)/.dev
 	bash tests/install/wheel.sh $(BIN)/python

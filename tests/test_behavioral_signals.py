@@ -77,6 +77,19 @@ def test_parts_and_other_data_are_series_of_their_own() -> None:
     assert "llc_outputs" in found.estimates and "llc_outputs_validation" not in found.estimates
 
 
+@pytest.mark.parametrize(("rows", "too_small"), [(8, True), (512, False)])
+def test_a_probe_of_a_few_samples_is_not_believed(rows: int, too_small: bool) -> None:
+    """Eight samples hold 16 of the 30 directions that many samples hold, four of them 8."""
+    torch.manual_seed(0)
+    module = nn.Linear(15, 2, bias=False)
+    batch = (torch.randn(rows, 15), torch.zeros(rows, 2))
+    objective = Objective(module, [batch], loss_fn=half_squared_error)
+    found = read(BehavioralCoefficient(**MOVES), objective)
+    for name in COEFFICIENTS:
+        doubts = " ".join(found[name].doubts)
+        assert ("the probe is too small: half of it shows 5" in doubts) == too_small, doubts
+
+
 def test_on_held_out_samples_the_signals_keep_their_names_and_other_data_have_theirs() -> None:
     """Each is what the estimator says of it by itself; all else is of the probe."""
     module, probe, held_out, other = network(), drawn(15, 2), drawn(16, 2, seed=1), drawn(17, 2, seed=2)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from phasewatch.estimators.reading import Reading
-from phasewatch.hessian import effective_rank
+from phasewatch.hessian import EffectiveRank, effective_rank
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
 from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import ConstantOutputsError, Objective
@@ -22,6 +22,9 @@ LARGE = 20_000
 as much of them as many of a small one."""
 MOST_PRODUCTS = (256, 64)
 """Products with the Gauss-Newton matrix for an effective rank, below that and from there on."""
+LEAST_PROBE_SHARE = 0.6
+"""Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
+one half there."""
 ROWS = 512
 """Samples, or positions of sequences, of which there are enough: no more batches of the probe are looked at."""
 
@@ -97,14 +100,17 @@ class BehavioralCoefficient:
         seen = enough(objective)
         spread = prior_spread(seen)
         coarse, fine = self._estimates(seen, spread, seed)
+        beside = {}
+        if not self.data:
+            rank = self._rank(seen, spread, fine, seed)
+            coarse, fine = (self._doubted(found, rank) for found in (coarse, fine))
+            beside = {**_ranks(rank), **self._in_the_outputs(seen, seed)}
         estimates = {
             **self._signals(LLC_COARSE, coarse),
             **self._signals(LLC_BEHAVIORAL, fine),
             **self._beside(seen, fine, n),
+            **beside,
         }
-        if not self.data:
-            estimates.update(self._rank(seen, spread, fine, seed))
-            estimates.update(self._in_the_outputs(seen, seed))
         for part, restricted in parts.items():
             found = self._estimates(enough(restricted), None, seed)
             for name, one in zip((LLC_COARSE, LLC_BEHAVIORAL), found, strict=True):
@@ -154,20 +160,17 @@ class BehavioralCoefficient:
             _named("description_length", self.data): length,
         }
 
-    def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> dict[str, Estimate]:
-        if not fine.nbeta:
-            return {"effective_rank": Estimate(0.0)}
-        products = _products(objective)
-        found = effective_rank(objective, spread, fine.nbeta * self.nats_per_loss, seed=seed, max_products=products)
-        layers = {
-            f"effective_rank_{name}": Estimate(layer.value, layer.standard_error)
-            for name, layer in found.by_layer.items()
-        }
-        return {
-            "effective_rank": Estimate(found.value, found.standard_error, found.reasons),
-            "probe_share": Estimate(found.on_half / found.value if found.value else math.nan),
-            **layers,
-        }
+    def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> EffectiveRank:
+        nbeta = fine.nbeta * self.nats_per_loss
+        return effective_rank(objective, spread, nbeta, seed=seed, max_products=_products(objective))
+
+    def _doubted(self, found: BehavioralLLC, rank: EffectiveRank) -> BehavioralLLC:
+        """The same, not reliable where half of the probe shows so little that it tells of the probe."""
+        there = rank.at(found.nbeta * self.nats_per_loss)
+        if not there.value or not there.on_half / there.value < LEAST_PROBE_SHARE:
+            return found
+        reason = f"the probe is too small: half of it shows {there.on_half / there.value:.0%} of the effective rank"
+        return replace(found, reliable=False, reasons=(*found.reasons, reason))
 
     def _in_the_outputs(self, objective: Objective, seed: int) -> dict[str, Estimate]:
         """Half the effective rank where each output moves by the resolutions in units of half its variance."""
@@ -191,6 +194,14 @@ class BehavioralCoefficient:
             rank = ranks.at_resolution(resolution)
             estimates[name] = Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
         return estimates
+
+
+def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
+    return {
+        "effective_rank": Estimate(found.value, found.standard_error, found.reasons),
+        "probe_share": Estimate(found.on_half / found.value if found.value else math.nan),
+        **{f"effective_rank_{name}": Estimate(at.value, at.standard_error) for name, at in found.by_layer.items()},
+    }
 
 
 def _products(objective: Objective) -> int:

@@ -74,6 +74,7 @@ class EffectiveRank:
         reasons: What is wrong with it, in words.
         products: Matrix-vector products spent on the whole probe.
         spectrum: What was computed, from which the rank follows at every resolution.
+        half: The same on half of the samples.
     """
 
     value: float
@@ -87,6 +88,7 @@ class EffectiveRank:
     reasons: tuple[str, ...]
     products: int
     spectrum: WhitenedSpectrum = field(repr=False)
+    half: WhitenedSpectrum | None = field(default=None, repr=False)
 
     def at(self, nbeta: float) -> EffectiveRank:
         """The rank at another b, from the same products; its errors say how far these carry.
@@ -97,7 +99,8 @@ class EffectiveRank:
         Raises:
             ValueError: If it is negative or not finite.
         """
-        return replace(self.spectrum.at(nbeta), products=self.products)
+        rank = replace(self.spectrum.at(nbeta), products=self.products)
+        return rank if self.half is None else _beside_half(rank, self.half)
 
     def at_resolution(self, epsilon: float) -> EffectiveRank:
         r"""The rank at the b where the divergence, were it quadratic, is ``epsilon`` on average.
@@ -198,11 +201,12 @@ def effective_rank(
         rank, products = on(objective)
         half = objective.on_half() if check_probe else None
         rank = replace(rank, products=products)
-        return rank if half is None else _beside_half(rank, on(half)[0])
+        return rank if half is None else _beside_half(rank, on(half)[0].spectrum)
 
 
-def _beside_half(rank: EffectiveRank, on_half: EffectiveRank) -> EffectiveRank:
+def _beside_half(rank: EffectiveRank, half: WhitenedSpectrum) -> EffectiveRank:
     """The same with what half of the samples say of it."""
+    on_half = half.at(rank.nbeta)
     change = abs(on_half.value - rank.value)
     limited: bool | None = change > LIMITED * max(rank.value, on_half.value)
     if limited and change < 2 * math.hypot(rank.standard_error, on_half.standard_error):
@@ -211,7 +215,7 @@ def _beside_half(rank: EffectiveRank, on_half: EffectiveRank) -> EffectiveRank:
     if limited:
         values = f"{on_half.value:.4g} on half of its samples, {rank.value:.4g} on all"
         reasons += (f"limited by the probe: {values}",)
-    return replace(rank, limited_by_probe=limited, on_half=on_half.value, reasons=reasons)
+    return replace(rank, limited_by_probe=limited, on_half=on_half.value, reasons=reasons, half=half)
 
 
 @dataclass(frozen=True, eq=False)

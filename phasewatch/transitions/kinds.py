@@ -24,8 +24,8 @@ OCTAVE = math.log(2.0)
 LOSS_ALONE = 4
 """Place, in the order of how much is said, of words that say nothing of the learning coefficient."""
 
-UNSTABLE = "λ differs, but by less than it depends on the prior"
-UNKNOWN_DEPENDENCE = "λ differs, its dependence on the prior not known"
+UNSTABLE = "λ differs, but by less than it depends on prior and resolution"
+UNKNOWN_DEPENDENCE = "λ differs, its dependence on prior and resolution not known"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Resolution:
         """Its heat capacity, which gives the slope in the logarithm of the resolution."""
         return f"{self.coefficient}_heat_capacity"
 
+    @property
+    def nats(self) -> str:
+        """The resolution itself."""
+        return f"{self.coefficient}_resolution"
+
 
 RESOLUTIONS = (
     Resolution("fine", LLC_BEHAVIORAL, LLC_OUTPUTS),
@@ -76,7 +81,7 @@ class Kind:
 
 def read_beside(names: Collection[str]) -> list[str]:
     """Those of the names that tell kinds, and in which no transition is looked for."""
-    told = [name for r in RESOLUTIONS for name in (r.outputs, r.spread_slope, r.heat_capacity)]
+    told = [name for r in RESOLUTIONS for name in (r.outputs, r.spread_slope, r.heat_capacity, r.nats)]
     return [name for name in told if name in names]
 
 
@@ -87,12 +92,13 @@ def name_kind(
 
     Kind A: the loss falls and the learning coefficient rises. Kind B: the loss is about constant and the learning
     coefficient falls, in the output metric of fixed variance too; where it does not fall there, the network has become
-    more confident. Anything else is said in words; the other signals are named where these say nothing.
+    more confident. A loss that was measured to differ by more than a resolution is not constant at that resolution.
+    Anything else is said in words; the other signals are named where these say nothing.
 
     Args:
         changes: what each signal did that may name a kind.
         changed: of each signal that was measured, whether its change is beyond its noise and worth speaking of.
-        beside: what the signals of :func:`read_beside` did.
+        beside: what the signals of :func:`read_beside` did, and by how much the loss was measured to differ.
     """
     beside = beside or {}
     loss = _direction(LOSS, changes, changed)
@@ -117,10 +123,11 @@ def _by_the_loss(loss: str, llc: str) -> Kind | None:
     return None if words is None else Kind(words[1])
 
 
-def _at_resolutions(loss: str, movements: Mapping[Resolution, str], beside: Mapping[str, Change]) -> Kind | None:
+def _at_resolutions(told_loss: str, movements: Mapping[Resolution, str], beside: Mapping[str, Change]) -> Kind | None:
     """What says most at any of the resolutions, and at which of them it holds."""
     said: dict[tuple[int, str], list[str]] = {}
     for resolution, movement in movements.items():
+        loss = _loss_at(resolution, told_loss, beside)
         if (loss, movement) == ("falls", "rises"):
             words: tuple[int, str] | None = (0, "A")
         elif (loss, movement) == ("constant", "falls"):
@@ -133,6 +140,14 @@ def _at_resolutions(loss: str, movements: Mapping[Resolution, str], beside: Mapp
         return None
     (place, name), resolutions = min(said.items(), key=lambda item: item[0][0])
     return Kind(name, () if place == LOSS_ALONE else tuple(resolutions))
+
+
+def _loss_at(resolution: Resolution, told: str, beside: Mapping[str, Change]) -> str:
+    """What the loss did, which the noise of its course may hide though each of its values is known exactly."""
+    measured, nats = beside.get(LOSS), beside.get(resolution.nats)
+    if told != "constant" or measured is None or nats is None or abs(measured.change) <= nats.after:
+        return told
+    return "rises" if measured.change > 0 else "falls"
 
 
 def _simpler_or_more_confident(outputs: Change | None) -> tuple[int, str]:

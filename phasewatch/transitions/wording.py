@@ -52,6 +52,7 @@ def describe(
         under_way: whether its end is still to come.
     """
     changes, changed, speaking = {}, {}, {}
+    beside = changes_beside(scaled, sides)
     for k, signal in enumerate(scaled.signals):
         left, right = points_before(scaled, k, sides[0]), points_after(scaled, k, sides[1])
         if not np.isfinite(error[k]) or left is None or right is None:
@@ -80,8 +81,10 @@ def describe(
             reliable=left.reliable and right.reliable,
         )
         changed[signal.name] = bool(seen[k])
+        measured = changes_measured(scaled, k, sides, extent)
+        if signal.name == LOSS and measured is not None:
+            beside[LOSS] = measured
         if not seen[k] and signal.name in COEFFICIENTS:
-            measured = changes_measured(scaled, k, sides, extent)
             if measured is not None and abs(measured.z) >= SIGNIFICANT:
                 changes[signal.name] = speaking[signal.name] = measured
                 changed[signal.name] = True
@@ -91,7 +94,7 @@ def describe(
         if told.reliable and (not seen[k] or rise * (right.median - left.median) > 0):
             speaking[signal.name] = told
     seen_by = tuple(name for name in changes if changed[name])
-    kind = name_kind(speaking, changed, changes_beside(scaled, sides))
+    kind = name_kind(speaking, changed, beside)
     return Transition(
         start=extent[0],
         end=extent[1],

@@ -106,7 +106,7 @@ def test_the_slope_in_the_resolution_is_that_of_a_well_with_a_prior() -> None:
 def test_a_dependence_that_is_not_known_names_no_kind() -> None:
     changes = {"loss": FALLS, FINE: change(10.0, 20.0)}
     found = name_kind(changes, dict.fromkeys(changes, True), {f"{FINE}_spread_slope": change(0.0, 0.0)})
-    assert found.name == "loss falls; λ differs, its dependence on the prior not known"
+    assert found.name == "loss falls; λ differs, its dependence on prior and resolution not known"
 
 
 def test_what_is_not_to_be_trusted_names_nothing_and_the_lambda_of_the_loss_does_not_stand_in_for_it() -> None:
@@ -116,6 +116,16 @@ def test_what_is_not_to_be_trusted_names_nothing_and_the_lambda_of_the_loss_does
     assert name_kind(changes, changed) == Kind("loss falls")
     del changed[FINE]
     assert name_kind(changes, changed) == Kind("A")
+
+
+@pytest.mark.parametrize(
+    ("fall", "kind"), [(0.002, Kind("B", ("fine",))), (0.02, Kind("loss falls, λ falls", ("fine",)))]
+)
+def test_a_loss_that_differs_by_more_than_the_resolution_is_not_constant(fall: float, kind: Kind) -> None:
+    """Whatever the noise of its course hides: it is measured on the same samples, exactly."""
+    beside = {f"{FINE}_resolution": change(0.003, 0.003), "loss": change(0.5, 0.5 - fall)}
+    beside["llc_outputs"] = change(9.0, 4.0)
+    assert named(CONSTANT, beside, **{FINE: change(10.0, 5.0)}) == kind
 
 
 def test_only_what_tells_kinds_is_read_beside() -> None:
@@ -152,7 +162,7 @@ def detect(values: dict[str, np.ndarray], **reliable: np.ndarray) -> Detection:
         ({"loss": -1.0, "fine": 0.0, "outputs": 0.0}, "loss falls at constant λ (fine)"),
         (
             {"loss": -1.0, "fine": 12.0, "outputs": 12.0, "slope": 20.0},
-            "loss falls; λ differs, but by less than it depends on the prior (fine)",
+            "loss falls; λ differs, but by less than it depends on prior and resolution (fine)",
         ),
     ],
 )
