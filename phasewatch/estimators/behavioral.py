@@ -20,8 +20,11 @@ from phasewatch.record.signals import CATALOGUE, LLC_BEHAVIORAL, LLC_COARSE, LLC
 LARGE = 20_000
 """Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
 as much of them as many of a small one."""
-MOST_PRODUCTS = (256, 64)
+MOST_PRODUCTS, PRODUCTS_IN_THE_OUTPUTS = (256, 64), (1_024, 64)
 """Products with the Gauss-Newton matrix for an effective rank, below that and from there on."""
+OUTPUTS_TOLERANCE = 0.01
+"""Monte-Carlo error wanted of ranks in the outputs: they fall by some 5 % when modular addition generalises (see
+benchmarks/results/live.md), and whether they fall decides between simpler and more confident."""
 LEAST_PROBE_SHARE = 0.6
 """Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
 one half there."""
@@ -145,7 +148,7 @@ class BehavioralCoefficient:
             f"{name}_ess": Estimate(found.ess),
             f"{name}_acceptance": Estimate(found.acceptance),
             f"{name}_nbeta": Estimate(found.nbeta),
-            f"{name}_heat_capacity": Estimate(found.heat_capacity),
+            f"{name}_heat_capacity": Estimate(found.heat_capacity, found.heat_capacity_error),
             f"{name}_virial": Estimate(found.virial),
             f"{name}_hits": Estimate(found.hits),
             f"{name}_spread_slope": Estimate(found.spread_slope, found.spread_slope_error),
@@ -162,7 +165,8 @@ class BehavioralCoefficient:
 
     def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> EffectiveRank:
         nbeta = fine.nbeta * self.nats_per_loss
-        return effective_rank(objective, spread, nbeta, seed=seed, max_products=_products(objective))
+        products = MOST_PRODUCTS[objective.num_parameters >= LARGE]
+        return effective_rank(objective, spread, nbeta, seed=seed, max_products=products)
 
     def _doubted(self, found: BehavioralLLC, rank: EffectiveRank) -> BehavioralLLC:
         """The same, not reliable where half of the probe shows so little that it tells of the probe."""
@@ -184,11 +188,13 @@ class BehavioralCoefficient:
         )
         coarse, fine = (resolution * outputs for resolution in self.resolutions)
         spread = prior_spread(objective, "outputs")
-        products = _products(objective)
+        products = PRODUCTS_IN_THE_OUTPUTS[objective.num_parameters >= LARGE]
         settings: dict[str, Any] = {"seed": seed, "max_products": products, "check_probe": False}
         # Lanczos runs end where the rank has converged at the temperature given, which is to be that of the finer one.
         rough = effective_rank(moved, spread, 1 / fine, **settings).at_resolution(fine)
-        ranks = effective_rank(moved, spread, rough.nbeta, **settings) if rough.nbeta else rough
+        ranks = rough
+        if rough.nbeta:
+            ranks = effective_rank(moved, spread, rough.nbeta, tolerance=OUTPUTS_TOLERANCE, **settings)
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = ranks.at_resolution(resolution)
@@ -202,10 +208,6 @@ def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
         "probe_share": Estimate(found.on_half / found.value if found.value else math.nan),
         **{f"effective_rank_{name}": Estimate(at.value, at.standard_error) for name, at in found.by_layer.items()},
     }
-
-
-def _products(objective: Objective) -> int:
-    return MOST_PRODUCTS[objective.num_parameters >= LARGE]
 
 
 def enough(objective: Objective) -> Objective:

@@ -51,6 +51,7 @@ class BehavioralLLC:
         divergence: The mean divergence of the draws, from which the coefficient is carried over to ``resolution``
             along its slope there: d ln(lambda) / d ln(resolution) = 1 - lambda / heat capacity.
         heat_capacity: Variance of nbeta D within the chains; lambda changes by lambda less it per unit of log nbeta.
+        heat_capacity_error: Its standard error.
         spread_slope: By how much the coefficient at this resolution changes per unit of the logarithm of the prior's
             spread, lambda / heat capacity times Cov(nbeta D, |u|^2), with u = (w - w*) / spread.
         spread_slope_error: Its standard error over the chains.
@@ -78,6 +79,7 @@ class BehavioralLLC:
     nbeta: float
     divergence: float
     heat_capacity: float
+    heat_capacity_error: float
     spread_slope: float
     spread_slope_error: float
     rhat: float
@@ -233,6 +235,7 @@ def _estimate(resolution: float, seen: Draws, divergence: Objective) -> Behavior
         nbeta=seen.nbeta,
         divergence=divergence_reached,
         heat_capacity=heat_capacity,
+        heat_capacity_error=_standard_error(np.square(energies - energies.mean(axis=1, keepdims=True))),
         spread_slope=float(slopes.mean()) * steepness,
         spread_slope_error=float(slopes.std(ddof=1)) / math.sqrt(len(slopes)) * steepness,
         rhat=diagnostics.split_rhat(energies),
@@ -273,15 +276,15 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
         reasons.append(f"the chains have not spread out (virial {estimate.virial:.2f}, 1 at equilibrium)")
     if estimate.hits > MOST_HITS:
         reasons.append(f"the chains often reach the bound on the divergence ({estimate.hits:.0%} of the moves)")
-    spread = diagnostics.standard_error(np.square(energies - energies.mean(axis=1, keepdims=True)))
     least, largest = (limit * mean for limit in HEAT_CAPACITY)
-    if not least - SIGNIFICANCE * spread < estimate.heat_capacity < largest + SIGNIFICANCE * spread:
+    margin = SIGNIFICANCE * estimate.heat_capacity_error
+    if not least - margin < estimate.heat_capacity < largest + margin:
         reasons.append(f"the divergence varies oddly for its mean (heat capacity {estimate.heat_capacity:.3g})")
     return reasons
 
 
 def _standard_error(energies: diagnostics.FloatArray) -> float:
-    """Of the mean energy at the temperature of the draws."""
+    """Of the mean of draws at one temperature."""
     return max(diagnostics.standard_error(energies), diagnostics.standard_error_between_chains(energies))
 
 
@@ -308,6 +311,7 @@ def _nothing(resolution: float, divergence: Objective, chains: int) -> Behaviora
         nbeta=0.0,
         divergence=math.nan,
         heat_capacity=0.0,
+        heat_capacity_error=0.0,
         spread_slope=0.0,
         spread_slope_error=0.0,
         rhat=math.nan,

@@ -191,14 +191,15 @@ def keeps_its_sign(coefficient: Change, spread_slope: Change, heat_capacity: Cha
     """Whether a change has one sign at double and half the prior's spread, and at double and half the resolution ε.
 
     To first order: in the logarithm of the spread the slope is measured, in that of ε it is
-    :func:`slope_in_resolution`. Both stages are moved alike. The slope in the spread comes from few chains and is
-    noisy: what of it may be chance speaks against nothing.
+    :func:`slope_in_resolution`. Both stages are moved alike. Both slopes come from few chains and are noisy: what of
+    them may be chance speaks against nothing.
     """
-    before = slope_in_resolution(coefficient.before, heat_capacity.before)
-    after = slope_in_resolution(coefficient.after, heat_capacity.after)
-    in_spread = max(abs(spread_slope.change) - NORMAL_95 * spread_slope.standard_error, 0.0)
+    stages = [(coefficient.before, heat_capacity.before), (coefficient.after, heat_capacity.after)]
+    before, after = (slope_in_resolution(*stage) for stage in stages)
+    error = heat_capacity.standard_error * max((level / capacity) ** 2 for level, capacity in stages)
+    slopes = [(spread_slope.change, spread_slope.standard_error), (after - before, error)]
     # The same sign at both ends is that of the change itself.
-    return all(OCTAVE * slope < abs(coefficient.change) for slope in (in_spread, abs(after - before)))
+    return all(OCTAVE * (abs(slope) - NORMAL_95 * chance) < abs(coefficient.change) for slope, chance in slopes)
 
 
 def slope_in_resolution(level: float, heat_capacity: float) -> float:

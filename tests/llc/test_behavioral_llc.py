@@ -12,6 +12,7 @@ import pytest
 import torch
 from exact import cross_entropy, deep_linear_network, half_squared_error, linear_network
 from scipy import optimize
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from phasewatch.llc.behavioral import BehavioralLLC, estimate_behavioral_llc
@@ -356,3 +357,46 @@ def test_intervals_of_the_live_preset_cover() -> None:
     print(held, np.median(np.abs(errors)))
     assert np.median(np.abs(errors)) <= 0.05
     assert held >= 31
+
+
+@pytest.mark.slow
+def test_what_short_chains_say_is_not_believed() -> None:
+    """A network of 1,482 parameters whose chains spread slowly: what is off by over 15 % is flagged in nine of ten.
+
+    The reference is the same sampler with ten times the moves, which is within 5 % (R-hat, and a virial of .95).
+    """
+    data = load_digits()
+    x, y = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+    for _ in range(1_500):
+        chosen = torch.randint(len(x), (64,))
+        optimizer.zero_grad()
+        cross_entropy(net, (x[chosen], y[chosen])).backward()
+        optimizer.step()
+    objective = of(net, x[:512], y[:512])
+    reference = {
+        estimate.resolution: estimate.learning_coefficient
+        for estimate in live(objective, chains=4, draws=3_000, burn_in=2_000, seed=100)
+    }
+    wrong = flagged = 0
+    for seed, (chains, burn_in, draws) in enumerate(
+        [
+            (2, 20, 32),
+            (4, 40, 120),
+            (4, 80, 120),
+            (2, 150, 100),
+            (4, 150, 300),
+            (2, 60, 400),
+            (8, 20, 200),
+            (3, 100, 60),
+        ]
+    ):
+        for estimate in live(objective, chains=chains, draws=draws, burn_in=burn_in, seed=seed):
+            exact = reference[estimate.resolution]
+            if abs(report((chains, burn_in, draws), estimate, exact)) > 0.15:
+                wrong += 1
+                flagged += not estimate.reliable
+    assert wrong >= 5
+    assert flagged >= 0.9 * wrong

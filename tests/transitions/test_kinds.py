@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,10 +80,20 @@ def test_a_slope_that_may_be_chance_speaks_against_nothing() -> None:
 
 @pytest.mark.parametrize(("share", "kind"), [(0.99, "A"), (1.01, "loss falls; λ differs, but by less than")])
 def test_no_kind_where_another_resolution_would_turn_the_sign(share: float, kind: str) -> None:
-    """From λ = C (no slope) to a λ of 30 whose slope is ``share * 10 / ln 2``: C = 30² / (30 + slope)."""
+    """From λ = C (no slope) to a λ of 30 whose slope is ``share * 10 / ln 2``: C = 30² / (30 + slope), exact."""
     capacity = 30.0**2 / (30.0 - share * 10.0 / math.log(2.0))
-    beside = {f"{FINE}_heat_capacity": change(20.0, capacity)}
+    beside = {f"{FINE}_heat_capacity": replace(change(20.0, capacity), standard_error=0.0)}
     assert named(FALLS, beside, **{FINE: change(20.0, 30.0)}).name.startswith(kind)
+
+
+def test_a_heat_capacity_of_few_draws_speaks_against_nothing() -> None:
+    """The slope is 20 / ln 2 where 10 / ln 2 turns the sign; its error, 1.96 σ (λ / C)² with λ = C, takes half away."""
+    capacity = 30.0**2 / (30.0 - 20.0 / math.log(2.0))
+    enough = (10.0 / math.log(2.0)) / 1.96
+    for share, kind in ((1.01, "A"), (0.99, "loss falls; λ differs, but by less than")):
+        noisy = replace(change(20.0, capacity), standard_error=share * enough)
+        found = named(FALLS, {f"{FINE}_heat_capacity": noisy}, **{FINE: change(20.0, 30.0)})
+        assert found.name.startswith(kind)
 
 
 def test_the_slope_in_the_resolution_is_that_of_a_well_with_a_prior() -> None:
