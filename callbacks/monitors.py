@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
-from phasewatch.estimators import HessianSpectrum, LearningCoefficient, SymmetryLedger
+from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient, SymmetryLedger
+from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.probe import DEFAULT_SAMPLES
 from phasewatch.schedule import as_schedule
@@ -33,11 +34,15 @@ class PhaseWatch(MonitoringCallback):
         outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, where they cannot be seen in the calls of
             modules that the loss makes; needs ``loss_fn(outputs, batch) -> scalar mean loss``.
         n: Size of the training set, default as found; sets the temperature of λ, nβ = n / log n.
-        chains: Chains for λ.
-        draws: Minibatch gradients of each chain for its draws.
-        burn_in: Minibatch gradients of each chain before them, in which the sampler sets itself up.
-        nbeta: Inverse temperature times n; default n / log n.
-        localization: Strength γ of the pull towards the current weights.
+        resolutions: How far, in nats, the function may move on average for the coarse and for the fine λ of the
+            function (``llc_behavioral_coarse``, ``llc_behavioral``).
+        nats_per_loss: The loss is taken for minus the log-likelihood of a sample in nats; where it is something else,
+            what one unit of it is in nats (1 / (2 σ²) for a squared error with noise σ).
+        chains: Chains for the λ of the loss (``llc``), which is measured at minima only.
+        draws: Minibatch gradients of each of them for its draws.
+        burn_in: Minibatch gradients of each before them, in which the sampler sets itself up.
+        nbeta: Inverse temperature times n for it; default n / log n.
+        localization: Strength γ of the pull towards the current weights for it.
         refined: Names or globs of modules and parameters whose own λ is measured too, all else fixed: ``llc_<name>``.
         other_data: Name to batches of further data, on which λ is measured too: ``llc_<name>``.
         num_eigenvalues: Hessian eigenvalues to find at each end of the spectrum.
@@ -67,6 +72,8 @@ class PhaseWatch(MonitoringCallback):
         loss_fn: LossFn | None = None,
         outputs_fn: OutputsFn | None = None,
         n: int | None = None,
+        resolutions: tuple[float, float] = (COARSE, FINE),
+        nats_per_loss: float = 1.0,
         chains: int = 4,
         draws: int = 400,
         burn_in: int = 200,
@@ -85,6 +92,7 @@ class PhaseWatch(MonitoringCallback):
     ) -> None:
         super().__init__()
         self.estimators = (
+            BehavioralCoefficient(resolutions, nats_per_loss, refined=tuple(refined or ())),
             LearningCoefficient(chains, draws, burn_in, nbeta, localization, tuple(refined or ())),
             HessianSpectrum(num_eigenvalues, nbeta=nbeta, localization=localization),
             SymmetryLedger(),
@@ -123,6 +131,8 @@ class LLCMonitor(MonitoringCallback):
         loss_fn: LossFn | None = None,
         outputs_fn: OutputsFn | None = None,
         n: int | None = None,
+        resolutions: tuple[float, float] = (COARSE, FINE),
+        nats_per_loss: float = 1.0,
         chains: int = 4,
         draws: int = 400,
         burn_in: int = 200,
@@ -136,7 +146,10 @@ class LLCMonitor(MonitoringCallback):
         on_error: OnError = "warn",
     ) -> None:
         super().__init__()
-        self.estimators = (LearningCoefficient(chains, draws, burn_in, nbeta, localization, tuple(refined or ())),)
+        self.estimators = (
+            BehavioralCoefficient(resolutions, nats_per_loss, refined=tuple(refined or ())),
+            LearningCoefficient(chains, draws, burn_in, nbeta, localization, tuple(refined or ())),
+        )
         self.other_data = other_data
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe

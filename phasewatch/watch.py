@@ -19,7 +19,13 @@ import torch
 from torch import nn
 
 from phasewatch._version import __version__
-from phasewatch.estimators import Estimator, HessianSpectrum, LearningCoefficient, SymmetryLedger
+from phasewatch.estimators import (
+    BehavioralCoefficient,
+    Estimator,
+    HessianSpectrum,
+    LearningCoefficient,
+    SymmetryLedger,
+)
 from phasewatch.measure import Failure, Probe, measure
 from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.objective.labels import integer_targets
@@ -44,6 +50,14 @@ from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.kinds import read_beside
 
 OnError = Literal["warn", "raise", "disable"]
+COEFFICIENTS = (BehavioralCoefficient, LearningCoefficient)
+"""What is measured on other data too, and of parts of the network."""
+DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
+    BehavioralCoefficient(),
+    LearningCoefficient(),
+    HessianSpectrum(),
+    SymmetryLedger(),
+)
 
 # The lines of a record that tell what happened in the run, and not how it was written.
 _HISTORY: tuple[Kind, ...] = ("measurement", "transition", "failure")
@@ -106,7 +120,7 @@ class Monitor:
             raise ValueError(
                 f"{name!r} is no name for data; expected letters, digits and underscores, as 'validation'."
             )
-        estimators = tuple(replace(e, data=name) for e in self.estimators if isinstance(e, LearningCoefficient))
+        estimators = tuple(replace(e, data=name) for e in self.estimators if isinstance(e, COEFFICIENTS))
         if not estimators:
             raise ValueError(f"The learning coefficient on {name!r} was asked for, but none is among the estimators.")
         batches = list(probe)
@@ -155,7 +169,7 @@ class Watch:
         total_steps: int | None = None,
         schedule: ScheduleLike = "auto",
         max_overhead: float | None = 0.1,
-        estimators: Sequence[Estimator] = (LearningCoefficient(), HessianSpectrum(), SymmetryLedger()),
+        estimators: Sequence[Estimator] = DEFAULT_ESTIMATORS,
         other_data: Mapping[str, Iterable[Any]] | None = None,
         batch_sizes: Sequence[int] | None = None,
         mode: Literal["eval", "train"] = "eval",
@@ -294,7 +308,7 @@ class Watch:
             if monitor is self._main:
                 labels = integer_targets(probe.batches, objective.batch_sizes)
             for estimator in monitor.estimators:
-                if isinstance(estimator, LearningCoefficient):
+                if isinstance(estimator, COEFFICIENTS):
                     estimator.parts(objective)
             described.append(
                 {

@@ -1,9 +1,18 @@
 """What a watch measures: the estimators with their settings, and how their results become signals."""
 
+from phasewatch.estimators.behavioral import BehavioralCoefficient
 from phasewatch.estimators.learning_coefficient import LearningCoefficient
 from phasewatch.estimators.probe_loss import ProbeLoss
 from phasewatch.estimators.reading import Estimator, Reading
 from phasewatch.estimators.spectrum import HessianSpectrum
 from phasewatch.estimators.zeros import SymmetryLedger
 
-__all__ = ["Estimator", "HessianSpectrum", "LearningCoefficient", "ProbeLoss", "Reading", "SymmetryLedger"]
+__all__ = [
+    "BehavioralCoefficient",
+    "Estimator",
+    "HessianSpectrum",
+    "LearningCoefficient",
+    "ProbeLoss",
+    "Reading",
+    "SymmetryLedger",
+]

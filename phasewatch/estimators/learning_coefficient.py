@@ -62,27 +62,33 @@ class LearningCoefficient:
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc`` with standard error, and ``llc_rhat``, ``llc_ess``, ``llc_acceptance``, ``llc_step_size``.
 
-        Also ``llc_<name>`` for every name in ``refined``. On other data all of them are called ``llc_<data>...``.
+        ``llc_nbeta`` is the inverse temperature, n / log n or what the probe bears.
+        Also ``llc_<name>`` for every name in ``refined``, at the nbeta of the whole, so that no part can exceed it. On
+        other data all of them are called ``llc_<data>...``. Where the weights are not near a minimum nothing is
+        sampled; all are NaN then, and ``llc`` says why.
 
         Raises:
             ValueError: If a name in ``refined`` matches no module or parameter.
         """
         parts = self.parts(objective)
-        found = self._estimate(objective, n, seed)
-        estimates = {
-            self.name: _coefficient(found),
-            f"{self.name}_rhat": Estimate(found.rhat),
-            f"{self.name}_ess": Estimate(found.ess),
-            f"{self.name}_acceptance": Estimate(found.acceptance),
-            f"{self.name}_step_size": Estimate(found.step_size),
+        found = self._estimate(objective, n, seed, self.nbeta)
+        of_chains = {
+            "rhat": found.rhat,
+            "ess": found.ess,
+            "acceptance": found.acceptance,
+            "step_size": found.step_size,
+            "fluctuation": found.singular_fluctuation,
         }
-        if math.isfinite(found.singular_fluctuation):
-            estimates[f"{self.name}_fluctuation"] = Estimate(found.singular_fluctuation)
+        if found.draws and not math.isfinite(found.singular_fluctuation):
+            del of_chains["fluctuation"]
+        doubts = () if found.draws else ("nothing was sampled",)
+        estimates = {self.name: _coefficient(found), f"{self.name}_nbeta": Estimate(found.nbeta)}
+        estimates.update({f"{self.name}_{what}": Estimate(value, doubts=doubts) for what, value in of_chains.items()})
         for part, restricted in parts.items():
-            estimates[self._of_part(part)] = _coefficient(self._estimate(restricted, n, seed))
+            estimates[self._of_part(part)] = _coefficient(self._estimate(restricted, n, seed, found.nbeta))
         return Reading(estimates)
 
-    def _estimate(self, objective: Objective, n: int, seed: int) -> LLCEstimate:
+    def _estimate(self, objective: Objective, n: int, seed: int, nbeta: float | None) -> LLCEstimate:
         return estimate_llc(
             objective,
             n=n,
@@ -90,7 +96,7 @@ class LearningCoefficient:
             chains=self.chains,
             draws=self.draws,
             burn_in=self.burn_in,
-            nbeta=self.nbeta,
+            nbeta=nbeta,
             localization=self.localization,
         )
 

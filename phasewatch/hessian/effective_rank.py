@@ -70,6 +70,7 @@ class EffectiveRank:
         converged: Whether it is known to ``RELIABLE`` (10 %): two standard errors and the quadrature error together.
         limited_by_probe: Whether half of the samples give a rank that differs by more than ``LIMITED`` (10 %); None
             where that was not asked for, where the samples cannot be told apart, or where it may be chance.
+        on_half: The rank on half of the samples; NaN where it was not asked for or the samples cannot be told apart.
         reasons: What is wrong with it, in words.
         products: Matrix-vector products spent on the whole probe.
         spectrum: What was computed, from which the rank follows at every resolution.
@@ -82,6 +83,7 @@ class EffectiveRank:
     nbeta: float
     converged: bool
     limited_by_probe: bool | None
+    on_half: float
     reasons: tuple[str, ...]
     products: int
     spectrum: WhitenedSpectrum = field(repr=False)
@@ -195,18 +197,21 @@ def effective_rank(
     with isolated():
         rank, products = on(objective)
         half = objective.on_half() if check_probe else None
-        limited: bool | None = None
-        reasons = rank.reasons
-        if half is not None:
-            on_half = on(half)[0]
-            change = abs(on_half.value - rank.value)
-            limited = change > LIMITED * max(rank.value, on_half.value)
-            if limited and change < 2 * math.hypot(rank.standard_error, on_half.standard_error):
-                limited = None
-            if limited:
-                values = f"{on_half.value:.4g} on half of its samples, {rank.value:.4g} on all"
-                reasons += (f"limited by the probe: {values}",)
-    return replace(rank, products=products, limited_by_probe=limited, reasons=reasons)
+        rank = replace(rank, products=products)
+        return rank if half is None else _beside_half(rank, on(half)[0])
+
+
+def _beside_half(rank: EffectiveRank, on_half: EffectiveRank) -> EffectiveRank:
+    """The same with what half of the samples say of it."""
+    change = abs(on_half.value - rank.value)
+    limited: bool | None = change > LIMITED * max(rank.value, on_half.value)
+    if limited and change < 2 * math.hypot(rank.standard_error, on_half.standard_error):
+        limited = None
+    reasons = rank.reasons
+    if limited:
+        values = f"{on_half.value:.4g} on half of its samples, {rank.value:.4g} on all"
+        reasons += (f"limited by the probe: {values}",)
+    return replace(rank, limited_by_probe=limited, on_half=on_half.value, reasons=reasons)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +295,7 @@ class WhitenedSpectrum:
             nbeta=nbeta,
             converged=not reasons,
             limited_by_probe=None,
+            on_half=math.nan,
             reasons=tuple(reasons),
             products=0,
             spectrum=self,

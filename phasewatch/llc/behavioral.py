@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
@@ -24,7 +25,7 @@ LARGEST_RHAT, SAME_MEAN = 1.1, 0.05
 """Chains disagree if their split R-hat is above the first and their means scatter by more than this share of lambda."""
 LARGEST_HALF_WIDTH = 0.1
 """Of the interval, as a share of lambda, or in absolute terms where lambda is below 1."""
-ROUNDS = 4
+ROUNDS = 8
 LARGEST_DRIFT = 0.1
 LEAST_ACCEPTANCE = 0.5
 MOST_HITS = 0.02
@@ -113,7 +114,7 @@ def estimate_behavioral_llc(
     chains: int = 8,
     draws: int = 4_000,
     burn_in: int = 1_000,
-    spread: float = 1.0,
+    spread: float | Tensor | None = None,
 ) -> list[BehavioralLLC]:
     r"""Estimate the learning coefficient of the function at ``objective.parameters``, at each of several resolutions.
 
@@ -135,7 +136,8 @@ def estimate_behavioral_llc(
         draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in four rounds, and
             end with the first after which every check is passed.
         burn_in: Moves before them, likewise.
-        spread: Factor on the prior's spread.
+        spread: Standard deviation of the prior, shape ``(num_parameters,)``; default
+            :func:`phasewatch.llc.spread.prior_spread`. A number is a factor on that.
 
     Returns:
         One estimate for each of ``resolutions``, in their order.
@@ -156,10 +158,14 @@ def estimate_behavioral_llc(
         >>> fine.reliable, abs(fine.learning_coefficient - 6 / 2) < 0.3
         (True, True)
     """
-    check_behavioral_settings(resolutions, chains, draws, burn_in, spread)
+    check_behavioral_settings(resolutions, chains, draws, burn_in)
+    if not isinstance(spread, Tensor):
+        if spread is not None and not (spread > 0 and math.isfinite(spread)):
+            raise ValueError(f"spread is {spread}; expected a positive factor, or a tensor of standard deviations.")
+        spread = (spread or 1.0) * prior_spread(objective)
     with isolated():
         divergence = objective.behavioral(metric, nats_per_loss=nats_per_loss)
-        sampler = ResolvedChains(divergence, spread * prior_spread(objective), chains, seed)
+        sampler = ResolvedChains(divergence, spread, chains, seed)
         found: dict[float, BehavioralLLC] = {}
         for resolution in sorted(set(resolutions), reverse=True):
             before = sampler.gradients
@@ -184,9 +190,7 @@ def estimate_behavioral_llc(
     return [carried[resolution] for resolution in resolutions]
 
 
-def check_behavioral_settings(
-    resolutions: Sequence[float], chains: int, draws: int, burn_in: int, spread: float
-) -> None:
+def check_behavioral_settings(resolutions: Sequence[float], chains: int, draws: int, burn_in: int) -> None:
     """Check the settings of :func:`estimate_behavioral_llc` before there is anything to measure.
 
     Raises:
@@ -200,8 +204,6 @@ def check_behavioral_settings(
         raise ValueError(f"draws is {draws}; expected at least 16, or no standard error can be formed.")
     if burn_in < 20:
         raise ValueError(f"burn_in is {burn_in}; expected at least 20, it finds step size and temperature.")
-    if not (spread > 0 and math.isfinite(spread)):
-        raise ValueError(f"spread is {spread}; expected a positive factor.")
 
 
 def _estimate(resolution: float, seen: Draws, divergence: Objective) -> BehavioralLLC:
@@ -294,13 +296,14 @@ def _carried_over(found: Mapping[float, BehavioralLLC]) -> dict[float, Behaviora
     for k, resolution in enumerate(sampled):
         here = found[resolution]
         others = [found[sampled[j]] for j in (k - 1, k + 1) if 0 <= j < len(sampled)]
-        if not others:
-            continue
         slopes = [
             math.log(other.learning_coefficient / here.learning_coefficient)
             / math.log(other.divergence / here.divergence)
             for other in others
+            if other.reliable
         ]
+        if not slopes or not here.reliable:
+            continue
         factor = (resolution / here.divergence) ** float(np.mean(slopes))
         carried[resolution] = replace(
             here,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats
@@ -15,8 +15,10 @@ from phasewatch.llc import diagnostics
 from phasewatch.llc.diagnostics import FloatArray
 from phasewatch.llc.fluctuations import Fluctuations
 from phasewatch.llc.hmc import LEAST_DRAWS, sample_hmc
+from phasewatch.llc.pilot import pilot_descent
 from phasewatch.llc.posterior import LocalizedPosterior
-from phasewatch.objective import Objective
+from phasewatch.llc.probe_noise import ProbeNoise, probe_noise
+from phasewatch.objective import NoOutputsError, Objective
 from phasewatch.objective.constant import loss_of_constant_prediction
 
 WARMING_ERROR = 0.1
@@ -40,6 +42,19 @@ BETTER_BY_CHANCE = 3.0
 to lose: above m + 3 sqrt(2 m)."""
 
 
+BORNE = 0.05
+"""Share of lambda that the noise of the probe alone may take off by default: half of what is allowed for both the noise
+and the distance from the minimum (``Thresholds.descent``)."""
+NEGLIGIBLE_STEP = 0.002
+"""The pilot ends where its steps promise less than this share of the quadratic part of lambda."""
+LEAST_SCALE = 5.0
+"""The quadratic part counts as no less than this where a fall is held against it: at w = 0 of a deep linear network it
+is 0 and lambda 13.5, so that a fall by half a unit does not speak against sampling."""
+HELD = 1.2
+"""Chains whose mean is at most so many times the quadratic part of lambda are in the well that they should be in,
+however little w* gains on a constant prediction."""
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """When an estimate counts as unreliable.
@@ -49,11 +64,15 @@ class Thresholds:
         ess: Smallest effective sample size.
         acceptance: Smallest share of accepted moves.
         drift: Largest change of the mean from the first to the second half of the draws, as a share of it.
-        descent: Largest ``descent`` as a share of the estimate.
+        descent: Largest ``descent`` as a share of the estimate; and, before anything is sampled, of the quadratic part
+            of lambda (:attr:`LLCEstimate.quadratic`). Infinite: all is sampled.
+        noise: Largest ``noise_descent`` as a share of the estimate.
         kept: Smallest share of ways kept.
         warming: Largest ``warming`` as a share of the estimate.
         lost: Largest ``lost``. On the cases of ``benchmarks/llc.py`` it is below .05, on a weak signal .4; chains that
-            have left reach 1, the plateau where the network does nothing, and more by the lambda of that.
+            have left reach 1, the plateau where the network does nothing, and more by the lambda of that. A minimum
+            that gains hardly more than lambda log n / n reaches as much; there it does not count where lambda is no
+            more than its quadratic part.
         heat_capacity: Least and largest heat capacity as a share of the estimate. On the cases of ``benchmarks/llc.py``
             it is .5 to 1.1; on a plateau that the chains have reached from w* it is .1, while they are on their way 4
             and more, and a lambda that lacks what w* lies above the minimum falls below it by as much.
@@ -63,7 +82,8 @@ class Thresholds:
     ess: float = 30.0
     acceptance: float = 0.3
     drift: float = 0.1
-    descent: float = 0.25
+    descent: float = 0.1
+    noise: float = 0.1
     kept: float = 0.3
     warming: float = 0.3
     lost: float = 0.8
@@ -74,25 +94,36 @@ class Thresholds:
 class LLCEstimate:
     """A local learning coefficient with its uncertainty and the diagnostics of its chains.
 
+    Where w* is not near a minimum nothing is sampled (``draws`` is 0), and what chains would say is NaN.
+
     Attributes:
-        learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``warming``. Negative where w* is far from a minimum;
-            never clipped. NaN only where all chains diverged.
-        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``warming``.
-        interval: 95 % interval (low, high) for lambda by Student's t. It reaches further up than down, by 2 % of the
-            estimate: chains that are held at w* or have not spread out read low, and never high.
-        reliable: Whether every check passed.
-        reasons: What did not pass, one phrase a check.
-        rhat: Split R-hat of the loss; NaN where all draws are equal or all chains diverged.
-        ess: Effective number of independent draws; NaN likewise.
-        acceptance: Share of accepted moves.
-        step_size: The frozen step, in units of the preconditioner.
         nbeta: Inverse temperature times n.
         localization: Precision gamma of the Gaussian that holds the chains at w*.
         n: Data-set size.
         loss: The baseline L(w*).
+        descent: By how much nbeta L fell from w* in a pilot descent held as the chains are
+            (:func:`phasewatch.llc.pilot.pilot_descent`), which ends once that is too much; an estimate at the minimum
+            nearby is larger by about as much.
+        noise_descent: By how much it falls, on average, at a perfect minimum of the loss of all n samples, because the
+            probe has not all of them (:mod:`phasewatch.llc.probe_noise`); NaN where the outputs cannot be seen.
+        quadratic: What lambda would be if the loss were quadratic, from the Gauss-Newton matrix at w*; half the number
+            of parameters, which is never less, where the outputs cannot be seen.
+        chains: Number of chains, run or not.
+        gradients: Minibatch gradients spent, everything included but the two constant predictions, which take the
+            time of some 10 on all batches for all chains together.
+        reliable: Whether every check passed.
+        reasons: What did not pass, one phrase a check.
+        notes: What else is to be known of the number, as that it is limited by the probe.
+        learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``warming``. Negative where w* is far from a minimum;
+            never clipped. NaN where nothing was sampled, or all chains diverged.
+        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``warming``.
+        interval: 95 % interval (low, high) for lambda by Student's t. It reaches further up than down, by 2 % of the
+            estimate: chains that are held at w* or have not spread out read low, and never high.
+        rhat: Split R-hat of the loss; NaN where all draws are equal or all chains diverged.
+        ess: Effective number of independent draws; NaN likewise.
+        acceptance: Share of accepted moves.
+        step_size: The frozen step, in units of the preconditioner.
         warming: What the change of batches added to the raw mean; subtracted.
-        descent: By how much nbeta L can fall from w* to the minimum nearby, from the slope of the loss at w*; an
-            estimate at that minimum is larger by about as much.
         kept: Share of the ways that Metropolis' rule kept once the whole probe had been looked at; 1 where minibatches
             miss nothing, NaN where there were too few draws to look.
         fluctuations: How the losses of single samples vary over the draws; their ``functional_variance``, and with
@@ -110,45 +141,49 @@ class LLCEstimate:
         distance: Root mean square distance of the draws from w*.
         displacements: Name of each parameter tensor to the same for it alone, in units of its norm at w*; infinite
             where that is 0. Where directions are flat, tensors go far beyond their own size with the right lambda.
-        chains: Number of chains run.
         diverged_chains: Number of chains that could not stay where the loss is finite and near L(w*); left out.
         draws: Draws a chain.
-        gradients: Minibatch gradients spent, everything included but the two constant predictions, which take the
-            time of some 10 on all batches for all chains together.
     """
 
-    learning_coefficient: float
-    standard_error: float
-    interval: tuple[float, float]
-    reliable: bool
-    reasons: tuple[str, ...]
-    rhat: float
-    ess: float
-    acceptance: float
-    step_size: float
     nbeta: float
     localization: float
     n: int
     loss: float
-    warming: float
     descent: float
-    kept: float
-    fluctuations: Fluctuations
-    heat_capacity: float
-    constant_loss: float
-    mean_output_loss: float
-    virial: float
-    virial_error: float
-    distance: float
-    displacements: Mapping[str, float]
+    noise_descent: float
+    quadratic: float
     chains: int
-    diverged_chains: int
-    draws: int
     gradients: int
+    reliable: bool = False
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    learning_coefficient: float = math.nan
+    standard_error: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    rhat: float = math.nan
+    ess: float = math.nan
+    acceptance: float = math.nan
+    step_size: float = math.nan
+    warming: float = math.nan
+    kept: float = math.nan
+    fluctuations: Fluctuations = Fluctuations()
+    heat_capacity: float = math.nan
+    constant_loss: float = math.nan
+    mean_output_loss: float = math.nan
+    virial: float = math.nan
+    virial_error: float = math.nan
+    distance: float = math.nan
+    displacements: Mapping[str, float] = field(default_factory=dict)
+    diverged_chains: int = 0
+    draws: int = 0
 
     @property
     def free_energy(self) -> float:
-        """Local free energy n L(w*) + lambda log n; at nbeta = n / log n that is WBIC (Watanabe 2013, eq. 14)."""
+        """Local free energy n L(w*) + lambda log n; at nbeta = n / log n that is WBIC (Watanabe 2013, eq. 14).
+
+        At a minimum only: elsewhere this lambda means nothing, and n L + lambda log n with the lambda of the divergence
+        is no free energy but a description length of the function that the network computes.
+        """
         return self.n * self.loss + self.learning_coefficient * math.log(self.n)
 
     @property
@@ -176,7 +211,8 @@ class LLCEstimate:
     def __repr__(self) -> str:
         """The estimate, its standard error, and why it should not be believed where it should not."""
         verdict = "reliable" if self.reliable else "unreliable: " + "; ".join(self.reasons)
-        return f"LLCEstimate(lambda = {self.learning_coefficient:.4g} +- {self.standard_error:.2g}, {verdict})"
+        said = "; ".join([verdict, *self.notes])
+        return f"LLCEstimate(lambda = {self.learning_coefficient:.4g} +- {self.standard_error:.2g}, {said})"
 
 
 def estimate_llc(
@@ -200,6 +236,10 @@ def estimate_llc(
     batch less the loss of w* on the same batch. The sampler sets itself up. It costs ``chains * (burn_in + draws)``
     minibatch gradients, one a batch, and a dozen.
 
+    Before that some dozens of gradients on all batches, :math:`2 \times 33` for what the probe can bear and up to 40
+    for a pilot descent, say whether there is anything to sample: where the descent takes off more than a tenth of the
+    quadratic part of lambda, w* is not near a minimum, lambda is NaN and no chain is run.
+
     Args:
         objective: The loss, on a fixed probe.
         n: Size of the data set that the model is trained on; default the samples of the probe.
@@ -208,7 +248,8 @@ def estimate_llc(
             parameters.
         draws: Draws a chain.
         burn_in: Minibatch gradients a chain before them; they set the step size.
-        nbeta: Inverse temperature times n; default n / log n.
+        nbeta: Inverse temperature times n; default n / log n, or less if the probe has fewer samples than n and their
+            noise alone would take off more than 5 % of lambda (``notes`` say so).
         localization: Precision gamma of the Gaussian around w*. It lowers the estimate where it is not small
             against nbeta times the curvature.
         compiled: Whether to compile the gradient (``torch.compile``): half a minute the first time, then up to a
@@ -240,13 +281,40 @@ def estimate_llc(
     if chains is None:
         chains = min(MOST_CHAINS, max(CHAINS, CHAINS_TIMES_PARAMETERS // objective.num_parameters))
     check_settings(chains, draws, burn_in, nbeta, localization)
-    nbeta = n / math.log(n) if nbeta is None else nbeta
+    limits = thresholds or Thresholds()
+    noise = _noise_of_probe(objective, n, localization, seed)
+    notes: tuple[str, ...] = ()
+    if nbeta is None:
+        wanted = n / math.log(n)
+        nbeta = wanted if noise is None else noise.bearable(wanted, BORNE)
+        if nbeta < wanted:
+            notes = (f"limited by the probe: nbeta is {nbeta:.3g} instead of {wanted:.3g}",)
+    quadratic = objective.num_parameters / 2 if noise is None else noise.quadratic(nbeta)
+    scale = max(quadratic, LEAST_SCALE)
+    bearable = limits.descent * scale
+    pilot = pilot_descent(
+        objective, nbeta, localization, seed=seed, negligible=NEGLIGIBLE_STEP * scale, enough=bearable
+    )
+    estimate = LLCEstimate(
+        nbeta=nbeta,
+        localization=localization,
+        n=n,
+        loss=float(np.dot(objective.batch_weights, objective.batch_losses.tolist())),
+        descent=pilot.fall,
+        noise_descent=math.nan if noise is None else noise.fall(nbeta),
+        quadratic=quadratic,
+        chains=chains,
+        gradients=pilot.gradients + (0 if noise is None else noise.gradients),
+        notes=notes,
+    )
+    if pilot.fall > bearable:
+        return replace(estimate, reasons=(_not_near_a_minimum(estimate),))
     with isolated():
         posterior = LocalizedPosterior(objective, nbeta, localization, compiled)
         sample = sample_hmc(posterior, chains=chains, draws=draws, burn_in=burn_in, seed=seed)
     kept = (sample.acceptance > STUCK) & (np.abs(sample.energies) < FALLEN).all(axis=1)
     values = sample.energies[kept] - sample.warming[kept].mean() if kept.any() else sample.energies[kept]
-    mean = error = rhat = ess = descent = heat_capacity = distance = warming = half_width = math.nan
+    mean = error = rhat = ess = heat_capacity = distance = warming = half_width = math.nan
     virial = virial_error = math.nan
     displacements = dict.fromkeys(objective.parameter_shapes, math.nan)
     if kept.any():
@@ -260,9 +328,7 @@ def estimate_llc(
         rhat, ess = diagnostics.split_rhat(values), diagnostics.effective_sample_size(values)
         # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
         half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
-        # In a quadratic well at -K^-1 g from w* the mean slope g.(w - w*) is -g K^-1 g, twice the well's depth.
         heat_capacity = float(values.var(axis=1, ddof=1).mean())
-        descent = float(-sample.slopes[kept].mean() / 2)
         distance = float(np.sqrt(sample.squared_distances[kept].mean()))
         virials = sample.virials[kept] / objective.num_parameters
         virial = float(virials.mean())
@@ -271,22 +337,16 @@ def estimate_llc(
         sizes = [float(tensor.norm()) for tensor in objective.unflatten(objective.parameters).values()]
         shares = [far / size if size else math.inf for far, size in zip(moved.tolist(), sizes, strict=True)]
         displacements = dict(zip(objective.parameter_shapes, shares, strict=True))
-    estimate = LLCEstimate(
+    estimate = replace(
+        estimate,
         learning_coefficient=mean,
         standard_error=error,
         interval=(mean - half_width, mean + half_width + TAKEN_OFF * abs(mean)),
-        reliable=False,
-        reasons=(),
         rhat=rhat,
         ess=ess,
         acceptance=float(sample.acceptance[kept].mean()) if kept.any() else 0.0,
         step_size=sample.step_size,
-        nbeta=nbeta,
-        localization=localization,
-        n=n,
-        loss=float(np.dot(objective.batch_weights, objective.batch_losses.tolist())),
         warming=warming,
-        descent=descent,
         kept=float(sample.kept[kept].mean()) if kept.any() else 0.0,
         fluctuations=sample.sample_losses.result(n),
         heat_capacity=heat_capacity,
@@ -296,14 +356,25 @@ def estimate_llc(
         virial_error=virial_error,
         distance=distance,
         displacements=displacements,
-        chains=chains,
         diverged_chains=int((~kept).sum()),
         draws=sample.energies.shape[1],
-        gradients=round(posterior.gradients),
+        gradients=estimate.gradients + round(posterior.gradients),
     )
-    noise = float(sample.batch_variance[kept].mean()) if kept.any() else math.nan
-    reasons = _reasons(estimate, values, noise, objective, posterior.full_gradient, thresholds or Thresholds())
+    batch_variance = float(sample.batch_variance[kept].mean()) if kept.any() else math.nan
+    reasons = _reasons(estimate, values, batch_variance, objective, posterior.full_gradient, limits)
     return replace(estimate, reliable=not reasons, reasons=reasons)
+
+
+def _noise_of_probe(objective: Objective, n: int, localization: float, seed: int) -> ProbeNoise | None:
+    try:
+        return probe_noise(objective, n, localization, seed)
+    except NoOutputsError:
+        return None
+
+
+def _not_near_a_minimum(estimate: LLCEstimate) -> str:
+    more = "" if estimate.draws else " or more"  # nothing was gained by descending further
+    return f"w* is not near a minimum: nbeta L falls by {estimate.descent:.3g}{more} nearby"
 
 
 def _reasons(
@@ -331,7 +402,7 @@ def _reasons(
         reasons.append("what minibatches miss was never looked at: more draws or fewer batches are needed")
     elif estimate.kept < limits.kept:
         reasons.append(f"minibatches miss much of the loss (kept {estimate.kept:.2f} of the ways): larger ones needed")
-    mean, descent, warming = estimate.learning_coefficient, estimate.descent, estimate.warming
+    mean, warming = estimate.learning_coefficient, estimate.warming
     half = values.shape[1] // 2
     drift = float(values[:, half:].mean() - values[:, :half].mean())
     # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
@@ -340,8 +411,13 @@ def _reasons(
         reasons.append(f"the loss still drifts ({drift:+.3g} from one half of the draws to the other)")
     if mean < 0:
         reasons.append("negative: the chains found lower loss than w*")
-    elif descent > limits.descent * mean:
-        reasons.append(f"w* is not near a minimum (nbeta L falls by {descent:.3g} nearby)")
+    elif estimate.descent > limits.descent * mean:
+        reasons.append(_not_near_a_minimum(estimate))
+    if mean > 0 and estimate.noise_descent > limits.noise * mean:
+        reasons.append(
+            f"limited by the probe: the choice of its samples alone takes off {estimate.noise_descent:.3g}; a smaller "
+            "nbeta or a larger probe is needed"
+        )
     if warming > limits.warming * max(abs(mean), 1.0):
         reasons.append(f"the change of batches added {warming:.3g}: larger batches are needed")
     reasons += [
@@ -363,7 +439,8 @@ def _constant_reasons(
         yield f"w* is not near a minimum (one output for all samples would lower nbeta L by {nbeta * worse:.3g})"
     gained = estimate.constant_loss - estimate.loss
     by_chance = max(mean - nbeta * gained, 0.0) / estimate.n * samples
-    if estimate.lost > limits.lost and samples * gained > BETTER_BY_CHANCE * (1 + by_chance):
+    held = mean <= HELD * estimate.quadratic
+    if estimate.lost > limits.lost and not held and samples * gained > BETTER_BY_CHANCE * (1 + by_chance):
         yield (
             f"the chains have left w*: they lost {estimate.lost:.2f} of what it gains on a constant prediction "
             f"(nbeta L rose by {mean:.3g} of {nbeta * gained:.3g})"
@@ -403,6 +480,6 @@ def check_settings(
     if burn_in < 20:
         raise ValueError(f"burn_in is {burn_in}; expected at least 20, it sets the step size.")
     if nbeta is not None and not (nbeta > 0 and math.isfinite(nbeta)):
-        raise ValueError(f"nbeta is {nbeta}; expected a positive number, or None for n / log n.")
+        raise ValueError(f"nbeta is {nbeta}; expected a positive number, or None (n / log n at most).")
     if not (localization >= 0 and math.isfinite(localization)):
         raise ValueError(f"localization is {localization}; expected 0 or a positive number.")

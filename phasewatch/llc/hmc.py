@@ -69,8 +69,7 @@ class Sample:
     Attributes:
         energies: nbeta (L_b(w_t) - L_b(w*)) on the batch b of each draw, its slope at w* replaced by that of all
             batches; shape ``(chains, draws)``.
-        slopes: First-order change of nbeta L on all batches from w* to every 16th draw, shape ``(chains, ...)``.
-        squared_distances: Of every 16th draw from w*, same shape.
+        squared_distances: Of every 16th draw from w*, shape ``(chains, ...)``.
         squared_distances_by_tensor: Their parts, one a parameter tensor; shape ``(chains, ..., tensors)``.
         virials: (w - w*) . grad U of the same draws, shape ``(chains, ...)``. U is what their batch says of it and the
             bend, which is taken to be quadratic.
@@ -86,7 +85,6 @@ class Sample:
     """
 
     energies: NDArray[np.float64]
-    slopes: NDArray[np.float64]
     squared_distances: NDArray[np.float64]
     squared_distances_by_tensor: NDArray[np.float64]
     virials: NDArray[np.float64]
@@ -115,10 +113,9 @@ def sample_hmc(posterior: LocalizedPosterior, *, chains: int, draws: int, burn_i
     sample_losses = SampleLosses(posterior.objective)
     samples = [_Block(posterior, block, sample_losses).run(burn_in, draws) for block in blocks]
     shortest = min(s.energies.shape[1] for s in samples)
-    fewest = min(s.slopes.shape[1] for s in samples)
+    fewest = min(s.squared_distances.shape[1] for s in samples)
     return Sample(
         energies=np.concatenate([s.energies[:, :shortest] for s in samples]),
-        slopes=np.concatenate([s.slopes[:, :fewest] for s in samples]),
         squared_distances=np.concatenate([s.squared_distances[:, :fewest] for s in samples]),
         squared_distances_by_tensor=np.concatenate([s.squared_distances_by_tensor[:, :fewest] for s in samples]),
         virials=np.concatenate([s.virials[:, :fewest] for s in samples]),
@@ -176,7 +173,7 @@ class _Block:
         self.persistence = 1 - 1 / self.free_path
         spent = max(0.0, self._calibrate(burn_in) - burn_in)
         energies: list[Tensor] = []
-        slopes, squared_distances = [], []
+        squared_distances = []
         by_tensor, virials = [], []
         jumps: list[Tensor] = []
         accepted = torch.zeros_like(self.potentials)
@@ -191,7 +188,6 @@ class _Block:
                 spent += self._cost_of_move()
             if len(energies) % DRAWS_PER_POSITION == 0:
                 spent += self._note_sample_losses()
-                slopes.append(self.posterior.slopes(self.positions))
                 displacements = self.positions - self.posterior.center
                 squared_distances.append(displacements.square().sum(dim=1))
                 by_tensor.append(self._by_tensor(displacements.square()))
@@ -200,7 +196,6 @@ class _Block:
         warming, warming_error = self._warming(jumps)
         return Sample(
             energies=torch.stack(energies, dim=1).cpu().numpy(),
-            slopes=torch.stack(slopes, dim=1).cpu().numpy(),
             squared_distances=torch.stack(squared_distances, dim=1).cpu().numpy(),
             squared_distances_by_tensor=torch.stack(by_tensor, dim=1).cpu().numpy(),
             virials=torch.stack(virials, dim=1).cpu().numpy(),

@@ -104,10 +104,6 @@ class LocalizedPosterior:
         linear = (positions - self.center) @ self._slopes[0]
         return self.nbeta * (self._misfit.losses(positions).double() - linear.double())
 
-    def slopes(self, positions: Tensor) -> Tensor:
-        """First-order change of nbeta L from w* to each position, shape ``(chains,)``."""
-        return self.nbeta * ((positions - self.center) @ self.full_gradient)
-
     def _gradient(self, objective: Objective, batch: int) -> Tensor:
         self.gradients += 1
         return objective.loss_and_gradient(self.center, batch)[1]

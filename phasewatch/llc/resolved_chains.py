@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from torch import Tensor
 
 from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW, THRESHOLD_DRIFT
@@ -34,6 +35,7 @@ MASSES_AT = 1 / 3
 CURVATURE_FLOOR = 0.1
 SMALL = 1e-3
 """Distance in units of the spread within which D is taken to be quadratic."""
+LANCZOS_STEPS = 12
 POWER_ITERATIONS = 5
 DRAWS_PER_POSITION = 8
 
@@ -107,7 +109,8 @@ class ResolvedChains:
         self._momenta = self._normal()
         self._positions = torch.zeros_like(self._momenta)
         self._at_start = self._values, self._gradients = self._evaluate(self._positions)
-        self._dimensions, self._largest = self._curvature()
+        self._spectrum = self._curvature()
+        self._largest = float(self._spectrum[0].max())
         # Uniform on (-1, 1); its absolute value decides, its sign is the direction in which that moves.
         self._thresholds = torch.as_tensor(self._host.uniform(-1, 1, chains), device=device)
         self._nbeta = 0.0
@@ -124,7 +127,7 @@ class ResolvedChains:
         """
         self._positions = torch.zeros_like(self._momenta)
         self._values, self._gradients = self._at_start
-        self._nbeta = max(self._dimensions / 2, 1.0) / resolution
+        self._nbeta = self._quadratic_nbeta(resolution)
         self._log_step = -math.log1p(self._nbeta * self._largest) / 2
         self._path = max(PATH, moves / PATHS)
         self._scale = torch.ones_like(self._spread)
@@ -144,8 +147,9 @@ class ResolvedChains:
             acceptance, _ = self._move()
             settling = move >= moves - moves // 3
             fastest = SETTLING if settling else FOLLOWING
-            excess = float(self._values.mean()) / resolution - 1
-            self._nbeta *= math.exp(min(fastest, max(-SETTLING, fastest * excess)))
+            # One chain that is stuck far out must not drive the others.
+            excess = float((self._values / resolution - 1).clamp(max=1).mean())
+            self._nbeta *= math.exp(max(-SETTLING, fastest * excess))
             if settling:
                 settled.append(math.log(self._nbeta))
             self._log_step += max(1.5 * (1 + (move - masses_at if move >= masses_at else move)) ** -0.6, 0.05) * (
@@ -185,20 +189,36 @@ class ResolvedChains:
             step_size=math.exp(self._log_step),
         )
 
-    def _curvature(self) -> tuple[float, float]:
-        """How many dimensions the quadratic part of D has, as far as its trace and square tell, and its largest one."""
+    def _curvature(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Eigenvalues of the quadratic part of D and how many of each, by Lanczos' method from random directions."""
         directions = self._normal()
-        products = self._product(directions)
-        trace = float(torch.linalg.vecdot(directions, products).mean())
-        squares = float(torch.linalg.vecdot(products, products).mean())
-        largest = 0.0
-        for _ in range(POWER_ITERATIONS):
-            sizes = products.norm(dim=1, keepdim=True)
-            largest = float(sizes.max())
-            if not (math.isfinite(largest) and largest > 0):
-                return 0.0, 0.0
-            products = self._product(products / sizes.clamp(min=torch.finfo(sizes.dtype).tiny))
-        return trace**2 / squares if squares > 0 else 0.0, largest
+        directions /= directions.norm(dim=1, keepdim=True)
+        before, off = torch.zeros_like(directions), torch.zeros_like(directions[:, :1])
+        diagonal, off_diagonal = [], []
+        for _ in range(LANCZOS_STEPS):
+            products = self._product(directions) - off * before
+            diagonal.append(torch.linalg.vecdot(products, directions))
+            products -= diagonal[-1][:, None] * directions
+            off = products.norm(dim=1, keepdim=True)
+            off_diagonal.append(off[:, 0])
+            before, directions = directions, products / off.clamp(min=torch.finfo(off.dtype).tiny)
+        main, beside = (torch.stack(entries, dim=1).double().cpu() for entries in (diagonal, off_diagonal))
+        matrices = torch.diag_embed(main) + sum(torch.diag_embed(beside[:, :-1], k) for k in (1, -1))
+        if not bool(matrices.isfinite().all()):
+            return np.zeros(1), np.zeros(1)
+        values, vectors = torch.linalg.eigh(matrices)
+        counts = vectors[:, 0].square() * self._spread.numel() / len(values)
+        return values.clamp(min=0).flatten().numpy(), counts.flatten().numpy()
+
+    def _quadratic_nbeta(self, resolution: float) -> float:
+        """Where the quadratic part of D alone has that mean; where it is less at any temperature, lambda is one."""
+        values, counts = self._spectrum
+
+        def excess(log_nbeta: float) -> float:
+            return float(np.sum(counts * values / (1 + math.exp(log_nbeta) * values))) / 2 - resolution
+
+        lowest, highest = -math.log(resolution), math.log(self._spread.numel() / resolution)
+        return math.exp(brentq(excess, lowest, highest)) if excess(lowest) > 0 else 1 / resolution
 
     def _largest_scaled(self) -> float:
         """The largest curvature of the potential in scaled coordinates, by power iteration where the chains are."""

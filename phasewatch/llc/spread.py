@@ -7,6 +7,7 @@ from torch import Tensor
 
 from phasewatch.isolation import isolated
 from phasewatch.objective import NoOutputsError, Objective
+from phasewatch.objective.behavioral import Metric
 
 GAIN = 2.0
 """Variance of a weight times the fan-in: a layer of rectified units then hands on the size of its inputs (He et al.
@@ -20,7 +21,7 @@ UNCHANGED = 1e-3
 """Directions of rescaling along which the outputs change by less than this share of what the tensors alone change."""
 
 
-def prior_spread(objective: Objective) -> Tensor:
+def prior_spread(objective: Objective, metric: Metric = "loss") -> Tensor:
     """Standard deviation of the Gaussian prior around w*, one for all entries of a tensor.
 
     It is that of the usual initialisation, ``(2 / fan_in) ** 0.5``, whatever the weights are now: a bias has that of
@@ -33,6 +34,8 @@ def prior_spread(objective: Objective) -> Tensor:
 
     Args:
         objective: The loss, or a function made of it.
+        metric: With ``"outputs"``, in which outputs count in units of their own variance, rescaling all of them is
+            of no effect either.
 
     Returns:
         Shape ``(num_parameters,)``.
@@ -49,7 +52,7 @@ def prior_spread(objective: Objective) -> Tensor:
     usual = torch.tensor([(GAIN / _fan_in(name, pieces)) ** 0.5 for name in pieces], dtype=torch.float64)
     sizes = torch.stack([piece.double().square().mean().sqrt() for piece in pieces.values()]).cpu()
     votes = torch.tensor([BIAS_VOTE if name.endswith("bias") else 1.0 for name in pieces], dtype=torch.float64)
-    spreads = usual * _balance(objective, (sizes / usual).log(), votes).exp()
+    spreads = usual * _balance(objective, (sizes / usual).log(), votes, metric).exp()
     entries = [
         torch.full_like(piece.flatten(), float(spread)) for piece, spread in zip(pieces.values(), spreads, strict=True)
     ]
@@ -64,11 +67,11 @@ def _fan_in(name: str, pieces: dict[str, Tensor]) -> float:
     return max(piece.numel() / piece.shape[0], 1.0) if piece.dim() >= 2 else 1.0
 
 
-def _balance(objective: Objective, logarithms: Tensor, votes: Tensor) -> Tensor:
+def _balance(objective: Objective, logarithms: Tensor, votes: Tensor, metric: Metric) -> Tensor:
     """The part of the logarithms of the sizes that rescalings of no effect can take away; zero for zero tensors."""
     moved = logarithms.isfinite().nonzero().flatten().tolist()
     try:
-        effects = _effects(objective, moved)
+        effects = _effects(objective, moved, metric)
     except (NoOutputsError, RuntimeError):  # no outputs to look at, or no float64 on this device or in this code
         return torch.zeros_like(logarithms)
     lengths = effects.norm(dim=1)
@@ -88,7 +91,7 @@ def _balance(objective: Objective, logarithms: Tensor, votes: Tensor) -> Tensor:
     return balance
 
 
-def _effects(objective: Objective, moved: list[int]) -> Tensor:
+def _effects(objective: Objective, moved: list[int], metric: Metric) -> Tensor:
     """Derivatives of the outputs on the first batch in the logarithms of the tensors' sizes, one row a tensor."""
     double = objective.to(torch.float64)
     pieces = list(double.unflatten(double.parameters).values())
@@ -98,6 +101,9 @@ def _effects(objective: Objective, moved: list[int]) -> Tensor:
             ends = []
             for sign in (1, -1):
                 vector = torch.cat([p.flatten() * (1 + sign * RELATIVE_STEP * (i == k)) for i, p in enumerate(pieces)])
-                ends.append(torch.cat([output.flatten() for output in double.outputs(vector, 0)]))
+                outputs = double.outputs(vector, 0)
+                if metric == "outputs":
+                    outputs = [output / output.std() for output in outputs]
+                ends.append(torch.cat([output.flatten() for output in outputs]))
             rows.append((ends[0] - ends[1]).cpu() / (2 * RELATIVE_STEP))
     return torch.stack(rows)

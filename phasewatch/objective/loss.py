@@ -501,6 +501,15 @@ class Objective(PureLoss):
         parts = sum(half.num_samples / size * float(half.batch_losses[0]) for half in halves)
         return halves[0] if abs(parts - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
 
+    def first_batches(self, count: int) -> Objective:
+        """The same loss on the first batches only, where they say enough."""
+        if self._origin is not None:
+            origin, again = self._origin
+            return again(origin.first_batches(count))
+        with isolated():
+            chosen = [(self._layouts[i], self.data[i], self.batch_sizes[i]) for i in range(count)]
+            return self._on(chosen)
+
     def _every_second(self, start: int) -> tuple[Layout, list[Tensor], int]:
         """The first batch's samples from one of the first two on."""
         own = [tensor[start::2].clone() if tensor.dim() else tensor for tensor in self.data[0]]

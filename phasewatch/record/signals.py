@@ -59,7 +59,7 @@ class Signal:
 _LOSS, _DIMENSIONS, _CURVATURE, _EIGENVALUES = "loss", "half dimensions", "loss / weight²", "eigenvalues"
 # Headings of more than one signal.
 _FUNCTION = "learning coefficient λ of the function"
-_OUTPUTS = "λ of the function in the output metric of fixed variance"
+_OUTPUTS = "half the effective rank in the output metric of fixed variance"
 _EXTREMES = "largest and smallest Hessian eigenvalue"
 _CAUSES = "zeros by cause"
 _DISTANCES = "distance of the nearest units from degeneracy"
@@ -135,6 +135,7 @@ _ROWS = (
         linear=True,
         family=LLC,
     ),
+    Signal("llc_nbeta", "λ of the loss: inverse temperature nβ", "samples", family=LLC),
     Signal("llc_rhat", "λ: R-hat of the chains", family=LLC),
     Signal("llc_ess", "λ: effective number of draws", "draws", family=LLC),
     Signal("llc_acceptance", "λ: share of the moves accepted", family=LLC),
@@ -156,6 +157,11 @@ _ROWS = (
         "directions",
         "effective rank",
         family="effective_rank",
+    ),
+    Signal(
+        "probe_share",
+        "effective rank on half of the probe, as a share of that on all of it",
+        group="effective rank on half of the probe over that on all",
     ),
     Signal("zeros_certified", "zeros: all whose cause is known", _EIGENVALUES, count=True),
     _cause("generic", "forced by the architecture", detected=False),

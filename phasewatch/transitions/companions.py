@@ -39,6 +39,26 @@ def changes_beside(scaled: Scaled, sides: tuple[tuple[int, int], tuple[int, int]
     return found
 
 
+def changes_measured(scaled: Scaled, which: int, sides: tuple[tuple[int, int], tuple[int, int]]) -> Change | None:
+    """What a signal did from the last trusted measurement of the stage before to the first of the stage after.
+
+    Where stages are short, lines through them say little of where they end, though each point is known with its error.
+
+    Args:
+        scaled: the signals.
+        which: column of the signal, one that is searched in its own units.
+        sides: [first, last + 1) of the stages before and after, as indices of measurements.
+    """
+    signal = scaled.signals[which]
+    ends = []
+    for stage, nearest in zip(sides, (-1, 0), strict=True):
+        trusted = np.arange(*stage)[scaled.trusted[slice(*stage), which]]
+        if not len(trusted):
+            return None
+        ends.append((float(signal.values[trusted[nearest]]), float(signal.sigma[trusted[nearest]])))
+    return _change(*ends)
+
+
 def _level(column: Column, points: np.ndarray) -> tuple[float, float] | None:
     """The median of some points and its standard error, the larger of what they state and of what they scatter."""
     if not len(points):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE, LOSS
+from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE, LOSS, NORMAL_95
 from phasewatch.record.transition import Change
 
 # In standard errors: what is not constant, and whose direction is known.
@@ -57,6 +57,8 @@ RESOLUTIONS = (
     Resolution("fine", LLC_BEHAVIORAL, LLC_OUTPUTS),
     Resolution("coarse", LLC_COARSE, LLC_OUTPUTS_COARSE),
 )
+COEFFICIENTS = tuple(resolution.coefficient for resolution in RESOLUTIONS)
+"""What kinds are told by; each measurement states its error."""
 
 
 @dataclass(frozen=True)
@@ -174,13 +176,14 @@ def keeps_its_sign(coefficient: Change, spread_slope: Change, heat_capacity: Cha
     """Whether a change has one sign at double and half the prior's spread, and at double and half the resolution ε.
 
     To first order: in the logarithm of the spread the slope is measured, in that of ε it is
-    :func:`slope_in_resolution`. Both stages are moved alike.
+    :func:`slope_in_resolution`. Both stages are moved alike. The slope in the spread comes from few chains and is
+    noisy: what of it may be chance speaks against nothing.
     """
     before = slope_in_resolution(coefficient.before, heat_capacity.before)
     after = slope_in_resolution(coefficient.after, heat_capacity.after)
-    slopes = (spread_slope.after - spread_slope.before, after - before)
+    in_spread = max(abs(spread_slope.change) - NORMAL_95 * spread_slope.standard_error, 0.0)
     # The same sign at both ends is that of the change itself.
-    return all(abs(OCTAVE * slope) < abs(coefficient.change) for slope in slopes)
+    return all(OCTAVE * slope < abs(coefficient.change) for slope in (in_spread, abs(after - before)))
 
 
 def slope_in_resolution(level: float, heat_capacity: float) -> float:

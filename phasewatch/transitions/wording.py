@@ -9,8 +9,8 @@ from scipy.optimize import brentq
 
 from phasewatch.record.signals import LLC, LOSS
 from phasewatch.record.transition import Change, Transition
-from phasewatch.transitions.companions import changes_beside
-from phasewatch.transitions.kinds import name_kind
+from phasewatch.transitions.companions import changes_beside, changes_measured
+from phasewatch.transitions.kinds import COEFFICIENTS, SIGNIFICANT, name_kind
 from phasewatch.transitions.levels import points_after, points_before
 from phasewatch.transitions.series import Scaled
 
@@ -80,6 +80,12 @@ def describe(
             reliable=left.reliable and right.reliable,
         )
         changed[signal.name] = bool(seen[k])
+        if not seen[k] and signal.name in COEFFICIENTS:
+            measured = changes_measured(scaled, k, sides)
+            if measured is not None and abs(measured.z) >= SIGNIFICANT:
+                changes[signal.name] = speaking[signal.name] = measured
+                changed[signal.name] = True
+                continue
         # What no reliable point on one of the sides speaks for, and what does not go the way its points do, is
         # reported, but names no kind.
         if told.reliable and (not seen[k] or rise * (right.median - left.median) > 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch import Objective, estimate_llc
+from phasewatch.llc import Thresholds
 
 
 class Cell(nn.Module):
@@ -66,7 +68,8 @@ def test_each_evaluation_starts_from_the_state_at_the_measurement(keeps: str) ->
         assert torch.equal(keeping.loss(vector), plain.loss(vector))
         assert torch.equal(keeping.gradient(vector), plain.gradient(vector))
     assert torch.equal(keeping.batch_losses, plain.batch_losses)
-    settings: dict[str, Any] = {"n": 500, "chains": 2, "draws": 40, "burn_in": 30}
+    settings: dict[str, Any] = {"n": 500, "nbeta": 80.0, "chains": 2, "draws": 40, "burn_in": 30}
+    settings["thresholds"] = Thresholds(descent=math.inf)
     one, other = (estimate_llc(objective, **settings) for objective in (keeping, plain))
     assert one.learning_coefficient == pytest.approx(other.learning_coefficient, rel=1e-3)
     kept = module.hidden if keeps != "list" else module.hidden[0]

@@ -61,9 +61,18 @@ def test_simpler_is_what_falls_in_the_output_metric_too() -> None:
 @pytest.mark.parametrize(("share", "kind"), [(0.99, "A"), (1.01, "loss falls; λ differs, but by less than")])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_no_kind_where_another_spread_would_turn_the_sign(share: float, kind: str, sign: float) -> None:
-    """A rise of 10, and slopes whose difference over a factor of 2 takes off, or adds, a little less or more."""
-    slope = {f"{FINE}_spread_slope": change(3.0, 3.0 + sign * share * 10.0 / math.log(2.0))}
+    """A rise of 10, and slopes whose difference over a factor of 2 takes off, or adds, a little less or more.
+
+    That is what is left of the difference, sure as it is to .1, less what may be chance.
+    """
+    difference = share * 10.0 / math.log(2.0) + 1.96 * 0.1
+    slope = {f"{FINE}_spread_slope": change(3.0, 3.0 + sign * difference)}
     assert named(FALLS, slope, **{FINE: change(20.0, 30.0)}).name.startswith(kind)
+
+
+def test_a_slope_that_may_be_chance_speaks_against_nothing() -> None:
+    slope = Change(0.0, 40.0, 40.0, 30.0, (-20.0, 100.0), 1.3)
+    assert named(FALLS, {f"{FINE}_spread_slope": slope}, **{FINE: change(20.0, 30.0)}).name == "A"
 
 
 @pytest.mark.parametrize(("share", "kind"), [(0.99, "A"), (1.01, "loss falls; λ differs, but by less than")])

@@ -1,0 +1,211 @@
+"""The learning coefficient of the function as signals, at a coarse and at a fine resolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from phasewatch.estimators.reading import Reading
+from phasewatch.hessian import effective_rank
+from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
+from phasewatch.llc.behavioral import COARSE, FINE
+from phasewatch.objective import ConstantOutputsError, Objective
+from phasewatch.record import Estimate
+from phasewatch.record.signals import CATALOGUE, LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
+
+LARGE = 20_000
+"""Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
+as much of them as many of a small one."""
+MOST_PRODUCTS = (256, 64)
+"""Products with the Gauss-Newton matrix for an effective rank, below that and from there on."""
+ROWS = 512
+"""Samples, or positions of sequences, of which there are enough: no more batches of the probe are looked at."""
+
+
+@dataclass(frozen=True)
+class BehavioralCoefficient:
+    """The learning coefficient of the function, see :func:`phasewatch.estimate_behavioral_llc` for the settings.
+
+    Attributes:
+        resolutions: The coarse and the fine one, in nats.
+        nats_per_loss: What one unit of the loss is in nats.
+        chains: Number of chains; default 4, or 2 from 20,000 parameters on.
+        draws: Draws a chain at most; default 1,200, or 100.
+        burn_in: Moves before them; default 300, or 150.
+        refined: Names or globs of modules and parameters; the coefficient of each alone is measured too.
+        data: Name of the data, where they are others than those of the main probe; becomes part of the signals' names.
+    """
+
+    resolutions: tuple[float, float] = (COARSE, FINE)
+    nats_per_loss: float = 1.0
+    chains: int | None = None
+    draws: int | None = None
+    burn_in: int | None = None
+    refined: tuple[str, ...] = ()
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the settings, long before the first measurement."""
+        if len(self.resolutions) != 2 or not self.resolutions[0] > self.resolutions[1]:
+            raise ValueError(
+                f"resolutions is {self.resolutions}; expected the coarse and the fine one, as (0.1, 0.003)."
+            )
+        if isinstance(self.refined, str):
+            raise TypeError(f"refined is the string {self.refined!r}; expected a list of names, as [{self.refined!r}].")
+        if not (self.nats_per_loss > 0 and math.isfinite(self.nats_per_loss)):
+            raise ValueError(f"nats_per_loss is {self.nats_per_loss}; expected a positive number.")
+        check_behavioral_settings(self.resolutions, *self._moves(0))
+        taken = [
+            name for part in (self.data, *self.refined) if part and (name := _named(LLC_BEHAVIORAL, part)) in CATALOGUE
+        ]
+        if taken:
+            raise ValueError(
+                f"the signal of a part or of other data would be called {taken[0]!r}, as another signal is: "
+                f"{CATALOGUE[taken[0]].title}. Name the data otherwise, or the part by a glob."
+            )
+
+    @property
+    def name(self) -> str:
+        """``llc_behavioral``, or ``llc_behavioral_<data>``."""
+        return _named(LLC_BEHAVIORAL, self.data)
+
+    def parts(self, objective: Objective) -> dict[str, Objective]:
+        """The loss as a function of each of the parts in ``refined``.
+
+        Raises:
+            ValueError: If a name matches no module or parameter.
+        """
+        return {name: objective.restricted_to(name) for name in self.refined}
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
+
+        Besides ``effective_rank`` in all and by layer, ``misfit_change`` and ``description_length``, all three at the
+        fine resolution, ``probe_share`` (how much of the rank half of the probe shows), and ``llc_outputs`` and
+        ``llc_outputs_coarse``, half the effective rank in the metric of the outputs' own variance, whose resolutions
+        are of each output. Of parts, and on other data, the two coefficients alone.
+
+        Raises:
+            NoOutputsError: If the network's outputs cannot be seen.
+            ValueError: If a name in ``refined`` matches no module or parameter.
+        """
+        parts = self.parts(objective)
+        seen = enough(objective)
+        spread = prior_spread(seen)
+        coarse, fine = self._estimates(seen, spread, seed)
+        estimates = {
+            **self._signals(LLC_COARSE, coarse),
+            **self._signals(LLC_BEHAVIORAL, fine),
+            **self._beside(seen, fine, n),
+        }
+        if not self.data:
+            estimates.update(self._rank(seen, spread, fine, seed))
+            estimates.update(self._in_the_outputs(seen, seed))
+        for part, restricted in parts.items():
+            found = self._estimates(enough(restricted), None, seed)
+            for name, one in zip((LLC_COARSE, LLC_BEHAVIORAL), found, strict=True):
+                estimates[_named(name, "_".join(filter(None, (self.data, part))))] = _estimate(one)
+        return Reading(estimates)
+
+    def _estimates(self, objective: Objective, spread: Tensor | None, seed: int) -> list[BehavioralLLC]:
+        chains, draws, burn_in = self._moves(objective.num_parameters)
+        return estimate_behavioral_llc(
+            objective,
+            self.resolutions,
+            seed,
+            nats_per_loss=self.nats_per_loss,
+            chains=chains,
+            draws=draws,
+            burn_in=burn_in,
+            spread=spread,
+        )
+
+    def _moves(self, num_parameters: int) -> tuple[int, int, int]:
+        """Chains, draws and burn-in."""
+        defaults = (2, 100, 150) if num_parameters >= LARGE else (4, 1200, 300)
+        given = (self.chains, self.draws, self.burn_in)
+        chains, draws, burn_in = (d if g is None else g for d, g in zip(defaults, given, strict=True))
+        return chains, draws, burn_in
+
+    def _signals(self, name: str, found: BehavioralLLC) -> dict[str, Estimate]:
+        name = _named(name, self.data)
+        return {
+            name: _estimate(found),
+            f"{name}_rhat": Estimate(found.rhat),
+            f"{name}_ess": Estimate(found.ess),
+            f"{name}_acceptance": Estimate(found.acceptance),
+            f"{name}_nbeta": Estimate(found.nbeta),
+            f"{name}_heat_capacity": Estimate(found.heat_capacity),
+            f"{name}_virial": Estimate(found.virial),
+            f"{name}_hits": Estimate(found.hits),
+            f"{name}_spread_slope": Estimate(found.spread_slope, found.spread_slope_error),
+            f"{name}_resolution": Estimate(found.resolution),
+        }
+
+    def _beside(self, objective: Objective, fine: BehavioralLLC, n: int) -> dict[str, Estimate]:
+        loss = self.nats_per_loss * float(np.dot(objective.batch_weights, objective.batch_losses.tolist()))
+        length = Estimate(fine.description_length(loss, n), fine.standard_error * math.log(n), fine.reasons)
+        return {
+            _named("misfit_change", self.data): Estimate(fine.misfit_change),
+            _named("description_length", self.data): length,
+        }
+
+    def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> dict[str, Estimate]:
+        if not fine.nbeta:
+            return {"effective_rank": Estimate(0.0)}
+        products = _products(objective)
+        found = effective_rank(objective, spread, fine.nbeta * self.nats_per_loss, seed=seed, max_products=products)
+        layers = {
+            f"effective_rank_{name}": Estimate(layer.value, layer.standard_error)
+            for name, layer in found.by_layer.items()
+        }
+        return {
+            "effective_rank": Estimate(found.value, found.standard_error, found.reasons),
+            "probe_share": Estimate(found.on_half / found.value if found.value else math.nan),
+            **layers,
+        }
+
+    def _in_the_outputs(self, objective: Objective, seed: int) -> dict[str, Estimate]:
+        """Half the effective rank where each output moves by the resolutions in units of half its variance."""
+        names = (LLC_OUTPUTS_COARSE, LLC_OUTPUTS)
+        try:
+            moved = objective.behavioral("outputs")
+        except ConstantOutputsError as error:
+            return {name: Estimate(math.nan, doubts=(str(error),)) for name in names}
+        outputs = sum(
+            output.shape[-1] if output.dim() > 1 else 1 for output in objective.outputs(objective.parameters, 0)
+        )
+        coarse, fine = (resolution * outputs for resolution in self.resolutions)
+        spread = prior_spread(objective, "outputs")
+        products = _products(objective)
+        ranks = effective_rank(moved, spread, 1 / fine, seed=seed, max_products=products, check_probe=False)
+        estimates = {}
+        for name, resolution in zip(names, (coarse, fine), strict=True):
+            rank = ranks.at_resolution(resolution)
+            estimates[name] = Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
+        return estimates
+
+
+def _products(objective: Objective) -> int:
+    return MOST_PRODUCTS[objective.num_parameters >= LARGE]
+
+
+def enough(objective: Objective) -> Objective:
+    """The first batches, as many as hold 512 samples or positions of sequences."""
+    rows, batches = 0, 0
+    while rows < ROWS and batches < objective.num_batches:
+        outputs = objective.outputs(objective.parameters, batches)
+        rows += max(output.numel() // output.shape[-1] if output.dim() > 1 else output.numel() for output in outputs)
+        batches += 1
+    return objective if batches == objective.num_batches else objective.first_batches(batches)
+
+
+def _named(name: str, part: str) -> str:
+    return f"{name}_{part}" if part else name
+
+
+def _estimate(found: BehavioralLLC) -> Estimate:
+    return Estimate(found.learning_coefficient, found.standard_error, found.reasons)

@@ -1,0 +1,124 @@
+"""What the choice of the probe takes off lambda, against minima of many probes; and what follows for nbeta."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from exact import batched, cross_entropy, half_squared_error, linear_network, logistic_regression, noisy_regression
+from torch import Tensor, nn
+
+from phasewatch.llc import estimate_llc, pilot_descent
+from phasewatch.llc.probe_noise import probe_noise
+from phasewatch.objective import Objective
+
+SHORT = {"chains": 4, "draws": 600, "burn_in": 200}
+
+
+def samples_of(objective: Objective) -> tuple[Tensor, Tensor]:
+    """All inputs and targets."""
+    inputs, targets = (torch.cat([batch[k] for batch in objective.batches]) for k in (0, 1))
+    return inputs, targets
+
+
+def subset(objective: Objective, size: int, batch_size: int, seed: int, loss_fn: object) -> Objective:
+    """A probe: some of the samples, at the same weights."""
+    x, y = samples_of(objective)
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:size]
+    return batched(objective.module, x[chosen], y[chosen], loss_fn, batch_size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_the_predicted_fall_is_that_of_probes(classes: bool) -> None:
+    """At the minimum of 2,000 samples, 16 probes of 500 of them each fall to minima of their own.
+
+    Their mean is known to 7 %, and so is the prediction's: 4 standard errors of the difference, P(fail) < 1e-3.
+    """
+    whole = (
+        logistic_regression(8, 4, seed=3, samples=2_000) if classes else noisy_regression(9, 3, seed=3, samples=2_000)
+    )
+    loss_fn = cross_entropy if classes else half_squared_error
+    nbeta = 2_000 / math.log(2_000)
+    probes = [subset(whole, 500, 125, seed, loss_fn) for seed in range(16)]
+    falls = np.array([pilot_descent(probe, nbeta, 1.0, seed=seed).fall for seed, probe in enumerate(probes)])
+    predicted = np.array([probe_noise(probe, 2_000, 1.0, seed).fall(nbeta) for seed, probe in enumerate(probes)])
+    error = math.hypot(falls.std(ddof=1), predicted.std(ddof=1)) / 4
+    assert error < 0.15 * falls.mean()
+    assert abs(falls.mean() - predicted.mean()) < 4 * error
+    # The model realizes the data: (nbeta / m) lambda, and a quarter of the samples are in the probe.
+    assert predicted.mean() == pytest.approx(nbeta / 500 * 0.75 * 27 / 2, rel=0.25)
+
+
+def test_quadratic_part_against_the_eigenvalues() -> None:
+    """Of linear regression, whose Gauss-Newton matrix is known."""
+    objective = noisy_regression(12, 5, seed=5, samples=1_000)
+    x, _ = samples_of(objective)
+    eigenvalues = torch.linalg.eigvalsh((x.T @ x / len(x)).double()).repeat(5)
+    noise = probe_noise(objective, 1_000, 10.0)
+    for nbeta in (3.0, 100.0):
+        expected = float((eigenvalues / (eigenvalues + 10.0 / nbeta)).sum() / 2)
+        assert noise.quadratic(nbeta) == pytest.approx(expected, rel=0.1)
+
+
+def test_no_noise() -> None:
+    """Where the model fits every sample, and where the probe is all there is, nbeta is not limited."""
+    fitted = linear_network([5, 3, 5], 2, seed=1, samples=300, batch_size=100)
+    noise = probe_noise(fitted, 1_000_000, 10.0)
+    assert noise.fall(1e5) < 1e-6
+    assert noise.bearable(1e5, 0.05) == 1e5
+    whole = noisy_regression(6, 2, seed=1, samples=1_000)
+    assert probe_noise(whole, 1_000, 10.0).bearable(1e5, 0.05) == 1e5
+    assert probe_noise(whole, 2_000, 10.0).bearable(1e5, 0.05) < 100
+
+
+def test_nbeta_is_what_the_probe_bears() -> None:
+    """512 samples for 60,000, at the minimum of many more: lambda is d / 2 there and said to be limited.
+
+    4 standard errors, and the twentieth that the probe's own minimum may be lower, thrice: P(fail) < 1e-2.
+    """
+    whole = noisy_regression(8, 3, seed=2, samples=60_000, batch_size=6_000)
+    probe = subset(whole, 512, 512, 0, half_squared_error)
+    estimate = estimate_llc(probe, n=60_000, localization=0.3, seed=0, **SHORT)
+    full = 60_000 / math.log(60_000)
+    assert estimate.nbeta == pytest.approx(0.05 * 512, rel=0.5)  # the model realizes the data: the fall is nbeta / m
+    assert estimate.noise_descent == pytest.approx(0.05 * estimate.quadratic, rel=1e-3)
+    (note,) = estimate.notes
+    assert note.startswith("limited by the probe") and f"{full:.3g}" in note and note in repr(estimate)
+    lost = 4 * estimate.standard_error + 0.15 * 12
+    assert abs(estimate.learning_coefficient - estimate.quadratic) < lost
+    assert estimate.reliable, estimate
+
+
+def test_a_given_nbeta_is_kept() -> None:
+    """And what the probe makes of it is said: nothing to sample at 10 lambda, too little where noise takes a fifth."""
+    whole = noisy_regression(8, 3, seed=2, samples=60_000, batch_size=6_000)
+    probe = subset(whole, 512, 512, 0, half_squared_error)
+    far = estimate_llc(probe, n=60_000, nbeta=5_450.0, seed=0, **SHORT)
+    assert far.nbeta == 5_450 and far.draws == 0 and not far.notes
+    assert far.noise_descent == pytest.approx(5_450 / 512 * 12, rel=0.4)
+    near = estimate_llc(whole, n=10**9, nbeta=0.2 * 60_000, seed=0, **SHORT)
+    assert near.nbeta == 12_000 and near.draws > 0
+    assert any("limited by the probe" in reason for reason in near.reasons)
+
+
+def test_outputs_that_cannot_be_seen() -> None:
+    """Nothing is known of the noise; half the number of parameters stands for the quadratic part."""
+
+    class LossInside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).square().mean()
+
+    torch.manual_seed(0)
+    module = LossInside()
+    with torch.no_grad():
+        module.layer.weight.zero_(), module.layer.bias.zero_()
+    estimate = estimate_llc(Objective(module, [torch.randn(50, 3)], loss_fn=lambda m, b: m(b)), n=5_000, **SHORT)
+    assert math.isnan(estimate.noise_descent) and estimate.quadratic == 2 and not estimate.notes
+    assert estimate.nbeta == pytest.approx(5_000 / math.log(5_000))
+    assert abs(estimate.learning_coefficient - 2) < 4 * estimate.standard_error + 0.05
