@@ -66,8 +66,9 @@ PRIME, WIDTH, TRAINED_ON = 53, 32, 0.35
 MEMORISED, GENERALISED = 2_000, 7_000
 MODES = (4.0, 1.5, 0.6)
 LINEAR_STARTS = {(6, 6, 6): 0.02, (4, 8, 4): 0.02, (5, 6, 6, 5): 0.08}
-OUTPUTS_RESOLUTIONS = (5.0, COARSE)
-"""In units of the outputs' variance; a network of no use is half the number of outputs away, 26.5 here."""
+OUTPUTS_RESOLUTION = COARSE * PRIME
+"""In units of the outputs' variance, the coarse one of each output, as the signal ``llc_outputs_coarse`` has it; a
+network of no use is half the number of outputs away, 26.5."""
 CLEAR = 3.0
 CURVE = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 SPREADS = (0.5, 1.0, 2.0)
@@ -517,18 +518,32 @@ def seeds(count: int) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"kind": kind, "seed": seed, "stages": []}
             for checkpoint in stages:
                 found = estimate_behavioral_llc(checkpoint.objective, RESOLUTIONS, **LIVE)
-                inside = estimate_behavioral_llc(checkpoint.objective, OUTPUTS_RESOLUTIONS, metric="outputs", **LIVE)
+                inside = in_the_outputs(checkpoint.objective)
                 row["stages"].append(
                     {
                         "loss": float(checkpoint.objective.loss()),
                         "test": loss_at(checkpoint, checkpoint.test),
-                        "measured": [as_row(one) for one in (*found, *inside)],
+                        "measured": [*map(as_row, found), *inside],
                     }
                 )
             rows.append(row)
             shown = [[f"{one['value']:.4g}" for one in stage["measured"]] for stage in row["stages"]]
             print(f"  {kind} {seed}: {shown} test {[stage['test'] for stage in row['stages']]}", flush=True)
     return rows
+
+
+def in_the_outputs(objective: Objective) -> list[dict[str, Any]]:
+    """Sampled, and half of the effective rank, both at the coarse resolution of the outputs' own metric."""
+    spread = prior_spread(objective, "outputs")
+    (found,) = estimate_behavioral_llc(objective, (OUTPUTS_RESOLUTION,), metric="outputs", spread=spread, **LIVE)
+    ranks = effective_rank(
+        objective.behavioral("outputs"), spread, 1 / OUTPUTS_RESOLUTION, max_products=256, check_probe=False
+    )
+    rank = ranks.at_resolution(OUTPUTS_RESOLUTION)
+    return [
+        as_row(found),
+        {"value": rank.value / 2, "error": rank.standard_error / 2, "reasons": rank.reasons},
+    ]
 
 
 def dependence() -> dict[str, Any]:
@@ -658,7 +673,7 @@ def exactness(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-COLUMNS = ("λ at 0.1 nats", "λ at 0.003 nats", "outputs, 5", "outputs, 0.1")
+COLUMNS = ("λ at 0.1 nats", "λ at 0.003 nats", "outputs, λ", "outputs, ½ effective rank")
 
 
 def seeds_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -688,12 +703,12 @@ def seeds_table(rows: Sequence[dict[str, Any]]) -> str:
         "",
         f"Falls beyond {CLEAR:g} standard errors:",
         "",
-        "| runs | seeds | " + " | ".join(COLUMNS) + " | 0.1 nats and outputs 0.1 | 0.1 nats and outputs 5 |",
+        "| runs | seeds | " + " | ".join(COLUMNS) + " | 0.1 nats and outputs, λ | 0.1 nats and outputs, ½ rank |",
         "|" + "---|" * (4 + len(COLUMNS)),
     ]
     for kind, found in falls.items():
         counts = [sum(one[k] for one in found) for k in range(len(COLUMNS))]
-        both = [sum(one[0] and one[k] for one in found) for k in (3, 2)]
+        both = [sum(one[0] and one[k] for one in found) for k in (2, 3)]
         lines.append(f"| {kind} | {len(found)} | " + " | ".join(map(str, (*counts, *both))) + " |")
     return "\n".join(lines)
 
@@ -807,8 +822,8 @@ def page(found: dict[str, Any]) -> str:
         "± is one standard error. Half the effective rank is the coefficient were the divergence quadratic, at the "
         f"same nβ.\n\n{runs_table(rows)}\n{peers}\n"
         f"## Modular addition over seeds, at steps {MEMORISED:,} and {GENERALISED:,}\n\n"
-        f'Without weight decay it goes on memorising; with all pairs it never has to. "outputs": in units of the '
-        f"outputs' variance.\n\n{seeds_table(found['seeds'])}\n\n"
+        "Without weight decay it goes on memorising; with all pairs it never has to. Outputs: D in units of the "
+        f"outputs' variance, at {COARSE:g} of each ({OUTPUTS_RESOLUTION:g} in all).\n\n{seeds_table(found['seeds'])}\n\n"
         "## Dependence on resolution and spread\n\n"
         "Figure: docs/behavioral_llc.png. A question mark: not called reliable at one of the two stages (or, on exact "
         f"cases, there).\n\n{dependence_table(curves)}\n\n"
