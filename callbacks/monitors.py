@@ -18,9 +18,10 @@ from phasewatch.watch import OnError
 class PhaseWatch(MonitoringCallback):
     """Measures λ, the Hessian spectrum and the causes of its zeros while a model trains, and flags phase transitions.
 
-    Everything goes to the trainer's loggers (as ``phasewatch/<signal>``), to TensorBoard, to the run record, and λ
-    (``llc``) and ``nullity`` among others to ``trainer.callback_metrics``. The run itself is not changed in a single
-    bit.
+    λ is that of the function that the model computes (``llc_behavioral`` and ``llc_behavioral_coarse``, at every step)
+    and, where the weights are near a minimum, that of the loss (``llc``). Everything goes to the trainer's loggers (as
+    ``phasewatch/<signal>``), to TensorBoard, to the run record, and to ``trainer.callback_metrics``. The run itself is
+    not changed in a single bit.
 
     Args:
         schedule: When to measure: ``"auto"`` spreads over the run within ``max_overhead``; ``"log"`` log-spaced; a
@@ -43,8 +44,9 @@ class PhaseWatch(MonitoringCallback):
         burn_in: Minibatch gradients of each before them, in which the sampler sets itself up.
         nbeta: Inverse temperature times n for it; default n / log n.
         localization: Strength γ of the pull towards the current weights for it.
-        refined: Names or globs of modules and parameters whose own λ is measured too, all else fixed: ``llc_<name>``.
-        other_data: Name to batches of further data, on which λ is measured too: ``llc_<name>``.
+        refined: Names or globs of modules and parameters whose own λ is measured too, all else fixed:
+            ``llc_behavioral_<name>``, ``llc_<name>``.
+        other_data: Name to batches of further data, on which λ is measured too, under names of the same form.
         num_eigenvalues: Hessian eigenvalues to find at each end of the spectrum.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training while measuring.
         alpha: Wanted rate of false alarms in a run without transitions.
@@ -119,7 +121,7 @@ class PhaseWatch(MonitoringCallback):
 
 
 class LLCMonitor(MonitoringCallback):
-    """Measures the local learning coefficient λ alone; arguments as for :class:`PhaseWatch`."""
+    """Measures the learning coefficients λ of function and loss alone; arguments as for :class:`PhaseWatch`."""
 
     def __init__(
         self,

@@ -37,6 +37,8 @@ def main() -> None:
             optimizer.step()
 
     print(watch.run)
+    llc = watch.run.series("llc_behavioral")
+    print(f"λ of the function: {llc.values[0]:.1f} at the start, {llc.values[-1]:.1f} at the end")
     for transition in watch.transitions:
         print(transition)
     print("curves: tensorboard --logdir runs/plain_pytorch")

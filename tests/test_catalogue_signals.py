@@ -17,7 +17,7 @@ from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from torch import Tensor, nn
 
 from phasewatch import Watch, estimators, load_run
-from phasewatch.estimators import Estimator, LearningCoefficient, Reading
+from phasewatch.estimators import BehavioralCoefficient, Estimator, LearningCoefficient, Reading
 from phasewatch.measure import Probe, measure
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Signal, describe
@@ -26,6 +26,7 @@ from phasewatch.report import analyze_run, run_figure, write_report
 from phasewatch.tensorboard import TensorBoardWriter
 
 QUICK: dict[str, Any] = {"chains": 2, "draws": 20, "burn_in": 20}
+SAMPLERS = (BehavioralCoefficient, LearningCoefficient)
 
 
 def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -42,13 +43,13 @@ def all_estimators() -> list[Estimator]:
     """One of each class that the module has, whichever will be added."""
     kinds = [kind for _, kind in inspect.getmembers(estimators, inspect.isclass) if kind is not Estimator]
     own = [kind for kind in kinds if hasattr(kind, "read")]
-    return [kind(**QUICK) if kind is LearningCoefficient else kind() for kind in own]
+    return [kind(**QUICK) if kind in SAMPLERS else kind() for kind in own]
 
 
 def test_every_signal_that_is_measured_has_a_row_and_no_row_is_stale() -> None:
     network, probe = network_and_probe()
     names = {e.name for e in all_estimators()}
-    assert {"llc", "hessian", "zeros", "loss"} <= names
+    assert {"llc_behavioral", "llc", "hessian", "zeros", "loss"} <= names
     with Watch(
         network,
         probe.batches,
@@ -60,11 +61,9 @@ def test_every_signal_that_is_measured_has_a_row_and_no_row_is_stale() -> None:
     ) as watch:
         watch.at(0)
         watch.at(1)
-    # Of λ of the function an estimator of its own tells; where it is among them, nothing is left out.
-    families = ("llc_behavioral", "llc_outputs", "misfit_change", "description_length")
-    of_function = {row.name for row in CATALOGUE.values() if row.family.startswith(families)}
-    left_out = set() if "llc_behavioral" in names else of_function
-    assert set(watch.run.names) == set(CATALOGUE) - left_out
+    of_layers = {"effective_rank_0", "effective_rank_2"}
+    assert set(watch.run.names) == set(CATALOGUE) | of_layers
+    assert all(is_described(name) and look_up(name).group == DETAIL for name in of_layers)
 
 
 def test_layers_and_other_data_are_of_the_families() -> None:
@@ -95,7 +94,7 @@ def test_parts_of_the_function_are_not_taken_for_parts_of_the_loss() -> None:
         "llc_behavioral_coarse_encoder": "learning coefficient λ of the function, coarse (encoder)",
         "llc_behavioral_encoder_rhat": "λ of the function, fine: R-hat of the chains (encoder)",
         "llc_behavioral_coarse_encoder_heat_capacity": "λ of the function, coarse: heat capacity (encoder)",
-        "llc_outputs_coarse_encoder": "λ of the function in the output metric of fixed variance, coarse (encoder)",
+        "llc_outputs_encoder": "half the effective rank in the output metric of fixed variance, fine (encoder)",
         "description_length_encoder": "description length n L + λ log n (encoder)",
         "llc_encoder": "learning coefficient λ of the loss (encoder)",
     }

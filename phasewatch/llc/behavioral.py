@@ -282,6 +282,8 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
 def _spread_slopes(energies: diagnostics.FloatArray, squared_distances: diagnostics.FloatArray) -> NDArray[np.float64]:
     """Covariance of the energies with the squared distances, chain by chain."""
     count = min(energies.shape[1], squared_distances.shape[1])
+    if count < 2:
+        return np.full(len(energies), np.nan)
     pair = [
         values[:, :count] - values[:, :count].mean(axis=1, keepdims=True) for values in (energies, squared_distances)
     ]

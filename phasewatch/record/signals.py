@@ -95,7 +95,7 @@ def _of_function(name: str, resolution: str) -> tuple[Signal, ...]:
             linear=True,
             family=name,
         ),
-        Signal(f"{name}_resolution", f"{what}: mean divergence of the draws", _LOSS, family=name),
+        Signal(f"{name}_resolution", f"{what}: resolution, the mean divergence", "nats", family=name),
         Signal(f"{name}_nbeta", f"{what}: inverse temperature nβ", "samples", family=name),
         Signal(f"{name}_heat_capacity", f"{what}: heat capacity", _DIMENSIONS, family=name),
         Signal(

@@ -160,6 +160,7 @@ class _Points:
         low: Lower end of the band, shape ``(k,)``.
         high: Upper end of it.
         trusted: Whether each is.
+        missing: Steps at which it was looked at and is not known.
         bounds: Steps, lower and upper bound, where these are measured.
     """
 
@@ -168,6 +169,7 @@ class _Points:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     trusted: NDArray[np.bool_]
+    missing: NDArray[np.int64]
     bounds: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None
 
     @classmethod
@@ -182,6 +184,7 @@ class _Points:
             values - spread,
             values + spread,
             series.reliable[kept],
+            series.steps[~kept],
             _measured_bounds(row, run),
         )
 
@@ -224,6 +227,9 @@ def _title(rows: Sequence[Signal], points: Sequence[_Points]) -> str:
             title += "; not resolved at any step"
     elif any((of_one.high > of_one.low).any() for of_one in points):
         title += ", 95 % band"
+    missing = sum(len(of_one.missing) for of_one in points)
+    if missing and points[0].bounds is None:
+        title += f", none at {missing} of {missing + sum(len(of_one.values) for of_one in points)} points"
     count = sum(len(of_one.values) for of_one in points)
     doubtful = sum(int((~of_one.trusted).sum()) for of_one in points)
     return f"{title}; {doubtful} of {count} points unreliable (hollow)" if doubtful else title
@@ -260,15 +266,19 @@ def _name_lines(axis: Axes, rows: Sequence[Signal], colours: Sequence[str], run:
 def _draw_series(axis: Axes, points: _Points, colour: str) -> None:
     steps, values, trusted = points.steps, points.values, points.trusted
     floor, ceiling = axis.get_ylim()
-    if points.bounds is None:
-        shade: Any = (steps[trusted], points.low[trusted], points.high[trusted])
-    else:
-        shade = points.bounds
+    # A line that led across what is not known would be made up.
+    places = np.concatenate([steps[trusted], points.missing])
+    order = np.argsort(places)
+    places = places[order]
+    line, low, high = (
+        np.concatenate([known[trusted], np.full(len(points.missing), np.nan)])[order]
+        for known in (values, points.low, points.high)
+    )
+    shade: Any = (places, low, high) if points.bounds is None else points.bounds
     axis.fill_between(*shade, color=colour, alpha=0.18, linewidth=0, zorder=1)
-    sure = (steps[trusted], values[trusted])
-    axis.plot(*sure, color=colour, linewidth=1.2, zorder=2, solid_joinstyle="round")
+    axis.plot(places, line, color=colour, linewidth=1.2, zorder=2, solid_joinstyle="round")
     if len(values) <= MANY_POINTS:
-        axis.plot(*sure, "o", color=colour, markersize=2.4, zorder=3)
+        axis.plot(steps[trusted], values[trusted], "o", color=colour, markersize=2.4, zorder=3)
     doubtful: dict[str, Any] = dict(markerfacecolor="white", markeredgecolor=colour, linestyle="none", zorder=4)
     axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
     for marker, beyond, edge in (("^", values > ceiling, ceiling), ("v", values < floor, floor)):
@@ -389,4 +399,7 @@ def _draw_labels(
             fontweight="bold",
             color=VERMILION,
             parse_math=False,
+            # The line of another transition may pass behind.
+            bbox={"facecolor": "white", "linewidth": 0, "pad": 0.5},
+            zorder=3,
         )

@@ -29,7 +29,8 @@ table { border-collapse: collapse; } th, td { text-align: left; vertical-align: 
   padding: .3rem .9rem .3rem 0; }
 th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; }
 td { overflow-wrap: anywhere; white-space: pre-line; }
-.transitions td { white-space: pre; }
+td:first-child { white-space: nowrap; }
+.transitions td:not(:nth-child(3)) { white-space: pre; } .transitions td:nth-child(3) { min-width: 9rem; }
 .warning { border-left: 4px solid #d55e00; background: #fdf3ea; padding: .5rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; } summary { cursor: pointer; }
 """

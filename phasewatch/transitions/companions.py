@@ -39,8 +39,10 @@ def changes_beside(scaled: Scaled, sides: tuple[tuple[int, int], tuple[int, int]
     return found
 
 
-def changes_measured(scaled: Scaled, which: int, sides: tuple[tuple[int, int], tuple[int, int]]) -> Change | None:
-    """What a signal did from the last trusted measurement of the stage before to the first of the stage after.
+def changes_measured(
+    scaled: Scaled, which: int, sides: tuple[tuple[int, int], tuple[int, int]], extent: tuple[float, float]
+) -> Change | None:
+    """What a signal did from the last trusted measurement before a transition to the first after it.
 
     Where stages are short, lines through them say little of where they end, though each point is known with its error.
 
@@ -48,11 +50,13 @@ def changes_measured(scaled: Scaled, which: int, sides: tuple[tuple[int, int], t
         scaled: the signals.
         which: column of the signal, one that is searched in its own units.
         sides: [first, last + 1) of the stages before and after, as indices of measurements.
+        extent: first and last step of the transition: what lies between belongs to neither stage.
     """
+    outside = (scaled.steps <= extent[0], scaled.steps >= extent[1])
     signal = scaled.signals[which]
     ends = []
-    for stage, nearest in zip(sides, (-1, 0), strict=True):
-        trusted = np.arange(*stage)[scaled.trusted[slice(*stage), which]]
+    for stage, beyond, nearest in zip(sides, outside, (-1, 0), strict=True):
+        trusted = np.arange(*stage)[(scaled.trusted[:, which] & beyond)[slice(*stage)]]
         if not len(trusted):
             return None
         ends.append((float(signal.values[trusted[nearest]]), float(signal.sigma[trusted[nearest]])))

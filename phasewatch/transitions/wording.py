@@ -81,7 +81,7 @@ def describe(
         )
         changed[signal.name] = bool(seen[k])
         if not seen[k] and signal.name in COEFFICIENTS:
-            measured = changes_measured(scaled, k, sides)
+            measured = changes_measured(scaled, k, sides, extent)
             if measured is not None and abs(measured.z) >= SIGNIFICANT:
                 changes[signal.name] = speaking[signal.name] = measured
                 changed[signal.name] = True

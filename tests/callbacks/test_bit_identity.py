@@ -53,7 +53,7 @@ def test_watched_and_unwatched_runs_are_identical(case: str, tmp_path: Any) -> N
     assert same(plain, watched)
     assert len(watch.run.measurements) >= 6
     assert not watch.run.failures
-    assert torch.isfinite(torch.tensor(watch.run.series("llc").values)).all()
+    assert torch.isfinite(torch.tensor(watch.run.series("llc_behavioral").values)).all()
 
 
 def test_the_comparison_can_fail(tmp_path: Any) -> None:

@@ -80,7 +80,9 @@ def test_resumed_equals_uninterrupted(stopped_at: int, stream: bool, tmp_path: A
 
 def _rounded(detector: dict[str, Any]) -> dict[str, Any]:
     """What the detector knows, but for the last digits, which depend on how the memory happens to be aligned."""
-    values = {name: np.round(column, 9).tolist() for name, column in detector["_values"].items()}
+    values = {
+        name: [None if v is None else round(v, 9) for v in column] for name, column in detector["_values"].items()
+    }
     return {**detector, "_values": values, "_errors": detector["_errors"].keys()}
 
 

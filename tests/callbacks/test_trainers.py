@@ -142,7 +142,7 @@ def test_command_line_arguments_override_and_wrong_ones_are_refused(tmp_path: Pa
 
     built = build("--trainer.callbacks.schedule=log", "--trainer.callbacks.draws=50")
     (watch,) = [c for c in built.trainer.callbacks if isinstance(c, PhaseWatch)]
-    assert watch.estimators[0].draws == 50  # type: ignore[attr-defined]
+    assert {e.name: e for e in watch.estimators}["llc"].draws == 50  # type: ignore[attr-defined]
     for wrong in ("draws=many", "on_error=ignore", "schedule=often"):
         with pytest.raises(SystemExit):
             build(f"--trainer.callbacks.{wrong}")

@@ -70,6 +70,7 @@ class Metric(pl.Callback):
 
 def train(root: Any, watch: PhaseWatch, max_steps: int, *more: Any) -> pl.Trainer:
     pl.seed_everything(1, verbose=False)
+    watch.estimators = ()  # what the detector says is scripted
     trainer = pl.Trainer(
         max_steps=max_steps,
         accelerator="cpu",

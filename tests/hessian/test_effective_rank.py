@@ -8,7 +8,6 @@ import torch
 from curvature_cases import cross_entropy, mlp, normal, squared_error
 from torch import Tensor, nn
 
-from phasewatch import divergence
 from phasewatch.hessian import EffectiveRank, HessianOperator, effective_rank
 from phasewatch.hessian.effective_rank import _enclosing
 from phasewatch.hessian.lanczos import lanczos
@@ -64,7 +63,7 @@ def of_kind(kind: str) -> Objective:
 def matrix_of(objective: Objective) -> Tensor:
     """The whitened matrix by another way: the Hessian of the divergence at its start."""
     spread = spread_of(objective)
-    return spread[:, None] * HessianOperator(divergence(objective)).dense() * spread
+    return spread[:, None] * HessianOperator(objective.behavioral()).dense() * spread
 
 
 def exact(matrix: Tensor, nbeta: float) -> Tensor:

@@ -109,16 +109,14 @@ def test_outputs_that_cannot_be_seen() -> None:
     class LossInside(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Linear(3, 1)
+            self.weight = nn.Parameter(torch.zeros(3))
+            self.bias = nn.Parameter(torch.zeros(1))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x).square().mean()
+            return (x @ self.weight + self.bias).square().mean()
 
     torch.manual_seed(0)
-    module = LossInside()
-    with torch.no_grad():
-        module.layer.weight.zero_(), module.layer.bias.zero_()
-    estimate = estimate_llc(Objective(module, [torch.randn(50, 3)], loss_fn=lambda m, b: m(b)), n=5_000, **SHORT)
+    estimate = estimate_llc(Objective(LossInside(), [torch.randn(50, 3)], loss_fn=lambda m, b: m(b)), n=5_000, **SHORT)
     assert math.isnan(estimate.noise_descent) and estimate.quadratic == 2 and not estimate.notes
     assert estimate.nbeta == pytest.approx(5_000 / math.log(5_000))
     assert abs(estimate.learning_coefficient - 2) < 4 * estimate.standard_error + 0.05

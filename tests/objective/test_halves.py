@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phasewatch import Objective, divergence
+from phasewatch import Objective
 
 
 def half_squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -40,7 +40,7 @@ def test_of_what_is_made_of_the_outputs_and_of_some_parameters(num_batches: int)
     module, x, y = data(12)
     batches = list(zip(x.chunk(num_batches), y.chunk(num_batches), strict=True))
     kept = x[::2] if num_batches == 1 else torch.cat([x[:4], x[8:]])
-    half = divergence(Objective(module, batches, loss_fn=half_squared_error).restricted_to("weight")).on_half()
+    half = Objective(module, batches, loss_fn=half_squared_error).restricted_to("weight").behavioral().on_half()
     assert half is not None and half.num_parameters == 6
     moved = half.parameters + 1.0
     change = torch.ones(2, 3, dtype=torch.float64) @ kept.T

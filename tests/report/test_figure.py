@@ -65,6 +65,19 @@ def test_unreliable_points_are_hollow_and_off_the_line(tmp_path: Path) -> None:
     assert "7 of 60 points unreliable" in axis.get_title(loc="left")
 
 
+def test_no_line_leads_across_what_is_not_known() -> None:
+    found = measurements(np.arange(0, 6000, 100), [3000.0])
+    for k in (20, 21):
+        unknown = Estimate(math.nan, doubts=("nothing was sampled",))
+        found[k] = dataclasses.replace(found[k], estimates={**found[k].estimates, "llc": unknown})
+    axis = panel(run_figure(analyze_run(run_of(found))), "learning coefficient")
+    assert ", none at 2 of 60 points" in axis.get_title(loc="left")
+    line = max(axis.lines, key=lambda line: len(line.get_xdata()))
+    steps, values = np.asarray(line.get_xdata()), np.asarray(line.get_ydata(), dtype=np.float64)
+    assert steps[np.isnan(values)].tolist() == [2000, 2100]
+    assert steps.tolist() == sorted(steps.tolist())
+
+
 def test_a_wild_unreliable_point_is_shown_at_the_edge_and_does_not_set_the_scale() -> None:
     found = measurements(np.arange(0, 6000, 100), [3000.0])
     wild = dataclasses.replace(found[13].estimates["llc"], value=1e6)

@@ -9,6 +9,8 @@ import pytest
 from scipy.optimize import brentq
 
 from phasewatch.transitions import Change, Detection, LiveDetector, detect_transitions
+from phasewatch.transitions.companions import changes_measured
+from phasewatch.transitions.detect import scaled_run
 from phasewatch.transitions.kinds import Kind, name_kind, read_beside, slope_in_resolution
 
 FINE, COARSE = "llc_behavioral", "llc_behavioral_coarse"
@@ -204,3 +206,13 @@ def test_a_signal_that_is_there_at_few_steps_changes_nothing() -> None:
         llc = np.where(there, 30.0 + 0.3 * rng.standard_normal(N), np.nan)
         [found] = detect({**values, "llc": llc})
         assert (found.start, found.end, found.label) == (twin.start, twin.end, twin.label)
+
+
+def test_what_was_measured_within_a_transition_belongs_to_neither_stage() -> None:
+    """A rise from 10 at step 900 to 40 at step 1,200, with points half-way: they are not the levels of its stages."""
+    level = np.interp(np.arange(N), [18, 24], [10.0, 40.0])
+    scaled = scaled_run(50 * np.arange(N), {FINE: level}, {FINE: np.full(N, 0.1)}, None)
+    assert not isinstance(scaled, Detection)
+    found = changes_measured(scaled, 0, ((0, 21), (22, N)), (900.0, 1200.0))
+    assert found is not None
+    assert (found.before, found.after) == (10.0, 40.0)

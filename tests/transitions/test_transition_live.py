@@ -98,6 +98,7 @@ def test_a_measurement_costs_no_more_the_longer_the_run(monkeypatch: pytest.Monk
     assert [round(t.end, -2) for t in detector.transitions] == [300.0, 900.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [11, 12])
 def test_transitions_of_a_run_longer_than_the_window_stand_once_each(seed: int) -> None:
     """None is withdrawn because the window has lost what it comes after, none is flagged again from its rest."""
@@ -111,6 +112,7 @@ def test_transitions_of_a_run_longer_than_the_window_stand_once_each(seed: int) 
         assert one.end <= next_one.start
 
 
+@pytest.mark.slow
 def test_a_rise_wider_than_half_the_window_is_one_transition() -> None:
     index = np.arange(520)
     loss = 10.0 - 8.0 / (1.0 + np.exp(-(index - 220) / 40)) + 0.003 * np.random.default_rng(0).standard_normal(520)
@@ -120,6 +122,7 @@ def test_a_rise_wider_than_half_the_window_is_one_transition() -> None:
     assert transition.start < 2200.0 < transition.end and not transition.under_way
 
 
+@pytest.mark.slow
 def test_signals_that_end_or_are_rare_break_nothing() -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -148,7 +151,7 @@ def test_stages_of_a_linear_network_are_flagged_as_they_pass() -> None:
         assert first <= truth.last + 8
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_a_transition_of_a_resolved_course_is_flagged_while_it_is_under_way(seed: int) -> None:
     """The last mode of a linear network, tens of measurements wide: told before its end, then told to have ended."""
     run = drawn_linear_network(64_000 + seed, "linear")
@@ -173,6 +176,7 @@ def standing_flags(said: list[tuple[int, Flag]]) -> list[Flag]:
     return [f for f in {flag.number: flag for _, flag in said}.values() if f.action != "withdrawn"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["linear", "log"])
 def test_no_transition_is_flagged_that_touches_one_that_stands(sampling: str) -> None:
     """A course cut in two by what is seen so far is one transition, not two."""

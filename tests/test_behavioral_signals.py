@@ -1,0 +1,212 @@
+"""The learning coefficient of the function as signals of a run: names, parts, other data, what cannot be measured."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phasewatch import Objective, Watch, estimate_behavioral_llc
+from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
+from phasewatch.estimators.behavioral import enough
+from phasewatch.measure import Probe, measure, seed_at
+
+MOVES: dict[str, Any] = {"chains": 2, "draws": 32, "burn_in": 20}
+COEFFICIENTS = ("llc_behavioral_coarse", "llc_behavioral")
+
+
+def half_squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return 0.5 * (module(batch[0]) - batch[1]).square().sum(dim=1).mean()
+
+
+def drawn(rows: int, batches: int = 1, seed: int = 0) -> list[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(rows, 3, generator=generator), torch.randn(rows, 2, generator=generator)) for _ in range(batches)
+    ]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def read(estimator: BehavioralCoefficient, objective: Objective) -> dict[str, Any]:
+    return dict(estimator.read(objective, 500, 0).estimates)
+
+
+def test_parts_and_other_data_are_series_of_their_own() -> None:
+    """Each is what the estimator says of it by itself."""
+    module, probe, validation = network(), drawn(15, 2), drawn(15, 2, seed=1)
+    watch = Watch(
+        module,
+        probe,
+        loss_fn=half_squared_error,
+        n=500,
+        estimators=[BehavioralCoefficient(**MOVES, refined=("0", "*.bias"))],
+        other_data={"validation": validation},
+        schedule=1,
+        on_error="raise",
+    )
+    found = watch.at(0)
+    assert found is not None
+    for suffix, batches, part in (
+        ("", probe, None),
+        ("_0", probe, "0"),
+        ("_*.bias", probe, "*.bias"),
+        ("_validation", validation, None),
+        ("_validation_0", validation, "0"),
+    ):
+        objective = Objective(module, batches, loss_fn=half_squared_error)
+        objective = objective.restricted_to(part) if part else objective
+        alone = estimate_behavioral_llc(objective, seed=seed_at(0, 0), **MOVES)
+        for name, estimate in zip(COEFFICIENTS, alone, strict=True):
+            assert found.value(name + suffix) == estimate.learning_coefficient, name + suffix
+            assert found.estimates[name + suffix].standard_error == estimate.standard_error
+            assert found.estimates[name + suffix].doubts == estimate.reasons
+    assert {"misfit_change_validation", "description_length_validation"} <= found.estimates.keys()
+    # What the outputs and the rank say belongs to the main probe alone.
+    assert "effective_rank" in found.estimates and "effective_rank_validation" not in found.estimates
+    assert "llc_outputs" in found.estimates and "llc_outputs_validation" not in found.estimates
+
+
+def test_the_description_length_is_in_nats() -> None:
+    """n L + λ log n, with the loss in nats: by its definition."""
+    objective = Objective(network(), drawn(30), loss_fn=half_squared_error)
+    found = read(BehavioralCoefficient(**MOVES, nats_per_loss=4.0), objective)
+    loss = 4.0 * objective.loss(objective.parameters).item()
+    expected = 500 * loss + found["llc_behavioral"].value * math.log(500)
+    assert found["description_length"].value == pytest.approx(expected, rel=1e-6)
+    error = found["llc_behavioral"].standard_error * math.log(500)
+    assert found["description_length"].standard_error == pytest.approx(error)
+
+
+def test_nats_per_loss_is_the_loss_in_other_units() -> None:
+    """A quarter of the loss at four nats a unit is the same function; powers of two lose no bit."""
+    module, batches = network(), drawn(30)
+    plain = read(BehavioralCoefficient(**MOVES), Objective(module, batches, loss_fn=half_squared_error))
+    scaled = read(
+        BehavioralCoefficient(**MOVES, nats_per_loss=4.0),
+        Objective(module, batches, loss_fn=lambda m, b: half_squared_error(m, b) / 4),
+    )
+    for name in (*COEFFICIENTS, "effective_rank", "llc_outputs", "description_length"):
+        assert scaled[name].value == pytest.approx(plain[name].value, rel=1e-4), name
+    # Four nats a unit of the same loss: the function is then the same at four times the resolutions.
+    coarser = BehavioralCoefficient(resolutions=(0.4, 0.012), **MOVES, nats_per_loss=4.0)
+    same = read(coarser, Objective(module, batches, loss_fn=half_squared_error))
+    ignored = read(replace(coarser, nats_per_loss=1.0), Objective(module, batches, loss_fn=half_squared_error))
+    for name in COEFFICIENTS:
+        assert same[name].value == pytest.approx(plain[name].value, rel=1e-4), name
+        assert ignored[name].value != pytest.approx(plain[name].value, rel=1e-3), name
+
+
+def test_outputs_that_are_constant_leave_only_their_own_metric_unknown() -> None:
+    module = network()
+    with torch.no_grad():
+        for p in module[2].parameters():
+            p.zero_()
+    found = read(BehavioralCoefficient(**MOVES), Objective(module, drawn(30), loss_fn=half_squared_error))
+    unknown = {name for name, estimate in found.items() if name.startswith("llc_outputs")}
+    assert unknown == {"llc_outputs", "llc_outputs_coarse"}
+    for name in unknown:
+        assert math.isnan(found[name].value) and len(found[name].doubts) == 1
+    for name in (*COEFFICIENTS, "effective_rank", "description_length", "misfit_change"):
+        assert math.isfinite(found[name].value), name
+
+
+class LossInside(nn.Linear):
+    """Keeps its outputs to itself."""
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        return 0.5 * (super().forward(inputs) - targets).square().sum(dim=1).mean()
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_outputs_that_cannot_be_seen_are_recorded_once(on_error: Any) -> None:
+    """All else is measured at every step."""
+    estimators = [BehavioralCoefficient(**MOVES), LearningCoefficient(chains=2, draws=20, burn_in=20)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watch = Watch(
+            LossInside(3, 2),
+            drawn(30),
+            loss_fn=lambda module, batch: module(*batch),
+            estimators=estimators,
+            schedule=1,
+            on_error=on_error,
+        )
+        for step in range(3):
+            assert watch.at(step) is not None
+    assert len([w for w in caught if "outputs_fn" in str(w.message)]) == 1
+    assert [failure["what"] for failure in watch.run.failures] == ["llc_behavioral"]
+    assert "llc_behavioral" not in watch.run.names
+    assert watch.run.series("loss").steps.tolist() == watch.run.series("llc").steps.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("rows", "batches", "taken"), [(200, 4, 3), (256, 4, 2), (600, 2, 1), (100, 3, 3)])
+def test_the_first_batches_with_512_rows_are_enough(rows: int, batches: int, taken: int) -> None:
+    probe = drawn(rows, batches)
+    objective = Objective(network(), probe, loss_fn=half_squared_error)
+    first = Objective(network(), probe[:taken], loss_fn=half_squared_error)
+    some = enough(objective)
+    assert some.num_batches == taken
+    assert some.loss(some.parameters).item() == pytest.approx(first.loss(first.parameters).item(), rel=1e-6)
+
+
+def test_positions_of_sequences_count_as_rows() -> None:
+    """Two batches of 10 sequences with 30 positions are 600."""
+    generator = torch.Generator().manual_seed(0)
+    probe = [(torch.randn(10, 30, 3, generator=generator), torch.zeros(10, 30, 2)) for _ in range(5)]
+
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return 0.5 * (module(batch[0]) - batch[1]).square().sum(dim=-1).mean()
+
+    assert enough(Objective(network(), probe, loss_fn=loss_fn)).num_batches == 2
+
+
+def test_a_checkpoint_measured_by_hand_gives_the_numbers_of_the_run() -> None:
+    """To the bit, whatever the random streams and whatever was measured before."""
+    module, batches = network(), drawn(15, 2)
+    estimator = BehavioralCoefficient(**MOVES, refined=("0",))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    watch = Watch(
+        module, batches, loss_fn=half_squared_error, n=500, schedule=2, estimators=[estimator], seed=3, on_error="raise"
+    )
+    checkpoints = {}
+    for step in range(3):
+        checkpoints[step] = {name: value.clone() for name, value in module.state_dict().items()}
+        watch.at(step)
+        optimizer.zero_grad()
+        half_squared_error(module, batches[step % 2]).backward()
+        optimizer.step()
+    for live in reversed(watch.run.measurements):
+        again = network()
+        again.load_state_dict(checkpoints[live.step])
+        torch.manual_seed(99)
+        found, failures = measure(again, [estimator], Probe(batches, half_squared_error, n=500), live.step, seed=3)
+        assert not failures and found.estimates.keys() == live.estimates.keys() - {"overhead"}
+        for name, by_hand in found.estimates.items():
+            estimate = live.estimates[name]
+            assert by_hand.value == estimate.value or math.isnan(by_hand.value) and math.isnan(estimate.value), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"resolutions": (0.003, 0.1)}, ValueError, "expected the coarse and the fine one"),
+        ({"resolutions": (0.1,)}, ValueError, "expected the coarse and the fine one"),
+        ({"nats_per_loss": 0.0}, ValueError, "nats_per_loss is 0.0; expected a positive number"),
+        ({"refined": "encoder"}, TypeError, r"expected a list of names, as \['encoder'\]"),
+        ({"refined": ("rhat",)}, ValueError, "would be called 'llc_behavioral_rhat', as another signal is"),
+        ({"data": "nbeta"}, ValueError, "would be called 'llc_behavioral_nbeta', as another signal is"),
+        ({"draws": 4}, ValueError, "draws is 4; expected at least 16"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(settings: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        BehavioralCoefficient(**settings)
