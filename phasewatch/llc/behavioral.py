@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
-from phasewatch.llc.resolved_chains import Draws, ResolvedChains
+from phasewatch.llc.resolved_chains import DRAWS_PER_POSITION, Draws, ResolvedChains
 from phasewatch.llc.spread import prior_spread
 from phasewatch.objective import Objective
 
@@ -32,6 +31,8 @@ MOST_HITS = 0.02
 LEAST_VIRIAL, LARGEST_VIRIAL = 0.6, 1.3
 HEAT_CAPACITY = (0.33, 2.0)
 SIGNIFICANCE = 3.0
+STEEPNESS = (0.5, 3.0)
+"""Of E[D] in temperature (lambda over the heat capacity, 1 in a quadratic well), as far as that is believed."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class BehavioralLLC:
     Attributes:
         resolution: The mean divergence in nats at which it is stated.
         learning_coefficient: nbeta E[D] at that resolution; 0 where the whole prior is nearer than the resolution.
-        standard_error: Its standard error, from autocorrelation and the spread between chains.
+        standard_error: Its standard error, from autocorrelation and the spread between chains; that of nbeta E[D] at a
+            fixed temperature times lambda / heat capacity, as the temperature is known no better than that.
         interval: 95 % interval (low, high) by Student's t.
         reliable: Whether every check passed.
         reasons: What did not pass, one phrase a check.
         nbeta: Inverse temperature times n at which the mean divergence is that.
-        divergence: The mean divergence of the draws, from which the coefficient is carried over to ``resolution``.
+        divergence: The mean divergence of the draws, from which the coefficient is carried over to ``resolution``
+            along its slope there: d ln(lambda) / d ln(resolution) = 1 - lambda / heat capacity.
         heat_capacity: Variance of nbeta D within the chains; lambda changes by lambda less it per unit of log nbeta.
         spread_slope: By how much the coefficient at this resolution changes per unit of the logarithm of the prior's
             spread, lambda / heat capacity times Cov(nbeta D, |u|^2), with u = (w - w*) / spread.
@@ -133,7 +136,7 @@ def estimate_behavioral_llc(
         metric: What D is measured by, see :meth:`phasewatch.Objective.behavioral`.
         nats_per_loss: What one unit of the loss is in nats, likewise.
         chains: Number of chains, at least 2.
-        draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in four rounds, and
+        draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in eight rounds, and
             end with the first after which every check is passed.
         burn_in: Moves before them, likewise.
         spread: Standard deviation of the prior, shape ``(num_parameters,)``; default
@@ -173,21 +176,17 @@ def estimate_behavioral_llc(
                 found[resolution] = _nothing(resolution, divergence, chains)
                 continue
             sampler.set_up(resolution, burn_in)
-            seen: Draws | None = None
             for length in np.diff(np.linspace(0, draws, ROUNDS + 1).astype(int)).tolist():
-                more = sampler.draw(length)
-                seen = more if seen is None else seen.followed_by(more)
+                seen = sampler.draw(length)
                 found[resolution] = _estimate(resolution, seen, divergence)
                 if found[resolution].reliable:
                     break
-            assert seen is not None
             misfit = math.nan
             if metric == "loss":
                 moved = objective.losses(seen.positions) - divergence.losses(seen.positions) / nats_per_loss
                 misfit = float(moved.double().mean()) - _loss(objective)
             found[resolution] = replace(found[resolution], misfit_change=misfit, gradients=sampler.gradients - before)
-    carried = _carried_over(found)
-    return [carried[resolution] for resolution in resolutions]
+    return [found[resolution] for resolution in resolutions]
 
 
 def check_behavioral_settings(resolutions: Sequence[float], chains: int, draws: int, burn_in: int) -> None:
@@ -210,30 +209,32 @@ def _estimate(resolution: float, seen: Draws, divergence: Objective) -> Behavior
     """What the draws say at the temperature that they were made at."""
     energies = seen.nbeta * seen.divergences
     mean = float(energies.mean())
-    error = max(diagnostics.standard_error(energies), diagnostics.standard_error_between_chains(energies))
+    divergence_reached = float(seen.divergences.mean())
+    heat_capacity = float(energies.var(axis=1, ddof=1).mean())
+    # d ln(lambda) / d ln(nbeta) = 1 - C / lambda and d ln E[D] / d ln(nbeta) = -C / lambda
+    steepness = min(max(mean / heat_capacity, STEEPNESS[0]), STEEPNESS[1]) if heat_capacity else 1.0
+    coefficient = mean * (resolution / divergence_reached) ** (1 - steepness)
+    error = coefficient * steepness * _standard_error(energies) / mean
     ess = diagnostics.effective_sample_size(energies)
     # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
     half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
-    heat_capacity = float(energies.var(axis=1, ddof=1).mean())
     distances = seen.squared_distances.sum(axis=2)
-    slopes = _spread_slopes(energies[:, :: energies.shape[1] // distances.shape[1]], distances)
+    slopes = _spread_slopes(energies[:, ::DRAWS_PER_POSITION], distances)
     dimensions = divergence.num_parameters
     sizes = [shape.numel() for shape in divergence.parameter_shapes.values()]
     moved = np.sqrt(seen.squared_distances.mean(axis=(0, 1)) / np.asarray(sizes))
     estimate = BehavioralLLC(
         resolution=resolution,
-        learning_coefficient=mean,
+        learning_coefficient=coefficient,
         standard_error=error,
-        interval=(mean - half_width, mean + half_width),
+        interval=(coefficient - half_width, coefficient + half_width),
         reliable=False,
         reasons=(),
         nbeta=seen.nbeta,
-        divergence=float(seen.divergences.mean()),
+        divergence=divergence_reached,
         heat_capacity=heat_capacity,
-        spread_slope=float(slopes.mean()) * mean / heat_capacity if heat_capacity else math.nan,
-        spread_slope_error=(
-            float(slopes.std(ddof=1)) / math.sqrt(len(slopes)) * mean / heat_capacity if heat_capacity else math.nan
-        ),
+        spread_slope=float(slopes.mean()) * steepness,
+        spread_slope_error=float(slopes.std(ddof=1)) / math.sqrt(len(slopes)) * steepness,
         rhat=diagnostics.split_rhat(energies),
         ess=ess,
         acceptance=seen.acceptance,
@@ -251,7 +252,7 @@ def _estimate(resolution: float, seen: Draws, divergence: Objective) -> Behavior
 
 
 def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[str]:
-    mean = estimate.learning_coefficient
+    mean = float(energies.mean())
     reasons = []
     if math.isnan(estimate.rhat):
         return ["the draws do not vary"]
@@ -259,14 +260,14 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
     if estimate.rhat > LARGEST_RHAT and scatter > SAME_MEAN * mean:
         reasons.append(f"the chains disagree (R-hat {estimate.rhat:.2f})")
     half_width = (estimate.interval[1] - estimate.interval[0]) / 2
-    if half_width > LARGEST_HALF_WIDTH * max(mean, 1.0):
+    if half_width > LARGEST_HALF_WIDTH * max(estimate.learning_coefficient, 1.0):
         reasons.append(f"too few independent draws ({estimate.ess:.0f}: +- {half_width:.2g})")
     if estimate.acceptance < LEAST_ACCEPTANCE:
         reasons.append(f"the chains often stick (acceptance {estimate.acceptance:.2f})")
     half = energies.shape[1] // 2
     drift = float(energies[:, half:].mean() - energies[:, :half].mean())
     # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
-    if abs(drift) > max(LARGEST_DRIFT * mean, SIGNIFICANCE * 2 * estimate.standard_error):
+    if abs(drift) > max(LARGEST_DRIFT * mean, SIGNIFICANCE * 2 * _standard_error(energies)):
         reasons.append(f"the divergence still drifts ({drift:+.3g} from one half of the draws to the other)")
     if not LEAST_VIRIAL < estimate.virial < LARGEST_VIRIAL:
         reasons.append(f"the chains have not spread out (virial {estimate.virial:.2f}, 1 at equilibrium)")
@@ -279,41 +280,20 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
     return reasons
 
 
-def _spread_slopes(energies: diagnostics.FloatArray, squared_distances: diagnostics.FloatArray) -> NDArray[np.float64]:
+def _standard_error(energies: diagnostics.FloatArray) -> float:
+    """Of the mean energy at the temperature of the draws."""
+    return max(diagnostics.standard_error(energies), diagnostics.standard_error_between_chains(energies))
+
+
+def _spread_slopes(
+    energies: diagnostics.FloatArray, squared_distances: diagnostics.FloatArray
+) -> diagnostics.FloatArray:
     """Covariance of the energies with the squared distances, chain by chain."""
-    count = min(energies.shape[1], squared_distances.shape[1])
-    if count < 2:
+    if energies.shape[1] < 2:
         return np.full(len(energies), np.nan)
-    pair = [
-        values[:, :count] - values[:, :count].mean(axis=1, keepdims=True) for values in (energies, squared_distances)
-    ]
-    found: NDArray[np.float64] = (pair[0] * pair[1]).sum(axis=1) / (count - 1)
+    away = [values - values.mean(axis=1, keepdims=True) for values in (energies, squared_distances)]
+    found: diagnostics.FloatArray = (away[0] * away[1]).sum(axis=1) / (energies.shape[1] - 1)
     return found
-
-
-def _carried_over(found: Mapping[float, BehavioralLLC]) -> dict[float, BehavioralLLC]:
-    """Each at its own resolution, from the mean divergence that was reached, along the line through its neighbour."""
-    sampled = sorted(resolution for resolution, estimate in found.items() if estimate.nbeta)
-    carried = dict(found)
-    for k, resolution in enumerate(sampled):
-        here = found[resolution]
-        others = [found[sampled[j]] for j in (k - 1, k + 1) if 0 <= j < len(sampled)]
-        slopes = [
-            math.log(other.learning_coefficient / here.learning_coefficient)
-            / math.log(other.divergence / here.divergence)
-            for other in others
-            if other.reliable
-        ]
-        if not slopes or not here.reliable:
-            continue
-        factor = (resolution / here.divergence) ** float(np.mean(slopes))
-        carried[resolution] = replace(
-            here,
-            learning_coefficient=here.learning_coefficient * factor,
-            standard_error=here.standard_error * factor,
-            interval=(here.interval[0] * factor, here.interval[1] * factor),
-        )
-    return carried
 
 
 def _nothing(resolution: float, divergence: Objective, chains: int) -> BehavioralLLC:

@@ -11,7 +11,7 @@ away than a bound, in the divergence, is refused: a chain cannot leave for the p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -47,10 +47,10 @@ class Draws:
     Attributes:
         nbeta: The inverse temperature.
         divergences: D of each draw, shape ``(chains, draws)``.
-        squared_distances: From w* in units of the spread, of every 8th draw and by tensor, shape
-            ``(chains, ..., tensors)``.
+        squared_distances: From w* in units of the spread, of the first and each 8th draw after it, and by tensor,
+            shape ``(chains, ..., tensors)``.
         forces: w - w* times the gradient of nbeta D at the same draws, shape ``(chains, ...)``.
-        positions: The last draw of each chain, shape ``(chains, num_parameters)``.
+        positions: Where each chain stood whenever it was asked for draws, shape ``(..., num_parameters)``.
         acceptance: Share of the moves accepted.
         hits: Share of the moves that were refused for their divergence.
         step_size: In units of the spread.
@@ -65,18 +65,17 @@ class Draws:
     hits: float
     step_size: float
 
-    def followed_by(self, others: Draws) -> Draws:
-        """These draws and later ones of the same chains."""
-        share = self.divergences.shape[1] / (self.divergences.shape[1] + others.divergences.shape[1])
-        return replace(
-            others,
-            divergences=np.concatenate([self.divergences, others.divergences], axis=1),
-            squared_distances=np.concatenate([self.squared_distances, others.squared_distances], axis=1),
-            forces=np.concatenate([self.forces, others.forces], axis=1),
-            positions=torch.cat([self.positions, others.positions]),
-            acceptance=share * self.acceptance + (1 - share) * others.acceptance,
-            hits=share * self.hits + (1 - share) * others.hits,
-        )
+
+@dataclass(frozen=True)
+class _Kept:
+    """What was seen since the chains were set up, draw by draw or every 8th of them."""
+
+    divergences: list[Tensor] = field(default_factory=list)
+    squared_distances: list[Tensor] = field(default_factory=list)
+    forces: list[Tensor] = field(default_factory=list)
+    positions: list[Tensor] = field(default_factory=list)
+    acceptances: list[float] = field(default_factory=list)
+    hits: list[float] = field(default_factory=list)
 
 
 class ResolvedChains:
@@ -117,6 +116,7 @@ class ResolvedChains:
         self._log_step = 0.0
         self._bound = math.inf
         self._path = float(PATH)
+        self._kept = _Kept()
 
     def set_up(self, resolution: float, moves: int) -> None:
         """Let the chains go from w* until the mean divergence is as given, and find nbeta and the step size there.
@@ -155,6 +155,7 @@ class ResolvedChains:
             self._log_step += max(1.5 * (1 + (move - masses_at if move >= masses_at else move)) ** -0.6, 0.05) * (
                 acceptance - TARGET_ACCEPTANCE
             )
+        self._kept = _Kept()
         self._path = PATH
         self._nbeta = math.exp(float(np.mean(settled)))
         self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
@@ -163,29 +164,32 @@ class ResolvedChains:
         """Go on with everything as it is.
 
         Args:
-            moves: Draws of each chain.
+            moves: Further draws of each chain.
+
+        Returns:
+            All draws since the chains were set up.
         """
         tensors = list(self._divergence.parameter_shapes.values())
         sizes = [shape.numel() for shape in tensors]
-        values, forces, distances = [], [], []
-        acceptances, hits = 0.0, 0.0
-        for move in range(moves):
+        kept = self._kept
+        for _ in range(moves):
             acceptance, outside = self._move()
-            acceptances += acceptance
-            hits += outside
-            values.append(self._values)
-            if move % DRAWS_PER_POSITION == 0:
+            kept.acceptances.append(acceptance)
+            kept.hits.append(outside)
+            if len(kept.divergences) % DRAWS_PER_POSITION == 0:
                 squares = self._positions.square().split(sizes, dim=1)
-                distances.append(torch.stack([square.double().sum(dim=1) for square in squares], dim=1))
-                forces.append(self._nbeta * torch.linalg.vecdot(self._positions, self._gradients).double())
+                kept.squared_distances.append(torch.stack([square.double().sum(dim=1) for square in squares], dim=1))
+                kept.forces.append(self._nbeta * torch.linalg.vecdot(self._positions, self._gradients).double())
+            kept.divergences.append(self._values)
+        kept.positions.append(self._divergence.parameters + self._spread * self._positions)
         return Draws(
             nbeta=self._nbeta,
-            divergences=torch.stack(values, dim=1).cpu().numpy(),
-            squared_distances=torch.stack(distances, dim=1).cpu().numpy(),
-            forces=torch.stack(forces, dim=1).cpu().numpy(),
-            positions=self._divergence.parameters + self._spread * self._positions,
-            acceptance=acceptances / moves,
-            hits=hits / moves,
+            divergences=torch.stack(kept.divergences, dim=1).cpu().numpy(),
+            squared_distances=torch.stack(kept.squared_distances, dim=1).cpu().numpy(),
+            forces=torch.stack(kept.forces, dim=1).cpu().numpy(),
+            positions=torch.cat(kept.positions),
+            acceptance=float(np.mean(kept.acceptances)),
+            hits=float(np.mean(kept.hits)),
             step_size=math.exp(self._log_step),
         )
 

@@ -1,0 +1,358 @@
+"""The learning coefficient of a network's function: exact values, what must not change it, and bad input."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exact import cross_entropy, deep_linear_network, half_squared_error, linear_network
+from scipy import optimize
+from torch import Tensor, nn
+
+from phasewatch.llc.behavioral import BehavioralLLC, estimate_behavioral_llc
+from phasewatch.llc.spread import prior_spread
+from phasewatch.objective import Objective
+
+LIVE: dict[str, Any] = {"chains": 4, "draws": 1200, "burn_in": 300}
+"""What a measurement during training spends."""
+BOTH = (0.1, 0.003)
+
+
+def white(samples: int, inputs: int, seed: int) -> Tensor:
+    """Inputs whose second moments are the identity exactly."""
+    x = torch.randn(samples, inputs, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(x)[0] * samples**0.5
+
+
+def zero_network(inputs: int, hidden: int, outputs: int, seed: int) -> Objective:
+    """Two linear layers, both zero."""
+    net = nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.Linear(hidden, outputs, bias=False))
+    for weight in net.parameters():
+        nn.init.zeros_(weight)
+    x = white(64, inputs, seed)
+    return Objective(net, [(x, torch.zeros(64, outputs))], loss_fn=half_squared_error)
+
+
+def coefficient_of_zero_network(
+    inputs: int, hidden: int, outputs: int, resolution: float, spread: float = 1.0
+) -> float:
+    """lambda at a resolution by quadrature, for one or two hidden units.
+
+    The second layer is Gaussian for a given first one. What remains are the eigenvalues of a Wishart matrix (Muirhead
+    1982, "Aspects of multivariate statistical theory", th. 3.2.18), on a logarithmic grid.
+    """
+    scale = spread**4 * (2 / inputs) * (2 / hidden)
+    grid = np.exp(np.linspace(-25, math.log(inputs + 60), 400))
+    if hidden == 1:
+        values = grid[:, None]
+        log_weights = inputs / 2 * np.log(grid) - grid / 2
+    else:
+        first, second = (axis.ravel() for axis in np.meshgrid(grid, grid))
+        apart = first > second
+        values = np.stack([first, second], axis=1)[apart]
+        log_weights = ((inputs - 1) / 2 * np.log(values) - values / 2).sum(axis=1)
+        log_weights += np.log(values[:, 0] - values[:, 1])
+
+    def coefficient(log_nbeta: float) -> float:
+        held = math.exp(log_nbeta) * scale * values
+        log_density = log_weights - outputs / 2 * np.log1p(held).sum(axis=1)
+        density = np.exp(log_density - log_density.max())
+        energies = outputs / 2 * (held / (1 + held)).sum(axis=1)
+        return float((density * energies).sum() / density.sum())
+
+    log_nbeta = optimize.brentq(lambda x: coefficient(x) - resolution * math.exp(x), -5, 20)
+    return coefficient(log_nbeta)
+
+
+def regression(inputs: int, outputs: int, seed: int, dtype: torch.dtype = torch.float32) -> Objective:
+    """A linear model of inputs of different sizes, on 200 samples."""
+    torch.manual_seed(seed)
+    net = nn.Linear(inputs, outputs, bias=False).to(dtype)
+    x = (torch.randn(200, inputs) * torch.linspace(0.3, 2, inputs)).to(dtype)
+    return Objective(net, [(x, torch.randn(200, outputs, dtype=dtype))], loss_fn=half_squared_error)
+
+
+def coefficient_of_regression(objective: Objective, resolution: float) -> float:
+    """lambda at a resolution: every direction counts as half of how far the divergence holds it."""
+    x = objective.batches[0][0].double()
+    outputs = objective.parameter_shapes["weight"][0]
+    held = torch.linalg.eigvalsh(x.T @ x / len(x)).numpy() * 2 / x.shape[1]
+
+    def coefficient(log_nbeta: float) -> float:
+        stiff = math.exp(log_nbeta) * held
+        return float(outputs / 2 * (stiff / (1 + stiff)).sum())
+
+    return coefficient(optimize.brentq(lambda x: coefficient(x) - resolution * math.exp(x), -5, 20))
+
+
+def relu_network(norm: bool = False, seed: int = 0, width: int = 8) -> tuple[nn.Sequential, Tensor, Tensor]:
+    """A network trained to classify, and its data."""
+    torch.manual_seed(seed)
+    x = torch.randn(256, 6)
+    y = (x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > 0.5).long()
+    middle = [nn.LayerNorm(width), nn.ReLU()] if norm else [nn.ReLU()]
+    net = nn.Sequential(
+        nn.Linear(6, width), *middle, nn.Linear(width, width), *copy.deepcopy(middle), nn.Linear(width, 3)
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        cross_entropy(net, (x, y)).backward()
+        optimizer.step()
+    return net, x, y
+
+
+def rescaled(net: nn.Sequential, norm: bool) -> nn.Sequential:
+    """The same function: the first layer twice as large, what follows makes up for it."""
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in other[0].parameters():
+            parameter.mul_(2)
+        if norm:
+            other[1].eps *= 4  # type: ignore[assignment, operator]
+        else:
+            other[2].weight.div_(2)  # type: ignore[operator]
+    return other
+
+
+def of(net: nn.Module, x: Tensor, y: Tensor, size: int = 10_000) -> Objective:
+    return Objective(net, list(zip(x.split(size), y.split(size), strict=True)), loss_fn=cross_entropy)
+
+
+def live(objective: Objective, resolutions: Sequence[float] = BOTH, seed: int = 0, **more: Any) -> list[BehavioralLLC]:
+    return estimate_behavioral_llc(objective, resolutions, seed, **{**LIVE, **more})
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 3), (12, 1)])
+def test_regular_model(inputs: int, outputs: int) -> None:
+    """Linear regression, at both resolutions; d/2 less what the prior holds."""
+    objective = regression(inputs, outputs, seed=0)
+    for estimate in live(objective):
+        exact = coefficient_of_regression(objective, estimate.resolution)
+        assert estimate.reliable
+        assert estimate.learning_coefficient == pytest.approx(exact, rel=0.1)
+        assert exact <= inputs * outputs / 2
+
+
+@pytest.mark.parametrize("widths", [(4, 2, 5), (7, 2, 3)])
+def test_zero_initialised_network(widths: tuple[int, int, int]) -> None:
+    """As singular as can be, with tensors of zeros; both resolutions by quadrature, in the mean of three seeds."""
+    objective = zero_network(*widths, seed=0)
+    runs = [live(objective, seed=seed) for seed in range(3)]
+    for estimates in zip(*runs, strict=True):
+        exact = coefficient_of_zero_network(*widths, estimates[0].resolution)
+        mean = float(np.mean([estimate.learning_coefficient for estimate in estimates]))
+        assert mean == pytest.approx(exact, rel=0.1)
+
+
+def test_quadrature_tends_to_the_known_coefficient() -> None:
+    """The tests' own formulas, against Aoyagi & Watanabe (2005)."""
+    for widths in ((4, 2, 5), (7, 2, 3)):
+        expected, multiplicity = deep_linear_network(widths, 0)
+        assert coefficient_of_zero_network(*widths, 1e-7) == pytest.approx(expected - (multiplicity - 1) / 20, rel=0.02)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_spread_follows_a_rescaling(norm: bool) -> None:
+    """The first layer by 2; the layer after it by 1/2, or by nothing where a normalisation stands between."""
+    net, x, y = relu_network(norm)
+    other = rescaled(net, norm)
+    assert torch.allclose(net(x), other(x), atol=1e-4)
+    before, after = (of(each, x, y) for each in (net, other))
+    factors = before.unflatten(prior_spread(after) / prior_spread(before))
+    for name, factor in factors.items():
+        expected = 2.0 if name.startswith("0.") else 0.5 if not norm and name == "2.weight" else 1.0
+        assert torch.allclose(factor, torch.full_like(factor, expected), rtol=1e-4), name
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Sequential, Tensor, Tensor]:
+    return relu_network()
+
+
+BRIEF: dict[str, Any] = {"chains": 2, "draws": 40, "burn_in": 40}
+"""So few moves that chains of the same seed in the same place are still together if nothing but rounding differs."""
+
+
+def test_same_numbers_where_nothing_has_changed(trained: tuple[nn.Sequential, Tensor, Tensor]) -> None:
+    """A layer rescaled, every sample twice, other batches, other units of the loss; but not another seed."""
+    net, x, y = copy.deepcopy(trained[0]).double(), trained[1].double(), trained[2]
+    (estimate,) = live(of(net, x, y), (0.1,), **BRIEF)
+    equals = {
+        "again": live(of(net, x, y), (0.1,), **BRIEF),
+        "rescaled": live(of(rescaled(net, norm=False), x, y), (0.1,), **BRIEF),
+        "samples twice": live(of(net, x.repeat(2, 1), y.repeat(2)), (0.1,), **BRIEF),
+        "other batches": live(of(net, x, y, size=100), (0.1,), **BRIEF),
+        "other units": live(of(net, x, y), (0.4,), nats_per_loss=4.0, **BRIEF),
+    }
+    for changed, (same,) in equals.items():
+        assert same.learning_coefficient == pytest.approx(estimate.learning_coefficient, rel=1e-3), changed
+    assert equals["again"] == [estimate]
+    (other_seed,) = live(of(net, x, y), (0.1,), seed=1, **BRIEF)
+    assert other_seed.learning_coefficient != pytest.approx(estimate.learning_coefficient, rel=1e-3)
+
+
+def test_order_and_repetition_of_resolutions(trained: tuple[nn.Sequential, Tensor, Tensor]) -> None:
+    net, x, y = trained
+    coarse, fine = live(of(net, x, y), **BRIEF)
+    assert live(of(net, x, y), (0.003, 0.1, 0.003), **BRIEF) == [fine, coarse, fine]
+
+
+def test_outputs_metric_takes_no_notice_of_the_size_of_the_logits() -> None:
+    """Logits x 4 with a prior that is 4 times as wide: the same numbers, where those of the loss are others."""
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(5, 3, bias=False), torch.randn(100, 5), torch.randint(3, (100,))
+    larger = copy.deepcopy(net)
+    larger.weight.data.mul_(4)
+    for metric, unchanged in (("outputs", True), ("loss", False)):
+        one = live(of(net, x, y), metric=metric, **BRIEF)[0].learning_coefficient
+        other = live(of(larger, x, y), metric=metric, spread=4.0, **BRIEF)[0].learning_coefficient
+        assert (other == pytest.approx(one, rel=1e-3)) == unchanged
+
+
+def test_restricted_to_one_layer() -> None:
+    """The last layer of a linear network is a regular model of what the first one gives it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 3, bias=False))
+    x = torch.randn(200, 6)
+    whole = Objective(net, [(x, torch.zeros(200, 3))], loss_fn=half_squared_error)
+    layer = nn.Linear(4, 3, bias=False)
+    layer.load_state_dict(net[1].state_dict())
+    alone = Objective(layer, [(net[0](x).detach(), torch.zeros(200, 3))], loss_fn=half_squared_error)
+    (fine,) = live(whole.restricted_to("1.weight"), (0.003,))
+    assert fine.learning_coefficient == pytest.approx(coefficient_of_regression(alone, 0.003), rel=0.1)
+
+
+def test_nothing_where_the_prior_is_within_the_resolution() -> None:
+    """A network whose outputs the prior hardly moves has a coefficient of exactly zero, at no cost."""
+    objective = regression(5, 3, seed=0)
+    coarse, fine = live(objective, (0.1, 0.0001), spread=0.02)
+    assert (coarse.learning_coefficient, coarse.standard_error, coarse.interval) == (0.0, 0.0, (0.0, 0.0))
+    assert coarse.reliable
+    assert coarse.gradients == 0
+    assert fine.learning_coefficient > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolutions": ()}, "resolutions is"),
+        ({"resolutions": (0.1, -1.0)}, "resolutions is"),
+        ({"resolutions": (math.inf,)}, "resolutions is"),
+        ({"chains": 1}, "chains is 1"),
+        ({"draws": 15}, "draws is 15"),
+        ({"burn_in": 19}, "burn_in is 19"),
+        ({"spread": 0.0}, "spread is 0"),
+        ({"spread": math.nan}, "spread is nan"),
+        ({"metric": "weights"}, "metric is 'weights'"),
+        ({"nats_per_loss": 0.0}, "nats_per_loss is 0"),
+        ({"nats_per_loss": 2.0, "metric": "outputs"}, "nats_per_loss has no meaning"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate_behavioral_llc(regression(2, 1, seed=0), **settings)
+
+
+def test_spread_slope() -> None:
+    """By how much lambda grows with the prior's spread: the quadrature's difference quotient, in a mean of seeds."""
+    objective = zero_network(3, 1, 2, seed=0)
+    slopes = [live(objective, (0.1,), seed=seed)[0].spread_slope for seed in range(6)]
+    wider, narrower = (coefficient_of_zero_network(3, 1, 2, 0.1, factor) for factor in (1.05, 1 / 1.05))
+    exact = (wider - narrower) / (2 * math.log(1.05))
+    assert abs(np.mean(slopes) - exact) <= exact / 2
+
+
+def report(tag: object, estimate: BehavioralLLC, exact: float) -> float:
+    """Print a case and return its relative error."""
+    error = estimate.learning_coefficient / exact - 1
+    print(tag, f"{error:+.3f}", estimate)
+    return error
+
+
+def learning_network(seed: int, resolution: float) -> dict[int, Objective]:
+    """6-6-6 learning modes 4, 1.5 and 0.6 from a small start, at its plateaus, by rank.
+
+    A plateau is a step at which the modes that count are above the resolution by far, ``s ** 2 / 2 > 30 * resolution``,
+    and the others below a third of it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    for weight in net.parameters():
+        weight.data.normal_(0, 0.02, generator=generator)
+    left, right = (torch.linalg.qr(torch.randn(6, 6, generator=generator))[0][:, :3] for _ in range(2))
+    x = torch.randn(2_000, 6, generator=generator)
+    y = x @ (left * torch.tensor([4, 1.5, 0.6]) @ right.T).T + torch.randn(2_000, 6, generator=generator)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    found: dict[int, Objective] = {}
+    for _ in range(3_000):
+        sizes = torch.linalg.svdvals(net[1].weight.detach() @ net[0].weight.detach()).square() / 2
+        rank = int((sizes > 30 * resolution).sum())
+        if rank not in found and int((sizes > resolution / 3).sum()) == rank:
+            kept = copy.deepcopy(net)
+            found[rank] = Objective(kept, [(x[:512], y[:512])], loss_fn=half_squared_error)
+        batch = torch.randint(2_000, (64,), generator=generator)
+        optimizer.zero_grad()
+        half_squared_error(net, (x[batch], y[batch])).backward()
+        optimizer.step()
+    return found
+
+
+@pytest.mark.slow
+def test_linear_networks_with_the_thorough_preset() -> None:
+    """At default arguments: 6 % each, 3 % in the median.
+
+    Where the multiplicity m is above 1, lambda at a finite resolution is lower, by (m - 1) / log(nbeta) to leading
+    order; cases of m above 2 are left out, where the next orders count as much. The standard errors are about 2 %: for
+    one sample of seeds in fifty one of the cases would fail by chance.
+    """
+    errors = []
+    for widths, rank in (((4, 8, 4), 0), ((4, 8, 4), 2), ((9, 4, 3), 2), ((5, 3, 6), 1), ((3, 5, 5, 3), 1)):
+        (estimate,) = estimate_behavioral_llc(linear_network(widths, rank, seed=1, samples=400), (0.003,), seed=1)
+        value, multiplicity = deep_linear_network(widths, rank)
+        errors.append(report((widths, rank), estimate, value - (multiplicity - 1) / math.log(estimate.nbeta)))
+    assert max(map(abs, errors)) <= 0.06
+    assert np.median(np.abs(errors)) <= 0.03
+
+
+@pytest.mark.slow
+def test_a_linear_network_that_learns() -> None:
+    """At its plateaus, with the live preset: Aoyagi's value at the present rank within 10 %, 5 % in the median."""
+    plateaus = learning_network(seed=0, resolution=0.003)
+    assert set(plateaus) >= {0, 1, 3}
+    errors = []
+    for rank, objective in plateaus.items():
+        value, multiplicity = deep_linear_network((6, 6, 6), rank)
+        (estimate,) = live(objective, (0.003,))
+        errors.append(report(rank, estimate, value - (multiplicity - 1) / math.log(estimate.nbeta)))
+    assert max(map(abs, errors)) <= 0.1
+    assert np.median(np.abs(errors)) <= 0.05
+
+
+@pytest.mark.slow
+def test_intervals_of_the_live_preset_cover() -> None:
+    """40 estimates at the fine resolution, whose exact values are known there by quadrature; 4-8-4 is at Aoyagi's.
+
+    With a coverage of .90, fewer than 31 of 40 have a probability of .012.
+    """
+    held = 0
+    errors = []
+    for seed in range(10):
+        cases: list[tuple[Objective, float]] = [
+            (zero_network(4, 2, 5, seed), coefficient_of_zero_network(4, 2, 5, 0.003)),
+            (zero_network(7, 2, 3, seed), coefficient_of_zero_network(7, 2, 3, 0.003)),
+            (regression(5, 3, seed), coefficient_of_regression(regression(5, 3, seed), 0.003)),
+            (linear_network((4, 8, 4), 2, seed=seed, samples=400), 8.0),
+        ]
+        for number, (objective, exact) in enumerate(cases):
+            (estimate,) = live(objective, (0.003,), seed=seed)
+            errors.append(report(number, estimate, exact))
+            held += estimate.interval[0] <= exact <= estimate.interval[1]
+    print(held, np.median(np.abs(errors)))
+    assert np.median(np.abs(errors)) <= 0.05
+    assert held >= 31
