@@ -72,7 +72,7 @@ PEER_LARGE = {"num_chains": 2, "num_burnin_steps": 25, "num_draws": 50}
 PEER_BATCHES = 40
 """Of large networks it sees so many at most: the loss at the start is taken on all of them."""
 
-SEEDS: dict[Training, int] = {"grokking": 20, "no decay": 10, "full data": 10}
+SEEDS: dict[Training, int] = {"grokking": 12, "no decay": 5, "full data": 5}
 
 CURVE = (2 * COARSE, COARSE, COARSE / 2, 2 * FINE, FINE, FINE / 2)
 SPREADS = (0.5, 1.0, 2.0)

@@ -24,6 +24,7 @@ from torch.nn import functional
 from phasewatch import Objective
 from phasewatch.demo import BATCH, SMALL_START, STEPS
 from phasewatch.estimators.behavioral import LARGE
+from phasewatch.llc.behavioral import FINE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "llc"))
 from exact import cross_entropy, deep_linear_network, half_squared_error  # noqa: E402
@@ -40,7 +41,9 @@ PRIME, WIDTH, TRAINED_ON = 53, 32, 0.35
 MEMORISED, GENERALISED = 1_500, 10_000
 Training = Literal["grokking", "no decay", "full data"]
 MODES = (4.0, 1.5, 0.6)
-LINEAR_STARTS = {(6, 6, 6): 0.02, (4, 8, 4): 0.02, (5, 6, 6, 5): 0.08}
+LINEAR_STARTS = {(6, 6, 6): 0.001, (4, 8, 4): 0.001, (5, 6, 6, 5): 0.05}
+LEARNT, UNSEEN = 0.9, 0.1
+"""A mode is learnt from this share of its size on, and not seen up to this share of the fine resolution."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,10 @@ def demo_run() -> Iterator[Checkpoint]:
 
 
 def linear_run(widths: Sequence[int]) -> list[Checkpoint]:
-    """One checkpoint for each number of modes learnt, where the gradient is least: the plateau."""
+    """One checkpoint for each rank that the network rests at, where the gradient is least: from a small start, each.
+
+    It rests at a rank where that many modes are learnt and what there is of the others is below the fine resolution.
+    """
     generator = torch.Generator().manual_seed(0)
     start, samples = LINEAR_STARTS[tuple(widths)], 4_000
     frames = [torch.linalg.qr(torch.randn(w, w, generator=generator))[0][:, :3] for w in (widths[-1], widths[0])]
@@ -153,10 +159,13 @@ def linear_run(widths: Sequence[int]) -> list[Checkpoint]:
             parameter.normal_(0, start, generator=generator)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.02)
     plateaus: dict[int, tuple[float, Checkpoint]] = {}
-    for step, network in train(module, (x, y), half_squared_error, optimizer, range(0, 4_001, 25), None, seed=0):
+    for step, network in train(module, (x, y), half_squared_error, optimizer, range(0, 4_001, 5), None, seed=0):
         product = network(torch.eye(widths[0])).T.detach()
-        learnt = torch.einsum("ik,ij,jk->k", frames[0], product, frames[1])
-        rank = sum(float(value) > 0.95 * mode for value, mode in zip(learnt, MODES, strict=True))
+        sizes = torch.linalg.svdvals(product)[: len(MODES)].tolist()
+        rank = sum(size > LEARNT * mode for size, mode in zip(sizes, MODES, strict=True))
+        # What a mode adds to the divergence is half its square.
+        if any(size**2 / 2 > UNSEEN * FINE for size in sizes[rank:]):
+            continue
         gradient = torch.autograd.grad(half_squared_error(network, (x, y)), list(network.parameters()))
         size = float(sum(part.square().sum() for part in gradient))
         if rank not in plateaus or size < plateaus[rank][0]:
