@@ -46,6 +46,11 @@ class PhaseWatch(MonitoringCallback):
         localization: Strength γ of the pull towards the current weights for it.
         refined: Names or globs of modules and parameters whose own λ is measured too, all else fixed:
             ``llc_behavioral_<name>``, ``llc_<name>``.
+        held_out: What λ of the function is measured on, with all that comes of its draws (``effective_rank``,
+            ``llc_outputs``, ``misfit_change``, ``description_length``). True: ``probe_samples`` samples of the first
+            validation loader, which need no labels for it but the form of training's batches; where there is none that
+            can be drawn from, or the loss cannot be taken on them, the probe. False: the probe. Else batches of one's
+            own.
         other_data: Name to batches of further data, on which λ is measured too, under names of the same form.
         num_eigenvalues: Hessian eigenvalues to find at each end of the spectrum.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training while measuring.
@@ -82,6 +87,7 @@ class PhaseWatch(MonitoringCallback):
         nbeta: float | None = None,
         localization: float = 10.0,
         refined: list[str] | None = None,
+        held_out: Iterable[Any] | bool = True,
         other_data: dict[str, Any] | None = None,
         num_eigenvalues: int = 5,
         mode: Literal["eval", "train"] = "eval",
@@ -99,6 +105,7 @@ class PhaseWatch(MonitoringCallback):
             HessianSpectrum(num_eigenvalues, nbeta=nbeta, localization=localization),
             SymmetryLedger(),
         )
+        self.held_out = held_out
         self.other_data = other_data
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe
@@ -141,6 +148,7 @@ class LLCMonitor(MonitoringCallback):
         nbeta: float | None = None,
         localization: float = 10.0,
         refined: list[str] | None = None,
+        held_out: Iterable[Any] | bool = True,
         other_data: dict[str, Any] | None = None,
         mode: Literal["eval", "train"] = "eval",
         directory: str | None = None,
@@ -152,6 +160,7 @@ class LLCMonitor(MonitoringCallback):
             BehavioralCoefficient(resolutions, nats_per_loss, refined=tuple(refined or ())),
             LearningCoefficient(chains, draws, burn_in, nbeta, localization, tuple(refined or ())),
         )
+        self.held_out = held_out
         self.other_data = other_data
         self.schedule = as_schedule(schedule, max_overhead)
         self.probe = probe

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
 from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
-from phasewatch.estimators import Estimator
+from phasewatch.estimators import BehavioralCoefficient, Estimator
 from phasewatch.isolation import isolated
 from phasewatch.measure import Probe
-from phasewatch.objective import LossFn, OutputsFn
-from phasewatch.objective.batches import clone_batch
+from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
+from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
-from phasewatch.probe import DrawnProbe, StreamProbe, draw_probe, support
+from phasewatch.probe import DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
-from phasewatch.record.signals import LOSS, look_up
+from phasewatch.record.signals import HELD_OUT, LOSS, look_up
 from phasewatch.schedule import Schedule
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
@@ -217,8 +217,7 @@ class WatchingCallback(CallbackBase):
         assert self._watch is not None
         probes: list[Any] = []
         for _, stream in self._captured:
-            size = sum(t.nbytes for t in tree_leaves(stream.batches) if isinstance(t, Tensor))
-            keep = size <= _LARGEST_PROBE_IN_CHECKPOINT and _is_plain(stream.batches)
+            keep = _fits_into_checkpoint(stream.batches)
             probes.append(([clone_batch(b) for b in stream.batches], list(stream.sizes)) if keep else None)
         return {"watch": self._watch.state_dict(), "probes": probes}
 
@@ -227,7 +226,7 @@ class WatchingCallback(CallbackBase):
         for (_, stream), kept in zip(self._streams, self._restored["probes"], strict=False):
             if kept is not None:
                 batches, sizes = kept
-                stream.restore([_to_device(trainer, batch) for batch in batches], sizes)
+                stream.restore(_kept_on_device(trainer, batches), sizes)
         if all(stream.complete for _, stream in self._streams):
             self._use_captured(trainer)
 
@@ -254,8 +253,11 @@ class WatchingCallback(CallbackBase):
     def _use_captured(self, trainer: Any) -> None:
         self._captured, self._streams = self._streams, []
         for monitor, stream in self._captured:
-            n = monitor.probe.n or _stream_length(trainer, stream)
-            monitor.probe = replace(monitor.probe, batches=stream.batches, batch_sizes=stream.sizes, n=n)
+            monitor.probe = replace(monitor.probe, batches=stream.batches, batch_sizes=stream.sizes)
+        for _, stream in self._captured[:1]:
+            length = _stream_length(trainer, stream)
+            for monitor in self._pending[0]:
+                monitor.probe = replace(monitor.probe, n=monitor.probe.n or length)
 
     def _start(self, trainer: Any, module: Any) -> None:
         monitors, detector = self._pending
@@ -329,10 +331,33 @@ class MonitoringCallback(WatchingCallback):
     schedule: Schedule
     mode: Any
     estimators: tuple[Estimator, ...]
+    held_out: Iterable[Any] | bool = False
     other_data: dict[str, Iterable[Any]] | None = None
 
+    def __init__(self) -> None:
+        """Nothing is drawn before the run starts."""
+        super().__init__()
+        self._drawn: dict[str, DrawnProbe | None] = {}  # held-out samples, once drawn; None where there are none
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the run, and the held-out samples: a validation set that is split off anew would hold others."""
+        kept = {
+            what: None if drawn is None else (drawn.batches, drawn.sizes)
+            for what, drawn in self._drawn.items()
+            if drawn is None or _fits_into_checkpoint(drawn.batches)
+        }
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the run starts."""
+        of_run = dict(state_dict)
+        if HELD_OUT in of_run:
+            kept = of_run.pop(HELD_OUT)
+            self._drawn = {HELD_OUT: None if kept is None else DrawnProbe(*kept)}
+        super().load_state_dict(of_run)
+
     def monitors(self, trainer: Any, module: Any) -> list[Monitor]:
-        """Estimators, probe, loss and schedule, on the trainer's device; one more for each of ``other_data``.
+        """Estimators, probe, loss and schedule, on the trainer's device; one more for each set of other data.
 
         Raises:
             ValueError: If a probe is empty, ``probe_samples`` is not positive, or ``outputs_fn`` has no ``loss_fn``.
@@ -352,7 +377,7 @@ class MonitoringCallback(WatchingCallback):
         for name, batches in (self.other_data or {}).items():
             with isolated():
                 others.append(monitor.on_other_data(name, [_to_device(trainer, batch) for batch in batches]))
-        return [monitor, *others]
+        return [*self._with_held_out(trainer, monitor), *others]
 
     def _find_probe(self, trainer: Any, loss_fn: LossFn) -> tuple[Any, Sequence[int] | None, str, int | None]:
         if self.probe_samples < 1:
@@ -360,41 +385,117 @@ class MonitoringCallback(WatchingCallback):
         loader = trainer.train_dataloader
         indices = support(loader)
         n = None if indices is None else len(indices)
-        if isinstance(self.probe, DataLoader) and (known := support(self.probe)) is not None:
-            probe = draw_probe(self.probe, len(known), self.seed).without_short_rest()
-        elif self.probe is not None:
-            with isolated():
-                batches = list(self.probe)
-            if not batches:
-                raise ValueError(
-                    "probe is empty; give at least one batch, or leave it out to draw from the training set"
-                )
-            probe = DrawnProbe(batches, None)
+        if self.probe is not None:
+            probe = self._given(self.probe, "probe", "the training set")
         elif indices is None:
             stream = StreamProbe(self.probe_samples, self.batch_size, getattr(loader, "batch_size", None))
             return stream, None, "captured from the stream", None
         else:
             probe = self._draw(trainer, loader, loss_fn)
+        probe = self._on_device(trainer, probe)
+        return probe.batches, probe.sizes, "given" if self.probe is not None else "drawn from the training set", n
+
+    def _given(self, given: Iterable[Any], what: str, otherwise: str) -> DrawnProbe:
+        """What the user gave to measure on; a loader as if it were not shuffled, and without moving its stream."""
+        if isinstance(given, DataLoader) and (known := support(given)) is not None:
+            return draw_probe(given, len(known), self.seed).without_short_rest()
+        with isolated():
+            batches = list(given)
+        if not batches:
+            raise ValueError(f"{what} is empty; give at least one batch, or leave it out to draw from {otherwise}")
+        return DrawnProbe(batches, None)
+
+    def _on_device(self, trainer: Any, probe: DrawnProbe) -> DrawnProbe:
         with isolated():
             batches = [_to_device(trainer, batch) for batch in probe.batches]
         sizes = probe.sizes
         if self.batch_size is not None and sizes is None:
             sizes = [self.batch_size] * len(batches)
-        return batches, sizes, "given" if self.probe is not None else "drawn from the training set", n
+        return DrawnProbe(batches, sizes)
 
-    def _draw(self, trainer: Any, loader: Any, loss_fn: LossFn) -> DrawnProbe:
-        """A probe of the training set: in one batch where that is small and the same loss, else in training's batches.
+    def _with_held_out(self, trainer: Any, monitor: Monitor) -> Sequence[Monitor]:
+        """The monitor, its λ of the function on held-out samples where there are some."""
+        if not any(isinstance(e, BehavioralCoefficient) for e in monitor.estimators) or self.held_out is False:
+            return [monitor]
+        if self.held_out is not True:
+            given = self._on_device(trainer, self._given(self.held_out, "held_out", "the validation loader"))
+            return monitor.on_held_out(given.batches, "given", given.sizes)
+        if trainer.fit_loop.epoch_loop._batches_that_stepped == 0:
+            self._drawn = {}
+        if HELD_OUT not in self._drawn:
+            self._drawn[HELD_OUT] = self._draw_held_out(trainer, monitor)
+        drawn = self._drawn[HELD_OUT]
+        if drawn is None:
+            return [monitor]
+        return monitor.on_held_out(
+            _kept_on_device(trainer, drawn.batches), "drawn from the validation loader", drawn.sizes
+        )
+
+    def _draw_held_out(self, trainer: Any, monitor: Monitor) -> DrawnProbe | None:
+        """Samples of the first validation loader; None where they do not serve, of which the reason is told."""
+        if not trainer.enable_validation:
+            return None
+        try:
+            found = self._find_held_out(trainer, monitor)
+        except NoOutputsError:  # nor will they be seen on the probe, of which the watch tells
+            return None
+        except Exception as error:
+            found = f"the loss cannot be taken on them ({type(error).__name__}: {error})"
+        if isinstance(found, str):
+            _say(
+                trainer,
+                "phasewatch: λ of the function is measured on the samples of the training probe and not on some of the "
+                f"validation loader: {found}. held_out=[batches] sets others, held_out=False says that this is meant.",
+            )
+            return None
+        return found
+
+    def _find_held_out(self, trainer: Any, monitor: Monitor) -> DrawnProbe | str:
+        """Samples of the first validation loader, or why they do not serve."""
+        loader = next(iter(tree_leaves(trainer.val_dataloaders)), None)
+        if loader is None:
+            return "it is not loaded yet when training starts, without a sanity check of validation"
+        indices = support(loader)
+        if indices is None:
+            return "it cannot be drawn from without moving its stream"
+        if getattr(trainer.train_dataloader, "dataset", None) is loader.dataset and not set(indices).isdisjoint(
+            support(trainer.train_dataloader) or indices
+        ):
+            return "it draws from the training samples"
+        # Where it has larger batches than training, they are made for evaluations without a gradient.
+        size = min(filter(None, map(batch_size_of, (trainer.train_dataloader, loader))), default=None)
+        drawn = self._on_device(trainer, self._draw(trainer, loader, monitor.probe.loss_fn, size))
+        with isolated():
+            probe = replace(monitor.probe, batches=drawn.batches, batch_sizes=drawn.sizes)
+            objective = probe.objective(trainer.lightning_module, self.seed)
+            objective.outputs(objective.parameters, 0)
+        wanted = self._size_of(monitor.probe)
+        if 2 * objective.num_samples < wanted:
+            return f"it has {objective.num_samples} samples, less than half of the {wanted} of the probe"
+        return drawn
+
+    def _size_of(self, probe: Probe) -> int:
+        """Samples in the probe, or asked for where it is still to come."""
+        if isinstance(probe.batches, StreamProbe):
+            return probe.batches.samples
+        try:
+            return sum(probe.batch_sizes or map(count_samples, probe.batches))
+        except UnknownSizeError:  # refused when the watch begins
+            return self.probe_samples
+
+    def _draw(self, trainer: Any, loader: Any, loss_fn: LossFn, batch_size: int | None = None) -> DrawnProbe:
+        """Samples of a data set: in one batch where that is small and the same loss, else in batches as for training.
 
         In one batch it is free of noise, which λ from few gradients needs.
         """
-        probe = draw_probe(loader, self.probe_samples, self.seed)
+        probe = draw_probe(loader, self.probe_samples, self.seed, batch_size=batch_size)
         count = sum(parameter.numel() for parameter in trainer.lightning_module.parameters())
         if count > _LARGEST_NETWORK_FOR_ONE_BATCH or self.mode != "eval" or probe.sizes is None:
             return probe.without_short_rest()
 
         @cache
         def whole() -> DrawnProbe:
-            return draw_probe(loader, self.probe_samples, self.seed, in_one_batch=True)
+            return draw_probe(loader, self.probe_samples, self.seed, batch_size=self.probe_samples)
 
         with isolated(), suppress(Exception):  # a loss that cannot be used is refused when the watch begins
             batches = [_to_device(trainer, batch) for batch in probe.batches]
@@ -504,6 +605,17 @@ def _latest(watch: Watch | None) -> dict[str, float]:
 
 def _finite_values(measurement: Measurement) -> dict[str, float]:
     return {name: found.value for name, found in measurement.estimates.items() if math.isfinite(found.value)}
+
+
+def _kept_on_device(trainer: Any, batches: Sequence[Any]) -> list[Any]:
+    """Batches as a checkpoint gives them back, which training_step's hooks have seen already."""
+    device = trainer.strategy.root_device
+    return [tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch) for batch in batches]
+
+
+def _fits_into_checkpoint(batches: Sequence[Any]) -> bool:
+    size = sum(t.nbytes for t in tree_leaves(batches) if isinstance(t, Tensor))
+    return size <= _LARGEST_PROBE_IN_CHECKPOINT and _is_plain(list(batches))
 
 
 def _is_plain(tree: Any) -> bool:

@@ -27,7 +27,8 @@ class Probe:
         loss_fn: ``loss_fn(module, batch) -> scalar mean loss``.
         n: Size of the training set; default the samples in the batches.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
-        name: Name of the data, where they are others than those of the main probe.
+        name: Name of the data, where they are others than those of the main probe: ``"held_out"`` for those that the
+            network is not trained on.
         source: Where they are from, for the record.
         batch_sizes: Samples in each batch; default what can be read off.
         outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, for a ``loss_fn(outputs, batch)`` of them.

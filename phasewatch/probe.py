@@ -62,16 +62,23 @@ def support(loader: Any) -> list[int] | range | None:
     return None
 
 
+def batch_size_of(loader: Any) -> int | None:
+    """Samples in a batch of a loader, where it says so; None too where an item of its data set is a batch."""
+    # A sampler of batches has the size also where the user gave it.
+    size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None) or getattr(loader, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
 def draw_probe(
-    loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: int = 0, *, in_one_batch: bool = False
+    loader: DataLoader[Any], samples: int = DEFAULT_SAMPLES, seed: int = 0, *, batch_size: int | None = None
 ) -> DrawnProbe:
     """Batches of the data set of a loader, drawn without touching the loader or any global random stream.
 
     Args:
-        loader: A loader whose :func:`support` is known; its batch size and ``collate_fn`` are used.
+        loader: A loader whose :func:`support` is known; its ``collate_fn`` is used.
         samples: How many samples to draw, at most the whole data set.
         seed: Seeds the choice, and transforms that draw random numbers.
-        in_one_batch: Whether to collate all samples into one batch; the samples are the same.
+        batch_size: Samples in each batch, of the same samples; default the loader's own.
 
     Raises:
         ValueError: If the data set is empty.
@@ -79,14 +86,14 @@ def draw_probe(
     indices = support(loader)
     assert indices is not None
     if not len(indices):
-        raise ValueError("The training data set is empty; there is nothing to measure on.")
+        raise ValueError("The data set is empty; there is nothing to measure on.")
     generator = torch.Generator().manual_seed(seed)
     chosen = [indices[i] for i in torch.randperm(len(indices), generator=generator)[:samples].tolist()]
-    batch_sampler: Any = loader.batch_sampler  # has the batch size also where the user gave a sampler of batches
-    size = len(chosen) if in_one_batch or batch_sampler is None else min(batch_sampler.batch_size, len(chosen))
+    own_size = batch_size_of(loader)
+    size = min(batch_size or own_size or len(chosen), len(chosen))
     private = DataLoader(
         loader.dataset,
-        batch_size=None if batch_sampler is None else size,
+        batch_size=None if own_size is None else size,
         sampler=chosen,
         collate_fn=loader.collate_fn,
         num_workers=0,
@@ -94,7 +101,7 @@ def draw_probe(
     )
     with isolated():
         seed_everything(seed)
-        if batch_sampler is not None:
+        if own_size is not None:
             sizes = [min(size, len(chosen) - start) for start in range(0, len(chosen), size)]
             return DrawnProbe(list(private), sizes)
         batches: list[Any] = []

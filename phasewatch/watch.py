@@ -43,8 +43,8 @@ from phasewatch.record import (
 from phasewatch.record.lines import Kind
 from phasewatch.record.position import History, Position, find_history
 from phasewatch.record.reading import assemble, standing_lines
+from phasewatch.record.signals import HELD_OUT, detected, is_described
 from phasewatch.record.signals import described as signals_described
-from phasewatch.record.signals import detected, is_described
 from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.kinds import read_beside
@@ -106,6 +106,37 @@ class Monitor:
         """Ask the schedule for its first step."""
         self.next_visit = self.schedule.next_visit(-1, Clock())
 
+    def on_held_out(
+        self, batches: Sequence[Any], source: str = "given", batch_sizes: Sequence[int] | None = None
+    ) -> tuple[Monitor, Monitor]:
+        """Measures λ of the function on samples that the network is not trained on, and all else as before.
+
+        That λ needs inputs alone, no labels; those that a network was fitted to are no fair sample of what its function
+        does elsewhere. Its signals keep their names.
+
+        Args:
+            batches: The samples.
+            source: Where they are from, for the record.
+            batch_sizes: Samples in each batch; default what can be read off.
+
+        Returns:
+            What is measured on the probe, and what on the held-out samples, at the same steps.
+
+        Raises:
+            ValueError: If there is no batch, or λ of the function is not measured.
+        """
+        if not batches:
+            raise ValueError("held_out is empty; give at least one batch to measure on.")
+        of_function = tuple(e for e in self.estimators if isinstance(e, BehavioralCoefficient))
+        if not of_function:
+            raise ValueError("held_out was given, but no BehavioralCoefficient to measure on it among the estimators.")
+        rest = tuple(e for e in self.estimators if e not in of_function)
+        held_out = replace(self.probe, batches=batches, batch_sizes=batch_sizes, name=HELD_OUT, source=source)
+        return (
+            Monitor(rest, self.probe, replace(self.schedule)),  # type: ignore[type-var]
+            Monitor(of_function, held_out, replace(self.schedule)),  # type: ignore[type-var]
+        )
+
     def on_other_data(self, name: str, probe: Iterable[Any]) -> Monitor:
         """Measures the learning coefficient on other batches, at the same steps and the same temperature.
 
@@ -116,6 +147,10 @@ class Monitor:
         Raises:
             ValueError: If the name is no identifier, there is no batch, or no learning coefficient is measured.
         """
+        if name == HELD_OUT:
+            raise ValueError(
+                f"{name!r} is what signals on the samples given as held_out are called; name the data otherwise."
+            )
         if not name.isidentifier():
             raise ValueError(
                 f"{name!r} is no name for data; expected letters, digits and underscores, as 'validation'."
@@ -170,6 +205,7 @@ class Watch:
         schedule: ScheduleLike = "auto",
         max_overhead: float | None = 0.1,
         estimators: Sequence[Estimator] = DEFAULT_ESTIMATORS,
+        held_out: Iterable[Any] | None = None,
         other_data: Mapping[str, Iterable[Any]] | None = None,
         batch_sizes: Sequence[int] | None = None,
         mode: Literal["eval", "train"] = "eval",
@@ -193,6 +229,9 @@ class Watch:
             schedule: ``"auto"``, ``"log"``, a number of steps, a list of steps, or a schedule.
             max_overhead: With ``"auto"``: time for measuring as a share of the time for training.
             estimators: What to measure, beside the loss on the probe.
+            held_out: Batches of the same kind that the network is not trained on: λ of the function is measured on
+                them, with all that comes of its draws (``effective_rank``, ``llc_outputs``, ``misfit_change``,
+                ``description_length``); default the probe.
             other_data: Name to batches of further data, on which the learning coefficient is measured too.
             batch_sizes: Samples in each batch of the probe; default what can be read off it.
             mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
@@ -210,9 +249,11 @@ class Watch:
         """
         main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes, outputs_fn=outputs_fn)
         monitor = Monitor(tuple(estimators), main, as_schedule(schedule, max_overhead))
+        others = [monitor.on_other_data(name, batches) for name, batches in (other_data or {}).items()]
+        on_probe = [monitor] if held_out is None else monitor.on_held_out(list(held_out))
         self._begin(
             module,
-            [monitor, *(monitor.on_other_data(name, batches) for name, batches in (other_data or {}).items())],
+            [*on_probe, *others],
             directory=directory,
             total_steps=total_steps,
             detector=LiveDetector(alpha),

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from phasewatch import Objective, Watch, estimate_behavioral_llc
 from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
 from phasewatch.estimators.behavioral import enough
+from phasewatch.hessian import effective_rank
+from phasewatch.llc import prior_spread
 from phasewatch.measure import Probe, measure, seed_at
 
 MOVES: dict[str, Any] = {"chains": 2, "draws": 32, "burn_in": 20}
@@ -75,6 +77,46 @@ def test_parts_and_other_data_are_series_of_their_own() -> None:
     assert "llc_outputs" in found.estimates and "llc_outputs_validation" not in found.estimates
 
 
+def test_on_held_out_samples_the_signals_keep_their_names_and_other_data_have_theirs() -> None:
+    """Each is what the estimator says of it by itself; all else is of the probe."""
+    module, probe, held_out, other = network(), drawn(15, 2), drawn(16, 2, seed=1), drawn(17, 2, seed=2)
+    estimators = [BehavioralCoefficient(**MOVES, refined=("0",)), LearningCoefficient(chains=2, draws=20, burn_in=20)]
+    settings: dict[str, Any] = {"loss_fn": half_squared_error, "n": 500, "estimators": estimators}
+    settings |= {"schedule": 1, "on_error": "raise", "other_data": {"validation": other}}
+    watch = Watch(module, probe, held_out=held_out, **settings)
+    found, plain = watch.at(0), Watch(module, probe, **settings).at(0)
+    assert found is not None and plain is not None
+    expected = dict(estimators[0].read(objective := on(held_out), 500, seed_at(0, 0)).estimates)
+    assert {*COEFFICIENTS, "llc_behavioral_0", "effective_rank", "llc_outputs", "misfit_change"} <= expected.keys()
+    assert {name: found.estimates[name] for name in expected} == expected
+    assert found.value("loss_held_out") == pytest.approx(objective.loss(objective.parameters).item())
+    rest = plain.estimates.keys() - expected.keys()
+    assert {"loss", "llc", "llc_validation", "llc_behavioral_validation", "loss_validation"} <= rest
+    assert {name: found.estimates[name] for name in rest} == {name: plain.estimates[name] for name in rest}
+    assert found.estimates.keys() - plain.estimates.keys() == {"loss_held_out", "gradient_norm_held_out"}
+    assert found.sample_losses == plain.sample_losses
+    monitors = watch.run.header["monitors"]
+    assert [m["probe"]["data"] for m in monitors] == ["", "held_out", "validation"]
+    assert [m["n"] for m in monitors] == [500, 500, 500]
+
+
+def on(batches: list[Any]) -> Objective:
+    return Objective(network(), batches, loss_fn=half_squared_error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"held_out": []}, "held_out is empty"),
+        ({"held_out": drawn(3), "estimators": [LearningCoefficient()]}, "no BehavioralCoefficient"),
+        ({"other_data": {"held_out": drawn(3)}}, "'held_out' is what signals on the samples given as held_out"),
+    ],
+)
+def test_bad_held_out_samples(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Watch(network(), drawn(15), loss_fn=half_squared_error, **arguments)
+
+
 def test_the_description_length_is_in_nats() -> None:
     """n L + λ log n, with the loss in nats: by its definition."""
     objective = Objective(network(), drawn(30), loss_fn=half_squared_error)
@@ -103,6 +145,22 @@ def test_nats_per_loss_is_the_loss_in_other_units() -> None:
     for name in COEFFICIENTS:
         assert same[name].value == pytest.approx(plain[name].value, rel=1e-4), name
         assert ignored[name].value != pytest.approx(plain[name].value, rel=1e-3), name
+
+
+def test_half_the_rank_in_the_outputs_has_converged_at_both_resolutions() -> None:
+    """Of more parameters than a whole matrix is built for, beside all eigenvalues of that matrix."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2))
+    objective = Objective(module, drawn(300), loss_fn=half_squared_error)
+    estimator = BehavioralCoefficient(**MOVES)
+    found = read(estimator, objective)
+    moved, spread = objective.behavioral("outputs"), prior_spread(objective, "outputs")
+    exact = effective_rank(moved, spread, 1.0, dense_below=2000, check_probe=False)
+    for name, resolution in zip(("llc_outputs_coarse", "llc_outputs"), estimator.resolutions, strict=True):
+        assert found[name].reliable, found[name].doubts
+        expected = exact.at_resolution(2 * resolution).value / 2
+        assert abs(found[name].value - expected) < 3 * found[name].standard_error + 0.03 * expected
+        assert found[name].standard_error < 0.05 * expected
 
 
 def test_outputs_that_are_constant_leave_only_their_own_metric_unknown() -> None:

@@ -57,6 +57,7 @@ def test_every_signal_that_is_measured_has_a_row_and_no_row_is_stale() -> None:
         n=500,
         schedule=1,
         estimators=[e for e in all_estimators() if e.name != "loss"],
+        held_out=probe.batches,
         on_error="raise",
     ) as watch:
         watch.at(0)

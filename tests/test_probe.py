@@ -102,7 +102,7 @@ def test_a_map_style_data_set_is_drawn_from_without_repetition(case: str) -> Non
     assert len(set(drawn)) == 24 and set(drawn) <= set(range(SAMPLES))
     assert drawn != sorted(drawn)
     assert drawn == indices(draw_probe(loader, 24).batches) != indices(draw_probe(loader, 24, seed=1).batches)
-    assert drawn == indices(draw_probe(loader, 24, in_one_batch=True).batches)
+    assert drawn == indices(draw_probe(loader, 24, batch_size=24).batches)
     assert set(indices(draw_probe(loader, 1000).batches)) == set(range(SAMPLES))
 
 

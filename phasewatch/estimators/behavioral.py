@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -181,7 +182,10 @@ class BehavioralCoefficient:
         coarse, fine = (resolution * outputs for resolution in self.resolutions)
         spread = prior_spread(objective, "outputs")
         products = _products(objective)
-        ranks = effective_rank(moved, spread, 1 / fine, seed=seed, max_products=products, check_probe=False)
+        settings: dict[str, Any] = {"seed": seed, "max_products": products, "check_probe": False}
+        # Lanczos runs end where the rank has converged at the temperature given, which is to be that of the finer one.
+        rough = effective_rank(moved, spread, 1 / fine, **settings).at_resolution(fine)
+        ranks = effective_rank(moved, spread, rough.nbeta, **settings) if rough.nbeta else rough
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = ranks.at_resolution(resolution)

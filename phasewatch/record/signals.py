@@ -18,6 +18,9 @@ LLC_BEHAVIORAL, LLC_COARSE = "llc_behavioral", "llc_behavioral_coarse"
 LLC_OUTPUTS, LLC_OUTPUTS_COARSE = "llc_outputs", "llc_outputs_coarse"
 """The same where outputs are compared in the metric of a fixed variance, so that margins that grow do not lower it."""
 
+HELD_OUT = "held_out"
+"""Name of the data that the network is not trained on, on which λ of the function is measured."""
+
 SPECTRUM = "hessian_eigenvalues"
 """Name of the histogram that holds the spectrum of the Hessian."""
 
@@ -112,8 +115,10 @@ def _of_function(name: str, resolution: str) -> tuple[Signal, ...]:
 _ROWS = (
     *_of_function(LLC_BEHAVIORAL, "fine"),
     *_of_function(LLC_COARSE, "coarse"),
-    Signal(LOSS, "loss on the probe", _LOSS, "loss on the probe", detected=True, family=LOSS),
+    Signal(LOSS, "loss on the probe", _LOSS, "loss", detected=True, family=LOSS),
+    Signal(f"{LOSS}_{HELD_OUT}", "loss on held-out samples", _LOSS, "loss", detected=True),
     Signal("gradient_norm", "length of the gradient on the probe", "loss / weight", family="gradient_norm"),
+    Signal(f"gradient_norm_{HELD_OUT}", "length of the gradient on held-out samples", "loss / weight"),
     Signal(LLC_OUTPUTS, f"{_OUTPUTS}, fine", _DIMENSIONS, _OUTPUTS, linear=True, family=LLC_OUTPUTS),
     Signal(LLC_OUTPUTS_COARSE, f"{_OUTPUTS}, coarse", _DIMENSIONS, _OUTPUTS, linear=True, family=LLC_OUTPUTS_COARSE),
     Signal("misfit_change", "change of the misfit over the draws", _LOSS, linear=True, family="misfit_change"),

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from phasewatch.callbacks import PhaseWatch
 
@@ -95,6 +95,11 @@ class Recorder(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.seen.append(batch[0].sum().item() if isinstance(batch, (list, tuple)) else 0)
 
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.seen.append(batch[0].sum().item())
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seen.append([m.training for m in pl_module.modules()])
         self.seen.append([len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pl_module.modules()])
@@ -125,7 +130,7 @@ def fit(
     make_module: Any,
     make_loader: Any,
     watch: PhaseWatch | None,
-    validate: bool = False,
+    make_validation: Any = None,
     **trainer_options: Any,
 ) -> list[Any]:
     """Train from a fixed seed and return the fingerprint."""
@@ -145,5 +150,5 @@ def fit(
         **trainer_options,
     }
     trainer = pl.Trainer(callbacks=callbacks, **options)
-    trainer.fit(module, loader, DataLoader(data(), batch_size=8) if validate else None)
+    trainer.fit(module, loader, make_validation() if make_validation else None)
     return fingerprint(module, trainer, recorder)

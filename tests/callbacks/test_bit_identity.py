@@ -29,6 +29,10 @@ def workers(**options: Any) -> DataLoader[Any]:
     return DataLoader(Augmented(), batch_size=8, shuffle=True, **options)
 
 
+def validation() -> DataLoader[Any]:
+    return DataLoader(data(), batch_size=8)
+
+
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "plain": (Classifier, lambda: DataLoader(data(), batch_size=8, shuffle=True), {}),
     "accumulation": (Classifier, workers, {"accumulate_grad_batches": 2}),
@@ -38,7 +42,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "dropout": (lambda: Classifier(dropout=0.5), workers, {}),
     "manual optimization": (ManualClassifier, workers, {}),
     "own generator": (Classifier, with_own_generator, {}),
-    "validation in between": (Classifier, workers, {"validate": True, "val_check_interval": 2}),
+    "validation in between": (Classifier, workers, {"make_validation": validation, "val_check_interval": 2}),
+    "shuffled validation": (Classifier, workers, {"make_validation": lambda: workers(num_workers=2)}),
     "gradient clipping": (Classifier, workers, {"gradient_clip_val": 0.1}),
     "stream": (Classifier, lambda: DataLoader(Stream(), batch_size=8), {}),
 }
@@ -51,6 +56,7 @@ def test_watched_and_unwatched_runs_are_identical(case: str, tmp_path: Any) -> N
     plain = fit(tmp_path, make_module, make_loader, None, **options)
     watched = fit(tmp_path, make_module, make_loader, watch, **options)
     assert same(plain, watched)
+    assert ("loss_held_out" in watch.run.names) == ("make_validation" in options)
     assert len(watch.run.measurements) >= 6
     assert not watch.run.failures
     assert torch.isfinite(torch.tensor(watch.run.series("llc_behavioral").values)).all()

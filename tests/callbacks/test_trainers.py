@@ -342,10 +342,10 @@ def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
         draws=20,
         burn_in=20,
         refined=["*.bias"],
-        other_data={"held_out": validation},
+        other_data={"validation": validation},
         on_error="raise",
     )
     trainer = train(tmp_path, callback)
-    for name in ("llc", "llc_*.bias", "llc_held_out", "loss_held_out"):
+    for name in ("llc", "llc_*.bias", "llc_validation", "loss_validation"):
         assert len(callback.run.series(name).steps) == len(callback.run.measurements)
         assert name in trainer.callback_metrics

@@ -132,7 +132,7 @@ def test_steps_without_a_loss(tmp_path: Any) -> None:
 
 
 def test_a_scheduler_that_looks_at_a_metric(tmp_path: Any) -> None:
-    identical(tmp_path, Plateau, validate=True)
+    identical(tmp_path, Plateau, make_validation=lambda: DataLoader(data(), batch_size=8))
 
 
 def test_a_sampler_of_batches_is_drawn_from_what_it_samples() -> None:
