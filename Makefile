@@ -8,13 +8,14 @@ export OMP_NUM_THREADS ?= 1
 SIDE_BY_SIDE := -n auto --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint wheel-test bench-hessian bench-llc bench-transitions clean
+.PHONY: help demo test quick lint wheel-test bench-hessian bench-live bench-llc bench-transitions clean
 
 help:
 	@echo "make demo        train a real network with phasewatch watching, and say where to look"
 	@echo "make test        all tests, lint and types"
 	@echo "make quick       the same without the slow tests"
 	@echo "make bench-llc      learning coefficients against exact answers and peers"
+	@echo "make bench-live     learning coefficients during training, on reference runs"
 	@echo "make bench-hessian  curvature against its peers, in units of one gradient"
 	@echo "make bench-transitions  transitions found, missed and made up, beside other detectors"
 	@echo "make wheel-test  build the wheel and try it in an environment of its own"
@@ -59,6 +60,9 @@ bench-hessian: $(PEERS)/.done
 
 bench-llc: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/llc.py
+
+bench-live: $(PEERS)/.done
+	$(PEERS)/bin/python benchmarks/live.py
 
 bench-transitions: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/transitions.py
