@@ -134,8 +134,10 @@ def _slope_by_chance(objective: Objective, random: np.random.Generator) -> Tenso
         for slope in found.slopes:
             axis = slope.shape.index(size) if size in slope.shape else 0
             shape = [1] * slope.dim()
-            shape[axis] = size
-            own.append(slope * signs.to(slope).view(shape))
+            shape[axis] = slope.shape[axis]
+            # Outputs of which each sample has several are flattened sample by sample.
+            one_each = signs.repeat_interleave(-(-slope.shape[axis] // size))[: slope.shape[axis]]
+            own.append(slope * one_each.to(slope).view(shape))
         signed.append(own)
     reading = objective.read_from_outputs(_pairing, signed, again=lambda other: other)
     return reading.gradient()

@@ -342,7 +342,6 @@ def test_intervals_of_the_live_preset_cover() -> None:
     With a coverage of .90, fewer than 31 of 40 have a probability of .012.
     """
     held = 0
-    errors = []
     for seed in range(10):
         cases: list[tuple[Objective, float]] = [
             (zero_network(4, 2, 5, seed), coefficient_of_zero_network(4, 2, 5, 0.003)),
@@ -352,10 +351,8 @@ def test_intervals_of_the_live_preset_cover() -> None:
         ]
         for number, (objective, exact) in enumerate(cases):
             (estimate,) = live(objective, (0.003,), seed=seed)
-            errors.append(report(number, estimate, exact))
+            report(number, estimate, exact)
             held += estimate.interval[0] <= exact <= estimate.interval[1]
-    print(held, np.median(np.abs(errors)))
-    assert np.median(np.abs(errors)) <= 0.05
     assert held >= 31
 
 

@@ -120,3 +120,29 @@ def test_outputs_that_cannot_be_seen() -> None:
     assert math.isnan(estimate.noise_descent) and estimate.quadratic == 2 and not estimate.notes
     assert estimate.nbeta == pytest.approx(5_000 / math.log(5_000))
     assert abs(estimate.learning_coefficient - 2) < 4 * estimate.standard_error + 0.05
+
+
+def test_outputs_of_several_tokens_flattened_into_one_axis_are_those_of_their_samples() -> None:
+    """The same numbers whether the module gives 16 x 8 x 5 outputs or 128 x 5."""
+
+    class PerToken(nn.Module):
+        def __init__(self, flat: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.flat = flat
+            self.head = nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs = self.head(x)
+            return outputs.flatten(0, 1) if self.flat else outputs
+
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(module(batch[0]).reshape(-1, 5), batch[1].reshape(-1))
+
+    batch = torch.randn(16, 8, 3), torch.randint(5, (16, 8))
+    falls = [
+        probe_noise(Objective(PerToken(flat), [batch], loss_fn=loss_fn), 1_000, 10.0).fall(100.0)
+        for flat in (False, True)
+    ]
+    assert falls[0] > 0
+    assert falls[1] == pytest.approx(falls[0], rel=1e-5)
