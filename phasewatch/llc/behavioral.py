@@ -215,8 +215,10 @@ def _estimate(resolution: float, seen: Draws, divergence: Objective) -> Behavior
     heat_capacity = float(energies.var(axis=1, ddof=1).mean())
     # d ln(lambda) / d ln(nbeta) = 1 - C / lambda and d ln E[D] / d ln(nbeta) = -C / lambda
     steepness = min(max(mean / heat_capacity, STEEPNESS[0]), STEEPNESS[1]) if heat_capacity else 1.0
-    coefficient = mean * (resolution / divergence_reached) ** (1 - steepness)
-    error = coefficient * steepness * _standard_error(energies) / mean
+    # Chains that never move have a divergence of zero, and nothing to carry over.
+    carried = (resolution / divergence_reached) ** (1 - steepness) if heat_capacity else 1.0
+    coefficient = mean * carried
+    error = carried * steepness * _standard_error(energies)
     ess = diagnostics.effective_sample_size(energies)
     # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
     half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0

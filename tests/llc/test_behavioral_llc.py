@@ -15,7 +15,8 @@ from scipy import optimize
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from phasewatch.llc.behavioral import BehavioralLLC, estimate_behavioral_llc
+from phasewatch.llc.behavioral import BehavioralLLC, _estimate, estimate_behavioral_llc
+from phasewatch.llc.resolved_chains import Draws
 from phasewatch.llc.spread import prior_spread
 from phasewatch.objective import Objective
 
@@ -237,6 +238,23 @@ def test_nothing_where_the_prior_is_within_the_resolution() -> None:
     assert coarse.reliable
     assert coarse.gradients == 0
     assert fine.learning_coefficient > 0
+
+
+def test_chains_that_never_move_are_said_and_cost_no_measurement() -> None:
+    """All moves refused: every draw is w* itself, and there is no coefficient to carry over."""
+    still = Draws(
+        nbeta=10.0,
+        divergences=np.zeros((2, 16)),
+        squared_distances=np.zeros((2, 2, 1)),
+        forces=np.zeros((2, 2)),
+        positions=torch.zeros(2, 2),
+        acceptance=0.0,
+        hits=1.0,
+        step_size=1.0,
+    )
+    found = _estimate(0.1, still, regression(2, 1, seed=0))
+    assert (found.learning_coefficient, found.standard_error) == (0.0, 0.0)
+    assert found.reasons == ("the draws do not vary",)
 
 
 @pytest.mark.parametrize(
