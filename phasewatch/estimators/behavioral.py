@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
+from phasewatch.estimators.parts import check_names, check_refined, named, restricted
 from phasewatch.estimators.reading import Reading
 from phasewatch.hessian import EffectiveRank, effective_rank
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
 from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import ConstantOutputsError, Objective
 from phasewatch.record import Estimate
-from phasewatch.record.signals import CATALOGUE, LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
+from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
 
 LARGE = 20_000
 """Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
@@ -60,24 +60,16 @@ class BehavioralCoefficient:
             raise ValueError(
                 f"resolutions is {self.resolutions}; expected the coarse and the fine one, as (0.1, 0.003)."
             )
-        if isinstance(self.refined, str):
-            raise TypeError(f"refined is the string {self.refined!r}; expected a list of names, as [{self.refined!r}].")
+        check_refined(self.refined)
         if not (self.nats_per_loss > 0 and math.isfinite(self.nats_per_loss)):
             raise ValueError(f"nats_per_loss is {self.nats_per_loss}; expected a positive number.")
         check_behavioral_settings(self.resolutions, *self._moves(0))
-        taken = [
-            name for part in (self.data, *self.refined) if part and (name := _named(LLC_BEHAVIORAL, part)) in CATALOGUE
-        ]
-        if taken:
-            raise ValueError(
-                f"the signal of a part or of other data would be called {taken[0]!r}, as another signal is: "
-                f"{CATALOGUE[taken[0]].title}. Name the data otherwise, or the part by a glob."
-            )
+        check_names(named(LLC_BEHAVIORAL, part) for part in (self.data, *self.refined) if part)
 
     @property
     def name(self) -> str:
         """``llc_behavioral``, or ``llc_behavioral_<data>``."""
-        return _named(LLC_BEHAVIORAL, self.data)
+        return named(LLC_BEHAVIORAL, self.data)
 
     def parts(self, objective: Objective) -> dict[str, Objective]:
         """The loss as a function of each of the parts in ``refined``.
@@ -85,7 +77,7 @@ class BehavioralCoefficient:
         Raises:
             ValueError: If a name matches no module or parameter.
         """
-        return {name: objective.restricted_to(name) for name in self.refined}
+        return restricted(objective, self.refined)
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
@@ -114,10 +106,10 @@ class BehavioralCoefficient:
             **self._beside(seen, fine, n),
             **beside,
         }
-        for part, restricted in parts.items():
-            found = self._estimates(enough(restricted), None, seed)
+        for part, alone in parts.items():
+            found = self._estimates(enough(alone), None, seed)
             for name, one in zip((LLC_COARSE, LLC_BEHAVIORAL), found, strict=True):
-                estimates[_named(name, "_".join(filter(None, (self.data, part))))] = _estimate(one)
+                estimates[named(name, "_".join(filter(None, (self.data, part))))] = _estimate(one)
         return Reading(estimates)
 
     def _estimates(self, objective: Objective, spread: Tensor | None, seed: int) -> list[BehavioralLLC]:
@@ -141,7 +133,7 @@ class BehavioralCoefficient:
         return chains, draws, burn_in
 
     def _signals(self, name: str, found: BehavioralLLC) -> dict[str, Estimate]:
-        name = _named(name, self.data)
+        name = named(name, self.data)
         return {
             name: _estimate(found),
             f"{name}_rhat": Estimate(found.rhat),
@@ -156,11 +148,11 @@ class BehavioralCoefficient:
         }
 
     def _beside(self, objective: Objective, fine: BehavioralLLC, n: int) -> dict[str, Estimate]:
-        loss = self.nats_per_loss * float(np.dot(objective.batch_weights, objective.batch_losses.tolist()))
+        loss = self.nats_per_loss * objective.mean_loss
         length = Estimate(fine.description_length(loss, n), fine.standard_error * math.log(n), fine.reasons)
         return {
-            _named("misfit_change", self.data): Estimate(fine.misfit_change),
-            _named("description_length", self.data): length,
+            named("misfit_change", self.data): Estimate(fine.misfit_change),
+            named("description_length", self.data): length,
         }
 
     def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> EffectiveRank:
@@ -218,10 +210,6 @@ def enough(objective: Objective) -> Objective:
         rows += max(output.numel() // output.shape[-1] if output.dim() > 1 else output.numel() for output in outputs)
         batches += 1
     return objective if batches == objective.num_batches else objective.first_batches(batches)
-
-
-def _named(name: str, part: str) -> str:
-    return f"{name}_{part}" if part else name
 
 
 def _estimate(found: BehavioralLLC) -> Estimate:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from phasewatch.estimators.parts import check_names, check_refined, named, restricted
 from phasewatch.estimators.reading import Reading
 from phasewatch.llc import LLCEstimate, check_settings, estimate_llc
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate
-from phasewatch.record.signals import CATALOGUE, LLC
+from phasewatch.record.signals import LLC
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,13 @@ class LearningCoefficient:
     def __post_init__(self) -> None:
         """Check the settings, long before the first measurement."""
         check_settings(self.chains, self.draws, self.burn_in, self.nbeta, self.localization)
-        if isinstance(self.refined, str):
-            raise TypeError(f"refined is the string {self.refined!r}; expected a list of names, as [{self.refined!r}].")
-        taken = [name for name in (self.name, *map(self._of_part, self.refined)) if name != LLC and name in CATALOGUE]
-        if taken:
-            raise ValueError(
-                f"the signal of a part or of other data would be called {taken[0]!r}, as another signal is: "
-                f"{CATALOGUE[taken[0]].title}. Name the data otherwise, or the part by a glob."
-            )
+        check_refined(self.refined)
+        check_names(name for name in (self.name, *map(self._of_part, self.refined)) if name != LLC)
 
     @property
     def name(self) -> str:
         """``llc``, or ``llc_<data>``."""
-        return f"{LLC}_{self.data}" if self.data else LLC
+        return named(LLC, self.data)
 
     def parts(self, objective: Objective) -> dict[str, Objective]:
         """The loss as a function of each of the parts in ``refined``.
@@ -54,10 +49,10 @@ class LearningCoefficient:
         Raises:
             ValueError: If a name matches no module or parameter.
         """
-        return {name: objective.restricted_to(name) for name in self.refined}
+        return restricted(objective, self.refined)
 
     def _of_part(self, part: str) -> str:
-        return f"{self.name}_{part}"
+        return named(self.name, part)
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc`` with standard error, and ``llc_rhat``, ``llc_ess``, ``llc_acceptance``, ``llc_step_size``.
@@ -84,8 +79,8 @@ class LearningCoefficient:
         doubts = () if found.draws else ("nothing was sampled",)
         estimates = {self.name: _coefficient(found), f"{self.name}_nbeta": Estimate(found.nbeta)}
         estimates.update({f"{self.name}_{what}": Estimate(value, doubts=doubts) for what, value in of_chains.items()})
-        for part, restricted in parts.items():
-            estimates[self._of_part(part)] = _coefficient(self._estimate(restricted, n, seed, found.nbeta))
+        for part, alone in parts.items():
+            estimates[self._of_part(part)] = _coefficient(self._estimate(alone, n, seed, found.nbeta))
         return Reading(estimates)
 
     def _estimate(self, objective: Objective, n: int, seed: int, nbeta: float | None) -> LLCEstimate:

@@ -186,7 +186,7 @@ def estimate_behavioral_llc(
             misfit = math.nan
             if metric == "loss":
                 moved = objective.losses(seen.positions) - divergence.losses(seen.positions) / nats_per_loss
-                misfit = float(moved.double().mean()) - _loss(objective)
+                misfit = float(moved.double().mean()) - objective.mean_loss
             found[resolution] = replace(found[resolution], misfit_change=misfit, gradients=sampler.gradients - before)
     return [found[resolution] for resolution in resolutions]
 
@@ -328,7 +328,3 @@ def _nothing(resolution: float, divergence: Objective, chains: int) -> Behaviora
         draws=0,
         gradients=0,
     )
-
-
-def _loss(objective: Objective) -> float:
-    return float(np.dot(objective.batch_weights, objective.batch_losses.tolist()))

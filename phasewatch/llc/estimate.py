@@ -299,7 +299,7 @@ def estimate_llc(
         nbeta=nbeta,
         localization=localization,
         n=n,
-        loss=float(np.dot(objective.batch_weights, objective.batch_losses.tolist())),
+        loss=objective.mean_loss,
         descent=pilot.fall,
         noise_descent=math.nan if noise is None else noise.fall(nbeta),
         quadratic=quadratic,

@@ -528,12 +528,16 @@ class Objective(PureLoss):
         other.batch_losses = first_evaluation(other)
         return other
 
+    @property
+    def mean_loss(self) -> float:
+        """The loss on the whole probe at ``parameters``."""
+        return float(sum(w * loss for w, loss in zip(self.batch_weights, self.batch_losses.tolist(), strict=True)))
+
     def __repr__(self) -> str:
         """Sizes and the loss."""
-        loss = sum(w * value for w, value in zip(self.batch_weights, self.batch_losses.tolist(), strict=True))
         return (
             f"Objective({self.num_parameters:,} parameters, {self.num_samples:,} samples in "
-            f"{self.num_batches} batches, loss {loss:.6g})"
+            f"{self.num_batches} batches, loss {self.mean_loss:.6g})"
         )
 
 
