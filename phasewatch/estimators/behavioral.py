@@ -127,7 +127,7 @@ class BehavioralCoefficient:
 
     def _moves(self, num_parameters: int) -> tuple[int, int, int]:
         """Chains, draws and burn-in."""
-        defaults = (2, 100, 150) if num_parameters >= LARGE else (4, 1200, 300)
+        defaults = (2, 200, 200) if num_parameters >= LARGE else (4, 1200, 300)
         given = (self.chains, self.draws, self.burn_in)
         chains, draws, burn_in = (d if g is None else g for d, g in zip(defaults, given, strict=True))
         return chains, draws, burn_in

@@ -1,47 +1,49 @@
 """Chains that stay with a function: Hamiltonian Monte Carlo at a stated mean divergence from it.
 
 The density is exp(-nbeta D(w)) times a Gaussian around w*, D the divergence of the network's function from the one at
-w*. The mean of D is given, and nbeta is found: while the chains set up it follows what they see. They begin at w* for
-each resolution: D then comes up from below, where cooling chains from a coarser one would have to drain the energy of
-all directions. In units of the prior's spread every direction that D does not hold has the curvature 1, so that one
-length of path serves all. Every move sees all batches, so that nothing has to be corrected afterwards. What is further
-away than a bound, in the divergence, is refused: a chain cannot leave for the plateau where the network does nothing.
+w*. The mean of D is given, and nbeta is found. For each resolution chains begin where a Gaussian around w* puts them
+that is as narrow as the curvature found there: forces on draws from it show that curvature, and its temperature falls
+until their divergence is the one wanted. Then they move, at first freely, every step taken: what is refused reverses
+the momentum, and a chain that often turns round does not get far. Meanwhile masses follow the forces, and nbeta what
+the chains see. From then on Metropolis' rule decides. In units of the prior's spread and of the masses every direction
+has a curvature of about 1, so that one length of path serves all. Every move sees all batches, so that nothing has to
+be corrected afterwards. What is further away than a bound, in the divergence, is refused: a chain cannot leave for the
+plateau where the network does nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from torch import Tensor
 
+from phasewatch.llc.factored_curvature import FactoredCurvature
 from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW, THRESHOLD_DRIFT
 from phasewatch.objective import Objective
 
-TARGET_ACCEPTANCE = 0.95
 FURTHEST, FURTHEST_NATS = 5.0, 10.0
 """The bound is so many resolutions, and so many units of 1 / nbeta: for the gamma law that nbeta D has in a quadratic
 well it cuts off less than 1e-6 at any number of dimensions."""
-FOLLOWING, SETTLING = 0.1, 0.02
-"""Largest change of log(nbeta) in a move: upwards at first, and later. Over the last third of the moves it is averaged.
-Downwards it is the smaller one from the start: that D is small says little while the chains spread."""
-PATH, PATHS = 15, 8
-"""Momentum lasts so many moves, and while the chains spread an eighth of the set-up, where that is more."""
-LONGEST_SET_UP, SPREADING = 3, (0.5, 0.85)
-"""Chains whose virial (1 at equilibrium) is between the two after the moves wanted are given up to so many times as
-many. On the digits' network a virial of .79 goes with a coefficient 14 % too small, one of .87 with 8 %; those below
-do not get there."""
-MASSES_AT = 1 / 3
-CURVATURE_FLOOR = 0.1
-SMALL = 1e-3
-"""Distance in units of the spread within which D is taken to be quadratic."""
-LANCZOS_STEPS = 12
-POWER_ITERATIONS = 5
+NEAR, ROUNDS_NEAR, MOST_ROUNDS = 1.5, 4, 60
+"""The Gaussian is narrow enough after so many rounds in which its divergence was below so many resolutions."""
+COOLING = (0.5, 4.0)
+"""Factors on nbeta from one round to the next, at least and at most."""
+FIRST_STEP, LARGEST_STEP = 0.25, 0.6
+PATH = 2.0
+"""Momentum lasts so long, in units in which a direction of curvature 1 takes 2 pi for a period."""
+FREE = 0.75
+"""Share of the set-up in which every move is taken."""
+FREE_ACCEPTANCE, TARGET_ACCEPTANCE = 0.7, 0.9
+FREE_RATE, RATE = 0.3, 0.05
+"""Change of log(step) per move and unit of acceptance."""
+FOLLOWING, FASTEST, SETTLING = 0.3, 0.1, 0.02
+"""Change of log(nbeta) in a move, per relative excess of the divergence; its largest at first, and in the end."""
+FIRST_MASSES, MASSES_AGAIN = 10, 1.5
+"""The masses are taken from the forces after so many moves, and whenever there are so many times as many."""
 DRAWS_PER_POSITION = 8
 
 
@@ -109,65 +111,53 @@ class ResolvedChains:
         self._host = np.random.default_rng(seeds[0].spawn(1)[0])
         at_once = spread.numel() <= CHAINS_AT_ONCE_BELOW.get(device.type, 0)
         self._rows = [slice(None)] if at_once else [slice(k, k + 1) for k in range(chains)]
-        self.at_the_prior = float(self._evaluate(self._normal())[0].median())
+        positions = self._normal()
+        values, gradients = self._evaluate(positions)
+        self.at_the_prior = float(values.median())
+        self._nbeta_near = self._nbeta = 1 / self.at_the_prior if self.at_the_prior else 1.0
+        self._near = FactoredCurvature(list(divergence.parameter_shapes.values()), spread)
+        self._curvature = self._near
+        self._positions, self._values, self._gradients = positions, values, gradients
         self._momenta = self._normal()
-        self._positions = torch.zeros_like(self._momenta)
-        self._at_start = self._values, self._gradients = self._evaluate(self._positions)
-        self._spectrum = self._curvature()
-        self._largest = float(self._spectrum[0].max())
         # Uniform on (-1, 1); its absolute value decides, its sign is the direction in which that moves.
         self._thresholds = torch.as_tensor(self._host.uniform(-1, 1, chains), device=device)
-        self._nbeta = 0.0
         self._log_step = 0.0
         self._bound = math.inf
-        self._path = float(PATH)
         self._kept = _Kept()
 
     def set_up(self, resolution: float, moves: int) -> None:
-        """Let the chains go from w* until the mean divergence is as given, and find nbeta and the step size there.
+        """Let the chains go from near w* until the mean divergence is as given; find nbeta, masses and step size there.
 
         Args:
             resolution: The mean divergence wanted.
-            moves: Moves of each chain to spend; up to three times as many where the chains are still spreading then.
+            moves: Moves of each chain to spend.
         """
-        self._positions = torch.zeros_like(self._momenta)
-        self._values, self._gradients = self._at_start
-        self._nbeta = self._quadratic_nbeta(resolution)
-        self._log_step = -math.log1p(self._nbeta * self._largest) / 2
-        self._path = max(PATH, moves / PATHS)
-        self._scale = torch.ones_like(self._spread)
-        squared_forces = torch.zeros_like(self._spread)
-        masses_at = int(MASSES_AT * moves)
-        last_third = max(moves // 3, 1)
-        settled: deque[float] = deque(maxlen=last_third)
-        virials: deque[float] = deque(maxlen=last_third)
-        for move in range(LONGEST_SET_UP * moves):
-            if move >= moves and (move - moves) % last_third == 0:
-                if not SPREADING[0] < float(np.mean(virials)) < SPREADING[1]:
-                    break
-            if move < masses_at:
-                squared_forces += (self._nbeta * self._gradients).square().mean(dim=0)
-            elif move == masses_at:
-                # At equilibrium the mean squared force is the diagonal of the Hessian.
-                curvatures = 1 + squared_forces / masses_at
-                self._scale = (curvatures + CURVATURE_FLOOR * curvatures.mean()).rsqrt()
-                self._momenta = self._normal()
-                self._log_step = -math.log(self._largest_scaled()) / 2
+        self._approach(resolution)
+        self._curvature = self._near.copy()
+        self._momenta = self._normal()
+        self._log_step = math.log(FIRST_STEP)
+        free, settled = int(FREE * moves), moves - moves // 3
+        masses_at = FIRST_MASSES
+        log_nbetas, log_steps = [], []
+        for move in range(moves):
             self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
-            acceptance, _ = self._move()
-            settling = move >= moves - last_third
-            fastest = SETTLING if settling else FOLLOWING
+            acceptance, _ = self._move(free=move < free)
+            if move < free:
+                self._curvature.learn(self._gradients, self._nbeta)
+                if move + 1 >= masses_at:
+                    self._curvature.refresh(self._nbeta)
+                    masses_at *= MASSES_AGAIN
+            fastest = FASTEST if move < moves // 2 else SETTLING
             # One chain that is stuck far out must not drive the others.
             excess = float((self._values / resolution - 1).clamp(max=1).mean())
-            self._nbeta *= math.exp(max(-SETTLING, fastest * excess))
-            settled.append(math.log(self._nbeta))
-            virials.append(float((self._forces() + self._positions.square().sum(dim=1)).mean()) / len(self._spread))
-            self._log_step += max(1.5 * (1 + (move - masses_at if move >= masses_at else move)) ** -0.6, 0.05) * (
-                acceptance - TARGET_ACCEPTANCE
-            )
+            self._nbeta *= math.exp(min(max(FOLLOWING * excess, -fastest), fastest))
+            rate, target = (FREE_RATE, FREE_ACCEPTANCE) if move < free else (RATE, TARGET_ACCEPTANCE)
+            self._log_step = min(self._log_step + rate * (acceptance - target), math.log(LARGEST_STEP))
+            log_nbetas.append(math.log(self._nbeta))
+            log_steps.append(self._log_step)
         self._kept = _Kept()
-        self._path = PATH
-        self._nbeta = math.exp(float(np.mean(settled)))
+        self._nbeta = math.exp(float(np.mean(log_nbetas[settled:])))
+        self._log_step = float(np.mean(log_steps[free + (moves - free) // 2 :]))
         self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
 
     def draw(self, moves: int) -> Draws:
@@ -203,53 +193,20 @@ class ResolvedChains:
             step_size=math.exp(self._log_step),
         )
 
-    def _curvature(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Eigenvalues of the quadratic part of D and how many of each, by Lanczos' method from random directions."""
-        directions = self._normal()
-        directions /= directions.norm(dim=1, keepdim=True)
-        before, off = torch.zeros_like(directions), torch.zeros_like(directions[:, :1])
-        diagonal, off_diagonal = [], []
-        for _ in range(LANCZOS_STEPS):
-            products = self._product(directions) - off * before
-            diagonal.append(torch.linalg.vecdot(products, directions))
-            products -= diagonal[-1][:, None] * directions
-            off = products.norm(dim=1, keepdim=True)
-            off_diagonal.append(off[:, 0])
-            before, directions = directions, products / off.clamp(min=torch.finfo(off.dtype).tiny)
-        main, beside = (torch.stack(entries, dim=1).double().cpu() for entries in (diagonal, off_diagonal))
-        matrices = torch.diag_embed(main) + sum(torch.diag_embed(beside[:, :-1], k) for k in (1, -1))
-        if not bool(matrices.isfinite().all()):
-            return np.zeros(1), np.zeros(1)
-        values, vectors = torch.linalg.eigh(matrices)
-        counts = vectors[:, 0].square() * self._spread.numel() / len(values)
-        return values.clamp(min=0).flatten().numpy(), counts.flatten().numpy()
-
-    def _quadratic_nbeta(self, resolution: float) -> float:
-        """Where the quadratic part of D alone has that mean; where it is less at any temperature, lambda is one."""
-        values, counts = self._spectrum
-
-        def excess(log_nbeta: float) -> float:
-            return float(np.sum(counts * values / (1 + math.exp(log_nbeta) * values))) / 2 - resolution
-
-        lowest, highest = -math.log(resolution), math.log(self._spread.numel() / resolution)
-        return math.exp(brentq(excess, lowest, highest)) if excess(lowest) > 0 else 1 / resolution
-
-    def _largest_scaled(self) -> float:
-        """The largest curvature of the potential in scaled coordinates, by power iteration where the chains are."""
-        directions = self._normal()
-        largest = 1.0
-        for _ in range(POWER_ITERATIONS):
-            directions = directions / directions.norm(dim=1, keepdim=True)
-            reach = SMALL / math.sqrt(max(self._nbeta * self._largest, 1.0)) * math.sqrt(directions.shape[1]) * 10
-            moved = self._evaluate(self._positions + reach * self._scale * directions)[1]
-            directions = self._scale * (self._nbeta * (moved - self._gradients) / reach + self._scale * directions)
-            largest = float(directions.norm(dim=1).median())
-        return largest
-
-    def _product(self, directions: Tensor) -> Tensor:
-        lengths = directions.norm(dim=1, keepdim=True).clamp(min=torch.finfo(directions.dtype).tiny)
-        reach = SMALL * math.sqrt(directions.shape[1])
-        return self._evaluate(directions / lengths * reach)[1] * lengths / reach
+    def _approach(self, resolution: float) -> None:
+        """Narrow the Gaussian around w* until the divergence of its draws is about as given, and begin there."""
+        near = 0
+        for _ in range(MOST_ROUNDS):
+            self._positions = self._near.narrow(self._normal(), self._nbeta_near)
+            self._values, self._gradients = self._evaluate(self._positions)
+            self._near.learn(self._gradients, self._nbeta_near)
+            self._near.refresh(self._nbeta_near)
+            excess = float(self._values.nan_to_num(torch.inf).median()) / resolution
+            near += excess < NEAR
+            if near == ROUNDS_NEAR:
+                break
+            self._nbeta_near *= min(max(excess, COOLING[0]), COOLING[1])
+        self._nbeta = self._nbeta_near
 
     def _evaluate(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """D, in float64, and its gradient, at places in units of the spread, from w*."""
@@ -262,17 +219,19 @@ class ResolvedChains:
             gradients.append(gradient.mul_(self._spread))
         return torch.cat(values), torch.cat(gradients)
 
-    def _move(self) -> tuple[float, float]:
-        """One leapfrog step of all chains; shares of moves accepted on average, and of those that are out of bounds."""
+    def _move(self, free: bool = False) -> tuple[float, float]:
+        """One leapfrog step of all chains; shares of moves accepted on average, and of those that are out of bounds.
+
+        A free move is taken wherever it does not leave the bounds, whatever its acceptance.
+        """
         step = math.exp(self._log_step)
-        kept = math.exp(-1 / self._path)
+        kept = math.exp(-step / PATH)
         momenta = self._normal().mul_(math.sqrt(1 - kept**2)).add_(self._momenta, alpha=kept)
         before = momenta
-        stride = step * self._scale
-        momenta = momenta.addcmul(stride, torch.add(self._positions, self._gradients, alpha=self._nbeta), value=-0.5)
-        positions = self._positions.addcmul(stride, momenta)
+        momenta = before - step / 2 * self._slopes(self._positions, self._gradients)
+        positions = self._positions + step * self._curvature.narrow(momenta, self._nbeta)
         values, gradients = self._evaluate(positions)
-        momenta.addcmul_(stride, torch.add(positions, gradients, alpha=self._nbeta), value=-0.5)
+        momenta = momenta - step / 2 * self._slopes(positions, gradients)
         work = self._nbeta * (values - self._values)
         for new, old in ((positions, self._positions), (momenta, before)):
             work = work + (_half_square(new) - _half_square(old))
@@ -281,14 +240,19 @@ class ResolvedChains:
         acceptance = torch.exp(-work.clamp(min=0))
         self._thresholds += self._host.uniform(0, THRESHOLD_DRIFT)
         self._thresholds = torch.where(self._thresholds > 1, self._thresholds - 2, self._thresholds)
-        accepted = self._thresholds.abs() < acceptance
-        self._thresholds = torch.where(accepted, self._thresholds * work.exp(), self._thresholds)
+        accepted = ~(outside | work.isinf()) if free else self._thresholds.abs() < acceptance
+        if not free:
+            self._thresholds = torch.where(accepted, self._thresholds * work.exp(), self._thresholds)
         row = accepted[:, None]
         self._positions = torch.where(row, positions, self._positions)
         self._momenta = torch.where(row, momenta, -before)
         self._gradients = torch.where(row, gradients, self._gradients)
         self._values = torch.where(accepted, values, self._values)
         return float(acceptance.mean()), float(outside.double().mean())
+
+    def _slopes(self, positions: Tensor, gradients: Tensor) -> Tensor:
+        """Of the potential, in units of the masses."""
+        return self._curvature.narrow(torch.add(positions, gradients, alpha=self._nbeta), self._nbeta)
 
     def _forces(self) -> Tensor:
         """(w - w*) times the gradient of nbeta D, chain by chain."""

@@ -1,0 +1,121 @@
+"""The curvature that chains meet, tensor by tensor as a Kronecker product, learnt from the forces on them.
+
+Where positions are drawn as often as a Gaussian of precision 1 + b A says, the forces b A x have the covariance
+h^2 / (1 + h) in each eigendirection, h = b a: from it the curvature h follows. Of the matrix of a layer that covariance
+is taken for a Kronecker product of one between its rows and one between its columns (Gupta, Koren & Singer 2018,
+"Shampoo", lemma 8; Martens & Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature"),
+whose eigenvectors are those of the factors: a few forces tell it, and no more than gradients is asked of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FORGETTING = 0.9
+"""Weight of what was learnt before each time that chains report their forces."""
+WIDEST = 4
+"""A side of a matrix has a full factor if that takes at most so many times the memory of the matrix, else a diagonal
+one."""
+
+
+@dataclass
+class _Factors:
+    """Of one tensor, taken as a matrix of its first dimension against all others."""
+
+    shape: tuple[int, int]
+    rows: Tensor
+    columns: Tensor
+    row_basis: Tensor | None = None
+    column_basis: Tensor | None = None
+
+    def add(self, forces: Tensor) -> None:
+        """Forces of all chains, shape ``(chains, *shape)``."""
+        count = len(forces)
+        for factor, matrices in ((self.rows, forces), (self.columns, forces.mT)):
+            seen = matrices.square().sum(dim=(0, 2)) if factor.dim() == 1 else (matrices @ matrices.mT).sum(dim=0)
+            factor.mul_(FORGETTING).add_(seen / count, alpha=1 - FORGETTING)
+
+    def covariances(self) -> Tensor:
+        """Finds the bases anew; the covariance of the forces in each of their directions, shape ``shape``."""
+        along_rows, self.row_basis = _eigen(self.rows)
+        along_columns, self.column_basis = _eigen(self.columns)
+        total = along_rows.sum().clamp(min=torch.finfo(along_rows.dtype).tiny)
+        return along_rows[:, None] / total * along_columns
+
+    def scale(self, vectors: Tensor, factors: Tensor) -> Tensor:
+        """Multiplies vectors, shape ``(chains, *shape)``, by the factors in the bases."""
+        rows, columns = self.row_basis, self.column_basis
+        inside = vectors if rows is None else rows.mT @ vectors
+        inside = (inside if columns is None else inside @ columns) * factors
+        outside = inside if rows is None else rows @ inside
+        return outside if columns is None else outside @ columns.mT
+
+
+class FactoredCurvature:
+    """The curvature of D as far as the forces have shown it, and the Gaussian that goes with it."""
+
+    def __init__(self, shapes: Sequence[torch.Size], like: Tensor) -> None:
+        """Start with none at all.
+
+        Args:
+            shapes: Of the parameter tensors, in their order.
+            like: Of the data type and on the device of the vectors.
+        """
+        matrices = [(shape[0], shape[1:].numel()) if len(shape) else (1, 1) for shape in shapes]
+        self._tensors = []
+        for rows, columns in matrices:
+            sides = [
+                (n,) if min(rows, columns) == 1 or n > WIDEST * m else (n, n)
+                for n, m in ((rows, columns), (columns, rows))
+            ]
+            self._tensors.append(_Factors((rows, columns), *(like.new_zeros(side) for side in sides)))
+        self._sizes = [rows * columns for rows, columns in matrices]
+        self._curvatures = [like.new_zeros(shape) for shape in matrices]
+        self._weight = 0.0
+
+    def copy(self) -> FactoredCurvature:
+        """One that learns on by itself."""
+        other = object.__new__(FactoredCurvature)
+        other._tensors = [
+            _Factors(t.shape, t.rows.clone(), t.columns.clone(), t.row_basis, t.column_basis) for t in self._tensors
+        ]
+        other._sizes, other._curvatures, other._weight = self._sizes, list(self._curvatures), self._weight
+        return other
+
+    def learn(self, gradients: Tensor, nbeta: float) -> None:
+        """Take up gradients of D.
+
+        Args:
+            gradients: At places of the chains, shape ``(chains, num_parameters)``; those not finite count as none.
+            nbeta: The inverse temperature at which these places are met.
+        """
+        forces = gradients.nan_to_num(0.0, 0.0, 0.0) * nbeta**0.5
+        for tensor, of_it in zip(self._tensors, forces.split(self._sizes, dim=1), strict=True):
+            tensor.add(of_it.view(-1, *tensor.shape))
+        self._weight = FORGETTING * self._weight + 1 - FORGETTING
+
+    def refresh(self, nbeta: float) -> None:
+        """Make use of what was learnt at this inverse temperature."""
+        for k, tensor in enumerate(self._tensors):
+            covariances = nbeta / self._weight * tensor.covariances()
+            self._curvatures[k] = (covariances + (covariances.square() + 4 * covariances).sqrt()) / (2 * nbeta)
+
+    def narrow(self, vectors: Tensor, nbeta: float) -> Tensor:
+        """(1 + nbeta A)^(-1/2) times vectors, shape ``(chains, num_parameters)``: of noise it makes such positions."""
+        pieces = zip(self._tensors, self._curvatures, vectors.split(self._sizes, dim=1), strict=True)
+        narrowed = [
+            tensor.scale(piece.view(-1, *tensor.shape), (1 + nbeta * curvatures).rsqrt()).flatten(1)
+            for tensor, curvatures, piece in pieces
+        ]
+        return torch.cat(narrowed, dim=1)
+
+
+def _eigen(factor: Tensor) -> tuple[Tensor, Tensor | None]:
+    if factor.dim() == 1:
+        return factor, None
+    values, vectors = torch.linalg.eigh(factor)
+    return values.clamp(min=0), vectors
