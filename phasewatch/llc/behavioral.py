@@ -62,6 +62,7 @@ class BehavioralLLC:
         step_size: In units of the spread.
         virial: (E[u . grad(nbeta D)] + E[|u|^2]) / d over the d parameters; 1 at equilibrium, less where the chains
             have not spread out over the flat directions yet.
+        virial_error: Its standard error.
         misfit_change: E[R] over the draws: how much the loss less its divergence changes where the function hardly
             does, in units of the loss; NaN where only the divergence was given.
         displacements: Name of each tensor to the root mean square of its (w - w*) / spread.
@@ -88,6 +89,7 @@ class BehavioralLLC:
     hits: float
     step_size: float
     virial: float
+    virial_error: float
     misfit_change: float
     displacements: Mapping[str, float]
     chains: int
@@ -224,7 +226,6 @@ def _estimate(resolution: float, seen: Draws, divergence: Objective) -> Behavior
     half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
     distances = seen.squared_distances.sum(axis=2)
     slopes = _spread_slopes(energies[:, ::DRAWS_PER_POSITION], distances)
-    dimensions = divergence.num_parameters
     sizes = [shape.numel() for shape in divergence.parameter_shapes.values()]
     moved = np.sqrt(seen.squared_distances.mean(axis=(0, 1)) / np.asarray(sizes))
     estimate = BehavioralLLC(
@@ -245,7 +246,8 @@ def _estimate(resolution: float, seen: Draws, divergence: Objective) -> Behavior
         acceptance=seen.acceptance,
         hits=seen.hits,
         step_size=seen.step_size,
-        virial=float((seen.forces + distances).mean()) / dimensions,
+        virial=float(seen.virials.mean()),
+        virial_error=_standard_error(seen.virials),
         misfit_change=math.nan,
         displacements=dict(zip(divergence.parameter_shapes, moved.tolist(), strict=True)),
         chains=len(energies),
@@ -274,7 +276,8 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
     # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
     if abs(drift) > max(LARGEST_DRIFT * mean, SIGNIFICANCE * 2 * _standard_error(energies)):
         reasons.append(f"the divergence still drifts ({drift:+.3g} from one half of the draws to the other)")
-    if not LEAST_VIRIAL < estimate.virial < LARGEST_VIRIAL:
+    margin = SIGNIFICANCE * estimate.virial_error
+    if not LEAST_VIRIAL - margin < estimate.virial < LARGEST_VIRIAL + margin:
         reasons.append(f"the chains have not spread out (virial {estimate.virial:.2f}, 1 at equilibrium)")
     if estimate.hits > MOST_HITS:
         reasons.append(f"the chains often reach the bound on the divergence ({estimate.hits:.0%} of the moves)")
@@ -322,6 +325,7 @@ def _nothing(resolution: float, divergence: Objective, chains: int) -> Behaviora
         hits=0.0,
         step_size=math.nan,
         virial=math.nan,
+        virial_error=math.nan,
         misfit_change=math.nan,
         displacements=dict.fromkeys(divergence.parameter_shapes, 1.0),
         chains=chains,

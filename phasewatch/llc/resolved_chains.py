@@ -14,6 +14,7 @@ plateau where the network does nothing.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,10 +36,11 @@ COOLING = (0.5, 4.0)
 FIRST_STEP, LARGEST_STEP = 0.25, 0.6
 PATH = 2.0
 """Momentum lasts so long, in units in which a direction of curvature 1 takes 2 pi for a period."""
-FREE = 0.75
-"""Share of the set-up in which every move is taken."""
-FREE_ACCEPTANCE, TARGET_ACCEPTANCE = 0.7, 0.9
-FREE_RATE, RATE = 0.3, 0.05
+FREE, LONGEST, SPREAD_OUT = 2 / 3, 4, 0.9
+"""Share of the set-up in which every move is taken; up to so many times as many while the virial, 1 at equilibrium, is
+below the third."""
+FREE_ACCEPTANCE, TARGET_ACCEPTANCE = 0.7, 0.95
+FREE_RATE, RATE = 0.3, 0.15
 """Change of log(step) per move and unit of acceptance."""
 FOLLOWING, FASTEST, SETTLING = 0.3, 0.1, 0.02
 """Change of log(nbeta) in a move, per relative excess of the divergence; its largest at first, and in the end."""
@@ -56,7 +58,7 @@ class Draws:
         divergences: D of each draw, shape ``(chains, draws)``.
         squared_distances: From w* in units of the spread, of the first and each 8th draw after it, and by tensor,
             shape ``(chains, ..., tensors)``.
-        forces: w - w* times the gradient of nbeta D at the same draws, shape ``(chains, ...)``.
+        virials: Of the same draws, w - w* times the gradient of the potential per parameter, shape ``(chains, ...)``.
         positions: Where each chain stood whenever it was asked for draws, shape ``(..., num_parameters)``.
         acceptance: Share of the moves accepted.
         hits: Share of the moves that were refused for their divergence.
@@ -66,7 +68,7 @@ class Draws:
     nbeta: float
     divergences: NDArray[np.float64]
     squared_distances: NDArray[np.float64]
-    forces: NDArray[np.float64]
+    virials: NDArray[np.float64]
     positions: Tensor
     acceptance: float
     hits: float
@@ -79,7 +81,7 @@ class _Kept:
 
     divergences: list[Tensor] = field(default_factory=list)
     squared_distances: list[Tensor] = field(default_factory=list)
-    forces: list[Tensor] = field(default_factory=list)
+    virials: list[Tensor] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
     acceptances: list[float] = field(default_factory=list)
     hits: list[float] = field(default_factory=list)
@@ -130,35 +132,49 @@ class ResolvedChains:
 
         Args:
             resolution: The mean divergence wanted.
-            moves: Moves of each chain to spend.
+            moves: Moves of each chain to spend; some more where the chains are still spreading.
         """
         self._approach(resolution)
         self._curvature = self._near.copy()
         self._momenta = self._normal()
         self._log_step = math.log(FIRST_STEP)
-        free, settled = int(FREE * moves), moves - moves // 3
-        masses_at = FIRST_MASSES
+        free = int(FREE * moves)
+        masses_at: float = FIRST_MASSES
+        lately = max(free // 2, 1)
+        virials: deque[float] = deque(maxlen=lately)
+        for move in range(LONGEST * free):
+            if move >= free and (move - free) % lately == 0 and np.mean(virials) > SPREAD_OUT:
+                break
+            acceptance = self._step_at(resolution, free=True)
+            self._curvature.learn(self._gradients, self._nbeta)
+            if move + 1 >= masses_at:
+                self._curvature.refresh(self._nbeta)
+                masses_at *= MASSES_AGAIN
+            self._follow(resolution, FASTEST if move < free // 2 else SETTLING)
+            self._log_step = min(self._log_step + FREE_RATE * (acceptance - FREE_ACCEPTANCE), math.log(LARGEST_STEP))
+            virials.append(float(self._virials().mean()))
         log_nbetas, log_steps = [], []
-        for move in range(moves):
-            self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
-            acceptance, _ = self._move(free=move < free)
-            if move < free:
-                self._curvature.learn(self._gradients, self._nbeta)
-                if move + 1 >= masses_at:
-                    self._curvature.refresh(self._nbeta)
-                    masses_at *= MASSES_AGAIN
-            fastest = FASTEST if move < moves // 2 else SETTLING
-            # One chain that is stuck far out must not drive the others.
-            excess = float((self._values / resolution - 1).clamp(max=1).mean())
-            self._nbeta *= math.exp(min(max(FOLLOWING * excess, -fastest), fastest))
-            rate, target = (FREE_RATE, FREE_ACCEPTANCE) if move < free else (RATE, TARGET_ACCEPTANCE)
-            self._log_step = min(self._log_step + rate * (acceptance - target), math.log(LARGEST_STEP))
+        for _ in range(moves - free):
+            acceptance = self._step_at(resolution)
+            self._follow(resolution, SETTLING)
+            self._log_step += RATE * (acceptance - TARGET_ACCEPTANCE)
             log_nbetas.append(math.log(self._nbeta))
             log_steps.append(self._log_step)
         self._kept = _Kept()
-        self._nbeta = math.exp(float(np.mean(log_nbetas[settled:])))
-        self._log_step = float(np.mean(log_steps[free + (moves - free) // 2 :]))
+        self._nbeta = math.exp(float(np.mean(log_nbetas)))
+        self._log_step = float(np.mean(log_steps[len(log_steps) // 2 :]))
         self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
+
+    def _step_at(self, resolution: float, free: bool = False) -> float:
+        """A move while nbeta is sought; its acceptance."""
+        self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
+        return self._move(free)[0]
+
+    def _follow(self, resolution: float, fastest: float) -> None:
+        """Change nbeta as the divergence says."""
+        # One chain that is stuck far out must not drive the others.
+        excess = float((self._values / resolution - 1).clamp(max=1).mean())
+        self._nbeta *= math.exp(min(max(FOLLOWING * excess, -fastest), fastest))
 
     def draw(self, moves: int) -> Draws:
         """Go on with everything as it is.
@@ -179,14 +195,14 @@ class ResolvedChains:
             if len(kept.divergences) % DRAWS_PER_POSITION == 0:
                 squares = self._positions.square().split(sizes, dim=1)
                 kept.squared_distances.append(torch.stack([square.double().sum(dim=1) for square in squares], dim=1))
-                kept.forces.append(self._forces().double())
+                kept.virials.append(self._virials())
             kept.divergences.append(self._values)
         kept.positions.append(self._divergence.parameters + self._spread * self._positions)
         return Draws(
             nbeta=self._nbeta,
             divergences=torch.stack(kept.divergences, dim=1).cpu().numpy(),
             squared_distances=torch.stack(kept.squared_distances, dim=1).cpu().numpy(),
-            forces=torch.stack(kept.forces, dim=1).cpu().numpy(),
+            virials=torch.stack(kept.virials, dim=1).cpu().numpy(),
             positions=torch.cat(kept.positions),
             acceptance=float(np.mean(kept.acceptances)),
             hits=float(np.mean(kept.hits)),
@@ -254,9 +270,10 @@ class ResolvedChains:
         """Of the potential, in units of the masses."""
         return self._curvature.narrow(torch.add(positions, gradients, alpha=self._nbeta), self._nbeta)
 
-    def _forces(self) -> Tensor:
-        """(w - w*) times the gradient of nbeta D, chain by chain."""
-        return self._nbeta * torch.linalg.vecdot(self._positions, self._gradients)
+    def _virials(self) -> Tensor:
+        """W - w* times the gradient of the potential, per parameter, chain by chain; its mean is 1 at equilibrium."""
+        forces = torch.add(self._positions, self._gradients, alpha=self._nbeta)
+        return torch.linalg.vecdot(self._positions, forces).double() / self._spread.numel()
 
     def _normal(self) -> Tensor:
         noise = torch.empty(len(self._generators), self._spread.numel()).to(self._spread)

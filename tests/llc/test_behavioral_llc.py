@@ -246,7 +246,7 @@ def test_chains_that_never_move_are_said_and_cost_no_measurement() -> None:
         nbeta=10.0,
         divergences=np.zeros((2, 16)),
         squared_distances=np.zeros((2, 2, 1)),
-        forces=np.zeros((2, 2)),
+        virials=np.zeros((2, 2)),
         positions=torch.zeros(2, 2),
         acceptance=0.0,
         hits=1.0,
