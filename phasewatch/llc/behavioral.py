@@ -290,7 +290,8 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
 
 def _standard_error(energies: diagnostics.FloatArray) -> float:
     """Of the mean of draws at one temperature."""
-    return max(diagnostics.standard_error(energies), diagnostics.standard_error_between_chains(energies))
+    between = diagnostics.standard_error_between_chains(energies)
+    return max(diagnostics.standard_error(energies), between) if energies.shape[1] >= 4 else between
 
 
 def _spread_slopes(
