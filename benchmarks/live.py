@@ -62,8 +62,8 @@ from reference_runs import (  # noqa: E402
 
 Row = dict[str, Any]
 
-LIVE: dict[str, int] = {"chains": 4, "burn_in": 300, "draws": 1_200}
-LIVE_LARGE: dict[str, int] = {"chains": 2, "burn_in": 150, "draws": 100}
+LIVE: dict[str, int] = {"chains": 4, "burn_in": 200, "draws": 1_200}
+LIVE_LARGE: dict[str, int] = {"chains": 2, "burn_in": 120, "draws": 400}
 """As the product has them, the second from 20,000 parameters on."""
 RESOLUTIONS = (COARSE, FINE)
 ACCEPTED_RHAT = 1.1

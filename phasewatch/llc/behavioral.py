@@ -28,7 +28,7 @@ ROUNDS = 8
 LARGEST_DRIFT = 0.1
 LEAST_ACCEPTANCE = 0.5
 MOST_HITS = 0.02
-LEAST_VIRIAL, LARGEST_VIRIAL = 0.85, 1.3
+LEAST_VIRIAL, LARGEST_VIRIAL, VIRIAL_SIGNIFICANCE = 0.85, 1.3, 2.0
 HEAT_CAPACITY = (0.33, 2.0)
 SIGNIFICANCE = 3.0
 STEEPNESS = (0.5, 3.0)
@@ -276,7 +276,7 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
     # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
     if abs(drift) > max(LARGEST_DRIFT * mean, SIGNIFICANCE * 2 * _standard_error(energies)):
         reasons.append(f"the divergence still drifts ({drift:+.3g} from one half of the draws to the other)")
-    margin = SIGNIFICANCE * estimate.virial_error
+    margin = VIRIAL_SIGNIFICANCE * estimate.virial_error
     if not LEAST_VIRIAL - margin < estimate.virial < LARGEST_VIRIAL + margin:
         reasons.append(f"the chains have not spread out (virial {estimate.virial:.2f}, 1 at equilibrium)")
     if estimate.hits > MOST_HITS:

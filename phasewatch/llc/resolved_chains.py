@@ -41,7 +41,10 @@ FREE, LONGEST, SPREAD_OUT = 2 / 3, 4, 0.9
 below the third."""
 FREE_ACCEPTANCE, TARGET_ACCEPTANCE = 0.7, 0.95
 FREE_RATE, RATE = 0.3, 0.15
-"""Change of log(step) per move and unit of acceptance."""
+"""Change of log(step) per move and unit of acceptance, while the chains move freely and after that."""
+ADAPTS = 20
+"""The latter is halved after so many draws, a third of it is left after twice as many, and so on: by less and less, so
+that the draws tend to the density (Roberts & Rosenthal 2007, "Coupling and ergodicity of adaptive MCMC")."""
 FOLLOWING, FASTEST, SETTLING = 0.3, 0.1, 0.02
 """Change of log(nbeta) in a move, per relative excess of the divergence; its largest at first, and in the end."""
 FIRST_MASSES, MASSES_AGAIN = 10, 1.5
@@ -177,7 +180,7 @@ class ResolvedChains:
         self._nbeta *= math.exp(min(max(FOLLOWING * excess, -fastest), fastest))
 
     def draw(self, moves: int) -> Draws:
-        """Go on with everything as it is.
+        """Go on at this nbeta and with these masses; the step size is changed by less and less.
 
         Args:
             moves: Further draws of each chain.
@@ -190,6 +193,8 @@ class ResolvedChains:
         kept = self._kept
         for _ in range(moves):
             acceptance, outside = self._move()
+            rate = RATE / (1 + len(kept.divergences) / ADAPTS)
+            self._log_step += rate * (acceptance - TARGET_ACCEPTANCE)
             kept.acceptances.append(acceptance)
             kept.hits.append(outside)
             if len(kept.divergences) % DRAWS_PER_POSITION == 0:
