@@ -29,7 +29,7 @@ from phasewatch.objective import Objective
 FURTHEST, FURTHEST_NATS = 5.0, 10.0
 """The bound is so many resolutions, and so many units of 1 / nbeta: for the gamma law that nbeta D has in a quadratic
 well it cuts off less than 1e-6 at any number of dimensions."""
-NEAR, ROUNDS_NEAR, MOST_ROUNDS = 1.5, 4, 60
+NEAR, ROUNDS_NEAR, MOST_ROUNDS = 1.5, 4, 50
 """The Gaussian is narrow enough after so many rounds in which its divergence was below so many resolutions."""
 COOLING = (0.5, 4.0)
 """Factors on nbeta from one round to the next, at least and at most."""
@@ -118,8 +118,9 @@ class ResolvedChains:
         self._rows = [slice(None)] if at_once else [slice(k, k + 1) for k in range(chains)]
         positions = self._normal()
         values, gradients = self._evaluate(positions)
-        self.at_the_prior = float(values.median())
-        self._nbeta_near = self._nbeta = 1 / self.at_the_prior if self.at_the_prior else 1.0
+        self.at_the_prior = float(values.nan_to_num(torch.inf).median())
+        self._nbeta_near = self._nbeta = 1 / self.at_the_prior if 0 < self.at_the_prior < math.inf else 1.0
+        self._reach = 1.0
         self._near = FactoredCurvature(list(divergence.parameter_shapes.values()), spread)
         self._curvature = self._near
         self._positions, self._values, self._gradients = positions, values, gradients
@@ -166,12 +167,16 @@ class ResolvedChains:
         self._kept = _Kept()
         self._nbeta = math.exp(float(np.mean(log_nbetas)))
         self._log_step = float(np.mean(log_steps[len(log_steps) // 2 :]))
-        self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
+        self._set_bound(resolution)
 
     def _step_at(self, resolution: float, free: bool = False) -> float:
         """A move while nbeta is sought; its acceptance."""
-        self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
+        self._set_bound(resolution)
         return self._move(free)[0]
+
+    def _set_bound(self, resolution: float) -> float:
+        self._bound = FURTHEST * resolution + FURTHEST_NATS / self._nbeta
+        return self._bound
 
     def _follow(self, resolution: float, fastest: float) -> None:
         """Change nbeta as the divergence says."""
@@ -218,16 +223,25 @@ class ResolvedChains:
         """Narrow the Gaussian around w* until the divergence of its draws is about as given, and begin there."""
         near = 0
         for _ in range(MOST_ROUNDS):
-            self._positions = self._near.narrow(self._normal(), self._nbeta_near)
+            self._positions = self._reach * self._near.narrow(self._normal(), self._nbeta_near)
             self._values, self._gradients = self._evaluate(self._positions)
+            excess = float(self._values.nan_to_num(torch.inf).median()) / resolution
+            if excess == math.inf or not bool(self._gradients.isfinite().all()):
+                self._reach /= 2
+                continue
             self._near.learn(self._gradients, self._nbeta_near)
             self._near.refresh(self._nbeta_near)
-            excess = float(self._values.nan_to_num(torch.inf).median()) / resolution
             near += excess < NEAR
             if near == ROUNDS_NEAR:
                 break
             self._nbeta_near *= min(max(excess, COOLING[0]), COOLING[1])
+            # No coefficient is larger than half the number of parameters, where D is quadratic.
+            self._nbeta_near = min(self._nbeta_near, self._spread.numel() / resolution)
         self._nbeta = self._nbeta_near
+        # D and its gradient are zero at w*, where a chain begins that would begin beyond the bound.
+        there = (self._values <= self._set_bound(resolution))[:, None]
+        self._positions, self._gradients = (torch.where(there, v, 0) for v in (self._positions, self._gradients))
+        self._values = torch.where(there[:, 0], self._values, 0)
 
     def _evaluate(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """D, in float64, and its gradient, at places in units of the spread, from w*."""
