@@ -12,7 +12,7 @@ from phasewatch.estimators.parts import check_names, check_refined, named, restr
 from phasewatch.estimators.reading import Reading
 from phasewatch.hessian import EffectiveRank, effective_rank
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
-from phasewatch.llc.behavioral import COARSE, FINE
+from phasewatch.llc.behavioral import COARSE, FINE, LARGEST_HALF_WIDTH
 from phasewatch.objective import ConstantOutputsError, Objective
 from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
@@ -123,6 +123,7 @@ class BehavioralCoefficient:
             draws=draws,
             burn_in=burn_in,
             spread=spread,
+            precision=LARGEST_HALF_WIDTH,
         )
 
     def _moves(self, num_parameters: int) -> tuple[int, int, int]:

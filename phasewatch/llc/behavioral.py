@@ -23,7 +23,7 @@ modular addition the coarse one tells memorising from generalising; see ``benchm
 LARGEST_RHAT, SAME_MEAN = 1.1, 0.05
 """Chains disagree if their split R-hat is above the first and their means scatter by more than this share of lambda."""
 LARGEST_HALF_WIDTH = 0.1
-"""Of the interval, as a share of lambda, or in absolute terms where lambda is below 1."""
+"""Of the interval, see :attr:`BehavioralLLC.half_width`."""
 ROUNDS = 8
 LARGEST_DRIFT = 0.1
 LEAST_ACCEPTANCE = 0.5
@@ -96,6 +96,11 @@ class BehavioralLLC:
     draws: int
     gradients: int
 
+    @property
+    def half_width(self) -> float:
+        """Of the interval, as a share of the coefficient; of 1 where the coefficient is less."""
+        return (self.interval[1] - self.interval[0]) / 2 / max(self.learning_coefficient, 1.0)
+
     def description_length(self, loss: float, n: int) -> float:
         """N L + lambda log n: nats to tell the labels of n samples by this function at a loss of L each.
 
@@ -122,6 +127,7 @@ def estimate_behavioral_llc(
     draws: int = 4_000,
     burn_in: int = 1_000,
     spread: float | Tensor | None = None,
+    precision: float = 0.05,
 ) -> list[BehavioralLLC]:
     r"""Estimate the learning coefficient of the function at ``objective.parameters``, at each of several resolutions.
 
@@ -141,10 +147,12 @@ def estimate_behavioral_llc(
         nats_per_loss: What one unit of the loss is in nats, likewise.
         chains: Number of chains, at least 2.
         draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in eight rounds, and
-            end with the first after which every check is passed.
+            end with the first after which every check is passed and the interval is as narrow as wanted.
         burn_in: Moves before them, likewise.
         spread: Standard deviation of the prior, shape ``(num_parameters,)``; default
             :func:`phasewatch.llc.spread.prior_spread`. A number is a factor on that.
+        precision: Half-width of the interval at which draws may end, as a share of the coefficient (of 1 where that is
+            less).
 
     Returns:
         One estimate for each of ``resolutions``, in their order.
@@ -166,6 +174,8 @@ def estimate_behavioral_llc(
         (True, True)
     """
     check_behavioral_settings(resolutions, chains, draws, burn_in)
+    if not precision > 0:
+        raise ValueError(f"precision is {precision}; expected a positive share such as 0.05.")
     if not isinstance(spread, Tensor):
         if spread is not None and not (spread > 0 and math.isfinite(spread)):
             raise ValueError(f"spread is {spread}; expected a positive factor, or a tensor of standard deviations.")
@@ -183,7 +193,7 @@ def estimate_behavioral_llc(
             for length in np.diff(np.linspace(0, draws, ROUNDS + 1).astype(int)).tolist():
                 seen = sampler.draw(length)
                 found[resolution] = _estimate(resolution, seen, divergence)
-                if found[resolution].reliable:
+                if found[resolution].reliable and found[resolution].half_width <= precision:
                     break
             misfit = math.nan
             if metric == "loss":
@@ -266,9 +276,8 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
     scatter = float(energies.mean(axis=1).std(ddof=1))
     if estimate.rhat > LARGEST_RHAT and scatter > SAME_MEAN * mean:
         reasons.append(f"the chains disagree (R-hat {estimate.rhat:.2f})")
-    half_width = (estimate.interval[1] - estimate.interval[0]) / 2
-    if half_width > LARGEST_HALF_WIDTH * max(estimate.learning_coefficient, 1.0):
-        reasons.append(f"too few independent draws ({estimate.ess:.0f}: +- {half_width:.2g})")
+    if estimate.half_width > LARGEST_HALF_WIDTH:
+        reasons.append(f"too few independent draws ({estimate.ess:.0f}: +- {estimate.half_width:.0%})")
     if estimate.acceptance < LEAST_ACCEPTANCE:
         reasons.append(f"the chains often stick (acceptance {estimate.acceptance:.2f})")
     half = energies.shape[1] // 2
