@@ -154,8 +154,9 @@ class Plan:
         if self.training is None:
             told += f"allows one in {spoken(self.rest / self.share)} of training"
         else:
-            told += f"of about {spoken(self.training)} of training allows about {min(self.allowed, MANY):.0f}"
-            told += " or more" if self.allowed > MANY else " beside the start and the end" if self.allowed < 2 else ""
+            told += f"of about {spoken(self.training)} of training allows about {int(min(self.allowed, MANY))}"
+            told += " or more" if self.allowed > MANY else ""
+            told += " (the start and the end are measured in any case)" if self.allowed < 2 else ""
         if self.left_out:
             told += f"; left out are {', '.join(self.left_out)}, with which it takes {spoken(self.whole)}"
         if kept is not None:

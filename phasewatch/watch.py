@@ -529,7 +529,7 @@ class Watch:
         """Leave out what is too dear for the run, and say what a measurement takes."""
         self._plan_at = None
         share, clock = self._share, self.clock
-        if share is None or not clock.steps or self._planned_for is not None:
+        if share is None or not (clock.steps and clock.training_seconds) or self._planned_for is not None:
             return
         self._planned_for = share
         prices, whole = self._prices, clock.measurement_seconds
