@@ -124,7 +124,7 @@ class WatchingCallback(CallbackBase):
             raise ValueError(f"training_step of {type(pl_module).__name__} returns no loss. {ADVICE}")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Draw the probes and begin the record; what cannot be measured is an error here, before the first step."""
+        """Draw the probes and begin the record; what is seen in seconds not to be measurable is an error here."""
         family = [c for c in trainer.callbacks if isinstance(c, WatchingCallback)]
         if family[0] is not self:
             return

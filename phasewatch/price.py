@@ -42,7 +42,7 @@ class Pace:
 
     Attributes:
         gradient: The gradient of the loss.
-        product: A product with its Hessian, the graph built anew; 0 where there is none.
+        product: A product with its Hessian, the graph of the gradient being there; 0 where there is none.
     """
 
     gradient: float
@@ -55,7 +55,7 @@ class Pace:
         with isolated():
             gradient = _shortest(lambda: objective.gradient(batch=0).sum().item())
             with suppress(Exception):  # what fails here will fail in the measurement, which says so
-                product = _shortest(lambda: _product(objective))
+                product = _shortest(_products(objective))
         return cls(gradient, product)
 
     def seconds(self, price: Price) -> float:
@@ -185,12 +185,19 @@ def _rank(estimator: Estimator) -> int | None:
     return None
 
 
-def _product(objective: Objective) -> float:
+def _products(objective: Objective) -> Callable[[], float]:
+    """Makes a product with the Hessian of the first batch, each from the same graph."""
     vector = objective.parameters.detach().clone().requires_grad_()
-    with second_derivatives(), objective.holding(objective.tensors_at(vector)):
+    tensors = objective.tensors_at(vector)
+    with second_derivatives(), objective.holding(tensors):
         (gradient,) = torch.autograd.grad(objective.loss(vector, 0), vector, create_graph=True)
-        (product,) = torch.autograd.grad(gradient, vector, torch.ones_like(vector))
-    return float(product.sum())
+
+    def product() -> float:
+        with second_derivatives(), objective.holding(tensors):
+            (found,) = torch.autograd.grad(gradient, vector, torch.ones_like(vector), retain_graph=True)
+        return float(found.sum())
+
+    return product
 
 
 def _shortest(evaluate: Callable[[], object]) -> float:

@@ -99,7 +99,7 @@ def expected(steps: Any) -> list[float]:
 
 
 def test_the_first_state_is_measured_when_it_is_paid_and_recorded_before_all_others(clock: Any, tmp_path: Path) -> None:
-    """A measurement of 40 s in 4,000 s of training at a tenth: with one kept back for the end, step 0 is paid at 800."""
+    """40 s a measurement, a tenth of 4,000 s: with one kept back for the end, step 0 is paid at 800."""
     told: list[int] = []
     watch = make(Dear(clock, 40.0), total_steps=4000, directory=tmp_path)
     listener: Any = SimpleNamespace(

@@ -79,7 +79,7 @@ def test_other_errors_are_not_tried_again() -> None:
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: type(e).__name__)
-def test_where_that_fails_too_it_is_left_out_and_said_and_all_else_is_measured(error: Exception, tmp_path: Path) -> None:
+def test_where_that_fails_too_it_is_left_out_and_said_and_the_rest_measured(error: Exception, tmp_path: Path) -> None:
     hungry = Hungry(error, always=True)
     with (
         pytest.warns(UserWarning, match="hungry takes more memory than there is.* left out from step 0 on") as caught,

@@ -133,8 +133,8 @@ def test_durations_as_people_say_them() -> None:
         (
             price.Plan(40, 25, 0.5, 600, ("zeros", "hessian")),
             None,
-            "a measurement takes about 25 s; max_overhead=0.5 of about 10 min of training allows about 12; left out are "
-            "zeros, hessian, with which it takes 40 s.",
+            "a measurement takes about 25 s; max_overhead=0.5 of about 10 min of training allows about 12; left out "
+            "are zeros, hessian, with which it takes 40 s.",
         ),
         (
             price.Plan(2, 2, 0.1, 30, ()),
