@@ -499,7 +499,7 @@ class Watch:
         visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
         measured = [m for m in visited if m.schedule.measures(step, self.clock)]
         measurement = None
-        if self._last_taken < 0 and any(m.schedule.keeps_the_start and m not in measured for m in visited):
+        if self._last_taken < 0 and any(m not in measured and m.schedule.keeps_the_start for m in visited):
             self._keep(step, visited)
             measured = []
         elif measured and self._start is not None:
@@ -533,9 +533,8 @@ class Watch:
             return
         self._planned_for = share
         prices, whole = self._prices, clock.measurement_seconds
-        if clock.measuring_seconds and prices:
-            right = whole / sum(prices.values())
-            prices = {name: right * seconds for name, seconds in prices.items()}
+        if clock.measuring_seconds and (in_all := sum(prices.values())):
+            prices = {name: seconds * whole / in_all for name, seconds in prices.items()}
         training = None if clock.total_steps is None else clock.training_seconds / clock.steps * clock.total_steps
         if training is not None and whole > PROMPT:
             order = price.may_be_left_out([e for monitor in self.monitors for e in monitor.estimators])
@@ -555,9 +554,15 @@ class Watch:
             self._start = Start(step, KeptState(self.module), list(monitors))
 
     def _measure_start(self) -> Measurement | None:
-        """Measure the state that was kept."""
+        """Measure the state that was kept, if one was."""
+        if self._start is None:
+            return None
+        self._plan()
         start, self._start = self._start, None
-        return None if start is None else self._measure(start.step, start.monitors, start.state.module())
+        module = None
+        with self._guarded("start", start.step):
+            module = start.state.module()
+        return None if module is None else self._measure(start.step, start.monitors, module)
 
     def measure(self, step: int) -> Measurement | None:
         """Measure now with every monitor, whatever the schedule says; before that the first state, if it was kept.
@@ -580,15 +585,13 @@ class Watch:
             return
         if step is not None:
             self._advance_clock(step)
-            if self._start is not None:
-                self._plan()
-                self._measure_start()
+            self._measure_start()
             last = [m for m in self.monitors if m.schedule.measures_the_end or m.next_visit == step]
             if last and step > self._last_taken:
                 self._measure(step, last)
             for monitor in last:
                 monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
-        self._closed = True
+        self._closed, self._start = True, None
         if self._recording:
             with self._guarded("record", step or 0):
                 self._journal.append("end", {"time": time.time()})
@@ -724,7 +727,12 @@ class Watch:
             failed = self._failed if self.on_error == "disable" else set()
             without = self._impossible | set(self._left_out) | failed
             found, failures = measure(
-                module or self.module, monitor.estimators, monitor.probe, step, seed=self.seed, without=without
+                self.module if module is None else module,
+                monitor.estimators,
+                monitor.probe,
+                step,
+                seed=self.seed,
+                without=without,
             )
             for failure in failures:
                 self._note(failure, step)
