@@ -27,7 +27,8 @@ class PhaseWatch(MonitoringCallback):
         schedule: When to measure: ``"auto"`` spreads over the run within ``max_overhead``; ``"log"`` log-spaced; a
             number of steps; a list of steps.
         max_overhead: With ``"auto"``: time for measuring as a share of the time for training, None for no limit. The
-            start and the end are measured in any case.
+            start and the end are measured in any case; the start, where that takes more than five seconds, from a copy
+            later in the run. What a run cannot pay for is left out and said, see :class:`phasewatch.Watch`.
         probe: Batches to measure on; default ``probe_samples`` samples of the training set, drawn once.
         probe_samples: Size of the probe that is drawn.
         batch_size: Samples in each batch of a stream or a given probe; default what can be read off.

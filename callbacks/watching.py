@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from phasewatch.record.signals import HELD_OUT, LOSS, look_up
 from phasewatch.schedule import Schedule
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
-from phasewatch.watch import Listener, Monitor, OnError, Watch
+from phasewatch.watch import CHECKED_AT_THE_START, Listener, Monitor, OnError, Watch
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as CallbackBase
@@ -124,7 +124,7 @@ class WatchingCallback(CallbackBase):
             raise ValueError(f"training_step of {type(pl_module).__name__} returns no loss. {ADVICE}")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Draw the probes and begin the record; what cannot be measured is an error here, before the first step."""
+        """Draw the probes and begin the record; what is seen in seconds not to be measurable is an error here."""
         family = [c for c in trainer.callbacks if isinstance(c, WatchingCallback)]
         if family[0] is not self:
             return
@@ -161,7 +161,8 @@ class WatchingCallback(CallbackBase):
             return
         measured = False
         if self._watch is not None:
-            measured = self._watch.at(step) is not None
+            self._watch.at(step)
+            measured = self._watch.last_taken == step
             self._next_visit = self._watch.next_visit
         elif trainer.is_global_zero:
             self._next_visit = step + 1
@@ -273,6 +274,7 @@ class WatchingCallback(CallbackBase):
                 on_error=self.on_error,
                 listeners=[_TrainerMetrics(trainer)],
                 on_transition=self._on_flag,
+                say=partial(_say, trainer),
             )
         except (RuntimeError, AttributeError, KeyError, IndexError) as error:
             raise ValueError(
@@ -467,11 +469,11 @@ class MonitoringCallback(WatchingCallback):
         drawn = self._on_device(trainer, self._draw(trainer, loader, monitor.probe.loss_fn, size))
         with isolated():
             probe = replace(monitor.probe, batches=drawn.batches, batch_sizes=drawn.sizes)
-            objective = probe.objective(trainer.lightning_module, self.seed)
+            objective = probe.first(CHECKED_AT_THE_START).objective(trainer.lightning_module, self.seed)
             objective.outputs(objective.parameters, 0)
-        wanted = self._size_of(monitor.probe)
-        if 2 * objective.num_samples < wanted:
-            return f"it has {objective.num_samples} samples, less than half of the {wanted} of the probe"
+        wanted, there = self._size_of(monitor.probe), sum(probe.sizes)
+        if 2 * there < wanted:
+            return f"it has {there} samples, less than half of the {wanted} of the probe"
         return drawn
 
     def _size_of(self, probe: Probe) -> int:
@@ -648,7 +650,7 @@ def _summary(watch: Watch) -> str:
     budgets = [m.schedule.max_overhead for m in watch.monitors if hasattr(m.schedule, "max_overhead")]
     if measured < 10 and budgets and None not in budgets:
         text += (
-            f"\n  One measurement took {watch.clock.last_measurement_seconds:.1f} s; max_overhead={budgets[0]} of "
+            f"\n  One measurement took {watch.clock.measurement_seconds:.1f} s; max_overhead={budgets[0]} of "
             f"{watch.clock.training_seconds:.1f} s of training allows no more. max_overhead=None lifts the limit."
         )
     return text

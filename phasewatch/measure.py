@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import traceback
@@ -10,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from phasewatch.estimators import Estimator, ProbeLoss, Reading
 from phasewatch.isolation import isolated, seed_everything
 from phasewatch.objective import LossFn, NoOutputsError, Objective, OutputsFn
+from phasewatch.objective.function import sizes_of_batches
 from phasewatch.record import Estimate, Histogram, Measurement
 
 
@@ -42,6 +45,23 @@ class Probe:
     source: str = "given"
     batch_sizes: Sequence[int] | None = None
     outputs_fn: OutputsFn | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples in each batch.
+
+        Raises:
+            ValueError: If they are neither given nor to be read off.
+        """
+        return sizes_of_batches(self.batches, self.batch_sizes)
+
+    def first(self, count: int) -> Probe:
+        """The same with the first batches only.
+
+        Raises:
+            ValueError: If there is none, or ``batch_sizes`` are not those of the batches.
+        """
+        return replace(self, batches=self.batches[:count], batch_sizes=self.sizes[:count]) if self.batches else self
 
     def objective(self, module: nn.Module, seed: int) -> Objective:
         """The loss of a module on these batches.
@@ -87,6 +107,11 @@ class Failure:
         """Whether it lies in how the loss is written: no mistake, and no reason to try again."""
         return isinstance(self.exception, NoOutputsError)
 
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether there was no memory left; what failed was tried twice then."""
+        return _is_out_of_memory(self.exception)
+
 
 def measure(
     module: nn.Module,
@@ -100,7 +125,9 @@ def measure(
     """Measure a module as it is now; the same weights, data, step and seed give the same numbers to the bit.
 
     The module and all random streams are left as they were. An estimator that raises, or returns what is no
-    :class:`phasewatch.estimators.Reading` of names that no other one has emitted, costs only its own numbers.
+    :class:`phasewatch.estimators.Reading` of names that no other one has emitted, costs only its own numbers. Where one
+    runs out of memory, it is tried once more on an objective that is evaluated at one place at a time (one chain
+    after another), as are all after it.
 
     Args:
         module: The network.
@@ -137,19 +164,48 @@ def measure(
         else:
             wanted = [e for e in (ProbeLoss(data.name), *what) if e.name not in without]
         for estimator in wanted:
-            try:
-                # What draws from the global streams is to find them alike in a training run and in a saved checkpoint.
-                seed_everything(seed_at(seed, step))
-                reading = estimator.read(objective, data.n or objective.num_samples, seed_at(seed, step))
-                _check(reading, estimator, estimates)
-            except Exception as error:
-                failures.append(Failure(estimator.name, error))
+            n = data.n or objective.num_samples
+            reading, raised = _read(estimator, objective, n, seed_at(seed, step), estimates)
+            if raised is not None and _is_out_of_memory(raised) and not objective.one_at_a_time:
+                gc.collect()
+                objective = objective.evaluated_one_at_a_time()
+                reading, raised = _read(estimator, objective, n, seed_at(seed, step), estimates)
+            if reading is None:
+                assert raised is not None
+                failures.append(Failure(estimator.name, raised))
                 continue
             estimates.update({name: _doubted(estimate) for name, estimate in reading.estimates.items()})
             histograms.update(reading.histograms)
             sample_losses = reading.sample_losses or sample_losses
     seconds = time.perf_counter() - began
     return Measurement(step, estimates, histograms, seconds, sample_losses=sample_losses), failures
+
+
+def _read(
+    estimator: Estimator, objective: Objective, n: int, seed: int, known: Mapping[str, Estimate]
+) -> tuple[Reading | None, Exception | None]:
+    """What an estimator finds, or what it raises."""
+    try:
+        # What draws from the global streams is to find them alike in a training run and in a saved checkpoint.
+        seed_everything(seed)
+        reading = estimator.read(objective, n, seed)
+        _check(reading, estimator, known)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
+        return None, error
+    return reading, None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is Python's, CUDA's, or that of PyTorch's allocator on the CPU, which has no class of its own."""
+    told = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(phrase in told for phrase in _OUT_OF_MEMORY)
+    )
+
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def seed_at(seed: int, step: int) -> int:

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+PROMPT = 5.0
+"""Seconds that a first measurement may take unasked: training is to start within ten, and predictions of a measurement
+are right to a factor of two."""
+
 
 @dataclass
 class Clock:
@@ -17,14 +21,14 @@ class Clock:
         steps: Steps made while the clock ran.
         training_seconds: Wall time of the run outside of measurements.
         measuring_seconds: Wall time of all measurements.
-        last_measurement_seconds: Wall time of the latest measurement.
+        measurement_seconds: Wall time of the latest measurement; before the first, what one is predicted to take.
     """
 
     total_steps: int | None = None
     steps: int = 0
     training_seconds: float = 0.0
     measuring_seconds: float = 0.0
-    last_measurement_seconds: float = 0.0
+    measurement_seconds: float = 0.0
 
     @property
     def overhead(self) -> float:
@@ -37,6 +41,8 @@ class Schedule(Protocol):
 
     measures_the_end: bool
     """Whether the end of the run is measured wherever it falls."""
+    keeps_the_start: bool
+    """Whether the state at the first step is kept, if it is not measured there, and measured before all others."""
 
     def measures(self, step: int, clock: Clock) -> bool:
         """Whether to measure now, at a step that ``next_visit`` named (or at the first)."""
@@ -57,6 +63,7 @@ class Every:
 
     interval: int
     measures_the_end = False
+    keeps_the_start = False
 
     def __post_init__(self) -> None:
         """Check the interval."""
@@ -82,6 +89,7 @@ class LogSpaced:
 
     per_decade: int = 15
     measures_the_end = True
+    keeps_the_start = False
 
     def __post_init__(self) -> None:
         """Check the density."""
@@ -112,6 +120,7 @@ class At:
 
     steps: tuple[int, ...]
     measures_the_end = False
+    keeps_the_start = False
 
     def __post_init__(self) -> None:
         """Check and sort the steps."""
@@ -132,9 +141,10 @@ class At:
 class Spread:
     """Spread over the run, denser early on, within a share of the training time.
 
-    The start and the end of a run are always measured. In between, a measurement is made only if afterwards the time
-    spent measuring, with one more measurement kept back for the end, is at most ``max_overhead`` times the time spent
-    training until then; where measurements are dear, their distance grows.
+    The start and the end of a run are always measured; of the start, where that takes long, a copy is kept and measured
+    later. In between, a measurement is made only if afterwards the time spent measuring, with one more measurement kept
+    back for the end, is at most ``max_overhead`` times the time spent training until then; where measurements are dear,
+    their distance grows.
 
     Attributes:
         max_overhead: Time for measuring as a share of the time for training; None sets no limit.
@@ -147,6 +157,7 @@ class Spread:
     max_overhead: float | None = 0.1
     measurements: int = 60
     measures_the_end = True
+    keeps_the_start = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -159,10 +170,10 @@ class Spread:
             raise ValueError(f"measurements is {self.measurements}; expected at least 2")
 
     def measures(self, step: int, clock: Clock) -> bool:
-        """Whether the budget allows a measurement now; the first one is always allowed."""
-        if self.max_overhead is None or clock.measuring_seconds == 0:
+        """Whether the budget allows a measurement now; a first one that is predicted to be short is always allowed."""
+        if self.max_overhead is None or (clock.measuring_seconds == 0 and clock.measurement_seconds <= PROMPT):
             return True
-        needed = clock.measuring_seconds + 2 * clock.last_measurement_seconds
+        needed = clock.measuring_seconds + 2 * clock.measurement_seconds
         return needed <= self.max_overhead * clock.training_seconds
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
@@ -172,7 +183,7 @@ class Spread:
         planned = step + max(1, round(self._spacing(step, clock)))
         if self.max_overhead is None or not clock.training_seconds or not clock.steps:
             return planned
-        needed = (clock.measuring_seconds + 2 * clock.last_measurement_seconds) / self.max_overhead
+        needed = (clock.measuring_seconds + 2 * clock.measurement_seconds) / self.max_overhead
         steps_until_paid = (needed - clock.training_seconds) / (clock.training_seconds / clock.steps)
         return max(planned, step + math.ceil(steps_until_paid))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from phasewatch import price
 from phasewatch._version import __version__
 from phasewatch.estimators import (
     BehavioralCoefficient,
@@ -27,7 +29,8 @@ from phasewatch.estimators import (
     SymmetryLedger,
 )
 from phasewatch.measure import Failure, Probe, measure
-from phasewatch.objective import LossFn, OutputsFn
+from phasewatch.objective import LossFn, Objective, OutputsFn
+from phasewatch.objective.copies import KeptState
 from phasewatch.objective.labels import integer_targets
 from phasewatch.record import (
     SCHEMA_VERSION,
@@ -45,11 +48,16 @@ from phasewatch.record.position import History, Position, find_history
 from phasewatch.record.reading import assemble, standing_lines
 from phasewatch.record.signals import HELD_OUT, detected, is_described
 from phasewatch.record.signals import described as signals_described
-from phasewatch.schedule import Clock, Schedule, ScheduleLike, as_schedule
+from phasewatch.schedule import PROMPT, Clock, Schedule, ScheduleLike, Spread, as_schedule
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.kinds import read_beside
 
 OnError = Literal["warn", "raise", "disable"]
+CHECKED_AT_THE_START = 2
+"""Batches of a probe that are looked at before training, the second for what a module keeps from the first; the others
+are in every measurement."""
+TIMED_STEPS = 10
+"""Training steps after which it is known how long the run takes, and with it what it can pay for."""
 COEFFICIENTS = (BehavioralCoefficient, LearningCoefficient)
 """What is measured on other data too, and of parts of the network."""
 DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
@@ -165,11 +173,32 @@ class Monitor:
         return Monitor(estimators, other, replace(self.schedule))  # type: ignore[type-var]
 
 
+@dataclass(frozen=True)
+class Start:
+    """The first state, kept until it can be measured.
+
+    Attributes:
+        step: Its step.
+        state: The module as it was.
+        monitors: What is to be measured of it.
+    """
+
+    step: int
+    state: KeptState
+    monitors: Sequence[Monitor]
+
+
 class Watch:
     """Watches the geometry of the loss during a training run.
 
     Call :meth:`at` once a step, before the batch is trained on; it measures when a measurement is due. The module, its
     modes, the optimizer and all random streams are left as they were.
+
+    What a measurement takes is predicted before the first one, and told in a line after ten steps, when it is known
+    what share of the run that is. Under a schedule with ``max_overhead``, a first measurement of more than five seconds
+    is put off: the state is kept, and measured once that is within the share. What would leave the run fewer than eight
+    measurements (or if it has to be, the start and the end) is left out of all: first the zeros by cause, then the
+    spectrum, then λ of the loss, then λ of the function on other data.
 
     Example:
         >>> module = torch.nn.Linear(3, 1)
@@ -214,8 +243,9 @@ class Watch:
         on_error: OnError = "warn",
         listeners: Sequence[Listener] = (),
         on_transition: Callable[[Flag], object] | None = None,
+        say: Callable[[str], object] | None = None,
     ) -> None:
-        """Check everything that can be checked before the first step, and begin the record.
+        """Check everything that can be checked in seconds before the first step, and begin the record.
 
         Args:
             module: The network being trained.
@@ -241,6 +271,7 @@ class Watch:
             listeners: Told of every measurement and transition.
             on_transition: Called with a :class:`phasewatch.transitions.Flag` whenever a transition is flagged, revised
                 or withdrawn. What it raises is treated like a failing measurement.
+            say: Given the line that tells what a measurement takes; default it goes to the standard error.
 
         Raises:
             ValueError: If the probe is empty, the loss cannot be used (see :class:`phasewatch.Objective`), or a
@@ -260,6 +291,7 @@ class Watch:
             seed=seed,
             on_error=on_error,
             listeners=listeners,
+            say=say,
         )
         self.on_transition: Callable[[Flag], object] | None = on_transition
 
@@ -276,6 +308,7 @@ class Watch:
         on_error: OnError = "warn",
         listeners: Sequence[Listener] = (),
         on_transition: Callable[[Flag], object] | None = None,
+        say: Callable[[str], object] | None = None,
     ) -> Watch:
         """A watch that measures several things, each on its own data and schedule, into one record.
 
@@ -289,6 +322,7 @@ class Watch:
             on_error: What an estimator that fails does.
             listeners: Told of every measurement and transition.
             on_transition: Called with every flag of the detector.
+            say: Given the line that tells what a measurement takes; default it goes to the standard error.
         """
         watch = cls.__new__(cls)
         watch._begin(
@@ -300,6 +334,7 @@ class Watch:
             seed=seed,
             on_error=on_error,
             listeners=listeners,
+            say=say,
         )
         watch.on_transition = on_transition
         return watch
@@ -315,6 +350,7 @@ class Watch:
         seed: int,
         on_error: OnError,
         listeners: Sequence[Listener],
+        say: Callable[[str], object] | None,
     ) -> None:
         if on_error not in ("warn", "raise", "disable"):
             raise ValueError(f"on_error is {on_error!r}; expected 'warn', 'raise' or 'disable'")
@@ -325,29 +361,38 @@ class Watch:
         self.on_error = on_error
         self.listeners = list(listeners)
         self.clock = Clock(total_steps=total_steps)
+        self.say = _to_standard_error if say is None else say
         self._journal = Journal(directory)
-        self._header = self._describe()
+        objectives = [monitor.probe.first(CHECKED_AT_THE_START).objective(module, seed) for monitor in monitors]
+        self._header = self._describe(objectives)
         self._last_asked = -1
         self._recording = False
         self._last_seen: tuple[int, float] | None = None
-        self._last_measured = -1
+        self._last_taken = -1
+        self._start: Start | None = None
+        self._left_out: list[str] = []
+        self._planned_for: float | None = None
+        self._plan_at: int | None = None
         self._failed: set[str] = set()
         self._impossible: set[str] = set()
         self._told_impossible: set[str] = set()
         self._undescribed: set[str] = set()
         self._closed = False
+        self._prices: dict[str, float] = {}
+        with self._guarded("price", 0):
+            self._prices = self._predict(objectives)
+        self.clock.measurement_seconds = sum(self._prices.values())
 
-    def _describe(self) -> dict[str, Any]:
-        """The header of the record; building the objectives checks that they can be measured."""
+    def _describe(self, objectives: Sequence[Objective]) -> dict[str, Any]:
+        """The header of the record."""
         described: list[dict[str, Any]] = []
         num_parameters = 0
         labels = None
-        for monitor in self.monitors:
-            probe = monitor.probe
-            objective = probe.objective(self.module, self.seed)
+        for monitor, objective in zip(self.monitors, objectives, strict=True):
+            probe, sizes = monitor.probe, monitor.probe.sizes
             num_parameters = objective.num_parameters
             if monitor is self._main:
-                labels = integer_targets(probe.batches, objective.batch_sizes)
+                labels = integer_targets(probe.batches, sizes)
             for estimator in monitor.estimators:
                 if isinstance(estimator, COEFFICIENTS):
                     estimator.parts(objective)
@@ -355,11 +400,11 @@ class Watch:
                 {
                     "estimators": {e.name: _settings(e) for e in monitor.estimators},
                     "schedule": {"kind": type(monitor.schedule).__name__, **_settings(monitor.schedule)},
-                    "n": probe.n or objective.num_samples,
+                    "n": probe.n or sum(sizes),
                     "probe": {
                         "source": probe.source,
-                        "samples": objective.num_samples,
-                        "batches": objective.num_batches,
+                        "samples": sum(sizes),
+                        "batches": len(sizes),
                         "mode": probe.mode,
                         "data": probe.name,
                     },
@@ -390,10 +435,33 @@ class Watch:
         """The monitor whose samples are those of the run: the first that measures on the main probe."""
         return next((monitor for monitor in self.monitors if not monitor.probe.name), None)
 
+    def _predict(self, objectives: Sequence[Objective]) -> dict[str, float]:
+        """Seconds for each part of a measurement, by its name."""
+        prices: dict[str, float] = {}
+        pace: price.Pace | None = None
+        for monitor, objective in zip(self.monitors, objectives, strict=True):
+            pace = pace or price.Pace.of(objective)
+            size = price.size_of(objective, len(monitor.probe.batches))
+            for name, seconds in price.predicted(monitor.estimators, size, pace).items():
+                prices[name] = prices.get(name, 0.0) + seconds
+        return prices
+
+    @property
+    def _share(self) -> float | None:
+        """The least share of the training time that a schedule keeps to; None where none does."""
+        shares = (m.schedule.max_overhead for m in self.monitors if isinstance(m.schedule, Spread))
+        return min((share for share in shares if share is not None), default=None)
+
     @property
     def next_visit(self) -> int | None:
         """The first step at which :meth:`at` may do something."""
-        return min((m.next_visit for m in self.monitors if m.next_visit is not None), default=None)
+        visits = (self._plan_at, *(monitor.next_visit for monitor in self.monitors))
+        return min((visit for visit in visits if visit is not None), default=None)
+
+    @property
+    def last_taken(self) -> int:
+        """The last step whose state was measured, or is kept to be measured; -1 before the first."""
+        return self._last_taken
 
     @property
     def transitions(self) -> list[Transition]:
@@ -417,45 +485,113 @@ class Watch:
             step: Optimizer steps made so far.
 
         Returns:
-            The measurement, or None if none was due.
+            The measurement, which may be that of the first state if it was kept; None if none was due.
         """
+        if self._last_asked < 0:
+            self._begin_to_count(step)
         self._last_asked = step
         due = self.next_visit
         if due is None or step < due:
             return None
         self._advance_clock(step)
+        if self._plan_at is not None and step >= self._plan_at:
+            self._plan()
         visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
         measured = [m for m in visited if m.schedule.measures(step, self.clock)]
-        measurement = self._measure(step, measured) if measured else None
+        measurement = None
+        if self._last_taken < 0 and any(m not in measured and m.schedule.keeps_the_start for m in visited):
+            self._keep(step, visited)
+            measured = []
+        elif measured and self._start is not None:
+            measurement = self._measure_start()
+            measured = [m for m in measured if m.schedule.measures(step, self.clock)]
+        if measured:
+            measurement = self._measure(step, measured)
         for monitor in visited:
             monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
         return measurement
 
+    def _begin_to_count(self, step: int) -> None:
+        """At the first step asked of: see when to plan, or say at once what a measurement takes where nothing does."""
+        if self._planned_for is not None:
+            return
+        seconds, total = self.clock.measurement_seconds, self.clock.total_steps
+        if self._share is not None:
+            self._plan_at = step + (TIMED_STEPS if total is None else max(1, min(TIMED_STEPS, total - step)))
+        elif seconds > PROMPT:
+            self._planned_for = math.inf
+            self.say(
+                f"phasewatch: a measurement takes about {price.spoken(seconds)}, and the schedule does not limit the "
+                "time for that; schedule='auto' keeps to a share of the training time, max_overhead."
+            )
+
+    def _plan(self) -> None:
+        """Leave out what is too dear for the run, and say what a measurement takes."""
+        self._plan_at = None
+        share, clock = self._share, self.clock
+        if share is None or not (clock.steps and clock.training_seconds) or self._planned_for is not None:
+            return
+        self._planned_for = share
+        prices, whole = self._prices, clock.measurement_seconds
+        if clock.measuring_seconds and (in_all := sum(prices.values())):
+            prices = {name: seconds * whole / in_all for name, seconds in prices.items()}
+        training = None if clock.total_steps is None else clock.training_seconds / clock.steps * clock.total_steps
+        if training is not None and whole > PROMPT:
+            order = price.may_be_left_out([e for monitor in self.monitors for e in monitor.estimators])
+            self._left_out = price.too_dear(prices, order, share * training)
+            clock.measurement_seconds -= sum(prices.get(name, 0.0) for name in self._left_out)
+        self._header["left_out"] = self._left_out
+        plan = price.Plan(whole, clock.measurement_seconds, share, training, tuple(self._left_out))
+        if plan.is_beyond_the_run:
+            warnings.warn(f"phasewatch: {plan.with_what_mends_it()}", stacklevel=3)
+        else:
+            self.say(f"phasewatch: {plan.told(None if self._start is None else self._start.step)}")
+
+    def _keep(self, step: int, monitors: Sequence[Monitor]) -> None:
+        """Keep the state of the first step, to be measured later under that step and before all others."""
+        self._last_taken = step
+        with self._guarded("start", step):
+            self._start = Start(step, KeptState(self.module), list(monitors))
+
+    def _measure_start(self) -> Measurement | None:
+        """Measure the state that was kept, if one was."""
+        if self._start is None:
+            return None
+        self._plan()
+        start, self._start = self._start, None
+        module = None
+        with self._guarded("start", start.step):
+            module = start.state.module()
+        return None if module is None else self._measure(start.step, start.monitors, module)
+
     def measure(self, step: int) -> Measurement | None:
-        """Measure now with every monitor, whatever the schedule says.
+        """Measure now with every monitor, whatever the schedule says; before that the first state, if it was kept.
 
         Returns:
             The measurement; None if every estimator failed.
         """
         self._advance_clock(step)
+        self._measure_start()
         return self._measure(step, self.monitors)
 
     def close(self, step: int | None = None) -> None:
         """Measure the end of the run if the schedule wants it, and finish the record.
 
         Args:
-            step: Optimizer steps made in the whole run; default no last measurement.
+            step: Optimizer steps made in the whole run; default no last measurement, nor one of the first state if it
+                was kept.
         """
         if self._closed:
             return
         if step is not None:
             self._advance_clock(step)
+            self._measure_start()
             last = [m for m in self.monitors if m.schedule.measures_the_end or m.next_visit == step]
-            if last and step > self._last_measured:
+            if last and step > self._last_taken:
                 self._measure(step, last)
             for monitor in last:
                 monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
-        self._closed = True
+        self._closed, self._start = True, None
         if self._recording:
             with self._guarded("record", step or 0):
                 self._journal.append("end", {"time": time.time()})
@@ -474,7 +610,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the record; where all went well, measure the end: one step beyond the last that ``at`` was asked of."""
-        went_on = error is None and self._last_asked > self._last_measured
+        went_on = error is None and (self._start is not None or self._last_asked > self._last_taken)
         self.close(self._last_asked + 1 if went_on else None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -490,12 +626,15 @@ class Watch:
             "lines": [[line.kind, line.body] for line in self._journal.unwritten if line.kind in _HISTORY],
             "detector": self.detector.state_dict() if self.detector else None,
             "next_visits": [m.next_visit for m in self.monitors],
-            "last_measured": self._last_measured,
+            "last_taken": self._last_taken,
+            "start": None if self._start is None else self._start.step,
+            "planned_for": self._planned_for,
+            "left_out": list(self._left_out),
             "clock": {
                 "steps": self.clock.steps,
                 "training_seconds": self.clock.training_seconds,
                 "measuring_seconds": self.clock.measuring_seconds,
-                "last_measurement_seconds": self.clock.last_measurement_seconds,
+                "measurement_seconds": self.clock.measurement_seconds,
             },
         }
 
@@ -505,7 +644,8 @@ class Watch:
         In the directory of the run that was cut off its record goes on, with a line that says from where on it was
         resumed. Elsewhere a new record begins, under an id of its own, with all that was measured before; its header
         says which run it continues. The record is looked for in the directory of this watch, in ``places``, and where
-        it was. If it is lost, or a part of it, a warning and the new record say so, and the watch goes on without.
+        it was. If it is lost, or a part of it, a warning and the new record say so, and the watch goes on without. So
+        they do of a first state that was kept and not measured by then: it is not in the state.
 
         Args:
             state: The state.
@@ -517,11 +657,14 @@ class Watch:
         if self._recording:
             raise ValueError("load_state_dict came after the first measurement; call it right after creation.")
         self._recording = True
-        self._last_measured = state["last_measured"]
+        self._last_taken = state["last_taken"]
+        if state["planned_for"] in (self._share, math.inf):
+            self._planned_for, self._left_out = state["planned_for"], list(state["left_out"])
+            self._header["left_out"] = self._left_out
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
         for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
             monitor.next_visit = next_visit
-        step = max(self._last_measured, 0)
+        step = max(self._last_taken, 0)
         with self._guarded("record", step):
             self._take_up(state, [Path(place) for place in places])
         if self.detector and state["detector"]:
@@ -540,13 +683,18 @@ class Watch:
         own = [] if self.directory is None else [self.directory]
         history = History(None, [], 0) if position is None else find_history(position, [*own, *places])
         said = _told_loss(position, history) if position and history.missing else []
+        if state["start"] is not None:
+            said.append(
+                f"The state of step {state['start']} was kept to be measured later, which was not done by the time of "
+                "the checkpoint, and a checkpoint does not hold it: that step stays without a measurement."
+            )
         journal = None
         if position and history.path is not None and history.path.parent in own:
             try:
                 journal = Journal.reopen(history.path, position.run_id, position.sequence)
             except (RecordError, OSError) as error:
                 said.append(f"{error} This run goes on in a record of its own beside that one.")
-        at = {"step": self._last_measured + 1, "time": time.time()}
+        at = {"step": self._last_taken + 1, "time": time.time()}
         told: list[tuple[Any, dict[str, Any]]]
         if journal is not None and position is not None:
             self._journal = journal
@@ -569,15 +717,22 @@ class Watch:
             self.clock.training_seconds += now - last_time
         self._last_seen = (step, now)
 
-    def _measure(self, step: int, monitors: Sequence[Monitor]) -> Measurement | None:
+    def _measure(self, step: int, monitors: Sequence[Monitor], module: nn.Module | None = None) -> Measurement | None:
+        """Measure a module, by default the network as it is now."""
         began = time.perf_counter()
         estimates: dict[str, Estimate] = {}
         histograms: dict[str, Histogram] = {}
         sample_losses: tuple[float, ...] = ()
         for monitor in monitors:
-            without = self._impossible | (self._failed if self.on_error == "disable" else set())
+            failed = self._failed if self.on_error == "disable" else set()
+            without = self._impossible | set(self._left_out) | failed
             found, failures = measure(
-                self.module, monitor.estimators, monitor.probe, step, seed=self.seed, without=without
+                self.module if module is None else module,
+                monitor.estimators,
+                monitor.probe,
+                step,
+                seed=self.seed,
+                without=without,
             )
             for failure in failures:
                 self._note(failure, step)
@@ -589,9 +744,10 @@ class Watch:
         found = Measurement(step, estimates, histograms, time.perf_counter() - began, sample_losses=sample_losses)
         measurement = self._conclude(found) if estimates else None
         now = time.perf_counter()
-        self.clock.last_measurement_seconds = now - began
+        self.clock.measurement_seconds = now - began
         self.clock.measuring_seconds += now - began
-        self._last_seen = (step, now)
+        if self._last_seen is not None:
+            self._last_seen = (self._last_seen[0], now)
         return measurement
 
     def _conclude(self, found: Measurement) -> Measurement:
@@ -601,7 +757,7 @@ class Watch:
             overhead = (self.clock.measuring_seconds + found.seconds) / self.clock.training_seconds
             estimates = {**estimates, "overhead": Estimate(overhead)}
         measurement = replace(found, estimates=estimates, time=time.time())
-        self._last_measured = max(step, self._last_measured)
+        self._last_taken = max(step, self._last_taken)
         with self._guarded("record", step):
             self._record("measurement", measurement.to_dict())
         self._tell(step, lambda listener: listener.on_measurement(measurement))
@@ -683,12 +839,24 @@ class Watch:
             return
         if self.on_error == "raise":
             raise failure.exception
-        if first:
+        if failure.is_out_of_memory and any(e.name == what for m in self.monitors for e in m.estimators):
+            self._impossible.add(what)
+            warnings.warn(
+                f"phasewatch: {what} takes more memory than there is, with one chain after another too "
+                f"({failure.error}). It is left out from step {step} on; all else is measured, and training goes on. A "
+                "smaller probe, or smaller batches in it, takes less.",
+                stacklevel=2,
+            )
+        elif first:
             warnings.warn(
                 f"phasewatch: {what} failed at step {step} ({failure.error}). Training goes on; further failures are "
                 "only recorded.",
                 stacklevel=2,
             )
+
+
+def _to_standard_error(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _told_loss(position: Position, history: History) -> list[str]:

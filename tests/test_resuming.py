@@ -124,7 +124,7 @@ def test_a_checkpoint_does_not_grow_with_the_run(tmp_path: Path) -> None:
     watch = make(tmp_path)
     sizes = []
     for stop in (8, 40, 80):
-        train(watch, max(watch._last_measured, 0) + 1 if sizes else 0, stop)
+        train(watch, max(watch._last_taken, 0) + 1 if sizes else 0, stop)
         sizes.append(len(json.dumps(saved(watch))))
     assert max(sizes) - min(sizes) < 32  # digits; each measurement is a line of 300 bytes and more
 

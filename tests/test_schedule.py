@@ -24,7 +24,7 @@ def simulate(schedule: Spread, step_seconds: float, cost: float, total: int) -> 
         clock.steps, reached = due, due
         if schedule.measures(due, clock):
             clock.measuring_seconds += cost
-            clock.last_measurement_seconds = cost
+            clock.measurement_seconds = cost
             measured.append(due)
         due = schedule.next_visit(due, clock)
     clock.training_seconds += (total - reached) * step_seconds
@@ -64,9 +64,9 @@ def test_the_share_is_kept_at_the_end_with_the_last_measurement_counted(share: f
 
 def test_a_measurement_that_turns_dear_stretches_the_interval() -> None:
     schedule = Spread(max_overhead=0.1)
-    clock = Clock(10_000, steps=1000, training_seconds=100.0, measuring_seconds=4.0, last_measurement_seconds=0.1)
+    clock = Clock(10_000, steps=1000, training_seconds=100.0, measuring_seconds=4.0, measurement_seconds=0.1)
     cheap = schedule.next_visit(1000, clock)
-    clock.last_measurement_seconds = 20.0
+    clock.measurement_seconds = 20.0
     dear = schedule.next_visit(1000, clock)
     assert cheap is not None and dear is not None
     assert dear >= 1000 + ((4 + 40) / 0.1 - 100) / 0.1 > cheap

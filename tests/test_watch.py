@@ -295,9 +295,9 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: Any) -> No
     seen: list[int] = []
 
     def full(descriptor: int, data: bytes) -> int:
-        if not 10 <= watch._last_measured <= 20:
+        if not 10 <= watch._last_taken <= 20:
             return write(descriptor, data)
-        seen.append(watch._last_measured)
+        seen.append(watch._last_taken)
         if len(seen) == 1:
             return write(descriptor, data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -2,6 +2,7 @@
 
 from phasewatch.estimators.behavioral import BehavioralCoefficient
 from phasewatch.estimators.learning_coefficient import LearningCoefficient
+from phasewatch.estimators.price import Price, Priced, Size
 from phasewatch.estimators.probe_loss import ProbeLoss
 from phasewatch.estimators.reading import Estimator, Reading
 from phasewatch.estimators.spectrum import HessianSpectrum
@@ -12,7 +13,10 @@ __all__ = [
     "Estimator",
     "HessianSpectrum",
     "LearningCoefficient",
+    "Price",
+    "Priced",
     "ProbeLoss",
     "Reading",
+    "Size",
     "SymmetryLedger",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from phasewatch.estimators.parts import check_names, check_refined, named, restricted
+from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.hessian import EffectiveRank, effective_rank
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
@@ -78,6 +79,14 @@ class BehavioralCoefficient:
             ValueError: If a name matches no module or parameter.
         """
         return restricted(objective, self.refined)
+
+    def price(self, size: Size) -> Price:
+        """Chains that end after half of their draws, at both resolutions, and the products for the ranks."""
+        chains, draws, burn_in = self._moves(size.num_parameters)
+        moves = len(self.resolutions) * chains * (burn_in + draws / 2)
+        most = sum(limits[size.num_parameters >= LARGE] for limits in (MOST_PRODUCTS, PRODUCTS_IN_THE_OUTPUTS))
+        batches = min(size.num_batches, math.ceil(ROWS / size.rows))
+        return Price(moves * (1 + len(self.refined)), 0 if self.data else most / 2) * batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.

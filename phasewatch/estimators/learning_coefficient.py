@@ -6,11 +6,15 @@ import math
 from dataclasses import dataclass
 
 from phasewatch.estimators.parts import check_names, check_refined, named, restricted
+from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.llc import LLCEstimate, check_settings, estimate_llc
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC
+
+_PILOT = 2 * 33 + 40
+"""Gradients of all batches before the chains, see :func:`phasewatch.estimate_llc`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class LearningCoefficient:
             ValueError: If a name matches no module or parameter.
         """
         return restricted(objective, self.refined)
+
+    def price(self, size: Size) -> Price:
+        """What is known of it: the chains, on one batch at a time, and before them a pilot on all."""
+        chains = self.chains * (self.burn_in + self.draws)
+        return Price(_PILOT * size.num_batches + chains) * (1 + len(self.refined))
 
     def _of_part(self, part: str) -> str:
         return named(self.name, part)

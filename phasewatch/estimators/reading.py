@@ -29,7 +29,8 @@ class Estimator(Protocol):
     """Anything that can be measured.
 
     Each signal that it emits has a row in the catalogue (:mod:`phasewatch.record.signals`), which says what it is
-    called, how it is shown and whether transitions are looked for in it; one without is recorded as a detail.
+    called, how it is shown and whether transitions are looked for in it; one without is recorded as a detail. What an
+    estimator takes is predicted where it says its price (:class:`phasewatch.estimators.Priced`).
     """
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.estimators.zero_count import counted
 from phasewatch.hessian import hessian_spectrum
@@ -12,6 +13,9 @@ from phasewatch.llc import quadratic_llc
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Histogram
 from phasewatch.record.signals import NULLITY, SPECTRUM
+
+IN_DOUBLE_PRECISION = 2.0
+"""Products in float64 take so many in float32."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class HessianSpectrum:
         """Check the settings, long before the first measurement."""
         if self.num_eigenvalues < 1:
             raise ValueError(f"num_eigenvalues is {self.num_eigenvalues}; expected at least 1")
+
+    def price(self, size: Size) -> Price:
+        """A column in a block takes half of a product alone; else Lanczos runs, with half of the probes that may be."""
+        dense = size.num_parameters <= self.dense_below
+        products = size.num_parameters / 2 if dense else 160 * IN_DOUBLE_PRECISION
+        return Price(products=products) * size.num_batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``hessian_max``, ``_min``, ``_trace`` and ``_negative``, ``nullity`` and ``rank_half``.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
+from phasewatch.estimators.spectrum import IN_DOUBLE_PRECISION
 from phasewatch.estimators.zero_count import counted
 from phasewatch.hessian import hessian_spectrum
 from phasewatch.objective import Objective
@@ -31,6 +33,11 @@ class SymmetryLedger:
     dense_below: int = 1500
     ledger_below: int = 1_000_000
     name = "zeros"
+
+    def price(self, size: Size) -> Price:
+        """All columns and as much again to explain the zeros, or two Lanczos runs of 32 and 16 products."""
+        products = size.num_parameters if size.num_parameters <= self.dense_below else 48 * IN_DOUBLE_PRECISION
+        return Price(products=products) * size.num_batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``nullity_ggn`` with its bracket, ``zeros_<cause>`` and ``distance_<kind>``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,6 +106,51 @@ class Places:
         finally:
             for slots, key, tensor in reversed(before):
                 slots[key] = tensor
+
+    def replace(self, made_of: Callable[[Tensor], Tensor]) -> None:
+        """Put another tensor in the place of each, for good; a tied one stays tied."""
+        for places in self._slots.values():
+            slots, key = places[0]
+            tensor = made_of(slots[key])
+            for slots, key in places:
+                slots[key] = tensor
+
+
+class KeptState:
+    """A module as it is now, for later: a copy with tensors of its own, which wait in main memory.
+
+    What a loss reads from other objects, as from a trainer, is what it will be then.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Copy it.
+
+        Raises:
+            TypeError: If something in it cannot be copied.
+        """
+        self._module = structure_copy(module)
+        self._devices: dict[int, torch.device] = {}
+        Places(self._module).replace(self._kept)
+
+    def module(self) -> nn.Module:
+        """The copy, its parameters and buffers where those of the module were."""
+        Places(self._module).replace(self._back)
+        return self._module
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        kept = _like(tensor, tensor.detach().to("cpu", copy=True))
+        self._devices[id(kept)] = tensor.device
+        return kept
+
+    def _back(self, tensor: Tensor) -> Tensor:
+        return _like(tensor, tensor.detach().to(self._devices.get(id(tensor), tensor.device)))
+
+
+def _like(original: Tensor, tensor: Tensor) -> Tensor:
+    """A parameter where the original is one."""
+    if isinstance(original, nn.Parameter):
+        return nn.Parameter(tensor, requires_grad=original.requires_grad)
+    return tensor
 
 
 class _NonReentrant:

@@ -61,6 +61,7 @@ class PureLoss:
         held: Whether all that the loss sees of the parameters past the outputs is held at ``parameters``.
         wide: Whether what is made of the outputs, the loss and the readings, is computed in float64.
         doubts: Reasons not to trust what is measured of this function; none where it is what it is taken for.
+        one_at_a_time: Whether to hold the evaluation at one place at a time, where several are asked for.
         constants: Numbers, texts and the like that the module has in attributes.
     """
 
@@ -103,7 +104,7 @@ class PureLoss:
         layouts = [Layout(batch) for batch in listed]
         self.data = [[self._cast(tensor) for tensor in layout.tensors] for layout in layouts]
         self._layouts = [Layout(layout.rebuild(own)) for layout, own in zip(layouts, self.data, strict=True)]
-        self.batch_sizes = _batch_sizes(listed, batch_sizes)
+        self.batch_sizes = sizes_of_batches(listed, batch_sizes)
         self.num_samples = sum(self.batch_sizes)
         self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
         self.draws_random_numbers = False
@@ -113,6 +114,7 @@ class PureLoss:
         self.held = False
         self.wide = False
         self.doubts: tuple[str, ...] = ()
+        self.one_at_a_time = False
         self.constants = plain_attributes(self._module)
 
     @property
@@ -332,7 +334,12 @@ def _as_list(batches: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _batch_sizes(batches: list[Any], given: Sequence[int] | None) -> list[int]:
+def sizes_of_batches(batches: Sequence[Any], given: Sequence[int] | None) -> list[int]:
+    """Samples in each batch, as given or else as can be read off.
+
+    Raises:
+        ValueError: If they do not fit the batches, are not positive, or cannot be read off.
+    """
     if given is not None:
         if len(given) != len(batches) or min(given) < 1:
             raise ValueError(f"batch_sizes is {list(given)}; expected {len(batches)} positive numbers, one a batch.")

@@ -501,6 +501,16 @@ class Objective(PureLoss):
         parts = sum(half.num_samples / size * float(half.batch_losses[0]) for half in halves)
         return halves[0] if abs(parts - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
 
+    def evaluated_one_at_a_time(self) -> Objective:
+        """The same, evaluated at one place after another where several are asked for: it takes the least memory."""
+        other = copy.copy(self)
+        other.one_at_a_time = True
+        other._vectorized = Vectorized(other)
+        if self._origin is not None:
+            origin, again = self._origin
+            other._origin = (origin.evaluated_one_at_a_time(), again)
+        return other
+
     def first_batches(self, count: int) -> Objective:
         """The same loss on the first batches only, where they say enough."""
         if self._origin is not None:

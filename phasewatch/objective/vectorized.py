@@ -76,6 +76,8 @@ class Vectorized:
                 "The loss draws random numbers, the batch has no tensor with one entry a sample, or the outputs are "
                 "too large to be held."
             )
+        if self._function.one_at_a_time and len(vectors) > 1:
+            return torch.cat([self.sample_losses(vector[None], batch) for vector in vectors])
         try:
             if self._has_sample_losses is None:
                 with torch.no_grad():
@@ -89,7 +91,7 @@ class Vectorized:
         raise ValueError("The loss of a batch is not the mean of the losses of its samples.")
 
     def _can_evaluate(self, vectors: Tensor, compiled: bool) -> bool:
-        if not self._function.is_pure or self._recomputes():
+        if self._function.one_at_a_time or not self._function.is_pure or self._recomputes():
             return False
         if len(vectors) == 1:
             return compiled

@@ -88,3 +88,26 @@ def test_losses_of_samples() -> None:
     expected = torch.stack([torch.stack([alone.loss(vector, i) for i in range(5)]) for vector in vectors])
     for _ in range(2):
         assert torch.allclose(objective.sample_losses(vectors, 1), expected, rtol=1e-9)
+
+
+def test_one_at_a_time_says_the_same_with_one_place_in_memory() -> None:
+    places: list[int] = []
+
+    def seen(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        places.append(1)
+        return cross_entropy(module, batch)
+
+    torch.manual_seed(0)
+    together = Objective(network(), batches([8, 8]), loss_fn=seen)
+    apart = together.evaluated_one_at_a_time()
+    vectors = together.parameters + 0.1 * torch.randn(4, together.num_parameters).double()
+    for one, other in ((together, apart), (together.behavioral(), apart.behavioral())):
+        for ours, theirs in zip(one.losses_and_gradients(vectors), other.losses_and_gradients(vectors), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(one.losses(vectors), other.losses(vectors))
+    torch.testing.assert_close(apart.sample_losses(vectors, 0), together.sample_losses(vectors, 0))
+    places.clear()
+    apart.losses_and_gradients(vectors, 0)
+    assert len(places) == 4
+    for derived in (apart.behavioral(), apart.first_batches(1), apart.to(torch.float32), apart.restricted_to("0")):
+        assert derived.one_at_a_time

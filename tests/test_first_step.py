@@ -1,0 +1,371 @@
+"""Where a measurement takes long, the state of the first step is kept, and measured when the run has paid for it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phasewatch import price
+from phasewatch.estimators import (
+    HessianSpectrum,
+    LearningCoefficient,
+    Price,
+    Reading,
+    Size,
+    SymmetryLedger,
+)
+from phasewatch.measure import Probe
+from phasewatch.objective import Objective
+from phasewatch.record import Estimate, Signal, load_run
+from phasewatch.record.signals import CATALOGUE
+from phasewatch.schedule import Spread, as_schedule
+from phasewatch.watch import Monitor, Watch
+
+INPUTS = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+PROBE = [(INPUTS, INPUTS.sum(dim=1, keepdim=True))]
+STEP_SECONDS = 1.0
+GRADIENT_SECONDS = 1e-3
+
+
+def half_mean_squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return 0.5 * (module(batch[0]) - batch[1]).square().mean()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: Any) -> Iterator[Any]:
+    """Time that only training steps and measurements move; a gradient of a batch takes a millisecond."""
+    clock = SimpleNamespace(now=0.0)
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
+    monkeypatch.setattr("phasewatch.watch.time", fake)
+    monkeypatch.setattr(price.Pace, "of", lambda _: price.Pace(GRADIENT_SECONDS, GRADIENT_SECONDS))
+    for name in ("weight", "zeros_seen", "hessian_seen", "llc_seen"):
+        monkeypatch.setitem(CATALOGUE, name, Signal(name, "a number", group="tests", detected=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="phasewatch")
+        yield clock
+
+
+@dataclass(frozen=True)
+class Dear:
+    """The first weight; takes the seconds that it says it takes."""
+
+    clock: Any
+    seconds: float
+    name: str = "dear"
+
+    def price(self, size: Size) -> Price:
+        return Price(gradients=self.seconds / GRADIENT_SECONDS)
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        self.clock.now += self.seconds
+        return Reading({"weight": Estimate(objective.parameters[0].item())})
+
+
+class Said(list[str]):
+    """What a watch says."""
+
+    def __call__(self, text: str) -> None:
+        self.append(text)
+
+
+def make(*estimators: Any, **options: Any) -> Watch:
+    module = nn.Linear(3, 1, bias=False)
+    nn.init.constant_(module.weight, -1.0)
+    settings = {"schedule": "auto", "max_overhead": 0.1, "on_error": "raise", "say": Said(), **options}
+    return Watch(module, PROBE, loss_fn=half_mean_squared_error, estimators=estimators, **settings)
+
+
+def train(watch: Watch, clock: Any, first: int, stop: int) -> None:
+    """The weight is -1 at the start, and after that as large as the step."""
+    for step in range(first, stop):
+        watch.at(step)
+        clock.now += STEP_SECONDS
+        with torch.no_grad():
+            watch.module.weight.fill_(step + 1.0)  # type: ignore[union-attr, operator]
+
+
+def expected(steps: Any) -> list[float]:
+    return [-1.0 if step == 0 else float(step) for step in steps]
+
+
+def test_the_first_state_is_measured_when_it_is_paid_and_recorded_before_all_others(clock: Any, tmp_path: Path) -> None:
+    """40 s a measurement, a tenth of 4,000 s: with one kept back for the end, step 0 is paid at 800."""
+    told: list[int] = []
+    watch = make(Dear(clock, 40.0), total_steps=4000, directory=tmp_path)
+    listener: Any = SimpleNamespace(
+        on_measurement=lambda m: told.append(m.step), on_transitions=lambda *_: None, on_end=id, close=int
+    )
+    watch.listeners.append(listener)
+    train(watch, clock, 0, 790)
+    assert not watch.run.measurements and watch.last_taken == 0 and clock.now == 790
+    train(watch, clock, 790, 1000)
+    (first,) = watch.run.measurements
+    assert (first.step, first.value("weight"), first.seconds) == (0, -1.0, 40.0)
+    assert 830 <= first.time <= 900
+    train(watch, clock, 1000, 4000)
+    watch.close(4000)
+    weights = load_run(tmp_path).series("weight")
+    assert weights.values.tolist() == expected(weights.steps)
+    assert told == weights.steps.tolist() == sorted(told)
+    assert told[0] == 0 and told[1] >= 1200 and told[-1] == 4000
+    assert len(told) == 9 and watch.clock.overhead == pytest.approx(9 * 40 / 4000)
+    assert [line.split("allows")[1] for line in watch.say] == [  # type: ignore[attr-defined]
+        " about 9; the state of step 0 is kept and measured when that is paid."
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "at_once"), [(4.5, True), (5.5, False)])
+def test_a_measurement_of_up_to_five_seconds_is_made_at_once(seconds: float, at_once: bool, clock: Any) -> None:
+    watch = make(Dear(clock, seconds), total_steps=4000)
+    measurement = watch.at(0)
+    assert (measurement is not None) is at_once
+    assert watch.last_taken == 0
+
+
+def test_without_a_limit_it_is_made_at_once_and_said_before(clock: Any) -> None:
+    for options in ({"schedule": 100}, {"max_overhead": None}):
+        watch = make(Dear(clock, 40.0), **options)
+        assert watch.at(0) is not None
+        (said,) = watch.say  # type: ignore[misc]
+        assert "a measurement takes about 40 s, and the schedule does not limit the time" in said
+    cheap = make(Dear(clock, 4.0), schedule=100)
+    cheap.at(0)
+    assert not cheap.say
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_a_run_that_ends_before_it_is_paid_measures_start_and_end_at_its_end(block: bool, clock: Any) -> None:
+    watch = make(Dear(clock, 40.0), total_steps=900)
+    if block:
+        with watch:
+            train(watch, clock, 0, 700)
+    else:
+        train(watch, clock, 0, 700)
+        watch.close(700)
+    assert clock.now == 700 + 2 * 40
+    assert watch.run.series("weight").steps.tolist() == [0, 700]
+    assert watch.run.series("weight").values.tolist() == [-1.0, 700.0]
+
+
+def test_a_run_that_breaks_off_measures_nothing_more(clock: Any) -> None:
+    watch = make(Dear(clock, 40.0), total_steps=900)
+    with pytest.raises(KeyboardInterrupt), watch:
+        train(watch, clock, 0, 100)
+        raise KeyboardInterrupt
+    assert clock.now == 100 and not watch.run.measurements
+
+
+def test_asked_to_measure_it_measures_the_first_state_before(clock: Any) -> None:
+    watch = make(Dear(clock, 40.0), total_steps=900)
+    train(watch, clock, 0, 100)
+    found = watch.measure(100)
+    assert found is not None and found.value("weight") == 100.0
+    assert watch.run.series("weight").values.tolist() == [-1.0, 100.0]
+
+
+def test_the_whole_first_row_waits_for_the_schedule_without_a_limit(clock: Any) -> None:
+    """Two callbacks, one every 50 steps: its step 0 waits for step 50 too, where it makes the other's due."""
+    probe = Probe(PROBE, half_mean_squared_error)
+    monitors = [
+        Monitor((Dear(clock, 40.0),), probe, Spread(0.1)),
+        Monitor((HessianSpectrum(num_eigenvalues=1),), probe, as_schedule(50)),
+    ]
+    module = nn.Linear(3, 1, bias=False)
+    nn.init.constant_(module.weight, -1.0)
+    watch = Watch.from_monitors(module, monitors, total_steps=4000, on_error="raise", say=Said())
+    train(watch, clock, 0, 51)
+    assert watch.run.series("weight").steps.tolist() == [0]
+    assert watch.run.series("hessian_max").steps.tolist() == [0, 50]
+
+
+class Stateful(nn.Module):
+    """BatchNorm, a tied and a frozen weight, a buffer, and a number that the loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh())
+        self.again = nn.Linear(3, 3)
+        self.again.weight = self.body[0].weight
+        self.head = nn.Linear(3, 1).requires_grad_(False)
+        self.scale = 1.0
+        self.seen: dict[str, Tensor] = {}
+        self.kept: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.again(self.body(inputs))
+        self.seen["last"] = hidden
+        return self.scale * self.head(hidden)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_it_is_the_measurement_that_would_have_been_made_at_once(mode: Any, monkeypatch: Any) -> None:
+    """To the bit, after everything of the module has changed."""
+    estimators = (LearningCoefficient(chains=2, draws=6, burn_in=20), HessianSpectrum(num_eigenvalues=1))
+
+    def run(limit: float | None) -> Any:
+        torch.manual_seed(0)
+        module = Stateful()
+        module(INPUTS).mean().backward()
+        module.kept.append(module(INPUTS).sum())
+        watch = Watch(
+            module,
+            PROBE,
+            loss_fn=half_mean_squared_error,
+            estimators=estimators,
+            max_overhead=limit,
+            mode=mode,
+            on_error="raise",
+            say=Said(),
+            total_steps=10_000,
+        )
+        assert (watch.at(0) is None) is (limit is not None)
+        module(2 * INPUTS).mean().backward()
+        with torch.no_grad():
+            for tensor in [*module.parameters(), *module.buffers()]:
+                tensor += 1
+        module.scale = 3.0
+        module.seen.clear()
+        module.train(not module.training)
+        modes = [m.training for m in module.modules()]
+        state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        watch.close(1)
+        assert [m.training for m in module.modules()] == modes
+        assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())
+        return watch.run.measurements
+
+    monkeypatch.setattr(price.Pace, "of", lambda _: price.Pace(1.0, 1.0))
+    later, at_once = run(1e-6), run(None)
+    assert [m.step for m in later] == [m.step for m in at_once] == [0, 1]
+    for ours, theirs in zip(later, at_once, strict=True):
+        assert ours.estimates.keys() - {"overhead"} == theirs.estimates.keys() - {"overhead"}
+        for name in theirs.estimates.keys() - {"overhead"}:
+            assert ours.estimates[name] == theirs.estimates[name], name
+    assert later[0].value("loss") != later[1].value("loss")
+
+
+def test_a_checkpoint_without_the_first_state_goes_on_and_says_so(clock: Any, tmp_path: Path) -> None:
+    first = make(Dear(clock, 40.0), total_steps=4000, directory=tmp_path)
+    train(first, clock, 0, 500)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    assert buffer.tell() < 4096  # no tensor is in it
+    buffer.seek(0)
+    first.close()
+    second = make(Dear(clock, 40.0), total_steps=4000, directory=tmp_path)
+    with pytest.warns(UserWarning, match="state of step 0 was kept to be measured later"):
+        second.load_state_dict(torch.load(buffer, weights_only=True))
+    train(second, clock, 500, 4000)
+    second.close(4000)
+    run = load_run(tmp_path)
+    weights = run.series("weight")
+    assert weights.steps[0] >= 800 and weights.steps[-1] == 4000
+    assert weights.values.tolist() == expected(weights.steps)
+    assert [f["what"] for f in run.failures] == ["resuming"]
+    assert not second.say  # it was said before
+
+
+@dataclass(frozen=True)
+class Zeros(SymmetryLedger):
+    clock: Any = None
+    name = "zeros"
+
+    def price(self, size: Size) -> Price:
+        return Price(gradients=50 / GRADIENT_SECONDS)
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        self.clock.now += 50
+        return Reading({"zeros_seen": Estimate(1.0)})
+
+
+@dataclass(frozen=True)
+class Spectrum(HessianSpectrum):
+    clock: Any = None
+    name = "hessian"
+
+    def price(self, size: Size) -> Price:
+        return Price(gradients=30 / GRADIENT_SECONDS)
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        self.clock.now += 30
+        return Reading({"hessian_seen": Estimate(1.0)})
+
+
+@pytest.mark.parametrize(
+    ("steps", "left_out"),
+    [
+        (12_000, []),
+        (8_000, ["zeros"]),
+        (3_300, ["zeros", "hessian"]),
+        (1_700, ["zeros"]),
+        (900, ["zeros", "hessian"]),
+    ],
+)
+def test_what_the_run_cannot_pay_for_is_left_out_and_said(
+    steps: int, left_out: list[str], clock: Any, tmp_path: Path
+) -> None:
+    """120 s in all, 70 s without the zeros, 40 s without the spectrum, in steps / 10 s for eight, or else for two."""
+    estimators = (Spectrum(clock=clock), Zeros(clock=clock), Dear(clock, 40.0))
+    watch = make(*estimators, total_steps=steps, directory=tmp_path)
+    train(watch, clock, 0, steps)
+    watch.close(steps)
+    run = load_run(tmp_path)
+    for name, signal in (("zeros", "zeros_seen"), ("hessian", "hessian_seen")):
+        assert (signal in run.names) is (name not in left_out)
+    assert run.header["left_out"] == left_out
+    assert run.measurements[0].step == 0 and run.measurements[-1].step == steps
+    assert watch.clock.overhead <= 0.1
+    (said,) = watch.say  # type: ignore[misc]
+    assert ("left out are " + ", ".join(left_out) in said) is bool(left_out)
+    resumed = make(*estimators, total_steps=steps)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.state_dict()["left_out"] == left_out
+    raised = make(*estimators, total_steps=steps, max_overhead=None)
+    raised.load_state_dict(watch.state_dict())
+    assert raised.state_dict()["left_out"] == []  # another limit is another plan
+
+
+def test_a_run_that_cannot_pay_for_one_is_told_at_the_start(clock: Any) -> None:
+    watch = make(Zeros(clock=clock), Dear(clock, 40.0), total_steps=300)
+    with pytest.warns(UserWarning, match="max_overhead=0.27 would pay for these two") as caught:
+        train(watch, clock, 0, 11)
+    assert len(caught) == 1 and not watch.say and clock.now == 11
+    train(watch, clock, 11, 300)
+    watch.close(300)
+    assert watch.run.series("weight").steps.tolist() == [0, 300]
+    assert "zeros_seen" not in watch.run.names
+
+
+def test_a_price_that_cannot_be_had_costs_nothing_but_itself(clock: Any) -> None:
+    @dataclass(frozen=True)
+    class Wrong(Dear):
+        def price(self, size: Size) -> Price:
+            raise ZeroDivisionError("planted")
+
+    with pytest.warns(UserWarning, match="price failed at step 0 .*planted"):
+        watch = make(Wrong(clock, 40.0), total_steps=4000, on_error="warn")
+    assert watch.at(0) is not None
+
+
+def test_a_module_that_cannot_be_copied_is_not_kept_and_trains_on(clock: Any, monkeypatch: Any) -> None:
+    def refuse(_: nn.Module) -> None:
+        raise TypeError("planted")
+
+    watch = make(Dear(clock, 40.0), total_steps=4000, on_error="warn")
+    monkeypatch.setattr("phasewatch.watch.KeptState", refuse)
+    with pytest.warns(UserWarning, match="start failed at step 0 .*planted"):
+        train(watch, clock, 0, 1)
+    train(watch, clock, 1, 4000)
+    watch.close(4000)
+    steps = watch.run.series("weight").steps
+    assert steps[0] >= 800 and steps[-1] == 4000
+    np.testing.assert_array_equal(watch.run.series("weight").values, expected(steps))
