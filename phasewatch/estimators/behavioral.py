@@ -81,9 +81,9 @@ class BehavioralCoefficient:
         return restricted(objective, self.refined)
 
     def price(self, size: Size) -> Price:
-        """Chains that end after half of their draws, at both resolutions, and the products for the ranks."""
+        """Chains that end after a quarter of their draws, at both resolutions, and the products for the ranks."""
         chains, draws, burn_in = self._moves(size.num_parameters)
-        moves = len(self.resolutions) * chains * (burn_in + draws / 2)
+        moves = len(self.resolutions) * chains * (burn_in + draws / 4)
         most = sum(limits[size.num_parameters >= LARGE] for limits in (MOST_PRODUCTS, PRODUCTS_IN_THE_OUTPUTS))
         batches = min(size.num_batches, math.ceil(ROWS / size.rows))
         return Price(moves * (1 + len(self.refined)), 0 if self.data else most / 2) * batches
