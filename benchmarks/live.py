@@ -33,10 +33,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from phasewatch import BehavioralLLC, estimate_behavioral_llc
-from phasewatch.estimators.behavioral import LARGE, MOST_PRODUCTS, BehavioralCoefficient
+from phasewatch.estimators.behavioral import LARGE, MOST_PRODUCTS, PRECISION, BehavioralCoefficient
 from phasewatch.hessian import effective_rank
 from phasewatch.llc import prior_spread
-from phasewatch.llc.behavioral import COARSE, FINE, LARGEST_HALF_WIDTH
+from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.llc.diagnostics import split_rhat
 from phasewatch.record import Change
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE, LOSS, NORMAL_95
@@ -62,8 +62,8 @@ from reference_runs import (  # noqa: E402
 
 Row = dict[str, Any]
 
-LIVE: dict[str, Any] = {"chains": 4, "burn_in": 200, "draws": 1_200, "precision": LARGEST_HALF_WIDTH}
-LIVE_LARGE: dict[str, Any] = {"chains": 2, "burn_in": 120, "draws": 400, "precision": LARGEST_HALF_WIDTH}
+LIVE: dict[str, Any] = {"chains": 4, "burn_in": 200, "draws": 1_200, "precision": PRECISION[0]}
+LIVE_LARGE: dict[str, Any] = {"chains": 2, "burn_in": 120, "draws": 400, "precision": PRECISION[1]}
 """As the product has them, the second from 20,000 parameters on."""
 RESOLUTIONS = (COARSE, FINE)
 ACCEPTED_RHAT = 1.1

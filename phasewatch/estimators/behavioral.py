@@ -13,7 +13,7 @@ from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.hessian import EffectiveRank, effective_rank
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
-from phasewatch.llc.behavioral import COARSE, FINE, LARGEST_HALF_WIDTH
+from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import ConstantOutputsError, Objective
 from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
@@ -21,6 +21,8 @@ from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, L
 LARGE = 20_000
 """Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
 as much of them as many of a small one."""
+PRECISION = (0.07, 0.1)
+"""Half-width of the interval at which chains end, as a share of lambda, below that and from there on."""
 MOST_PRODUCTS, PRODUCTS_IN_THE_OUTPUTS = (256, 64), (1_024, 64)
 """Products with the Gauss-Newton matrix for an effective rank, below that and from there on."""
 OUTPUTS_TOLERANCE = 0.01
@@ -132,7 +134,7 @@ class BehavioralCoefficient:
             draws=draws,
             burn_in=burn_in,
             spread=spread,
-            precision=LARGEST_HALF_WIDTH,
+            precision=PRECISION[objective.num_parameters >= LARGE],
         )
 
     def _moves(self, num_parameters: int) -> tuple[int, int, int]:

@@ -127,7 +127,7 @@ def estimate_behavioral_llc(
     draws: int = 4_000,
     burn_in: int = 1_000,
     spread: float | Tensor | None = None,
-    precision: float = 0.05,
+    precision: float = 0.03,
 ) -> list[BehavioralLLC]:
     r"""Estimate the learning coefficient of the function at ``objective.parameters``, at each of several resolutions.
 

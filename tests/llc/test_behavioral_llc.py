@@ -20,7 +20,7 @@ from phasewatch.llc.resolved_chains import Draws
 from phasewatch.llc.spread import prior_spread
 from phasewatch.objective import Objective
 
-LIVE: dict[str, Any] = {"chains": 4, "draws": 1200, "burn_in": 200, "precision": 0.1}
+LIVE: dict[str, Any] = {"chains": 4, "draws": 1200, "burn_in": 200, "precision": 0.07}
 """What a measurement during training spends."""
 BOTH = (0.1, 0.003)
 
