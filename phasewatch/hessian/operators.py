@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ GRAPH_MEMORY = 2**30
 """Bytes of saved tensors that may be kept between products by default."""
 
 _COLUMNS_AT_ONCE = 32
+
+_SAME_PRODUCT = 1e-3
+"""Relative difference up to which forward and backward mode agree; single precision is a hundred times better."""
 
 LinearMap = Callable[..., Tensor]
 """``product(vector)``, or ``product(rows, batched=True)`` on the rows of a matrix."""
@@ -35,6 +38,8 @@ class CurvatureOperator(ABC):
         objective: The loss whose curvature this is.
         products: Number of matrix-vector products computed so far.
         kept_bytes: Saved tensors of the graphs that are kept, known after the first product.
+        keeps_half: Whether ``of_half`` is wanted.
+        of_half: The last product with the matrix of every second batch, which the whole one is made of anyway.
     """
 
     name: ClassVar[str]
@@ -49,6 +54,8 @@ class CurvatureOperator(ABC):
         self.objective = objective
         self.products = 0
         self.kept_bytes = 0
+        self.keeps_half = False
+        self.of_half = objective.parameters[:0]
         self._graph_memory = graph_memory
         self._kept: dict[int, LinearMap] | None = None
         self._derivatives: list[Tensor] = []
@@ -108,10 +115,16 @@ class CurvatureOperator(ABC):
         with _curvature_pass(self.name):
             vectors = vectors.detach().to(self.objective.dtype)
             result = torch.zeros_like(vectors)
+            half = torch.zeros_like(vectors) if self.keeps_half else None
             kept = self._kept_graphs()
             for batch, weight in enumerate(self.objective.batch_weights):
                 product = kept.get(batch) or self._product(batch)[0]
-                result.add_(product(vectors, batched=batched), alpha=weight)
+                image = product(vectors, batched=batched)
+                result.add_(image, alpha=weight)
+                if half is not None and batch % 2 == 0:
+                    half.add_(image, alpha=weight / sum(self.objective.batch_weights[::2]))
+            if half is not None:
+                self.of_half = half
         if not result.isfinite().all():
             raise ValueError(
                 f"A product with the {self.name} is not finite although the loss is. A function whose second "
@@ -133,15 +146,22 @@ class CurvatureOperator(ABC):
     def _kept_graphs(self) -> dict[int, LinearMap]:
         if self._kept is None:
             self._kept = {}
+            sizes: dict[Any, int] = {}
             for batch in range(self.objective.num_batches):
-                size, first = self._graph_size(batch)
-                product, again = self._product(batch)
-                _check_repeatable(first, again)
-                self._derivatives = self._derivatives or again
-                if self.kept_bytes + size <= self._graph_memory:
+                shapes = self.objective.batch_shapes(batch)
+                if shapes not in sizes:
+                    sizes[shapes], first = self._graph_size(batch)
+                    product, again = self._product(batch)
+                    _check_repeatable(first, again)
+                    self._derivatives = self._derivatives or again
+                elif self.kept_bytes + sizes[shapes] <= self._graph_memory:
+                    product, _ = self._product(batch)
+                if self.kept_bytes + sizes[shapes] <= self._graph_memory:
                     self._kept[batch] = product
-                    self.kept_bytes += size
-            _check_continuity(self.objective)
+                    self.kept_bytes += sizes[shapes]
+            if _CONTINUOUS not in self.objective.looked_at:
+                _check_continuity(self.objective)
+                self.objective.looked_at.add(_CONTINUOUS)
         return self._kept
 
     def _graph_size(self, batch: int) -> tuple[int, list[Tensor]]:
@@ -188,25 +208,75 @@ class HessianOperator(CurvatureOperator):
 class GaussNewtonOperator(CurvatureOperator):
     r"""The (generalised) Gauss-Newton matrix :math:`J^\top H_\ell J`, :math:`J` the Jacobian of the outputs.
 
-    :math:`H_\ell` is the Hessian of the loss in the network's outputs. Products with :math:`J` are made by
-    differentiating :math:`u \mapsto J^\top u`, which works wherever second derivatives do.
+    :math:`H_\ell` is the Hessian of the loss in the network's outputs. Products with :math:`J` are made in forward
+    mode; where an operation of the model has no such derivative, or another than backward passes say, by
+    differentiating :math:`u \mapsto J^\top u`, which works wherever second derivatives do, and takes more time and
+    memory.
     """
 
     name = "Gauss-Newton matrix"
 
+    _forward_mode: bool | None = None
+
+    def __init__(self, objective: Objective, *, graph_memory: int = GRAPH_MEMORY) -> None:
+        """Nothing is computed yet; see :class:`CurvatureOperator`."""
+        super().__init__(objective, graph_memory=graph_memory)
+        self._outputs_of: dict[int, int] = {}
+
+    def rank_limit(self) -> int:
+        """The greatest rank that there can be, by how many numbers the network says; known after a product."""
+        return min(self.shape[0], sum(self._outputs_of.values()))
+
     def _linearize(self, parameters: Tensor, batch: int) -> tuple[LinearMap, list[Tensor]]:
         outputs, leaves, loss = self.objective.split_loss(parameters, batch)
+        self._outputs_of[batch] = sum(output.numel() for output in outputs)
         _check_differentiable_twice([loss, *outputs])
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
-        (transposed,) = torch.autograd.grad(outputs, parameters, cotangents, create_graph=True, materialize_grads=True)
+        transposed: list[tuple[list[Tensor], Tensor]] = []
+
+        def by_backward(vectors: Tensor, batched: bool) -> list[Tensor]:
+            if not transposed:
+                cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
+                (image,) = torch.autograd.grad(
+                    outputs, parameters, cotangents, create_graph=True, materialize_grads=True
+                )
+                transposed.append((cotangents, image))
+            cotangents, image = transposed[0]
+            return _pull_back([image], cotangents, [vectors], batched)
 
         def product(vectors: Tensor, batched: bool) -> Tensor:
-            tangents = _pull_back([transposed], cotangents, [vectors], batched)
+            tangents = None if batched else self._by_forward_mode(parameters, vectors, batch, outputs)
+            known = tangents is not None
+            tangents = tangents or by_backward(vectors, batched)
             curved = _pull_back(slopes, leaves, tangents, batched)
-            return _pull_back(outputs, [parameters], curved, batched)[0]
+            result = _pull_back(outputs, [parameters], curved, batched)[0]
+            if known and self._forward_mode is None:
+                # Both are the same number, the second by way of J transposed.
+                seen = sum(
+                    float(t.double().flatten() @ c.double().flatten()) for t, c in zip(tangents, curved, strict=True)
+                )
+                pulled = float(vectors.double() @ result.double())
+                self._forward_mode = abs(seen - pulled) <= _SAME_PRODUCT * max(abs(seen), abs(pulled))
+                if not self._forward_mode:
+                    return product(vectors, batched)
+            return result
 
         return product, [loss.detach(), *(slope.detach() for slope in slopes)]
+
+    def _by_forward_mode(
+        self, parameters: Tensor, vector: Tensor, batch: int, outputs: Sequence[Tensor]
+    ) -> list[Tensor] | None:
+        """The product of J with a vector; None where it is not to be had."""
+        if self._forward_mode is False:
+            return None
+        try:
+            found = [t for t in self.objective.output_tangents(vector, batch, parameters) if t is not None]
+        except Exception:  # the model's code may fail in its own ways without gradients
+            found = []
+        if [t.shape for t in found] == [output.shape for output in outputs]:
+            return found
+        self._forward_mode = False
+        return None
 
 
 def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
@@ -293,6 +363,9 @@ _HALVINGS = 20
 
 _HALVINGS_OF_A_JUMP = 5
 """Halvings over which a change that does not shrink is taken for a jump; what is smooth shrinks to a 32nd."""
+
+_CONTINUOUS = "continuous"
+"""Noted in what has been looked at of an objective."""
 
 Patterns = str | Sequence[str]
 """Names of modules or parameters, or globs for them."""

@@ -62,6 +62,7 @@ class PureLoss:
         wide: Whether what is made of the outputs, the loss and the readings, is computed in float64.
         doubts: Reasons not to trust what is measured of this function; none where it is what it is taken for.
         constants: Numbers, texts and the like that the module has in attributes.
+        looked_at: What is known of this function and of all that were made of it, so that it is looked at once.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class PureLoss:
         self.wide = False
         self.doubts: tuple[str, ...] = ()
         self.constants = plain_attributes(self._module)
+        self.looked_at: set[str] = set()
 
     @property
     def module(self) -> nn.Module:
@@ -163,6 +165,11 @@ class PureLoss:
         """Equal only for batches on which the loss is the same function of its tensors."""
         cut = self.cuts.get(batch) if self.readings else None
         return (*self._layouts[batch].signature, cut)
+
+    def batch_shapes(self, batch: int) -> tuple[Any, ...]:
+        """Equal for batches that differ in nothing but the values of their tensors."""
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in self.data[batch])
+        return (*self._layouts[batch].signature, shapes)
 
     def cast(self: Kind, dtype: torch.dtype) -> Kind:
         """The same function computed in another floating-point type; nothing is evaluated."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from phasewatch.isolation import isolated
 from phasewatch.objective.batches import Layout
@@ -226,10 +227,42 @@ class Objective(PureLoss):
     ) -> tuple[OutputHooks, Tensor]:
         """What the hooks saw of the last outermost call, and the loss."""
         if batch not in self.cuts:
-            self.cuts[batch] = self._find_cut(batch, advice)
+            self.cuts[batch] = self._cut_as_before(batch) or self._find_cut(batch, advice)
         with OutputHooks(self._watched, self.cuts[batch], replacement) as hooks:
             loss = self.evaluate(parameters, batch)
         return hooks, loss
+
+    def _cut_as_before(self, batch: int) -> Cut | None:
+        """The cut of a batch of the same shapes, where it is known and this one makes as many calls."""
+        alike = (other for other in self.cuts if self.batch_shapes(other) == self.batch_shapes(batch))
+        cut = self.cuts.get(next(alike, -1))
+        if cut is None:
+            return None
+        with OutputHooks(self._watched, cut) as hooks, torch.no_grad():
+            self.evaluate(self.parameters, batch)
+        return cut if hooks.calls == cut.calls else None
+
+    def output_tangents(self, direction: Tensor, batch: int, parameters: Tensor | None = None) -> list[Tensor | None]:
+        """How the outputs of :meth:`split_loss` change along a direction, by forward-mode differentiation.
+
+        Args:
+            direction: Shape ``(num_parameters,)``.
+            batch: Index of the batch.
+            parameters: Flat vector, shape ``(num_parameters,)``; default the parameters at creation.
+
+        Returns:
+            A tensor of the shape of each output, without a graph; None for those that do not depend on the parameters.
+
+        Raises:
+            NotImplementedError: If an operation of the model has no forward-mode derivative.
+            RuntimeError: The same of a function written by hand, or if the loss takes gradients of its own.
+        """
+        vector = (self.parameters if parameters is None else parameters).detach()
+        with torch.no_grad(), forward_ad.dual_level():
+            moving = forward_ad.make_dual(vector, direction)
+            with self.holding(self.tensors_at(moving)):
+                hooks, _ = self._cut_at_outputs(moving, batch, lambda _, output: output.detach(), _REWRITE)
+            return [forward_ad.unpack_dual(output).tangent for output in hooks.outputs]
 
     def outputs(self, parameters: Tensor, batch: int) -> list[Tensor]:
         """The network's outputs on a batch at any place, without their graph; those of :meth:`outputs_and_slopes`.

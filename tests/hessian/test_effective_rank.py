@@ -9,7 +9,7 @@ from curvature_cases import cross_entropy, mlp, normal, squared_error
 from torch import Tensor, nn
 
 from phasewatch.hessian import EffectiveRank, HessianOperator, effective_rank
-from phasewatch.hessian.effective_rank import _enclosing
+from phasewatch.hessian.effective_rank import _Sample
 from phasewatch.hessian.lanczos import lanczos
 from phasewatch.objective import Objective
 
@@ -151,7 +151,8 @@ def test_rules_enclose_the_quadratic_form() -> None:
         widths = []
         for steps in (1, 2, 5, 15, 40):
             run = lanczos(Diagonal(), start, steps)
-            gauss, radau = _enclosing(run.diagonal, run.off_diagonal, False, nbeta)
+            seen = _Sample.of_run(run, 1)
+            gauss, radau = seen.gauss.image(nbeta), seen.radau.image(nbeta)
             assert radau[0] - 1e-12 <= truth <= gauss[0] + 1e-12
             widths.append(gauss[0] - radau[0])
         assert widths == sorted(widths, reverse=True) and widths[-1] < 0.2 * truth
@@ -171,7 +172,8 @@ def test_one_density_serves_all_resolutions() -> None:
     sampled = effective_rank(objective, spread, 100.0, dense_below=0, check_probe=False)
     for nbeta in (1.0, 10.0, 1000.0):
         error = abs(sampled.at(nbeta).value - rank.at(nbeta).value)
-        assert error <= 3 * sampled.at(nbeta).standard_error + sampled.at(nbeta).quadrature_error
+        rounding = 1e-14 * rank.at(nbeta).value
+        assert error <= 3 * sampled.at(nbeta).standard_error + sampled.at(nbeta).quadrature_error + rounding
 
 
 def test_rescaling_a_layer_with_its_spread_changes_nothing() -> None:
@@ -199,7 +201,7 @@ def test_a_probe_that_is_too_small_is_said(dense_below: int, num_batches: int) -
         x = normal(samples, features)
         batches = [(part, torch.zeros(len(part), 1)) for part in x.chunk(num_batches)]
         objective = Objective(nn.Linear(features, 1, bias=False).double(), batches, loss_fn=squared_error)
-        return effective_rank(objective, torch.ones(features), 1e4, dense_below=dense_below)
+        return effective_rank(objective, torch.ones(features), 1e4, dense_below=dense_below, tolerance=0.01)
 
     small, large = rank_of(40, 300), rank_of(2000, 10)
     assert small.limited_by_probe is True and any("limited by the probe" in reason for reason in small.reasons)
@@ -225,8 +227,8 @@ def test_arguments_are_checked() -> None:
         effective_rank(objective, -spread, 1.0)
     with pytest.raises(ValueError, match="nbeta is 0"):
         effective_rank(objective, spread, 0.0)
-    with pytest.raises(ValueError, match="max_products is 4"):
-        effective_rank(objective, spread, 1.0, max_products=4)
+    with pytest.raises(ValueError, match="max_products is 3"):
+        effective_rank(objective, spread, 1.0, max_products=3)
     with pytest.raises(ValueError, match="tolerance is 2"):
         effective_rank(objective, spread, 1.0, tolerance=2.0)
     rank = effective_rank(objective, spread, 1.0)
