@@ -20,11 +20,15 @@ from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, L
 LARGE = 20_000
 """Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
 as much of them as many of a small one."""
-MOST_PRODUCTS, PRODUCTS_IN_THE_OUTPUTS = (256, 64), (1_024, 64)
-"""Products with the Gauss-Newton matrix for an effective rank, below that and from there on."""
-OUTPUTS_TOLERANCE = 0.01
-"""Monte-Carlo error wanted of ranks in the outputs: they fall by some 5 % when modular addition generalises (see
-benchmarks/results/live.md), and whether they fall decides between simpler and more confident."""
+MOST_PRODUCTS = 96
+"""Products with the Gauss-Newton matrix for an effective rank of a small network."""
+PRODUCTS_OF_BATCHES, LEAST_PRODUCTS = 48, 6
+"""Products for one of a large network, each with the matrix of one batch; and how many of the whole there are at least:
+where the price of a product is that of eight batches, a rank of some hundreds is known to a fifth, and marked so."""
+RANK_TOLERANCE = 0.05
+"""Monte-Carlo error wanted of a rank, relative to it."""
+DENSE_BELOW = 128
+"""Parameters up to which all eigenvalues cost no more than the products of a run."""
 LEAST_PROBE_SHARE = 0.6
 """Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
 one half there."""
@@ -157,8 +161,7 @@ class BehavioralCoefficient:
 
     def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> EffectiveRank:
         nbeta = fine.nbeta * self.nats_per_loss
-        products = MOST_PRODUCTS[objective.num_parameters >= LARGE]
-        return effective_rank(objective, spread, nbeta, seed=seed, max_products=products)
+        return effective_rank(objective, spread, nbeta, seed=seed, **_settings(objective))
 
     def _doubted(self, found: BehavioralLLC, rank: EffectiveRank) -> BehavioralLLC:
         """The same, not reliable where half of the probe shows so little that it tells of the probe."""
@@ -180,18 +183,22 @@ class BehavioralCoefficient:
         )
         coarse, fine = (resolution * outputs for resolution in self.resolutions)
         spread = prior_spread(objective, "outputs")
-        products = PRODUCTS_IN_THE_OUTPUTS[objective.num_parameters >= LARGE]
-        settings: dict[str, Any] = {"seed": seed, "max_products": products, "check_probe": False}
-        # Lanczos runs end where the rank has converged at the temperature given, which is to be that of the finer one.
-        rough = effective_rank(moved, spread, 1 / fine, **settings).at_resolution(fine)
-        ranks = rough
-        if rough.nbeta:
-            ranks = effective_rank(moved, spread, rough.nbeta, tolerance=OUTPUTS_TOLERANCE, **settings)
+        ranks = effective_rank(
+            moved, spread, resolution=fine, seed=seed, check_probe=False, **_settings(objective)
+        )
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = ranks.at_resolution(resolution)
             estimates[name] = Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
         return estimates
+
+
+def _settings(objective: Objective) -> dict[str, Any]:
+    """Of an effective rank, so that it costs what a run can afford."""
+    products = MOST_PRODUCTS
+    if objective.num_parameters >= LARGE:
+        products = max(PRODUCTS_OF_BATCHES // (2 * objective.num_batches), LEAST_PRODUCTS)
+    return {"tolerance": RANK_TOLERANCE, "max_products": products, "dense_below": DENSE_BELOW}
 
 
 def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
@@ -205,9 +212,13 @@ def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
 def enough(objective: Objective) -> Objective:
     """The first batches, as many as hold 512 samples or positions of sequences."""
     rows, batches = 0, 0
+    of_shapes: dict[Any, int] = {}
     while rows < ROWS and batches < objective.num_batches:
-        outputs = objective.outputs(objective.parameters, batches)
-        rows += max(output.numel() // output.shape[-1] if output.dim() > 1 else output.numel() for output in outputs)
+        shapes = objective.batch_shapes(batches)
+        if shapes not in of_shapes:
+            outputs = objective.outputs(objective.parameters, batches)
+            of_shapes[shapes] = max(o.numel() // o.shape[-1] if o.dim() > 1 else o.numel() for o in outputs)
+        rows += of_shapes[shapes]
         batches += 1
     return objective if batches == objective.num_batches else objective.first_batches(batches)
 

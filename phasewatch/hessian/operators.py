@@ -159,9 +159,9 @@ class CurvatureOperator(ABC):
                 if self.kept_bytes + sizes[shapes] <= self._graph_memory:
                     self._kept[batch] = product
                     self.kept_bytes += sizes[shapes]
-            if _CONTINUOUS not in self.objective.looked_at:
+            if _CONTINUOUS not in self.objective.known:
                 _check_continuity(self.objective)
-                self.objective.looked_at.add(_CONTINUOUS)
+                self.objective.known[_CONTINUOUS] = True
         return self._kept
 
     def _graph_size(self, batch: int) -> tuple[int, list[Tensor]]:
@@ -365,7 +365,7 @@ _HALVINGS_OF_A_JUMP = 5
 """Halvings over which a change that does not shrink is taken for a jump; what is smooth shrinks to a 32nd."""
 
 _CONTINUOUS = "continuous"
-"""Noted in what has been looked at of an objective."""
+"""Noted in what is known of an objective."""
 
 Patterns = str | Sequence[str]
 """Names of modules or parameters, or globs for them."""

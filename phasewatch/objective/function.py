@@ -62,7 +62,7 @@ class PureLoss:
         wide: Whether what is made of the outputs, the loss and the readings, is computed in float64.
         doubts: Reasons not to trust what is measured of this function; none where it is what it is taken for.
         constants: Numbers, texts and the like that the module has in attributes.
-        looked_at: What is known of this function and of all that were made of it, so that it is looked at once.
+        known: What was found of this function, or of another that was made of the same, so that it is looked at once.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class PureLoss:
         self.wide = False
         self.doubts: tuple[str, ...] = ()
         self.constants = plain_attributes(self._module)
-        self.looked_at: set[str] = set()
+        self.known: dict[Any, Any] = {}
 
     @property
     def module(self) -> nn.Module:

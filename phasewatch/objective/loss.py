@@ -543,6 +543,28 @@ class Objective(PureLoss):
             chosen = [(self._layouts[i], self.data[i], self.batch_sizes[i]) for i in range(count)]
             return self._on(chosen)
 
+    def of_few_samples(self, count: int) -> Objective:
+        """The first samples of the first batch alone, for what does not depend on which they are.
+
+        Nothing is evaluated. Where the batch cannot be cut, or the module does not take the shorter one, the first
+        batch is taken whole.
+        """
+        if self._origin is not None:
+            return self._origin[0].of_few_samples(count)
+        layout, own, size = self._layouts[0], self.data[0], self.batch_sizes[0]
+        choices = [(layout, own, size)]
+        if size > count and all(not tensor.dim() or tensor.size(0) == size for tensor in own):
+            few = [tensor[:count].clone() if tensor.dim() else tensor for tensor in own]
+            with suppress(Exception):  # what the batch is made of may know its own size
+                choices.insert(0, (Layout(layout.rebuild(few)), few, count))
+        for choice in choices:
+            other = copy.copy(self)
+            other._take([choice])
+            with isolated(), suppress(Exception):
+                other.outputs(other.parameters, 0)
+                return other
+        return other
+
     def _every_second(self, start: int) -> tuple[Layout, list[Tensor], int]:
         """The first batch's samples from one of the first two on."""
         own = [tensor[start::2].clone() if tensor.dim() else tensor for tensor in self.data[0]]
@@ -551,15 +573,18 @@ class Objective(PureLoss):
     def _on(self, batches: Sequence[tuple[Layout, list[Tensor], int]]) -> Objective:
         """The same loss on other batches, each with its layout, its tensors and its number of samples."""
         other = copy.copy(self)
-        other._layouts = [layout for layout, _, _ in batches]
-        other.data = [data for _, data, _ in batches]
-        other.batch_sizes = [size for _, _, size in batches]
-        other.num_samples = sum(other.batch_sizes)
-        other.batch_weights = [size / other.num_samples for size in other.batch_sizes]
-        other.cuts = {}
-        other._vectorized = Vectorized(other)
+        other._take(batches)
         other.batch_losses = first_evaluation(other)
         return other
+
+    def _take(self, batches: Sequence[tuple[Layout, list[Tensor], int]]) -> None:
+        self._layouts = [layout for layout, _, _ in batches]
+        self.data = [data for _, data, _ in batches]
+        self.batch_sizes = [size for _, _, size in batches]
+        self.num_samples = sum(self.batch_sizes)
+        self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
+        self.cuts = {}
+        self._vectorized = Vectorized(self)
 
     @property
     def mean_loss(self) -> float:
