@@ -183,9 +183,7 @@ class BehavioralCoefficient:
         )
         coarse, fine = (resolution * outputs for resolution in self.resolutions)
         spread = prior_spread(objective, "outputs")
-        ranks = effective_rank(
-            moved, spread, resolution=fine, seed=seed, check_probe=False, **_settings(objective)
-        )
+        ranks = effective_rank(moved, spread, resolution=fine, seed=seed, check_probe=False, **_settings(objective))
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = ranks.at_resolution(resolution)

@@ -267,16 +267,27 @@ class GaussNewtonOperator(CurvatureOperator):
         self, parameters: Tensor, vector: Tensor, batch: int, outputs: Sequence[Tensor]
     ) -> list[Tensor] | None:
         """The product of J with a vector; None where it is not to be had."""
-        if self._forward_mode is False:
-            return None
-        try:
-            found = [t for t in self.objective.output_tangents(vector, batch, parameters) if t is not None]
-        except Exception:  # the model's code may fail in its own ways without gradients
-            found = []
-        if [t.shape for t in found] == [output.shape for output in outputs]:
-            return found
-        self._forward_mode = False
+        found = None
+        if self._forward_mode is not False:
+            found = forward_tangents(self.objective, vector, batch, outputs, parameters)
+        if found is None:
+            self._forward_mode = False
+        return found
+
+
+def forward_tangents(
+    objective: Objective,
+    direction: Tensor,
+    batch: int,
+    outputs: Sequence[Tensor],
+    parameters: Tensor | None = None,
+) -> list[Tensor] | None:
+    """See :meth:`phasewatch.Objective.output_tangents`; None where the model has none for each of the outputs."""
+    try:
+        found = [t for t in objective.output_tangents(direction, batch, parameters) if t is not None]
+    except Exception:  # the model's code may fail in its own ways without gradients
         return None
+    return found if [t.shape for t in found] == [output.shape for output in outputs] else None
 
 
 def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:

@@ -74,6 +74,9 @@ _MOST_WORK = 2e10
 _MOST_WORK_FOR_A_MEASURE = 3e7
 """Multiplications that may be spent on how nearly a layer's inputs are of less rank."""
 
+_SOME_ROWS = 4
+"""Rows for each column among which a full rank is looked for first."""
+
 _CLEARLY_MORE = 1.25
 """Samples for each weight from which on they are taken to determine it where not all can be looked into."""
 
@@ -334,7 +337,7 @@ def annihilating_directions(site: Site) -> Iterator[Directions]:
         yield Directions(kind, site.layer, () if softmax else (tuple(units.tolist()),), (form,))
 
 
-def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
+def data_rank_directions(site: Site, thorough: bool, rank_limit: int) -> Iterator[Directions]:
     """Changes of a unit's incoming weights that no sample sees on which the unit has an effect, by cause.
 
     The kind is ``probe`` where further samples would see them, see :func:`by_cause`, and ``data rank`` else.
@@ -342,12 +345,16 @@ def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
     Args:
         site: The linear layer.
         thorough: Whether to look for changes of several units that cancel, too, and into the samples of a unit that
-            are clearly more than its weights, which is dear.
+            are clearly more than its weights, or fewer, which is dear. Inputs that are zero on all of a unit's samples
+            are found in any case.
+        rank_limit: Number of outputs that the loss tells apart on the probe. Where a layer's samples are fewer than its
+            inputs, and nevertheless as many in all of its units as that, it makes the zeros already.
     """
     if thorough:
         yield from _jointly_unseen(site)
     positions, features = site.inputs.shape
-    common = null_vectors(site.inputs)
+    of_probe = not thorough and positions < features and positions * len(site.rows) >= rank_limit
+    common = _zero_columns(site.inputs) if of_probe else null_vectors(site.inputs)
     alone: list[int] = []
     if site.gradients is not None and len(site.gradients) == positions:
         size = np.abs(site.gradients)
@@ -358,21 +365,45 @@ def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
             if pattern.all() or not pattern.any() or (pattern.sum() > _CLEARLY_MORE * features and not thorough):
                 continue
             units = np.flatnonzero(group.ravel() == number)
-            work += int(pattern.sum()) * features**2
-            if work > _MOST_WORK:
-                site.space.broken.append(f"what single units of {site.layer} do not see, which is too much to look at")
-                break
-            vectors = null_vectors(site.inputs[pattern])
+            own = site.inputs[pattern]
+            if of_probe:
+                vectors = _zero_columns(own)
+            else:
+                work += int(pattern.sum()) * features**2
+                if work > _MOST_WORK:
+                    site.space.broken.append(
+                        f"what single units of {site.layer} do not see, which is too much to look at"
+                    )
+                    break
+                vectors = null_vectors(own)
             if len(vectors) > len(common):
                 alone += units.tolist()
-                causes = by_cause(site.inputs[pattern], vectors, site.samples[pattern])
+                causes = {"data rank": vectors} if of_probe else by_cause(own, vectors, site.samples[pattern])
                 for index in units.tolist():
                     for kind, some in causes.items():
-                        yield Directions(kind, site.layer, ((index,),), (Added(site.rows[index][None], some),))
+                        yield Directions(kind, site.layer, ((index,),), _added(site.rows[index][None], some))
     others = np.setdiff1d(np.arange(len(site.rows)), alone)
     if len(common) and others.size:  # what no sample sees is among what the unit's own samples do not see
-        for kind, some in by_cause(site.inputs, common, site.samples).items():
-            yield Directions(kind, site.layer, (), (Added(site.rows[others], some),))
+        causes = {"data rank": common} if of_probe else by_cause(site.inputs, common, site.samples)
+        for kind, some in causes.items():
+            yield Directions(kind, site.layer, (), _added(site.rows[others], some))
+
+
+def _zero_columns(matrix: Array) -> Array:
+    """Unit vectors for the columns that are zero, shape ``(columns that are, columns)``."""
+    norms = np.abs(matrix).max(0)
+    zero = np.flatnonzero(norms <= EXACT * max(float(norms.max(initial=0.0)), 1e-300))
+    vectors = np.zeros((len(zero), matrix.shape[1]))
+    vectors[np.arange(len(zero)), zero] = 1.0
+    return vectors
+
+
+def _added(rows: Indices, vectors: Array) -> tuple[Form, ...]:
+    """Any of the vectors to any of the rows; of those with one entry each, the parameters themselves."""
+    if (np.count_nonzero(vectors, axis=1) == 1).all():
+        places = rows[:, np.flatnonzero(vectors.any(0))]
+        return (Added(places.reshape(-1, 1), np.ones((1, 1))),)
+    return (Added(rows, vectors),)
 
 
 def _jointly_unseen(site: Site) -> Iterator[Directions]:
@@ -442,6 +473,9 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
         matrix: Shape ``(rows, columns)``.
         skip_zero: Leave columns of zeros out of it.
     """
+    some = matrix[:: max(len(matrix) // (_SOME_ROWS * matrix.shape[1] + 1), 1)]
+    if len(some) < len(matrix) and _independent(some):
+        return np.zeros((0, matrix.shape[1]))
     norms = np.linalg.norm(matrix, axis=0)
     used = np.flatnonzero(norms > EXACT * max(float(norms.max(initial=0.0)), 1e-300))
     zero = np.setdiff1d(np.arange(matrix.shape[1]), used)
@@ -465,6 +499,12 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
             vector[used] /= norms[used]
             basis.append(vector / np.abs(vector).max())
     return np.reshape(basis, (-1, matrix.shape[1]))
+
+
+def _independent(rows: Array) -> bool:
+    """Whether the columns are independent without a closer look: they are in all rows, if they are in some."""
+    norms = np.linalg.norm(rows, axis=0)
+    return bool(norms.all()) and least_singular(triangle(rows / norms))[0] > CLEARLY_POSITIVE
 
 
 def _read_by_unit(reader: Reader, width: int) -> Array:
