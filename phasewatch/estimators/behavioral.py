@@ -22,11 +22,11 @@ LARGE = 20_000
 as much of them as many of a small one."""
 MOST_PRODUCTS = 96
 """Products with the Gauss-Newton matrix for an effective rank of a small network."""
-PRODUCTS_OF_BATCHES, LEAST_PRODUCTS = 48, 6
+PRODUCTS_OF_BATCHES, LEAST_PRODUCTS = 24, 6
 """Products for one of a large network, each with the matrix of one batch; and how many of the whole there are at least:
 where the price of a product is that of eight batches, a rank of some hundreds is known to a fifth, and marked so."""
-RANK_TOLERANCE = 0.05
-"""Monte-Carlo error wanted of a rank, relative to it."""
+RANK_TOLERANCE = 0.04
+"""Monte-Carlo error wanted of a rank, relative to it; with 5 % two of them would exceed what counts as reliable."""
 DENSE_BELOW = 128
 """Parameters up to which all eigenvalues cost no more than the products of a run."""
 LEAST_PROBE_SHARE = 0.6
@@ -195,7 +195,7 @@ def _settings(objective: Objective) -> dict[str, Any]:
     """Of an effective rank, so that it costs what a run can afford."""
     products = MOST_PRODUCTS
     if objective.num_parameters >= LARGE:
-        products = max(PRODUCTS_OF_BATCHES // (2 * objective.num_batches), LEAST_PRODUCTS)
+        products = max(PRODUCTS_OF_BATCHES // objective.num_batches, LEAST_PRODUCTS)
     return {"tolerance": RANK_TOLERANCE, "max_products": products, "dense_below": DENSE_BELOW}
 
 
@@ -207,11 +207,11 @@ def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
     }
 
 
-def enough(objective: Objective) -> Objective:
-    """The first batches, as many as hold 512 samples or positions of sequences."""
+def enough(objective: Objective, needed: int = ROWS) -> Objective:
+    """The first batches, as many as hold 512 samples or positions of sequences, or as many as are needed."""
     rows, batches = 0, 0
     of_shapes: dict[Any, int] = {}
-    while rows < ROWS and batches < objective.num_batches:
+    while rows < needed and batches < objective.num_batches:
         shapes = objective.batch_shapes(batches)
         if shapes not in of_shapes:
             outputs = objective.outputs(objective.parameters, batches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from phasewatch.estimators.behavioral import LARGE, enough
 from phasewatch.estimators.reading import Reading
 from phasewatch.estimators.zero_count import counted
 from phasewatch.hessian import hessian_spectrum
@@ -13,13 +14,24 @@ from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Histogram
 from phasewatch.record.signals import NULLITY, SPECTRUM
 
+STEPS, STEPS_OF_LARGE = 24, 16
+"""Products of the first Lanczos run, and of that of a large network; the second run takes half as many."""
+TOLERANCE = 0.01
+"""Residual at which the greatest and the least eigenvalue count as found, relative to the larger one."""
+ROWS_OF_LARGE = 128
+"""Samples, or positions of sequences, of which a large network's spectrum is; no more batches are looked at."""
+
 
 @dataclass(frozen=True)
 class HessianSpectrum:
-    """The Hessian spectrum, see :func:`phasewatch.hessian_spectrum` for the settings."""
+    """The Hessian spectrum, see :func:`phasewatch.hessian_spectrum` for the settings.
+
+    Of networks from 20,000 parameters on it is that of the first batches alone, and in single precision: there are so
+    many eigenvalues next to zero that their number would not be known in double precision either.
+    """
 
     num_eigenvalues: int = 5
-    dense_below: int = 1500
+    dense_below: int = 256
     nbeta: float | None = None
     localization: float = 10.0
     name = "hessian"
@@ -38,11 +50,16 @@ class HessianSpectrum:
         regular but for them, and ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic
         (:func:`quadratic_llc`).
         """
+        large = objective.num_parameters >= LARGE
         spectrum = hessian_spectrum(
-            objective,
+            enough(objective, ROWS_OF_LARGE) if large else objective,
             seed=seed,
             num_eigenvalues=min(self.num_eigenvalues, objective.num_parameters),
             dense_below=self.dense_below,
+            num_steps=STEPS_OF_LARGE if large else STEPS,
+            num_probes=1,
+            tolerance=TOLERANCE,
+            precise=not large,
         )
         zeros = counted(NULLITY, spectrum.zeros)
         nullity = zeros[NULLITY]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from torch import Tensor
+
+from phasewatch.estimators.behavioral import LARGE, enough
 from phasewatch.estimators.reading import Reading
 from phasewatch.estimators.zero_count import counted
-from phasewatch.hessian import hessian_spectrum
+from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate
 from phasewatch.record.signals import NULLITY_GGN
@@ -15,20 +18,24 @@ from phasewatch.symmetry import explain_zeros
 
 LEFT_OUT_BELOW = 5000
 """Parameters up to which certified zeros are kept in memory and left out of the bracket, which is narrower then."""
+STEPS, STEPS_OF_LARGE = 16, 8
+"""Products of the first Lanczos run of the bracket, and of that of a large network; the second takes half as many."""
 
 
 @dataclass(frozen=True)
 class SymmetryLedger:
     """Zeros of the Gauss-Newton matrix by cause, see :func:`phasewatch.explain_zeros`, and how near more of them are.
 
-    Where there are many parameters not all is measured, so that the costs stay those of some dozens of gradients.
+    Where there are many parameters not all is measured, so that the costs stay those of some dozens of gradients. From
+    20,000 on the first batches alone are looked at, as many as hold 512 samples or positions of sequences, and the
+    bracket's upper end is that of the first of them: what is zero in all is zero in each.
 
     Attributes:
         dense_below: Up to so many parameters all zeros are counted, above they are bracketed.
         ledger_below: Up to so many parameters they are explained.
     """
 
-    dense_below: int = 1500
+    dense_below: int = 256
     ledger_below: int = 1_000_000
     name = "zeros"
 
@@ -43,6 +50,8 @@ class SymmetryLedger:
         unnamed: tuple[str, ...] = ()
         zeros = known = None
         certified = 0
+        large = objective.num_parameters >= LARGE
+        objective = enough(objective) if large else objective
         if objective.num_parameters <= self.ledger_below:
             ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
             zeros, certified = ledger.zeros, ledger.certified
@@ -60,17 +69,8 @@ class SymmetryLedger:
             if zeros is None and objective.num_parameters <= LEFT_OUT_BELOW:
                 known = ledger.zero_space()
         if zeros is None:
-            spectrum = hessian_spectrum(
-                objective,
-                "gauss-newton",
-                seed,
-                num_eigenvalues=1,
-                dense_below=0,
-                num_steps=32,
-                num_probes=1,
-                known_zeros=known,
-            )
-            zeros = spectrum.zeros.certified_by(certified)
+            zeros = _beyond(objective, seed) if large else _bracket(objective, seed, STEPS, known)
+            zeros = zeros.certified_by(certified)
         estimates = {name: Estimate(value) for name, value in found.items()}
         if unnamed:
             estimates["zeros_unexplained"] = Estimate(found["zeros_unexplained"], doubts=unnamed)
@@ -79,3 +79,25 @@ class SymmetryLedger:
 
 def _signal(what: str, kind: str) -> str:
     return f"{what}_{kind.replace(' ', '_')}"
+
+
+def _bracket(
+    objective: Objective, seed: int, steps: int, known: Tensor | None = None, precise: bool = True
+) -> ZeroCount:
+    return hessian_spectrum(
+        objective,
+        "gauss-newton",
+        seed,
+        num_eigenvalues=1,
+        dense_below=0,
+        num_steps=steps,
+        num_probes=1,
+        known_zeros=known,
+        precise=precise,
+    ).zeros
+
+
+def _beyond(objective: Objective, seed: int) -> ZeroCount:
+    """At most so many zeros: as many as the first batch has, whose matrix is one of several that add up."""
+    first = _bracket(objective.first_batches(1), seed, STEPS_OF_LARGE, precise=False)
+    return replace(first, guess=0, lower=0, threshold=first.threshold * objective.batch_weights[0])

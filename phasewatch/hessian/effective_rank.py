@@ -77,7 +77,7 @@ class EffectiveRank:
         reasons: What is wrong with it, in words.
         products: Matrix-vector products spent on the whole probe.
         spectrum: What was computed, from which the rank follows at every resolution.
-        half: What half of the samples show beside all of them.
+        half: The same on half of the samples.
     """
 
     value: float
@@ -91,7 +91,7 @@ class EffectiveRank:
     reasons: tuple[str, ...]
     products: int
     spectrum: WhitenedSpectrum = field(repr=False)
-    half: _Half | None = field(default=None, repr=False)
+    half: WhitenedSpectrum | None = field(default=None, repr=False)
 
     def at(self, nbeta: float) -> EffectiveRank:
         """The rank at another b, from the same products; its errors say how far these carry.
@@ -144,8 +144,7 @@ def effective_rank(
     direction z and its Krylov basis, :math:`z_l^\top (f(A) z)_l` estimates the trace of the block of layer l from the
     same products.
 
-    What half of the samples show is seen in the Krylov basis of the first direction, so that chance and short runs meet
-    both alike. Where there are several batches it takes no further product, where there is one, half of one for each.
+    Half of the samples are looked at from the same first direction, to twice the tolerance: a difference of 10 % tells.
 
     Args:
         objective: The loss on the probe; the matrix is taken at its parameters.
@@ -195,109 +194,32 @@ def effective_rank(
     def temperature(spectrum: WhitenedSpectrum) -> float:
         return spectrum.nbeta_at(resolution) if nbeta is None and resolution is not None else nbeta or 0.0
 
-    with isolated():
-        operator = _Whitened(GaussNewtonOperator(objective, graph_memory=graph_memory), spread)
+    def on(data: Objective, error: float) -> tuple[WhitenedSpectrum, int]:
+        operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread)
         if size <= dense_below:
-            spectrum = _dense(operator)
-            half = _half_of_dense(objective, spread, spectrum) if check_probe else None
-        else:
-            beside = _HalfBeside.of(operator, graph_memory) if check_probe else None
-            spectrum = _sampled(operator, beside, temperature, own_generator(seed), tolerance, max_products)
-            half = None if beside is None else beside.found
-        rank = replace(spectrum.at(temperature(spectrum)), products=operator.matrix.products)
-        return rank if half is None else _beside_half(rank, half)
+            return _dense(operator), operator.matrix.products
+        found = _sampled(operator, temperature, own_generator(seed), error, max_products)
+        return found, operator.matrix.products
+
+    with isolated():
+        spectrum, products = on(objective, tolerance)
+        rank = replace(spectrum.at(temperature(spectrum)), products=products)
+        half = objective.on_half() if check_probe else None
+        return rank if half is None else _beside_half(rank, on(half, min(2 * tolerance, 0.5))[0])
 
 
-@dataclass(frozen=True, eq=False)
-class _Half:
-    """The same quadrature on all samples and on half of them.
-
-    Attributes:
-        whole: Eigenvalues on all samples.
-        whole_weights: Their weights.
-        half: Eigenvalues on half of the samples.
-        half_weights: Their weights.
-    """
-
-    whole: Array
-    whole_weights: Array
-    half: Array
-    half_weights: Array
-
-    def share(self, nbeta: float, rank: float) -> float:
-        """How much of the rank half of the samples show; NaN where there is none.
-
-        Inside of the basis all is known of both; what is outside of it is taken to shrink as the quadrature does.
-        """
-        whole, half = _filter(self.whole, nbeta), _filter(self.half, nbeta)
-        seen = float(self.whole_weights @ whole)
-        if not seen > 0:
-            return math.nan
-        inside = float(whole.sum())
-        outside = max(rank - inside, 0.0)
-        return (float(half.sum()) + outside * float(self.half_weights @ half) / seen) / (inside + outside)
-
-
-class _HalfBeside:
-    """Projects the matrix of half of the samples on the Krylov basis of the first direction, step by step."""
-
-    def __init__(self, spread: Tensor, product: Callable[[Tensor], Tensor]) -> None:
-        self._spread = spread
-        self._product = product
-        self._rows: list[Tensor] = []
-        self._columns: list[list[float]] = []
-        self.found: _Half | None = None
-
-    @classmethod
-    def of(cls, operator: _Whitened, graph_memory: int) -> _HalfBeside | None:
-        """None where the samples cannot be told apart."""
-        matrix, spread = operator.matrix, operator.spread
-        if matrix.objective.num_batches > 1:
-            matrix.keeps_half = True
-            return cls(spread, lambda _: matrix.of_half)
-        half = matrix.objective.on_half()
-        if half is None:
-            return None
-        own = GaussNewtonOperator(half, graph_memory=graph_memory)
-        return cls(spread, lambda vector: own @ vector)
-
-    def note(self, vector: Tensor) -> None:
-        """Called behind each product of the first run, with what was multiplied."""
-        image = self._spread * self._product(self._spread * vector)
-        self._rows.append(vector)
-        self._columns.append([float(row @ image) for row in self._rows])
-
-    def compare(self, run: LanczosRun) -> None:
-        """What was seen, beside the run itself."""
-        size = len(self._columns)
-        projected = np.zeros((size, size))
-        for number, column in enumerate(self._columns):
-            projected[: number + 1, number] = projected[number, : number + 1] = column
-        values, vectors = np.linalg.eigh(projected)
-        self.found = _Half(run.ritz_values, run.weights, values, vectors[0] ** 2)
-
-
-def _half_of_dense(objective: Objective, spread: Tensor, spectrum: WhitenedSpectrum) -> _Half | None:
-    half = objective.on_half()
-    if half is None:
-        return None
-    (own,) = _dense(_Whitened(GaussNewtonOperator(half), spread)).samples
-    (all_of_it,) = spectrum.samples
-    return _Half(all_of_it.known, np.ones(len(all_of_it.known)), own.known, np.ones(len(own.known)))
-
-
-def _beside_half(rank: EffectiveRank, half: _Half) -> EffectiveRank:
+def _beside_half(rank: EffectiveRank, half: WhitenedSpectrum) -> EffectiveRank:
     """The same with what half of the samples say of it."""
-    share = half.share(rank.nbeta, rank.value)
-    on_half = rank.value * share
-    change = abs(on_half - rank.value)
-    limited: bool | None = change > LIMITED * max(rank.value, on_half)
-    if limited and change < 2 * rank.standard_error:
+    on_half = half.at(rank.nbeta)
+    change = abs(on_half.value - rank.value)
+    limited: bool | None = change > LIMITED * max(rank.value, on_half.value)
+    if limited and change < 2 * math.hypot(rank.standard_error, on_half.standard_error):
         limited = None
     reasons = rank.reasons
     if limited:
-        reasons += (f"limited by the probe: {on_half:.4g} on half of its samples, {rank.value:.4g} on all",)
-    return replace(rank, limited_by_probe=limited, on_half=on_half, reasons=reasons, half=half)
+        values = f"{on_half.value:.4g} on half of its samples, {rank.value:.4g} on all"
+        reasons += (f"limited by the probe: {values}",)
+    return replace(rank, limited_by_probe=limited, on_half=on_half.value, reasons=reasons, half=half)
 
 
 @dataclass(frozen=True, eq=False)
@@ -528,7 +450,6 @@ def _all_known(eigenvalues: Array, shares: Array) -> _Sample:
 
 def _sampled(
     operator: _Whitened,
-    beside: _HalfBeside | None,
     temperature: Callable[[WhitenedSpectrum], float],
     generator: torch.Generator,
     tolerance: float,
@@ -551,11 +472,8 @@ def _sampled(
         draw = operator.normal(generator)
         start = draw - vectors.T @ (vectors @ draw)
         stop = _Stop(temperature, rest, tolerance, WhitenedSpectrum(layers, samples) if samples else None)
-        watched = operator if samples or beside is None else _Watched(operator, beside)
-        run = lanczos(watched, start, steps, deflated=vectors, scale=norm, enough=stop)
+        run = lanczos(operator, start, steps, deflated=vectors, scale=norm, enough=stop)
         norm = max(norm, float(np.abs(run.ritz_values).max()))
-        if beside is not None and not samples:
-            beside.compare(run)
         if run.dimension == rest:
             vectors = torch.cat([vectors, run.ritz_vectors(np.arange(rest))])
             known = np.concatenate([known, run.ritz_values])
@@ -586,18 +504,6 @@ def _sampled(
         if len(found):
             vectors = torch.cat([vectors, run.ritz_vectors(found)])
             known = np.concatenate([known, run.ritz_values[found]])
-
-
-class _Watched:
-    """The matrix, with a look at half of the samples behind each product."""
-
-    def __init__(self, operator: _Whitened, beside: _HalfBeside) -> None:
-        self._operator, self._beside = operator, beside
-
-    def __matmul__(self, vector: Tensor) -> Tensor:
-        image = self._operator @ vector
-        self._beside.note(vector)
-        return image
 
 
 class _Stop:

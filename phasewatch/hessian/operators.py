@@ -38,8 +38,6 @@ class CurvatureOperator(ABC):
         objective: The loss whose curvature this is.
         products: Number of matrix-vector products computed so far.
         kept_bytes: Saved tensors of the graphs that are kept, known after the first product.
-        keeps_half: Whether ``of_half`` is wanted.
-        of_half: The last product with the matrix of every second batch, which the whole one is made of anyway.
     """
 
     name: ClassVar[str]
@@ -54,8 +52,6 @@ class CurvatureOperator(ABC):
         self.objective = objective
         self.products = 0
         self.kept_bytes = 0
-        self.keeps_half = False
-        self.of_half = objective.parameters[:0]
         self._graph_memory = graph_memory
         self._kept: dict[int, LinearMap] | None = None
         self._derivatives: list[Tensor] = []
@@ -115,16 +111,10 @@ class CurvatureOperator(ABC):
         with _curvature_pass(self.name):
             vectors = vectors.detach().to(self.objective.dtype)
             result = torch.zeros_like(vectors)
-            half = torch.zeros_like(vectors) if self.keeps_half else None
             kept = self._kept_graphs()
             for batch, weight in enumerate(self.objective.batch_weights):
                 product = kept.get(batch) or self._product(batch)[0]
-                image = product(vectors, batched=batched)
-                result.add_(image, alpha=weight)
-                if half is not None and batch % 2 == 0:
-                    half.add_(image, alpha=weight / sum(self.objective.batch_weights[::2]))
-            if half is not None:
-                self.of_half = half
+                result.add_(product(vectors, batched=batched), alpha=weight)
         if not result.isfinite().all():
             raise ValueError(
                 f"A product with the {self.name} is not finite although the loss is. A function whose second "
