@@ -208,8 +208,8 @@ def table(rows: list[Row]) -> str:
         unit = statistics.median(row["unit ms"])
         lines.append(
             f"### {row['network']}, {row['parameters']:,} parameters, step {row['step']:,}\n\n"
-            f"One gradient takes {unit:.3g} ms, training {row['training MB']:.0f} MB; 1.3 times that and eight copies of "
-            f"the parameters are {row['allowed MB']:.0f} MB.\n\n| part | gradients | peak MB |\n|---|---|---|"
+            f"One gradient takes {unit:.3g} ms, training {row['training MB']:.0f} MB; 1.3 times that and eight copies "
+            f"of the parameters are {row['allowed MB']:.0f} MB.\n\n| part | gradients | peak MB |\n|---|---|---|"
         )
         for name, gradients in row["gradients"].items():
             inner = ": " in name
@@ -224,8 +224,8 @@ def table(rows: list[Row]) -> str:
 def report(rows: list[Row]) -> str:
     return (
         "# What a measurement costs\n\n"
-        "Made by `make bench-price`. A part below a bold line is in it. The unit is one gradient of the training batch, "
-        "timed beside each part on one thread.\n"
+        "Made by `make bench-price`. A part below a bold line is in it. The unit is one gradient of the training "
+        "batch, timed beside each part on one thread.\n"
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}.\n\n{table(rows)}"
     )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from phasewatch.estimators.behavioral import LARGE, enough
 from phasewatch.estimators.reading import Reading
 from phasewatch.estimators.zero_count import counted
@@ -16,10 +14,9 @@ from phasewatch.record import Estimate
 from phasewatch.record.signals import NULLITY_GGN
 from phasewatch.symmetry import explain_zeros
 
-LEFT_OUT_BELOW = 5000
-"""Parameters up to which certified zeros are kept in memory and left out of the bracket, which is narrower then."""
-STEPS, STEPS_OF_LARGE = 16, 8
-"""Products of the first Lanczos run of the bracket, and of that of a large network; the second takes half as many."""
+STEPS = 8
+"""Products of the first Lanczos run of the bracket, the second takes half as many: it is wide, and ten times as many do
+not make it narrow enough for a count."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class SymmetryLedger:
         """
         found: dict[str, float] = {}
         unnamed: tuple[str, ...] = ()
-        zeros = known = None
+        zeros = None
         certified = 0
         large = objective.num_parameters >= LARGE
         objective = enough(objective) if large else objective
@@ -66,10 +63,8 @@ class SymmetryLedger:
                 for kind, (distance, _) in layer.distances.items():
                     name = _signal("distance", kind)
                     found[name] = min(distance, found.get(name, math.inf))
-            if zeros is None and objective.num_parameters <= LEFT_OUT_BELOW:
-                known = ledger.zero_space()
         if zeros is None:
-            zeros = _beyond(objective, seed) if large else _bracket(objective, seed, STEPS, known)
+            zeros = _beyond(objective, seed) if large else _bracket(objective, seed)
             zeros = zeros.certified_by(certified)
         estimates = {name: Estimate(value) for name, value in found.items()}
         if unnamed:
@@ -81,23 +76,20 @@ def _signal(what: str, kind: str) -> str:
     return f"{what}_{kind.replace(' ', '_')}"
 
 
-def _bracket(
-    objective: Objective, seed: int, steps: int, known: Tensor | None = None, precise: bool = True
-) -> ZeroCount:
+def _bracket(objective: Objective, seed: int, precise: bool = True) -> ZeroCount:
     return hessian_spectrum(
         objective,
         "gauss-newton",
         seed,
         num_eigenvalues=1,
         dense_below=0,
-        num_steps=steps,
+        num_steps=STEPS,
         num_probes=1,
-        known_zeros=known,
         precise=precise,
     ).zeros
 
 
 def _beyond(objective: Objective, seed: int) -> ZeroCount:
     """At most so many zeros: as many as the first batch has, whose matrix is one of several that add up."""
-    first = _bracket(objective.first_batches(1), seed, STEPS_OF_LARGE, precise=False)
+    first = _bracket(objective.first_batches(1), seed, precise=False)
     return replace(first, guess=0, lower=0, threshold=first.threshold * objective.batch_weights[0])

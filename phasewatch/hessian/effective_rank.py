@@ -331,7 +331,10 @@ class WhitenedSpectrum:
         outside = (squares - known)[later]
         # One mean for all samples: weights made of each one's own would favour those that came out small.
         variances = 2 * (np.maximum(squares[later].mean(0) - known, 0.0) + _hidden(outside))
-        of_whole = squares[later].sum(1).mean() - known.sum(1)
+        # The variance for a uniform direction: what has the same term for all directions is seen without any.
+        rest = values[later].sum(1).mean() - np.array([_filter(s.known, nbeta).sum() for s in self.samples])
+        dimensions = np.array([max(s.dimension, 1) for s in self.samples])
+        of_whole = squares[later].sum(1).mean() - known.sum(1) - np.maximum(rest, 0.0) ** 2 / dimensions
         whole = 2 * (np.maximum(of_whole, 0.0) + _hidden(outside.sum(1)))
         floor = 1e-20 * max(float(values.sum(1).max()), 1e-140) ** 2
         weights = 1 / np.maximum(whole, floor)

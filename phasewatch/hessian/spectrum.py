@@ -25,8 +25,11 @@ from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
-_ASYMMETRY_TO_NOISE = 100
-"""The error of a matrix in single precision is about nine times its asymmetry; with a margin of ten."""
+_ASYMMETRY_TO_ERROR = 10
+"""The error of a matrix in single precision is about nine times its asymmetry."""
+
+_ASYMMETRY_TO_NOISE = 10 * _ASYMMETRY_TO_ERROR
+"""With a margin of ten: what is to be told from zero must stand out of it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -358,9 +361,9 @@ class _LanczosSearch:
             residuals=residuals[leading],
             converged=(self.settled or complete) and len(at_top) == len(at_bottom) == self.wanted,
             largest=largest,
-            largest_error=max(largest_error, self.rounding),
+            largest_error=max(largest_error, self._error_of_products(_ASYMMETRY_TO_ERROR)),
             smallest=smallest,
-            smallest_error=max(smallest_error, self.rounding),
+            smallest_error=max(smallest_error, self._error_of_products(_ASYMMETRY_TO_ERROR)),
             allowed_error=self.tolerance * self.norm,
             trace=trace[0],
             trace_standard_error=trace[1],
@@ -379,10 +382,14 @@ class _LanczosSearch:
 
     @property
     def rounding(self) -> float:
-        """Error of the products: of rounding in general, or as the lack of symmetry shows it, if that is more."""
+        """Error of the products, with a margin where it is seen in the lack of symmetry."""
+        return self._error_of_products(_ASYMMETRY_TO_NOISE)
+
+    def _error_of_products(self, by_asymmetry: float) -> float:
+        """Error of rounding in general, or as the lack of symmetry shows it, if that is more."""
         general = relative_rounding(self.operator.objective.dtype, self.size) * self.norm
         asymmetry = max((probe.asymmetry for probe in self.probes), default=0.0)
-        return float(max(general, _ASYMMETRY_TO_NOISE * self.size**0.5 * asymmetry))
+        return float(max(general, by_asymmetry * self.size**0.5 * asymmetry))
 
     def _infer_copies(self, run: LanczosRun, rest: int) -> None:
         """Eigenvalues that must have many copies, zero above all: a run sees one, but it sees how heavy it is.

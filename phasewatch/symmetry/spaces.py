@@ -445,10 +445,9 @@ class _Walk:
         space.readers.append(Reader(layer, weights, biases, call, channels, one_to_one))
 
     def _add_site(self, layer: str, rows: Indices, call: Call, space: Space, has_bias: bool) -> None:
-        blocks = [_positions(call, x) for x in call.inputs]
-        inputs, samples = np.vstack(blocks), _samples(call.inputs, blocks)
-        if has_bias:
-            inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
+        blocks = [_positions(call, x, has_bias) for x in call.inputs]
+        inputs, samples = np.vstack(blocks) if len(blocks) > 1 else blocks[0], _samples(call.inputs, blocks)
+        del blocks
         gradients = None
         if len(call.gradients) == len(call.inputs):
             axis = -1 if call.name == "linear" else 1
@@ -820,10 +819,10 @@ def _samples(inputs: Sequence[Tensor], blocks: Sequence[NDArray[np.float64]]) ->
     return np.concatenate(numbers)
 
 
-def _positions(call: Call, inputs: Tensor) -> NDArray[np.float64]:
-    """What each row of the weight is multiplied with, one position a row."""
+def _positions(call: Call, inputs: Tensor, has_bias: bool) -> NDArray[np.float64]:
+    """What each row of the weight is multiplied with, and 1 for the bias, one position a row."""
     if call.name == "linear":
-        return _numpy(inputs.reshape(-1, inputs.shape[-1]))
+        return _with_ones(inputs.reshape(-1, inputs.shape[-1]), has_bias)
     weight = call.argument(1, "weight")
     stride, padding, dilation = (
         call.argument(i, name, default)
@@ -841,7 +840,13 @@ def _positions(call: Call, inputs: Tensor) -> NDArray[np.float64]:
             inputs = torch.nn.functional.pad(inputs, (left, right, top, bottom))
         padding = 0
     patches = torch.nn.functional.unfold(inputs, tuple(kernel), dilation, padding, stride)
-    return _numpy(patches.transpose(1, 2).reshape(-1, patches.shape[1]))
+    return _with_ones(patches.transpose(1, 2).reshape(-1, patches.shape[1]), has_bias)
+
+
+def _with_ones(rows: Tensor, has_bias: bool) -> NDArray[np.float64]:
+    if has_bias:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    return _numpy(rows)
 
 
 def _tuple(x: Any, length: int) -> tuple[int, ...]:

@@ -353,57 +353,65 @@ def data_rank_directions(site: Site, thorough: bool, rank_limit: int) -> Iterato
     if thorough:
         yield from _jointly_unseen(site)
     positions, features = site.inputs.shape
-    of_probe = not thorough and positions < features and positions * len(site.rows) >= rank_limit
-    common = _zero_columns(site.inputs) if of_probe else null_vectors(site.inputs)
+    if not thorough and positions < features and positions * len(site.rows) >= rank_limit:
+        yield from _single_inputs_unseen(site)
+        return
+    common = null_vectors(site.inputs)
     alone: list[int] = []
-    if site.gradients is not None and len(site.gradients) == positions:
-        size = np.abs(site.gradients)
-        seen = size > EXACT * max(float(size.max()), 1e-300)
+    seen = _seen(site)
+    if seen is not None:
         _, first, group = np.unique(np.packbits(seen, axis=0), axis=1, return_index=True, return_inverse=True)
         work = 0
         for number, pattern in enumerate(seen.T[first]):
             if pattern.all() or not pattern.any() or (pattern.sum() > _CLEARLY_MORE * features and not thorough):
                 continue
             units = np.flatnonzero(group.ravel() == number)
-            own = site.inputs[pattern]
-            if of_probe:
-                vectors = _zero_columns(own)
-            else:
-                work += int(pattern.sum()) * features**2
-                if work > _MOST_WORK:
-                    site.space.broken.append(
-                        f"what single units of {site.layer} do not see, which is too much to look at"
-                    )
-                    break
-                vectors = null_vectors(own)
+            work += int(pattern.sum()) * features**2
+            if work > _MOST_WORK:
+                site.space.broken.append(f"what single units of {site.layer} do not see, which is too much to look at")
+                break
+            vectors = null_vectors(site.inputs[pattern])
             if len(vectors) > len(common):
                 alone += units.tolist()
-                causes = {"data rank": vectors} if of_probe else by_cause(own, vectors, site.samples[pattern])
+                causes = by_cause(site.inputs[pattern], vectors, site.samples[pattern])
                 for index in units.tolist():
                     for kind, some in causes.items():
-                        yield Directions(kind, site.layer, ((index,),), _added(site.rows[index][None], some))
+                        yield Directions(kind, site.layer, ((index,),), (Added(site.rows[index][None], some),))
     others = np.setdiff1d(np.arange(len(site.rows)), alone)
     if len(common) and others.size:  # what no sample sees is among what the unit's own samples do not see
-        causes = {"data rank": common} if of_probe else by_cause(site.inputs, common, site.samples)
-        for kind, some in causes.items():
-            yield Directions(kind, site.layer, (), _added(site.rows[others], some))
+        for kind, some in by_cause(site.inputs, common, site.samples).items():
+            yield Directions(kind, site.layer, (), (Added(site.rows[others], some),))
 
 
-def _zero_columns(matrix: Array) -> Array:
-    """Unit vectors for the columns that are zero, shape ``(columns that are, columns)``."""
-    norms = np.abs(matrix).max(0)
-    zero = np.flatnonzero(norms <= EXACT * max(float(norms.max(initial=0.0)), 1e-300))
-    vectors = np.zeros((len(zero), matrix.shape[1]))
-    vectors[np.arange(len(zero)), zero] = 1.0
-    return vectors
+def _single_inputs_unseen(site: Site) -> Iterator[Directions]:
+    """Weights of inputs that are zero on all samples on which the unit has an effect: none sees them."""
+    size = np.abs(site.inputs)
+    active = size > EXACT * max(float(size.max()), 1e-300)
+    never: NDArray[np.bool_] = np.logical_not(active.any(axis=0))
+    unseen = np.broadcast_to(never, site.rows.shape)
+    seen = _seen(site)
+    if seen is not None:
+        together = torch.from_numpy(seen).float().T @ torch.from_numpy(active).float()
+        # A unit without any effect is another kind of zero.
+        unseen = np.where(seen.any(axis=0, keepdims=True).T, together.numpy() == 0, never)
+    alone = np.flatnonzero((unseen & ~never).any(1))
+    others = np.setdiff1d(np.arange(len(site.rows)), alone)
+    for index in alone.tolist():
+        yield Directions("data rank", site.layer, ((index,),), _parameters(site.rows[index, unseen[index]]))
+    if never.any() and others.size:
+        yield Directions("data rank", site.layer, (), _parameters(site.rows[np.ix_(others, never)]))
 
 
-def _added(rows: Indices, vectors: Array) -> tuple[Form, ...]:
-    """Any of the vectors to any of the rows; of those with one entry each, the parameters themselves."""
-    if (np.count_nonzero(vectors, axis=1) == 1).all():
-        places = rows[:, np.flatnonzero(vectors.any(0))]
-        return (Added(places.reshape(-1, 1), np.ones((1, 1))),)
-    return (Added(rows, vectors),)
+def _seen(site: Site) -> NDArray[np.bool_] | None:
+    """At which positions each unit has an effect, shape ``(positions, units)``; None if unknown."""
+    if site.gradients is None or len(site.gradients) != len(site.inputs):
+        return None
+    size = np.abs(site.gradients)
+    return np.asarray(size > EXACT * max(float(size.max()), 1e-300))
+
+
+def _parameters(places: Indices) -> tuple[Form, ...]:
+    return (Added(places.reshape(-1, 1), np.ones((1, 1))),)
 
 
 def _jointly_unseen(site: Site) -> Iterator[Directions]:
