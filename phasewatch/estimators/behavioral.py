@@ -32,8 +32,8 @@ DENSE_BELOW = 128
 LEAST_PROBE_SHARE = 0.6
 """Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
 one half there."""
-ROWS = 512
-"""Samples, or positions of sequences, of which there are enough: no more batches of the probe are looked at."""
+ROWS, LEAST_SAMPLES = 512, 4
+"""Samples, or positions of sequences, of which there are enough: no more of the probe is looked at."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,10 @@ def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
 
 
 def enough(objective: Objective, needed: int = ROWS) -> Objective:
-    """The first batches, as many as hold 512 samples or positions of sequences, or as many as are needed."""
+    """The first batches, as many as hold 512 samples or positions of sequences, or as many as are needed.
+
+    Of a first batch that holds more by itself the first samples, four at least, where their loss is the same.
+    """
     rows, batches = 0, 0
     of_shapes: dict[Any, int] = {}
     while rows < needed and batches < objective.num_batches:
@@ -218,6 +221,10 @@ def enough(objective: Objective, needed: int = ROWS) -> Objective:
             of_shapes[shapes] = max(o.numel() // o.shape[-1] if o.dim() > 1 else o.numel() for o in outputs)
         rows += of_shapes[shapes]
         batches += 1
+    if batches == 1 and rows > needed:
+        samples = max(-(-needed * objective.batch_sizes[0] // rows), LEAST_SAMPLES)
+        if (few := objective.first_samples(samples)) is not None:
+            return few
     return objective if batches == objective.num_batches else objective.first_batches(batches)
 
 

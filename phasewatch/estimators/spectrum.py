@@ -19,14 +19,14 @@ STEPS, STEPS_OF_LARGE = 24, 12
 TOLERANCE = 0.01
 """Residual at which the greatest and the least eigenvalue count as found, relative to the larger one."""
 ROWS_OF_LARGE = 128
-"""Samples, or positions of sequences, of which a large network's spectrum is; no more batches are looked at."""
+"""Samples of which a large network's spectrum is, or four sequences; no more of the probe is looked at."""
 
 
 @dataclass(frozen=True)
 class HessianSpectrum:
     """The Hessian spectrum, see :func:`phasewatch.hessian_spectrum` for the settings.
 
-    Of networks from 20,000 parameters on it is that of the first batches alone, and in single precision: there are so
+    Of networks from 20,000 parameters on it is that of the first samples alone, and in single precision: there are so
     many eigenvalues next to zero that their number would not be known in double precision either.
     """
 

@@ -24,7 +24,7 @@ class SymmetryLedger:
     """Zeros of the Gauss-Newton matrix by cause, see :func:`phasewatch.explain_zeros`, and how near more of them are.
 
     Where there are many parameters not all is measured, so that the costs stay those of some dozens of gradients. From
-    20,000 on the first batches alone are looked at, as many as hold 512 samples or positions of sequences, and the
+    20,000 on the first samples alone are looked at, 512 or as many as hold so many positions of sequences, and the
     bracket's upper end is that of the first of them: what is zero in all is zero in each.
 
     Attributes:

@@ -543,6 +543,33 @@ class Objective(PureLoss):
             chosen = [(self._layouts[i], self.data[i], self.batch_sizes[i]) for i in range(count)]
             return self._on(chosen)
 
+    def first_samples(self, count: int) -> Objective | None:
+        """The same loss on the first samples of the first batch.
+
+        Returns:
+            None where that batch cannot be cut: it has no more samples or tensors with another first dimension, or
+            the losses of its parts do not average to its own (losses that compare samples, means over tokens).
+        """
+        if self._origin is not None:
+            origin, again = self._origin
+            few = origin.first_samples(count)
+            return None if few is None else again(few)
+        size, own = self.batch_sizes[0], self.data[0]
+        if size <= count or any(tensor.dim() and tensor.size(0) != size for tensor in own):
+            return None
+        with isolated():
+            try:
+                parts = []
+                for start in range(0, size, count):
+                    rows = slice(start, min(start + count, size))
+                    cut = [tensor[rows].clone() if tensor.dim() else tensor for tensor in own]
+                    parts.append(self._on([(Layout(self._layouts[0].rebuild(cut)), cut, rows.stop - rows.start)]))
+            except Exception:  # what the loss takes is not only tensors, or has a size of its own
+                return None
+        whole = float(self.batch_losses[0])
+        mean = sum(part.num_samples / size * float(part.batch_losses[0]) for part in parts)
+        return parts[0] if abs(mean - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
+
     def of_few_samples(self, count: int) -> Objective:
         """The first samples of the first batch alone, for what does not depend on which they are.
 
