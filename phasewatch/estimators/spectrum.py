@@ -27,7 +27,8 @@ class HessianSpectrum:
     """The Hessian spectrum, see :func:`phasewatch.hessian_spectrum` for the settings.
 
     Of networks from 20,000 parameters on it is that of the first samples alone, and in single precision: there are so
-    many eigenvalues next to zero that their number would not be known in double precision either.
+    many eigenvalues next to zero that their number would not be known in double precision either. The standard error
+    of the greatest and of the least eigenvalue is then by how much half of these samples say something else.
     """
 
     num_eigenvalues: int = 5
@@ -51,8 +52,9 @@ class HessianSpectrum:
         (:func:`quadratic_llc`).
         """
         large = objective.num_parameters >= LARGE
+        seen = enough(objective, ROWS_OF_LARGE) if large else objective
         spectrum = hessian_spectrum(
-            enough(objective, ROWS_OF_LARGE) if large else objective,
+            seen,
             seed=seed,
             num_eigenvalues=min(self.num_eigenvalues, objective.num_parameters),
             dense_below=self.dense_below,
@@ -60,6 +62,7 @@ class HessianSpectrum:
             num_probes=1,
             tolerance=TOLERANCE,
             precise=not large,
+            half=seen.on_half() if large else None,
         )
         zeros = counted(NULLITY, spectrum.zeros)
         nullity = zeros[NULLITY]
@@ -73,10 +76,14 @@ class HessianSpectrum:
         return Reading(
             {
                 "hessian_max": Estimate(
-                    spectrum.largest, doubts=_end(spectrum.largest_converged, spectrum.largest_error)
+                    spectrum.largest,
+                    spectrum.largest_by_samples,
+                    _end(spectrum.largest_converged, spectrum.largest_error),
                 ),
                 "hessian_min": Estimate(
-                    spectrum.smallest, doubts=_end(spectrum.smallest_converged, spectrum.smallest_error)
+                    spectrum.smallest,
+                    spectrum.smallest_by_samples,
+                    _end(spectrum.smallest_converged, spectrum.smallest_error),
                 ),
                 "hessian_trace": Estimate(spectrum.trace, spectrum.trace_standard_error),
                 "hessian_negative": Estimate(spectrum.num_negative, spectrum.num_negative_standard_error),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -44,6 +45,9 @@ class Spectrum:
         largest_error: Its own residual, within which there is an eigenvalue.
         smallest: Least eigenvalue, or the best upper bound for it.
         smallest_error: The same of it.
+        largest_by_samples: By how much the Rayleigh quotient of its vector differs on half of the samples, about the
+            standard error that comes of looking at so few of them; NaN where no half was given.
+        smallest_by_samples: The same of the least one.
         allowed_error: The tolerance times the largest magnitude, up to which an eigenvalue counts as found.
         trace: Sum of all eigenvalues.
         trace_standard_error: Standard error of the trace; 0.0 if dense.
@@ -81,6 +85,8 @@ class Spectrum:
     method: str
     precision: str
     products: int
+    largest_by_samples: float = math.nan
+    smallest_by_samples: float = math.nan
 
     @property
     def largest_converged(self) -> bool:
@@ -122,6 +128,7 @@ def hessian_spectrum(
     tolerance: float = 1e-3,
     known_zeros: Tensor | None = None,
     precise: bool = True,
+    half: Objective | None = None,
     graph_memory: int = GRAPH_MEMORY,
 ) -> Spectrum:
     """Leading eigenvalues at both ends, trace, spectral density and the number of zeros.
@@ -146,6 +153,7 @@ def hessian_spectrum(
         known_zeros: Orthonormal rows, shape ``(k, N)``, that the matrix maps to zero, such as those of
             :meth:`phasewatch.symmetry.ZeroLedger.zero_space`. Lanczos runs stay outside of them, so that the bracket is
             about the other zeros only; all are kept in memory.
+        half: The loss on half of the samples, to see how far the ends are those of the samples (Lanczos).
         precise: Whether to compute in float64; in the objective's own precision it takes half the time, and what counts
             as zero reaches farther.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
@@ -180,7 +188,15 @@ def hessian_spectrum(
         for number in range(2 * num_probes):
             if number < num_probes or not search.settled:
                 search.run((num_steps + 1) // 2)
-        return search.spectrum(matrix)
+        spectrum = search.spectrum(matrix)
+        if half is None:
+            return spectrum
+        beside = OPERATORS[matrix](of_parameters(half, parameters), graph_memory=graph_memory)
+        top, bottom = (
+            abs(float(vector.double() @ (beside @ vector).double()) - value)
+            for value, vector in (search.top, search.bottom)
+        )
+        return replace(spectrum, largest_by_samples=top, smallest_by_samples=bottom)
 
 
 def _check_arguments(
@@ -272,6 +288,8 @@ class _LanczosSearch:
         self.norm = 0.0
         self.tops: list[tuple[float, float]] = []
         self.bottoms: list[tuple[float, float]] = []
+        self.top: tuple[float, Tensor] = -np.inf, self.vectors
+        self.bottom: tuple[float, Tensor] = np.inf, self.vectors
         self.beyond = (-np.inf, np.inf)
         self.settled = False
         self.certified: int | None = None
@@ -316,6 +334,10 @@ class _LanczosSearch:
         self.probes.append(Probe.of(run, float(start.square().sum()), self.values, self.residuals))
         self.tops.append((float(run.ritz_values[-1]), float(run.residuals[-1])))
         self.bottoms.append((float(run.ritz_values[0]), float(run.residuals[0])))
+        if run.ritz_values[-1] > self.top[0]:
+            self.top = float(run.ritz_values[-1]), run.ritz_vectors(np.array([run.dimension - 1]))[0]
+        if run.ritz_values[0] < self.bottom[0]:
+            self.bottom = float(run.ritz_values[0]), run.ritz_vectors(np.array([0]))[0]
         if run.invariant and run.dimension in (1, rest):
             # If one random vector is an eigenvector, then all of the space it was drawn from is one eigenspace.
             self._keep(np.resize(run.ritz_values, rest), np.full(rest, self.rounding))

@@ -89,7 +89,7 @@ class Layer:
         activations: What the readers see, one row a unit, shape ``(width, positions)``.
         slopes: Derivative of the activation function, shape ``(width, positions)``; None without just one function.
         reach: Gradients at what the layer writes, shape ``(positions, width)``; None if unknown.
-        inputs: What enters the layer, shape ``(positions, features [+ 1])``; None if unknown.
+        site: The layer as a linear map; None if unknown.
     """
 
     def __init__(self, space: Space, sites: list[Site]) -> None:
@@ -97,9 +97,8 @@ class Layer:
         read = next(r for r in space.readers if r.call is not None and r.call.inputs)
         self.activations = _read_by_unit(read, space.width)
         self.slopes = _slopes(space.activations[0], space.width) if len(space.activations) == 1 else None
-        site = next((s for s in sites if s.space is space), None)
-        self.reach = None if site is None else site.gradients
-        self.inputs = None if site is None else site.inputs
+        self.site = next((s for s in sites if s.space is space), None)
+        self.reach = None if self.site is None else self.site.gradients
 
     @property
     def means(self) -> Array:
@@ -190,14 +189,18 @@ class Layer:
         return least, tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
     def _unseen(self) -> _Nearest | None:
-        if self.inputs is None:
+        if self.site is None:
             return None
-        norms = np.linalg.norm(self.inputs, axis=0)
-        if len(self.inputs) < self.inputs.shape[1] or not norms.all():
+        first = self.site.first_inputs
+        positions, features = len(first) * len(self.site.entered), first.shape[1]
+        dear = positions * features**2 > _MOST_WORK_FOR_A_MEASURE
+        if dear and len(first) >= features and first.any(axis=0).all():
+            return None
+        inputs = self.site.inputs
+        norms = np.linalg.norm(inputs, axis=0)
+        if len(inputs) < features or not norms.all():
             return 0.0, ()
-        if self.inputs.size * self.inputs.shape[1] > _MOST_WORK_FOR_A_MEASURE:
-            return None
-        return least_singular(triangle(self.inputs / norms))[0], ()
+        return None if dear else (least_singular(triangle(inputs / norms))[0], ())
 
 
 def layers_of(architecture: Architecture) -> list[Layer]:
@@ -352,6 +355,8 @@ def data_rank_directions(site: Site, thorough: bool, rank_limit: int) -> Iterato
     """
     if thorough:
         yield from _jointly_unseen(site)
+    if not thorough and _clearly_seen(site):
+        return
     positions, features = site.inputs.shape
     if not thorough and positions < features and positions * len(site.rows) >= rank_limit:
         yield from _single_inputs_unseen(site)
@@ -381,6 +386,16 @@ def data_rank_directions(site: Site, thorough: bool, rank_limit: int) -> Iterato
     if len(common) and others.size:  # what no sample sees is among what the unit's own samples do not see
         for kind, some in by_cause(site.inputs, common, site.samples).items():
             yield Directions(kind, site.layer, (), (Added(site.rows[others], some),))
+
+
+def _clearly_seen(site: Site) -> bool:
+    """Whether the inputs have full rank in the first batch already, and each unit sees clearly more of them or none."""
+    features = site.rows.shape[1]
+    if site.gradients is None or len(site.first_inputs) < features or not _independent(site.first_inputs):
+        return False
+    size = np.abs(site.gradients)
+    number = (size > EXACT * max(float(size.max()), 1e-300)).sum(0)
+    return bool(((number == 0) | (number > _CLEARLY_MORE * features)).all())
 
 
 def _single_inputs_unseen(site: Site) -> Iterator[Directions]:
