@@ -236,3 +236,28 @@ def test_arguments_are_checked() -> None:
         rank.at(-1.0)
     with pytest.raises(ValueError, match="epsilon is 0"):
         rank.at_resolution(0.0)
+
+
+def test_a_resolution_stands_for_its_temperature() -> None:
+    """One run finds both, dense or sampled; and neither is taken for the other."""
+    objective = of_kind("linear")
+    spread = spread_of(objective)
+    exact_rank = effective_rank(objective, spread, 1.0).at_resolution(1e-3)
+    for dense_below in (0, 1000):
+        found = effective_rank(objective, spread, resolution=1e-3, dense_below=dense_below, check_probe=False)
+        assert found.nbeta == pytest.approx(exact_rank.nbeta, rel=0.05 if dense_below == 0 else 1e-9)
+        assert abs(found.value - exact_rank.value) <= 3 * found.standard_error + found.quadrature_error + 1e-9
+    for settings in ({}, {"nbeta": 1.0, "resolution": 1e-3}):
+        with pytest.raises(ValueError, match="expected one of the two"):
+            effective_rank(objective, spread, **settings)
+
+
+def test_no_more_is_seen_than_the_outputs_are_many() -> None:
+    """Thirty samples of one output among 600 parameters, of which a short run says next to nothing."""
+    x = normal(30, 600) * torch.logspace(0, -4, 600)
+    objective = Objective(nn.Linear(600, 1, bias=False).double(), [(x, torch.zeros(30, 1))], loss_fn=squared_error)
+    found = effective_rank(objective, torch.ones(600), 1e9, dense_below=0, max_products=4, check_probe=False)
+    exact_value = float(exact(matrix_of(objective), 1e9).sum())
+    assert exact_value <= 30 and found.value + found.quadrature_error <= 30 + 3 * found.standard_error
+    assert abs(found.value - exact_value) <= 3 * found.standard_error + found.quadrature_error
+    assert not found.converged
