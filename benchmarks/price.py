@@ -3,8 +3,9 @@
 Networks of the reference runs are trained, and at an early and a late step everything is measured that a watch measures
 by default, on the probe that the callbacks would draw: 512 samples, as one batch where the network is small, else in
 batches of the training size. One gradient (forward and backward pass of the module in training mode, nothing else) is
-timed before and after each estimator, in the same process and on one thread. Each checkpoint has a process of its own,
-whose peak memory is read off the operating system (Linux). Prints the table and writes benchmarks/results/price.md.
+timed before and after each estimator, in the same process and on one thread, in processor time, which other processes
+hardly lengthen. Each checkpoint has a process of its own, whose peak memory is read off the operating system (Linux).
+Prints the table and writes benchmarks/results/price.md.
 """
 
 from __future__ import annotations
@@ -102,10 +103,10 @@ def price(saved: list[Any], only: list[str] | None) -> Row:
     def gradient() -> float:
         times = []
         for _ in range(SPEED[network]):
-            began = time.perf_counter()
+            began = time.process_time()
             module.zero_grad()
             checkpoint.loss_fn(module, tuple(part[:batch] for part in training)).backward()
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         module.zero_grad()
         return statistics.median(times)
 
@@ -132,9 +133,9 @@ def price(saved: list[Any], only: list[str] | None) -> Row:
         before = unit()
         reset_peak()
         with parts() as spent:
-            began = time.perf_counter()
+            began = time.process_time()
             found = work()
-            seconds = time.perf_counter() - began
+            seconds = time.process_time() - began
         row["MB"][name] = peak()
         one = (before + unit()) / 2
         row.setdefault("unit ms", []).append(1e3 * one)
@@ -168,11 +169,11 @@ def parts() -> Iterator[dict[str, float]]:
 
     def timed(function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                spent[part] += time.perf_counter() - began
+                spent[part] += time.process_time() - began
 
         return call
 
@@ -225,7 +226,7 @@ def report(rows: list[Row]) -> str:
     return (
         "# What a measurement costs\n\n"
         "Made by `make bench-price`. A part below a bold line is in it. The unit is one gradient of the training "
-        "batch, timed beside each part on one thread.\n"
+        "batch, timed beside each part on one thread, in processor time.\n"
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}.\n\n{table(rows)}"
     )
 

@@ -22,7 +22,7 @@ LARGE = 20_000
 as much of them as many of a small one."""
 MOST_PRODUCTS = 96
 """Products with the Gauss-Newton matrix for an effective rank of a small network."""
-PRODUCTS_OF_BATCHES, LEAST_PRODUCTS = 24, 6
+PRODUCTS_OF_BATCHES, LEAST_PRODUCTS = 32, 6
 """Products for one of a large network, each with the matrix of one batch; and how many of the whole there are at least:
 where the price of a product is that of eight batches, a rank of some hundreds is known to a fifth, and marked so."""
 RANK_TOLERANCE = 0.04
@@ -210,7 +210,7 @@ def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
 def enough(objective: Objective, needed: int = ROWS) -> Objective:
     """The first batches, as many as hold 512 samples or positions of sequences, or as many as are needed.
 
-    Of a first batch that holds more by itself the first samples, four at least, where their loss is the same.
+    Of a first batch that holds twice as many by itself the first samples, four at least, where their loss is the same.
     """
     rows, batches = 0, 0
     of_shapes: dict[Any, int] = {}
@@ -221,7 +221,7 @@ def enough(objective: Objective, needed: int = ROWS) -> Objective:
             of_shapes[shapes] = max(o.numel() // o.shape[-1] if o.dim() > 1 else o.numel() for o in outputs)
         rows += of_shapes[shapes]
         batches += 1
-    if batches == 1 and rows > needed:
+    if batches == 1 and rows >= 2 * needed:
         samples = max(-(-needed * objective.batch_sizes[0] // rows), LEAST_SAMPLES)
         if (few := objective.first_samples(samples)) is not None:
             return few

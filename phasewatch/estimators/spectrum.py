@@ -14,11 +14,11 @@ from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Histogram
 from phasewatch.record.signals import NULLITY, SPECTRUM
 
-STEPS, STEPS_OF_LARGE = 24, 12
+STEPS, STEPS_OF_LARGE = 16, 12
 """Products of the first Lanczos run, and of that of a large network; the second run takes half as many."""
 TOLERANCE = 0.01
 """Residual at which the greatest and the least eigenvalue count as found, relative to the larger one."""
-ROWS_OF_LARGE = 128
+ROWS_OF_LARGE = 64
 """Samples of which a large network's spectrum is, or four sequences; no more of the probe is looked at."""
 
 

@@ -14,7 +14,7 @@ from phasewatch.record import Estimate
 from phasewatch.record.signals import NULLITY_GGN
 from phasewatch.symmetry import explain_zeros
 
-STEPS = 8
+STEPS, STEPS_OF_LARGE = 8, 4
 """Products of the first Lanczos run of the bracket, the second takes half as many: it is wide, and ten times as many do
 not make it narrow enough for a count."""
 
@@ -76,14 +76,14 @@ def _signal(what: str, kind: str) -> str:
     return f"{what}_{kind.replace(' ', '_')}"
 
 
-def _bracket(objective: Objective, seed: int, precise: bool = True) -> ZeroCount:
+def _bracket(objective: Objective, seed: int, steps: int = STEPS, precise: bool = True) -> ZeroCount:
     return hessian_spectrum(
         objective,
         "gauss-newton",
         seed,
         num_eigenvalues=1,
         dense_below=0,
-        num_steps=STEPS,
+        num_steps=steps,
         num_probes=1,
         precise=precise,
     ).zeros
@@ -91,5 +91,5 @@ def _bracket(objective: Objective, seed: int, precise: bool = True) -> ZeroCount
 
 def _beyond(objective: Objective, seed: int) -> ZeroCount:
     """At most so many zeros: as many as the first batch has, whose matrix is one of several that add up."""
-    first = _bracket(objective.first_batches(1), seed, precise=False)
+    first = _bracket(objective.first_batches(1), seed, STEPS_OF_LARGE, precise=False)
     return replace(first, guess=0, lower=0, threshold=first.threshold * objective.batch_weights[0])

@@ -41,6 +41,13 @@ _FOUND = 0.05
 
 _LEAST_PRODUCTS = 4
 
+_LOOSER = 3.0
+"""Tolerance on half of the samples, in units of that on all."""
+
+_LEAST_TO_COMPARE = 16
+"""Steps of a run that has not converged from which on half of the samples are looked at: shorter ones say the same of
+all and of half of them."""
+
 _STEPS_OF_A_SAMPLE = 8
 """Products that a random direction takes once the leading eigenvectors are out; also how often it is asked to stop."""
 
@@ -144,7 +151,8 @@ def effective_rank(
     direction z and its Krylov basis, :math:`z_l^\top (f(A) z)_l` estimates the trace of the block of layer l from the
     same products.
 
-    Half of the samples are looked at from the same first direction, to twice the tolerance: a difference of 10 % tells.
+    Half of the samples are looked at from the same first direction, to three times the tolerance: it is a check.
+    Where the runs are so short that they would say the same of any number of samples, they are not.
 
     Args:
         objective: The loss on the probe; the matrix is taken at its parameters.
@@ -204,8 +212,9 @@ def effective_rank(
     with isolated():
         spectrum, products = on(objective, tolerance)
         rank = replace(spectrum.at(temperature(spectrum)), products=products)
-        half = objective.on_half() if check_probe else None
-        return rank if half is None else _beside_half(rank, on(half, min(2 * tolerance, 0.5))[0])
+        told = rank.converged or max(len(s.diagonal) for s in spectrum.samples) >= _LEAST_TO_COMPARE
+        half = objective.on_half() if check_probe and told else None
+        return rank if half is None else _beside_half(rank, on(half, min(_LOOSER * tolerance, 0.5))[0])
 
 
 def _beside_half(rank: EffectiveRank, half: WhitenedSpectrum) -> EffectiveRank:
