@@ -33,7 +33,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from phasewatch import BehavioralLLC, estimate_behavioral_llc
-from phasewatch.estimators.behavioral import LARGE, MOST_PRODUCTS, PRECISION, BehavioralCoefficient
+from phasewatch.estimators.behavioral import LARGE, PRECISION, BehavioralCoefficient
 from phasewatch.hessian import effective_rank
 from phasewatch.llc import prior_spread
 from phasewatch.llc.behavioral import COARSE, FINE
@@ -66,6 +66,8 @@ LIVE: dict[str, Any] = {"chains": 4, "burn_in": 200, "draws": 1_200, "precision"
 LIVE_LARGE: dict[str, Any] = {"chains": 2, "burn_in": 120, "draws": 400, "precision": PRECISION[1]}
 """As the product has them, the second from 20,000 parameters on."""
 RESOLUTIONS = (COARSE, FINE)
+RANK_PRODUCTS = (256, 64)
+"""For a rank to hold the chains against, the second from 20,000 parameters on."""
 ACCEPTED_RHAT = 1.1
 PEER = {"num_chains": 4, "num_burnin_steps": 200, "num_draws": 300}
 PEER_LARGE = {"num_chains": 2, "num_burnin_steps": 25, "num_draws": 50}
@@ -130,7 +132,7 @@ def half_ranks(checkpoint: Checkpoint, found: Sequence[BehavioralLLC]) -> list[R
     sampled = [one.nbeta for one in found if one.nbeta]
     if not sampled:
         return [None for _ in found]
-    spread, products = prior_spread(checkpoint.objective), MOST_PRODUCTS[checkpoint.large]
+    spread, products = prior_spread(checkpoint.objective), RANK_PRODUCTS[checkpoint.large]
     whole = effective_rank(checkpoint.objective, spread, max(sampled), check_probe=False, max_products=products)
     ranks = [whole.at(one.nbeta) if one.nbeta else None for one in found]
     return [

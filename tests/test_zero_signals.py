@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from phasewatch import Objective, Watch, load_run
 from phasewatch.estimators import Estimator, HessianSpectrum, SymmetryLedger
+from phasewatch.hessian import hessian_spectrum
 from phasewatch.record import Histogram, Measurement
 from phasewatch.record.signals import detected
 from phasewatch.report import density_figure
@@ -193,3 +194,32 @@ def test_heat_map_counts_each_eigenvalue_once_and_zeros_in_the_middle() -> None:
 @pytest.mark.parametrize("measurements", [[], [_spectrum(0, [1.0])], [_spectrum(0, [0.0]), _spectrum(1, [0.0])]])
 def test_no_heat_map_without_two_spectra(measurements: list[Measurement]) -> None:
     assert density_figure(measurements) is None
+
+
+def test_of_large_networks_certified_zeros_and_an_upper_end_stand_beside_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the first batch alone leaves bounds what all of them do, and the dense count lies between the two."""
+    module, (x, y) = tanh_net()
+    with torch.no_grad():
+        module[2].weight[:, 3] = 0
+    batches = [(x[start : start + 100], y[start : start + 100]) for start in (0, 100, 200)]
+    objective = Objective(module, batches, loss_fn=squared_error)
+    dense = hessian_spectrum(objective, "gauss-newton").zeros.count
+    monkeypatch.setattr("phasewatch.estimators.zeros.LARGE", 0)
+    found = values_of(SymmetryLedger(dense_below=0), objective)
+    assert found["zeros_certified"] == found["nullity_ggn_lower"] == 5
+    assert dense is not None and found["nullity_ggn_lower"] <= dense <= found["nullity_ggn_upper"] <= 37
+
+
+def test_the_ends_of_a_large_network_s_spectrum_are_known_to_their_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one batch in three; four standard errors, of which there is but one difference to tell."""
+    module, (x, y) = tanh_net()
+    batches = [(x[start : start + 100], y[start : start + 100]) for start in (0, 100, 200)]
+    objective = Objective(module, batches, loss_fn=squared_error)
+    exact = hessian_spectrum(objective)
+    monkeypatch.setattr("phasewatch.estimators.spectrum.LARGE", 0)
+    found = HessianSpectrum(dense_below=0).read(objective, 300, 0).estimates
+    for name, expected in (("hessian_max", exact.largest), ("hessian_min", exact.smallest)):
+        assert found[name].reliable and found[name].standard_error > 0
+        assert abs(found[name].value - expected) < 4 * found[name].standard_error + 0.05 * exact.largest

@@ -23,16 +23,23 @@ LARGE = 20_000
 as much of them as many of a small one."""
 PRECISION = (0.07, 0.1)
 """Half-width of the interval at which chains end, as a share of lambda, below that and from there on."""
-MOST_PRODUCTS, PRODUCTS_IN_THE_OUTPUTS = (256, 64), (1_024, 64)
-"""Products with the Gauss-Newton matrix for an effective rank, below that and from there on."""
-OUTPUTS_TOLERANCE = 0.01
-"""Monte-Carlo error wanted of ranks in the outputs: they fall by some 5 % when modular addition generalises (see
+MOST_PRODUCTS = 96
+"""Products with the Gauss-Newton matrix for an effective rank of a small network."""
+PRODUCTS_OF_BATCHES, LEAST_PRODUCTS = 32, 6
+"""Products for one of a large network, each with the matrix of one batch; and how many of the whole there are at least:
+where the price of a product is that of eight batches, a rank of some hundreds is known to a fifth, and marked so."""
+RANK_TOLERANCE = 0.04
+"""Monte-Carlo error wanted of a rank, relative to it; with 5 % two of them would exceed what counts as reliable."""
+DENSE_BELOW = 128
+"""Parameters up to which all eigenvalues cost no more than the products of a run."""
+OUTPUTS_TOLERANCE, PRODUCTS_IN_THE_OUTPUTS = 0.01, 1_024
+"""Of ranks in the outputs of small networks: they fall by some 5 % when modular addition generalises (see
 benchmarks/results/live.md), and whether they fall decides between simpler and more confident."""
 LEAST_PROBE_SHARE = 0.6
 """Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
 one half there."""
-ROWS = 512
-"""Samples, or positions of sequences, of which there are enough: no more batches of the probe are looked at."""
+ROWS, LEAST_SAMPLES = 512, 4
+"""Samples, or positions of sequences, of which there are enough: no more of the probe is looked at."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +93,12 @@ class BehavioralCoefficient:
         """Chains that end after a quarter of their draws, at both resolutions, and the products for the ranks."""
         chains, draws, burn_in = self._moves(size.num_parameters)
         moves = len(self.resolutions) * chains * (burn_in + draws / 4)
-        most = sum(limits[size.num_parameters >= LARGE] for limits in (MOST_PRODUCTS, PRODUCTS_IN_THE_OUTPUTS))
         batches = min(size.num_batches, math.ceil(ROWS / size.rows))
-        return Price(moves * (1 + len(self.refined)), 0 if self.data else most / 2) * batches
+        ranks = 0.0
+        if not self.data:
+            large = size.num_parameters >= LARGE
+            ranks = 2 * max(PRODUCTS_OF_BATCHES / batches, LEAST_PRODUCTS) if large else PRODUCTS_IN_THE_OUTPUTS / 2
+        return Price(moves * (1 + len(self.refined)), ranks) * batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
@@ -169,8 +179,7 @@ class BehavioralCoefficient:
 
     def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> EffectiveRank:
         nbeta = fine.nbeta * self.nats_per_loss
-        products = MOST_PRODUCTS[objective.num_parameters >= LARGE]
-        return effective_rank(objective, spread, nbeta, seed=seed, max_products=products)
+        return effective_rank(objective, spread, nbeta, seed=seed, **_settings(objective))
 
     def _doubted(self, found: BehavioralLLC, rank: EffectiveRank) -> BehavioralLLC:
         """The same, not reliable where half of the probe shows so little that it tells of the probe."""
@@ -192,18 +201,23 @@ class BehavioralCoefficient:
         )
         coarse, fine = (resolution * outputs for resolution in self.resolutions)
         spread = prior_spread(objective, "outputs")
-        products = PRODUCTS_IN_THE_OUTPUTS[objective.num_parameters >= LARGE]
-        settings: dict[str, Any] = {"seed": seed, "max_products": products, "check_probe": False}
-        # Lanczos runs end where the rank has converged at the temperature given, which is to be that of the finer one.
-        rough = effective_rank(moved, spread, 1 / fine, **settings).at_resolution(fine)
-        ranks = rough
-        if rough.nbeta:
-            ranks = effective_rank(moved, spread, rough.nbeta, tolerance=OUTPUTS_TOLERANCE, **settings)
+        settings = _settings(objective)
+        if objective.num_parameters < LARGE:
+            settings |= {"tolerance": OUTPUTS_TOLERANCE, "max_products": PRODUCTS_IN_THE_OUTPUTS}
+        ranks = effective_rank(moved, spread, resolution=fine, seed=seed, check_probe=False, **settings)
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = ranks.at_resolution(resolution)
             estimates[name] = Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
         return estimates
+
+
+def _settings(objective: Objective) -> dict[str, Any]:
+    """Of an effective rank, so that it costs what a run can afford."""
+    products = MOST_PRODUCTS
+    if objective.num_parameters >= LARGE:
+        products = max(PRODUCTS_OF_BATCHES // objective.num_batches, LEAST_PRODUCTS)
+    return {"tolerance": RANK_TOLERANCE, "max_products": products, "dense_below": DENSE_BELOW}
 
 
 def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
@@ -214,13 +228,24 @@ def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
     }
 
 
-def enough(objective: Objective) -> Objective:
-    """The first batches, as many as hold 512 samples or positions of sequences."""
+def enough(objective: Objective, needed: int = ROWS) -> Objective:
+    """The first batches, as many as hold 512 samples or positions of sequences, or as many as are needed.
+
+    Of a first batch that holds twice as many by itself the first samples, four at least, where their loss is the same.
+    """
     rows, batches = 0, 0
-    while rows < ROWS and batches < objective.num_batches:
-        outputs = objective.outputs(objective.parameters, batches)
-        rows += max(output.numel() // output.shape[-1] if output.dim() > 1 else output.numel() for output in outputs)
+    of_shapes: dict[Any, int] = {}
+    while rows < needed and batches < objective.num_batches:
+        shapes = objective.batch_shapes(batches)
+        if shapes not in of_shapes:
+            outputs = objective.outputs(objective.parameters, batches)
+            of_shapes[shapes] = max(o.numel() // o.shape[-1] if o.dim() > 1 else o.numel() for o in outputs)
+        rows += of_shapes[shapes]
         batches += 1
+    if batches == 1 and rows >= 2 * needed:
+        samples = max(-(-needed * objective.batch_sizes[0] // rows), LEAST_SAMPLES)
+        if (few := objective.first_samples(samples)) is not None:
+            return few
     return objective if batches == objective.num_batches else objective.first_batches(batches)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from phasewatch.estimators.behavioral import LARGE, enough
 from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.estimators.zero_count import counted
@@ -16,14 +17,25 @@ from phasewatch.record.signals import NULLITY, SPECTRUM
 
 IN_DOUBLE_PRECISION = 2.0
 """Products in float64 take so many in float32."""
+STEPS, STEPS_OF_LARGE = 16, 12
+"""Products of the first Lanczos run, and of that of a large network; the second run takes half as many."""
+TOLERANCE = 0.01
+"""Residual at which the greatest and the least eigenvalue count as found, relative to the larger one."""
+ROWS_OF_LARGE = 64
+"""Samples of which a large network's spectrum is, or four sequences; no more of the probe is looked at."""
 
 
 @dataclass(frozen=True)
 class HessianSpectrum:
-    """The Hessian spectrum, see :func:`phasewatch.hessian_spectrum` for the settings."""
+    """The Hessian spectrum, see :func:`phasewatch.hessian_spectrum` for the settings.
+
+    Of networks from 20,000 parameters on it is that of the first samples alone, and in single precision: there are so
+    many eigenvalues next to zero that their number would not be known in double precision either. The standard error
+    of the greatest and of the least eigenvalue is then by how much half of these samples say something else.
+    """
 
     num_eigenvalues: int = 5
-    dense_below: int = 1500
+    dense_below: int = 1_000
     nbeta: float | None = None
     localization: float = 10.0
     name = "hessian"
@@ -34,9 +46,11 @@ class HessianSpectrum:
             raise ValueError(f"num_eigenvalues is {self.num_eigenvalues}; expected at least 1")
 
     def price(self, size: Size) -> Price:
-        """A column in a block takes half of a product alone; else Lanczos runs, with half of the probes that may be."""
+        """A column in a block takes half of a product alone; else Lanczos runs, of large networks on few samples."""
+        if size.num_parameters >= LARGE:
+            return Price(products=2 * STEPS_OF_LARGE) * min(size.num_batches, math.ceil(ROWS_OF_LARGE / size.rows))
         dense = size.num_parameters <= self.dense_below
-        products = size.num_parameters / 2 if dense else 160 * IN_DOUBLE_PRECISION
+        products = size.num_parameters / 2 if dense else 1.5 * STEPS * IN_DOUBLE_PRECISION
         return Price(products=products) * size.num_batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
@@ -48,11 +62,18 @@ class HessianSpectrum:
         regular but for them, and ``llc_quadratic`` what an ideal sampler would find if the loss were quadratic
         (:func:`quadratic_llc`).
         """
+        large = objective.num_parameters >= LARGE
+        seen = enough(objective, ROWS_OF_LARGE) if large else objective
         spectrum = hessian_spectrum(
-            objective,
+            seen,
             seed=seed,
             num_eigenvalues=min(self.num_eigenvalues, objective.num_parameters),
             dense_below=self.dense_below,
+            num_steps=STEPS_OF_LARGE if large else STEPS,
+            num_probes=1,
+            tolerance=TOLERANCE,
+            precise=not large,
+            half=seen.on_half() if large else None,
         )
         zeros = counted(NULLITY, spectrum.zeros)
         nullity = zeros[NULLITY]
@@ -66,10 +87,14 @@ class HessianSpectrum:
         return Reading(
             {
                 "hessian_max": Estimate(
-                    spectrum.largest, doubts=_end(spectrum.largest_converged, spectrum.largest_error)
+                    spectrum.largest,
+                    spectrum.largest_by_samples,
+                    _end(spectrum.largest_converged, spectrum.largest_error),
                 ),
                 "hessian_min": Estimate(
-                    spectrum.smallest, doubts=_end(spectrum.smallest_converged, spectrum.smallest_error)
+                    spectrum.smallest,
+                    spectrum.smallest_by_samples,
+                    _end(spectrum.smallest_converged, spectrum.smallest_error),
                 ),
                 "hessian_trace": Estimate(spectrum.trace, spectrum.trace_standard_error),
                 "hessian_negative": Estimate(spectrum.num_negative, spectrum.num_negative_standard_error),

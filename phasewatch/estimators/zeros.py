@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from phasewatch.estimators.behavioral import LARGE, ROWS, enough
 from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.estimators.spectrum import IN_DOUBLE_PRECISION
 from phasewatch.estimators.zero_count import counted
-from phasewatch.hessian import hessian_spectrum
+from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate
 from phasewatch.record.signals import NULLITY_GGN
 from phasewatch.symmetry import explain_zeros
 
-LEFT_OUT_BELOW = 5000
-"""Parameters up to which certified zeros are kept in memory and left out of the bracket, which is narrower then."""
+STEPS, STEPS_OF_LARGE = 8, 4
+"""Products of the first Lanczos run of the bracket, the second takes half as many: it is wide, and ten times as many do
+not make it narrow enough for a count."""
+LEDGER = 16
+"""Products that explaining the zeros takes about as long as, see benchmarks/results/price.md."""
 
 
 @dataclass(frozen=True)
 class SymmetryLedger:
     """Zeros of the Gauss-Newton matrix by cause, see :func:`phasewatch.explain_zeros`, and how near more of them are.
 
-    Where there are many parameters not all is measured, so that the costs stay those of some dozens of gradients.
+    Where there are many parameters not all is measured, so that the costs stay those of some dozens of gradients. From
+    20,000 on the first samples alone are looked at, 512 or as many as hold so many positions of sequences, and the
+    bracket's upper end is that of the first of them: what is zero in all is zero in each.
 
     Attributes:
         dense_below: Up to so many parameters all zeros are counted, above they are bracketed.
         ledger_below: Up to so many parameters they are explained.
     """
 
-    dense_below: int = 1500
+    dense_below: int = 1_000
     ledger_below: int = 1_000_000
     name = "zeros"
 
     def price(self, size: Size) -> Price:
-        """All columns and as much again to explain the zeros, or two Lanczos runs of 32 and 16 products."""
-        products = size.num_parameters if size.num_parameters <= self.dense_below else 48 * IN_DOUBLE_PRECISION
-        return Price(products=products) * size.num_batches
+        """All columns and as much again to explain the zeros, or short Lanczos runs and a recording of the network."""
+        if size.num_parameters <= self.dense_below:
+            return Price(products=size.num_parameters) * size.num_batches
+        batches = (
+            min(size.num_batches, math.ceil(ROWS / size.rows)) if size.num_parameters >= LARGE else size.num_batches
+        )
+        return Price(products=(1.5 * STEPS + LEDGER) * IN_DOUBLE_PRECISION) * batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``nullity_ggn`` with its bracket, ``zeros_<cause>`` and ``distance_<kind>``.
@@ -48,8 +58,10 @@ class SymmetryLedger:
         """
         found: dict[str, float] = {}
         unnamed: tuple[str, ...] = ()
-        zeros = known = None
+        zeros = None
         certified = 0
+        large = objective.num_parameters >= LARGE
+        objective = enough(objective) if large else objective
         if objective.num_parameters <= self.ledger_below:
             ledger = explain_zeros(objective.module, objective, dense_below=self.dense_below, seed=seed)
             zeros, certified = ledger.zeros, ledger.certified
@@ -64,20 +76,9 @@ class SymmetryLedger:
                 for kind, (distance, _) in layer.distances.items():
                     name = _signal("distance", kind)
                     found[name] = min(distance, found.get(name, math.inf))
-            if zeros is None and objective.num_parameters <= LEFT_OUT_BELOW:
-                known = ledger.zero_space()
         if zeros is None:
-            spectrum = hessian_spectrum(
-                objective,
-                "gauss-newton",
-                seed,
-                num_eigenvalues=1,
-                dense_below=0,
-                num_steps=32,
-                num_probes=1,
-                known_zeros=known,
-            )
-            zeros = spectrum.zeros.certified_by(certified)
+            zeros = _beyond(objective, seed) if large else _bracket(objective, seed)
+            zeros = zeros.certified_by(certified)
         estimates = {name: Estimate(value) for name, value in found.items()}
         if unnamed:
             estimates["zeros_unexplained"] = Estimate(found["zeros_unexplained"], doubts=unnamed)
@@ -86,3 +87,22 @@ class SymmetryLedger:
 
 def _signal(what: str, kind: str) -> str:
     return f"{what}_{kind.replace(' ', '_')}"
+
+
+def _bracket(objective: Objective, seed: int, steps: int = STEPS, precise: bool = True) -> ZeroCount:
+    return hessian_spectrum(
+        objective,
+        "gauss-newton",
+        seed,
+        num_eigenvalues=1,
+        dense_below=0,
+        num_steps=steps,
+        num_probes=1,
+        precise=precise,
+    ).zeros
+
+
+def _beyond(objective: Objective, seed: int) -> ZeroCount:
+    """At most so many zeros: as many as the first batch has, whose matrix is one of several that add up."""
+    first = _bracket(objective.first_batches(1), seed, STEPS_OF_LARGE, precise=False)
+    return replace(first, guess=0, lower=0, threshold=first.threshold * objective.batch_weights[0])

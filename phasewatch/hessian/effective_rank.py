@@ -10,8 +10,9 @@ is quadratic, and b times what that divergence is on average.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,6 +38,15 @@ BASIS_MEMORY = 2**30
 
 _FOUND = 0.05
 """Residual of an eigenvector taken out, relative to h + 1/b: its term is right to the square of that, a 400th."""
+
+_LEAST_PRODUCTS = 4
+
+_LOOSER = 3.0
+"""Tolerance on half of the samples, in units of that on all."""
+
+_LEAST_TO_COMPARE = 16
+"""Steps of a run that has not converged from which on half of the samples are looked at: shorter ones say the same of
+all and of half of them."""
 
 _STEPS_OF_A_SAMPLE = 8
 """Products that a random direction takes once the leading eigenvectors are out; also how often it is asked to stop."""
@@ -114,25 +124,15 @@ class EffectiveRank:
         Raises:
             ValueError: If it is not positive.
         """
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"epsilon is {epsilon}; expected a positive number, the mean divergence.")
-        spectrum = self.spectrum
-        if spectrum.mean_divergence(0.0) <= epsilon:
-            return self.at(0.0)
-        high = 1.0
-        while spectrum.mean_divergence(high) > epsilon:  # at most half the number of parameters over b
-            high *= 10
-        exponent = brentq(
-            lambda x: math.log(spectrum.mean_divergence(math.exp(x)) / epsilon), -40.0, math.log(high), xtol=1e-9
-        )
-        return self.at(math.exp(exponent))
+        return self.at(self.spectrum.nbeta_at(epsilon))
 
 
 def effective_rank(
     objective: Objective,
     spread: Tensor,
-    nbeta: float,
+    nbeta: float | None = None,
     *,
+    resolution: float | None = None,
     seed: int = 0,
     tolerance: float = 0.03,
     max_products: int = 64,
@@ -146,18 +146,24 @@ def effective_rank(
     2016): a first run is kept up as long as that pays, its leading eigenvectors are taken out and counted one by one,
     and the trace of the rest is estimated from random directions outside of them (Meyer et al. 2021, "Hutch++"). As
     :math:`h / (h + 1/b)` has derivatives of alternating sign, the rules of Gauss and of Gauss-Radau with a node at zero
-    enclose each term (Golub & Meurant 2010, section 6.2); the value is their mean. With a direction z and its Krylov
-    basis, :math:`z_l^\top (f(A) z)_l` estimates the trace of the block of layer l from the same products.
+    enclose each term (Golub & Meurant 2010, section 6.2), and no direction sees more than all outputs can tell apart.
+    The value is their geometric mean while runs are short, as both are off by about the same factor then. With a
+    direction z and its Krylov basis, :math:`z_l^\top (f(A) z)_l` estimates the trace of the block of layer l from the
+    same products.
+
+    Half of the samples are looked at from the same first direction, to three times the tolerance: it is a check.
+    Where the runs are so short that they would say the same of any number of samples, they are not.
 
     Args:
         objective: The loss on the probe; the matrix is taken at its parameters.
         spread: Standard deviation of the prior in each parameter, shape ``(num_parameters,)``.
         nbeta: The inverse temperature b, from which the resolution follows.
+        resolution: In the place of ``nbeta``: the mean divergence, see :meth:`EffectiveRank.at_resolution`.
         seed: Seeds the random directions.
         tolerance: Monte-Carlo error wanted, relative to the rank.
         max_products: Products of the whole matrix after which it stops.
         dense_below: Greatest number of parameters for which the whole matrix is built.
-        check_probe: Whether to compute it on half of the samples too, for half the price again.
+        check_probe: Whether to look at half of the samples too.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
 
     Returns:
@@ -182,26 +188,33 @@ def effective_rank(
             f"spread has shape {tuple(spread.shape)}, from {float(spread.min()):.3g} to {float(spread.max()):.3g}; "
             f"expected shape ({size},), a standard deviation for each parameter."
         )
-    if not 0 < nbeta < math.inf:
+    if (nbeta is None) == (resolution is None):
+        raise ValueError(f"nbeta is {nbeta} and resolution is {resolution}; expected one of the two.")
+    if nbeta is not None and not 0 < nbeta < math.inf:
         raise ValueError(f"nbeta is {nbeta}; expected a positive number.")
+    if resolution is not None and not 0 < resolution < math.inf:
+        raise ValueError(f"resolution is {resolution}; expected a positive number, the mean divergence.")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; expected a number between 0 and 1.")
-    if max_products < 2 * _STEPS_OF_A_SAMPLE:
-        raise ValueError(f"max_products is {max_products}; expected at least {2 * _STEPS_OF_A_SAMPLE}.")
+    if max_products < _LEAST_PRODUCTS:
+        raise ValueError(f"max_products is {max_products}; expected at least {_LEAST_PRODUCTS}.")
 
-    def on(data: Objective) -> tuple[EffectiveRank, int]:
+    def temperature(spectrum: WhitenedSpectrum) -> float:
+        return spectrum.nbeta_at(resolution) if nbeta is None and resolution is not None else nbeta or 0.0
+
+    def on(data: Objective, error: float) -> tuple[WhitenedSpectrum, int]:
         operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread)
         if size <= dense_below:
-            spectrum = _dense(operator)
-        else:
-            spectrum = _sampled(operator, nbeta, own_generator(seed), tolerance, max_products)
-        return spectrum.at(nbeta), operator.matrix.products
+            return _dense(operator), operator.matrix.products
+        found = _sampled(operator, temperature, own_generator(seed), error, max_products)
+        return found, operator.matrix.products
 
     with isolated():
-        rank, products = on(objective)
-        half = objective.on_half() if check_probe else None
-        rank = replace(rank, products=products)
-        return rank if half is None else _beside_half(rank, on(half)[0].spectrum)
+        spectrum, products = on(objective, tolerance)
+        rank = replace(spectrum.at(temperature(spectrum)), products=products)
+        told = rank.converged or max(len(s.diagonal) for s in spectrum.samples) >= _LEAST_TO_COMPARE
+        half = objective.on_half() if check_probe and told else None
+        return rank if half is None else _beside_half(rank, on(half, min(_LOOSER * tolerance, 0.5))[0])
 
 
 def _beside_half(rank: EffectiveRank, half: WhitenedSpectrum) -> EffectiveRank:
@@ -219,6 +232,24 @@ def _beside_half(rank: EffectiveRank, half: WhitenedSpectrum) -> EffectiveRank:
 
 
 @dataclass(frozen=True, eq=False)
+class _Eigensystem:
+    """Of a tridiagonal matrix."""
+
+    values: Array
+    vectors: Array
+
+    @classmethod
+    def of(cls, diagonal: Array, couplings: Array) -> _Eigensystem:
+        if len(diagonal) == 1:
+            return cls(diagonal, np.ones((1, 1)))
+        return cls(*eigh_tridiagonal(diagonal, couplings))
+
+    def image(self, nbeta: float) -> Array:
+        """``f(T) e_1``."""
+        return np.asarray(self.vectors @ (_filter(self.values, nbeta) * self.vectors[0]))
+
+
+@dataclass(frozen=True, eq=False)
 class _Sample:
     """The spectrum as one random direction sees it, outside of known eigenvectors, and these.
 
@@ -230,6 +261,7 @@ class _Sample:
         overlaps: Inner products of the basis vectors in each layer, shape ``(layers, m, m)``.
         known: Eigenvalues of the eigenvectors taken out, shape ``(k,)``.
         known_shares: How much of the squared length of each lies in each layer, shape ``(layers, k)``.
+        limit: The greatest rank that there can be outside of the known.
     """
 
     dimension: int
@@ -240,15 +272,49 @@ class _Sample:
     known: Array
     known_shares: Array
 
+    limit: int | None = None
+
+    @classmethod
+    def of_run(cls, run: LanczosRun, dimension: int) -> _Sample:
+        """What a run has seen, all parameters as one layer."""
+        nothing = np.zeros(0)
+        overlaps = np.eye(run.dimension)[None]
+        return cls(dimension, run.diagonal, run.off_diagonal, False, overlaps, nothing, nothing[None])
+
+    @cached_property
+    def gauss(self) -> _Eigensystem:
+        """Whose quadrature encloses from above."""
+        return _Eigensystem.of(self.diagonal, self.couplings[:-1])
+
+    @cached_property
+    def radau(self) -> _Eigensystem:
+        """Whose quadrature, with a node at zero, encloses from below."""
+        if self.exact:
+            return self.gauss
+        lowered = self.diagonal.copy()
+        lowered[-1] = _last_of_radau(self.diagonal[:-1], self.couplings[:-1])
+        return _Eigensystem.of(lowered, self.couplings[:-1])
+
+    def images(self, nbeta: float) -> tuple[Array, float, float, float]:
+        """``f(T) e_1`` as far as is known, and the trace outside of the known: the value, its bounds."""
+        above, below = self.gauss.image(nbeta), self.radau.image(nbeta)
+        upper, lower = self.dimension * float(above[0]), self.dimension * float(below[0])
+        if self.limit is not None:
+            upper = max(min(upper, self.limit), lower)
+        value = math.sqrt(upper * lower) if upper > 2 * lower > 0 else (upper + lower) / 2
+        if above[0] - below[0] <= 0:
+            return above, value, lower, upper
+        share = (value / self.dimension - below[0]) / (above[0] - below[0])
+        return below + share * (above - below), value, lower, upper
+
     def terms(self, nbeta: float) -> tuple[Array, Array, Array, float]:
-        """Values and squares by layer, squares of the known by layer, and half of what encloses the value."""
+        """Values and squares by layer, squares of the known by layer, and by how much the value may be off."""
         known = _filter(self.known, nbeta)
-        gauss, radau = _enclosing(self.diagonal, self.couplings, self.exact, nbeta)
-        image = (gauss + radau) / 2
+        image, value, lower, upper = self.images(nbeta)
         values = self.known_shares @ known + self.dimension * (self.overlaps[:, 0] @ image)
         squares_of_known = self.known_shares @ known**2
         squares = squares_of_known + self.dimension * np.einsum("i,lij,j->l", image, self.overlaps, image)
-        return values, squares, squares_of_known, self.dimension * abs(float(gauss[0] - radau[0])) / 2
+        return values, squares, squares_of_known, max(upper - value, value - lower)
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +340,10 @@ class WhitenedSpectrum:
         outside = (squares - known)[later]
         # One mean for all samples: weights made of each one's own would favour those that came out small.
         variances = 2 * (np.maximum(squares[later].mean(0) - known, 0.0) + _hidden(outside))
-        of_whole = squares[later].sum(1).mean() - known.sum(1)
+        # The variance for a uniform direction: what has the same term for all directions is seen without any.
+        rest = values[later].sum(1).mean() - np.array([_filter(s.known, nbeta).sum() for s in self.samples])
+        dimensions = np.array([max(s.dimension, 1) for s in self.samples])
+        of_whole = squares[later].sum(1).mean() - known.sum(1) - np.maximum(rest, 0.0) ** 2 / dimensions
         whole = 2 * (np.maximum(of_whole, 0.0) + _hidden(outside.sum(1)))
         floor = 1e-20 * max(float(values.sum(1).max()), 1e-140) ** 2
         weights = 1 / np.maximum(whole, floor)
@@ -309,7 +378,32 @@ class WhitenedSpectrum:
         """What a quadratic divergence with this spectrum is on average, half the rank over b; half the trace at 0."""
         largest = max(max(s.diagonal.max(), s.known.max(initial=0.0)) for s in self.samples)
         b = max(nbeta, 1e-12 / max(float(largest), 1e-200))
-        return self.at(b).value / (2 * b)
+        return self._mean_value(b) / (2 * b)
+
+    def _mean_value(self, nbeta: float) -> float:
+        """The value of :meth:`at` where the directions weigh alike: without what else there is to tell of it."""
+        if len(self.samples) > 1:
+            return self.at(nbeta).value
+        (sample,) = self.samples
+        return float(_filter(sample.known, nbeta).sum()) + sample.images(nbeta)[1]
+
+    def nbeta_at(self, epsilon: float) -> float:
+        """The b where that is ``epsilon``; 0 where the prior alone moves the function by less.
+
+        Raises:
+            ValueError: If ``epsilon`` is not positive.
+        """
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"epsilon is {epsilon}; expected a positive number, the mean divergence.")
+        if self.mean_divergence(0.0) <= epsilon:
+            return 0.0
+        low, high = 1e-18, 1.0
+        while self.mean_divergence(high) > epsilon:  # at most half the number of parameters over b
+            low, high = high, high * 10
+        exponent = brentq(
+            lambda x: math.log(self.mean_divergence(math.exp(x)) / epsilon), math.log(low), math.log(high), xtol=1e-9
+        )
+        return math.exp(exponent)
 
 
 class _Whitened:
@@ -317,7 +411,7 @@ class _Whitened:
 
     def __init__(self, matrix: GaussNewtonOperator, spread: Tensor) -> None:
         self.matrix = matrix
-        self._spread = spread.to(matrix.objective.parameters)
+        self.spread = spread.to(matrix.objective.parameters)
         self.parts: dict[str, list[slice]] = {}
         start = 0
         for name, shape in matrix.objective.parameter_shapes.items():
@@ -326,14 +420,14 @@ class _Whitened:
             start += shape.numel()
 
     def __matmul__(self, vector: Tensor) -> Tensor:
-        return self._spread * (self.matrix @ (self._spread * vector))
+        return self.spread * (self.matrix @ (self.spread * vector))
 
     def dense(self) -> Tensor:
-        return self._spread[:, None] * self.matrix.dense() * self._spread
+        return self.spread[:, None] * self.matrix.dense() * self.spread
 
     def normal(self, generator: torch.Generator) -> Tensor:
-        drawn = torch.randn(len(self._spread), generator=generator, dtype=torch.float64)
-        return drawn.to(self._spread)
+        drawn = torch.randn(len(self.spread), generator=generator, dtype=torch.float64)
+        return drawn.to(self.spread)
 
     def overlaps(self, rows: Tensor) -> Array:
         """Inner products of the rows layer by layer, shape ``(layers, m, m)``."""
@@ -367,29 +461,36 @@ def _all_known(eigenvalues: Array, shares: Array) -> _Sample:
 
 
 def _sampled(
-    operator: _Whitened, nbeta: float, generator: torch.Generator, tolerance: float, max_products: int
+    operator: _Whitened,
+    temperature: Callable[[WhitenedSpectrum], float],
+    generator: torch.Generator,
+    tolerance: float,
+    max_products: int,
 ) -> WhitenedSpectrum:
-    """Random directions, each outside of the eigenvectors that those before it have found, until they are enough."""
-    size = len(operator.normal(torch.Generator()))
-    vectors = operator.normal(torch.Generator()).new_zeros(0, size)
+    """Random directions, each outside of the eigenvectors that those before it have found, until they are enough.
+
+    The first run may take all products: where it is too short, further directions would be as well.
+    """
+    size = len(operator.spread)
+    vectors = operator.spread.new_zeros(0, size)
     known, norm = np.zeros(0), 0.0
     samples: list[_Sample] = []
     layers = tuple(operator.parts)
     most_kept = max(BASIS_MEMORY // (size * vectors.element_size()), 2 * _STEPS_OF_A_SAMPLE)
+    limit: int | None = None
     while True:
         rest = size - len(known)
-        steps = max_products - operator.matrix.products if samples else max_products // 2
-        steps = min(steps, most_kept - len(known), rest)
+        steps = min(max_products - operator.matrix.products, most_kept - len(known), rest)
         draw = operator.normal(generator)
         start = draw - vectors.T @ (vectors @ draw)
-        scale = WhitenedSpectrum(layers, samples).at(nbeta).value if samples else None
-        stop = _Stop(nbeta, rest, tolerance, scale)
+        stop = _Stop(temperature, rest, tolerance, WhitenedSpectrum(layers, samples) if samples else None)
         run = lanczos(operator, start, steps, deflated=vectors, scale=norm, enough=stop)
         norm = max(norm, float(np.abs(run.ritz_values).max()))
         if run.dimension == rest:
             vectors = torch.cat([vectors, run.ritz_vectors(np.arange(rest))])
             known = np.concatenate([known, run.ritz_values])
             return WhitenedSpectrum(layers, (_all_known(known, operator.shares(vectors)),))
+        limit = operator.matrix.rank_limit() if limit is None else limit
         samples.append(
             _Sample(
                 dimension=rest,
@@ -399,13 +500,15 @@ def _sampled(
                 overlaps=operator.overlaps(run.basis),
                 known=known,
                 known_shares=operator.shares(vectors),
+                limit=max(limit - len(known), 0),
             )
         )
         spectrum = WhitenedSpectrum(layers, tuple(samples))
+        nbeta = temperature(spectrum)
         rank = spectrum.at(nbeta)
         enough = max(rank.standard_error, rank.quadrature_error) <= tolerance * rank.value
         left = max_products - operator.matrix.products
-        if enough or not left or (left < run.dimension / 2 and len(samples) > 1):
+        if enough or left < _STEPS_OF_A_SAMPLE or (left < run.dimension / 2 and len(samples) > 1):
             return spectrum
         found = _found(run, nbeta)
         room = max(most_kept - len(known) - 2 * _STEPS_OF_A_SAMPLE, 0)
@@ -418,21 +521,29 @@ def _sampled(
 class _Stop:
     """Whether a Lanczos run is long enough; of the first one also whether more steps would save directions later."""
 
-    def __init__(self, nbeta: float, dimension: int, tolerance: float, scale: float | None) -> None:
-        self._nbeta, self._dimension, self._tolerance, self._scale = nbeta, dimension, tolerance, scale
+    def __init__(
+        self,
+        temperature: Callable[[WhitenedSpectrum], float],
+        dimension: int,
+        tolerance: float,
+        before: WhitenedSpectrum | None,
+    ) -> None:
+        self._temperature, self._dimension, self._tolerance = temperature, dimension, tolerance
+        self._nbeta = None if before is None else temperature(before)
+        self._scale = None if before is None or self._nbeta is None else before.at(self._nbeta).value
         self._expected: list[float] = []
 
     def __call__(self, run: LanczosRun) -> bool:
         if run.dimension % (_STEPS_OF_A_SAMPLE // 2):
             return False
-        gauss, radau = _enclosing(run.diagonal, run.off_diagonal, False, self._nbeta)
-        value = self._dimension * (gauss[0] + radau[0]) / 2
+        alone = _Sample.of_run(run, self._dimension)
+        nbeta = self._temperature(WhitenedSpectrum(("",), (alone,))) if self._nbeta is None else self._nbeta
+        image, value, lower, upper = alone.images(nbeta)
         scale = value if self._scale is None else self._scale
-        close = self._dimension * abs(gauss[0] - radau[0]) / 2 <= self._tolerance * scale / 2
+        close = (upper - lower) / 2 <= self._tolerance * scale / 2
         if self._scale is not None or not close:
-            return bool(close)
-        image = (gauss + radau) / 2
-        found = _filter(run.ritz_values[_found(run, self._nbeta)], self._nbeta)
+            return close
+        found = _filter(run.ritz_values[_found(run, nbeta)], nbeta)
         outside = max(self._dimension * float(image @ image) - float(found @ found), 0.0)
         directions = 2 * outside / max(self._tolerance * value, 1e-300) ** 2
         self._expected.append(run.dimension + directions * _STEPS_OF_A_SAMPLE)
@@ -456,16 +567,6 @@ def _hidden(outside: Array) -> Array:
     return np.asarray(gammainc(len(outside) / 2, outside.sum(0) / 2))
 
 
-def _enclosing(diagonal: Array, couplings: Array, exact: bool, nbeta: float) -> tuple[Array, Array]:
-    """``f(T) e_1`` by the rule of Gauss, from above, and by that of Gauss-Radau with a node at zero, from below."""
-    gauss = _image(diagonal, couplings[:-1], nbeta)
-    if exact:
-        return gauss, gauss
-    lowered = diagonal.copy()
-    lowered[-1] = _last_of_radau(diagonal[:-1], couplings[:-1])
-    return gauss, _image(lowered, couplings[:-1], nbeta)
-
-
 def _last_of_radau(diagonal: Array, couplings: Array) -> float:
     """The last diagonal entry with which a tridiagonal matrix has an eigenvalue at zero (Golub 1973)."""
     pivot = 0.0
@@ -474,13 +575,6 @@ def _last_of_radau(diagonal: Array, couplings: Array) -> float:
         if pivot <= 0.0:  # rounding: an eigenvalue of zero has been found already
             return float(couplings[-1] ** 2 / np.abs(diagonal).max())
     return float(couplings[-1] ** 2 / pivot) if len(diagonal) else 0.0
-
-
-def _image(diagonal: Array, couplings: Array, nbeta: float) -> Array:
-    if len(diagonal) == 1:
-        return _filter(diagonal, nbeta)
-    values, vectors = eigh_tridiagonal(diagonal, couplings)
-    return np.asarray(vectors @ (_filter(values, nbeta) * vectors[0]))
 
 
 def _filter(eigenvalues: Array, nbeta: float) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,8 +26,11 @@ from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
-_ASYMMETRY_TO_NOISE = 100
-"""The error of a matrix in single precision is about nine times its asymmetry; with a margin of ten."""
+_ASYMMETRY_TO_ERROR = 10
+"""The error of a matrix in single precision is about nine times its asymmetry."""
+
+_ASYMMETRY_TO_NOISE = 10 * _ASYMMETRY_TO_ERROR
+"""With a margin of ten: what is to be told from zero must stand out of it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,6 +45,9 @@ class Spectrum:
         largest_error: Its own residual, within which there is an eigenvalue.
         smallest: Least eigenvalue, or the best upper bound for it.
         smallest_error: The same of it.
+        largest_by_samples: By how much the Rayleigh quotient of its vector differs on half of the samples, about the
+            standard error that comes of looking at so few of them; NaN where no half was given.
+        smallest_by_samples: The same of the least one.
         allowed_error: The tolerance times the largest magnitude, up to which an eigenvalue counts as found.
         trace: Sum of all eigenvalues.
         trace_standard_error: Standard error of the trace; 0.0 if dense.
@@ -78,6 +85,8 @@ class Spectrum:
     method: str
     precision: str
     products: int
+    largest_by_samples: float = math.nan
+    smallest_by_samples: float = math.nan
 
     @property
     def largest_converged(self) -> bool:
@@ -118,6 +127,8 @@ def hessian_spectrum(
     num_probes: int = 2,
     tolerance: float = 1e-3,
     known_zeros: Tensor | None = None,
+    precise: bool = True,
+    half: Objective | None = None,
     graph_memory: int = GRAPH_MEMORY,
 ) -> Spectrum:
     """Leading eigenvalues at both ends, trace, spectral density and the number of zeros.
@@ -142,6 +153,9 @@ def hessian_spectrum(
         known_zeros: Orthonormal rows, shape ``(k, N)``, that the matrix maps to zero, such as those of
             :meth:`phasewatch.symmetry.ZeroLedger.zero_space`. Lanczos runs stay outside of them, so that the bracket is
             about the other zeros only; all are kept in memory.
+        half: The loss on half of the samples, to see how far the ends are those of the samples (Lanczos).
+        precise: Whether to compute in float64; in the objective's own precision it takes half the time, and what counts
+            as zero reaches farther.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
 
     Returns:
@@ -160,7 +174,8 @@ def hessian_spectrum(
         num_steps = max(64, 8 * num_eigenvalues)
     _check_arguments(objective, matrix, num_eigenvalues, num_steps, num_probes, tolerance)
     with isolated():
-        operator = OPERATORS[matrix](_in_double_precision(objective), graph_memory=graph_memory)
+        computed = _in_double_precision(objective) if precise else objective
+        operator = OPERATORS[matrix](computed, graph_memory=graph_memory)
         if objective.num_parameters <= dense_below:
             spectrum = _dense_spectrum(operator, matrix, tolerance)
             if known_zeros is None:
@@ -173,7 +188,15 @@ def hessian_spectrum(
         for number in range(2 * num_probes):
             if number < num_probes or not search.settled:
                 search.run((num_steps + 1) // 2)
-        return search.spectrum(matrix)
+        spectrum = search.spectrum(matrix)
+        if half is None:
+            return spectrum
+        beside = OPERATORS[matrix](of_parameters(half, parameters), graph_memory=graph_memory)
+        top, bottom = (
+            abs(float(vector.double() @ (beside @ vector).double()) - value)
+            for value, vector in (search.top, search.bottom)
+        )
+        return replace(spectrum, largest_by_samples=top, smallest_by_samples=bottom)
 
 
 def _check_arguments(
@@ -265,6 +288,8 @@ class _LanczosSearch:
         self.norm = 0.0
         self.tops: list[tuple[float, float]] = []
         self.bottoms: list[tuple[float, float]] = []
+        self.top: tuple[float, Tensor] = -np.inf, self.vectors
+        self.bottom: tuple[float, Tensor] = np.inf, self.vectors
         self.beyond = (-np.inf, np.inf)
         self.settled = False
         self.certified: int | None = None
@@ -309,6 +334,10 @@ class _LanczosSearch:
         self.probes.append(Probe.of(run, float(start.square().sum()), self.values, self.residuals))
         self.tops.append((float(run.ritz_values[-1]), float(run.residuals[-1])))
         self.bottoms.append((float(run.ritz_values[0]), float(run.residuals[0])))
+        if run.ritz_values[-1] > self.top[0]:
+            self.top = float(run.ritz_values[-1]), run.ritz_vectors(np.array([run.dimension - 1]))[0]
+        if run.ritz_values[0] < self.bottom[0]:
+            self.bottom = float(run.ritz_values[0]), run.ritz_vectors(np.array([0]))[0]
         if run.invariant and run.dimension in (1, rest):
             # If one random vector is an eigenvector, then all of the space it was drawn from is one eigenspace.
             self._keep(np.resize(run.ritz_values, rest), np.full(rest, self.rounding))
@@ -354,9 +383,9 @@ class _LanczosSearch:
             residuals=residuals[leading],
             converged=(self.settled or complete) and len(at_top) == len(at_bottom) == self.wanted,
             largest=largest,
-            largest_error=max(largest_error, self.rounding),
+            largest_error=max(largest_error, self._error_of_products(_ASYMMETRY_TO_ERROR)),
             smallest=smallest,
-            smallest_error=max(smallest_error, self.rounding),
+            smallest_error=max(smallest_error, self._error_of_products(_ASYMMETRY_TO_ERROR)),
             allowed_error=self.tolerance * self.norm,
             trace=trace[0],
             trace_standard_error=trace[1],
@@ -375,10 +404,14 @@ class _LanczosSearch:
 
     @property
     def rounding(self) -> float:
-        """Error of the products: of rounding in general, or as the lack of symmetry shows it, if that is more."""
+        """Error of the products, with a margin where it is seen in the lack of symmetry."""
+        return self._error_of_products(_ASYMMETRY_TO_NOISE)
+
+    def _error_of_products(self, by_asymmetry: float) -> float:
+        """Error of rounding in general, or as the lack of symmetry shows it, if that is more."""
         general = relative_rounding(self.operator.objective.dtype, self.size) * self.norm
         asymmetry = max((probe.asymmetry for probe in self.probes), default=0.0)
-        return float(max(general, _ASYMMETRY_TO_NOISE * self.size**0.5 * asymmetry))
+        return float(max(general, by_asymmetry * self.size**0.5 * asymmetry))
 
     def _infer_copies(self, run: LanczosRun, rest: int) -> None:
         """Eigenvalues that must have many copies, zero above all: a run sees one, but it sees how heavy it is.

@@ -17,6 +17,8 @@ RELATIVE_STEP = 1e-4
 """Factor by which tensors are rescaled to see what that does to the outputs; in float64 the error is 1e-8."""
 BIAS_VOTE = 1e-6
 """Weight of a bias in the balance: it may be next to zero, and goes along with the weights beside it."""
+FEW, ENOUGH = 2, 16
+"""Samples of the first batch that are looked at; four times as many until they have so many outputs for each tensor."""
 UNCHANGED = 1e-3
 """Directions of rescaling along which the outputs change by less than this share of what the tensors alone change."""
 
@@ -30,7 +32,7 @@ def prior_spread(objective: Objective, metric: Metric = "loss") -> Tensor:
     normalisation against the one after it, queries against keys), the scale is that of the balanced network, in which
     the sizes are nearest to the usual ones: rescaled networks have rescaled spreads, and the same learning coefficient.
     The rescalings are found as the null space of the outputs' derivatives in the logarithms of the tensors' sizes, in
-    float64 on the first batch.
+    float64 on some samples of the first batch.
 
     Args:
         objective: The loss, or a function made of it.
@@ -92,18 +94,39 @@ def _balance(objective: Objective, logarithms: Tensor, votes: Tensor, metric: Me
 
 
 def _effects(objective: Objective, moved: list[int], metric: Metric) -> Tensor:
-    """Derivatives of the outputs on the first batch in the logarithms of the tensors' sizes, one row a tensor."""
-    double = objective.to(torch.float64)
-    pieces = list(double.unflatten(double.parameters).values())
-    rows = []
+    """Derivatives of the outputs on a few samples in the logarithms of the tensors' sizes, one row a tensor.
+
+    Those for both metrics are from the same evaluations, which the objective remembers.
+    """
+    key = ("effects of sizes", tuple(objective.parameter_shapes), tuple(moved))
+    if key not in objective.known:
+        objective.known[key] = _effects_in_both(objective, moved)
+    found: Tensor = objective.known[key][metric]
+    return found
+
+
+def _effects_in_both(objective: Objective, moved: list[int]) -> dict[Metric, Tensor]:
+    pieces = [piece.double() for piece in objective.unflatten(objective.parameters).values()]
+    rows: dict[Metric, list[Tensor]] = {"loss": [], "outputs": []}
     with isolated():
+        double = _of_few_samples(objective, ENOUGH * len(moved)).cast(torch.float64)
         for k in moved:
-            ends = []
+            ends: list[list[Tensor]] = []
             for sign in (1, -1):
                 vector = torch.cat([p.flatten() * (1 + sign * RELATIVE_STEP * (i == k)) for i, p in enumerate(pieces)])
-                outputs = double.outputs(vector, 0)
-                if metric == "outputs":
-                    outputs = [output / output.std() for output in outputs]
-                ends.append(torch.cat([output.flatten() for output in outputs]))
-            rows.append((ends[0] - ends[1]).cpu() / (2 * RELATIVE_STEP))
-    return torch.stack(rows)
+                ends.append(double.outputs(vector, 0))
+            for name, scaled in (("loss", ends), ("outputs", [[o / o.std() for o in outputs] for outputs in ends])):
+                up, down = (torch.cat([output.flatten() for output in outputs]) for outputs in scaled)
+                rows[name].append((up - down).cpu() / (2 * RELATIVE_STEP))  # type: ignore[index]
+    return {name: torch.stack(several) for name, several in rows.items()}
+
+
+def _of_few_samples(objective: Objective, outputs: int) -> Objective:
+    """The first samples, as many as have so many outputs; all of the first batch where that has less."""
+    count = FEW
+    while True:
+        few = objective.of_few_samples(count)
+        found = sum(output.numel() for output in few.outputs(few.parameters, 0))
+        if found >= outputs or few.num_samples < count or count >= objective.batch_sizes[0]:
+            return few
+        count *= 4

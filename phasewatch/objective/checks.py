@@ -121,7 +121,10 @@ def _memory(function: PureLoss, losses: Tensor, state: PythonState, near: Tensor
     there, again = _value(function, near, 0), _value(function, start, 0)
     state.restore()
     pairs = [(losses[0], again), (there, _value(function, near, 0))]
+    shapes = [function.batch_shapes(batch) for batch in range(function.num_batches)]
     for batch in range(1, function.num_batches):
+        if batch > 1 and shapes[batch] in shapes[:batch]:
+            continue  # nothing happens in it that has not been seen
         state.restore()
         pairs.append((losses[batch], _value(function, start, batch)))
     for one, other in pairs:

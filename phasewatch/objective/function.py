@@ -63,6 +63,7 @@ class PureLoss:
         doubts: Reasons not to trust what is measured of this function; none where it is what it is taken for.
         one_at_a_time: Whether to hold the evaluation at one place at a time, where several are asked for.
         constants: Numbers, texts and the like that the module has in attributes.
+        known: What was found of this function, or of another that was made of the same, so that it is looked at once.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class PureLoss:
         self.doubts: tuple[str, ...] = ()
         self.one_at_a_time = False
         self.constants = plain_attributes(self._module)
+        self.known: dict[Any, Any] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -165,6 +167,11 @@ class PureLoss:
         """Equal only for batches on which the loss is the same function of its tensors."""
         cut = self.cuts.get(batch) if self.readings else None
         return (*self._layouts[batch].signature, cut)
+
+    def batch_shapes(self, batch: int) -> tuple[Any, ...]:
+        """Equal for batches that differ in nothing but the values of their tensors."""
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in self.data[batch])
+        return (*self._layouts[batch].signature, shapes)
 
     def cast(self: Kind, dtype: torch.dtype) -> Kind:
         """The same function computed in another floating-point type; nothing is evaluated."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from phasewatch.isolation import isolated
 from phasewatch.objective.batches import Layout
@@ -226,10 +227,42 @@ class Objective(PureLoss):
     ) -> tuple[OutputHooks, Tensor]:
         """What the hooks saw of the last outermost call, and the loss."""
         if batch not in self.cuts:
-            self.cuts[batch] = self._find_cut(batch, advice)
+            self.cuts[batch] = self._cut_as_before(batch) or self._find_cut(batch, advice)
         with OutputHooks(self._watched, self.cuts[batch], replacement) as hooks:
             loss = self.evaluate(parameters, batch)
         return hooks, loss
+
+    def _cut_as_before(self, batch: int) -> Cut | None:
+        """The cut of a batch of the same shapes, where it is known and this one makes as many calls."""
+        alike = (other for other in self.cuts if self.batch_shapes(other) == self.batch_shapes(batch))
+        cut = self.cuts.get(next(alike, -1))
+        if cut is None:
+            return None
+        with OutputHooks(self._watched, cut) as hooks, torch.no_grad():
+            self.evaluate(self.parameters, batch)
+        return cut if hooks.calls == cut.calls else None
+
+    def output_tangents(self, direction: Tensor, batch: int, parameters: Tensor | None = None) -> list[Tensor | None]:
+        """How the outputs of :meth:`split_loss` change along a direction, by forward-mode differentiation.
+
+        Args:
+            direction: Shape ``(num_parameters,)``.
+            batch: Index of the batch.
+            parameters: Flat vector, shape ``(num_parameters,)``; default the parameters at creation.
+
+        Returns:
+            A tensor of the shape of each output, without a graph; None for those that do not depend on the parameters.
+
+        Raises:
+            NotImplementedError: If an operation of the model has no forward-mode derivative.
+            RuntimeError: The same of a function written by hand, or if the loss takes gradients of its own.
+        """
+        vector = (self.parameters if parameters is None else parameters).detach()
+        with torch.no_grad(), forward_ad.dual_level():
+            moving = forward_ad.make_dual(vector, direction)
+            with self.holding(self.tensors_at(moving)):
+                hooks, _ = self._cut_at_outputs(moving, batch, lambda _, output: output.detach(), _REWRITE)
+            return [forward_ad.unpack_dual(output).tangent for output in hooks.outputs]
 
     def outputs(self, parameters: Tensor, batch: int) -> list[Tensor]:
         """The network's outputs on a batch at any place, without their graph; those of :meth:`outputs_and_slopes`.
@@ -520,6 +553,55 @@ class Objective(PureLoss):
             chosen = [(self._layouts[i], self.data[i], self.batch_sizes[i]) for i in range(count)]
             return self._on(chosen)
 
+    def first_samples(self, count: int) -> Objective | None:
+        """The same loss on the first samples of the first batch.
+
+        Returns:
+            None where that batch cannot be cut: it has no more samples or tensors with another first dimension, or
+            the losses of its parts do not average to its own (losses that compare samples, means over tokens).
+        """
+        if self._origin is not None:
+            origin, again = self._origin
+            few = origin.first_samples(count)
+            return None if few is None else again(few)
+        size, own = self.batch_sizes[0], self.data[0]
+        if size <= count or any(tensor.dim() and tensor.size(0) != size for tensor in own):
+            return None
+        with isolated():
+            try:
+                parts = []
+                for start in range(0, size, count):
+                    rows = slice(start, min(start + count, size))
+                    cut = [tensor[rows].clone() if tensor.dim() else tensor for tensor in own]
+                    parts.append(self._on([(Layout(self._layouts[0].rebuild(cut)), cut, rows.stop - rows.start)]))
+            except Exception:  # what the loss takes is not only tensors, or has a size of its own
+                return None
+        whole = float(self.batch_losses[0])
+        mean = sum(part.num_samples / size * float(part.batch_losses[0]) for part in parts)
+        return parts[0] if abs(mean - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
+
+    def of_few_samples(self, count: int) -> Objective:
+        """The first samples of the first batch alone, for what does not depend on which they are.
+
+        Nothing is evaluated. Where the batch cannot be cut, or the module does not take the shorter one, the first
+        batch is taken whole.
+        """
+        if self._origin is not None:
+            return self._origin[0].of_few_samples(count)
+        layout, own, size = self._layouts[0], self.data[0], self.batch_sizes[0]
+        choices = [(layout, own, size)]
+        if size > count and all(not tensor.dim() or tensor.size(0) == size for tensor in own):
+            few = [tensor[:count].clone() if tensor.dim() else tensor for tensor in own]
+            with suppress(Exception):  # what the batch is made of may know its own size
+                choices.insert(0, (Layout(layout.rebuild(few)), few, count))
+        for choice in choices:
+            other = copy.copy(self)
+            other._take([choice])
+            with isolated(), suppress(Exception):
+                other.outputs(other.parameters, 0)
+                return other
+        return other
+
     def _every_second(self, start: int) -> tuple[Layout, list[Tensor], int]:
         """The first batch's samples from one of the first two on."""
         own = [tensor[start::2].clone() if tensor.dim() else tensor for tensor in self.data[0]]
@@ -528,15 +610,18 @@ class Objective(PureLoss):
     def _on(self, batches: Sequence[tuple[Layout, list[Tensor], int]]) -> Objective:
         """The same loss on other batches, each with its layout, its tensors and its number of samples."""
         other = copy.copy(self)
-        other._layouts = [layout for layout, _, _ in batches]
-        other.data = [data for _, data, _ in batches]
-        other.batch_sizes = [size for _, _, size in batches]
-        other.num_samples = sum(other.batch_sizes)
-        other.batch_weights = [size / other.num_samples for size in other.batch_sizes]
-        other.cuts = {}
-        other._vectorized = Vectorized(other)
+        other._take(batches)
         other.batch_losses = first_evaluation(other)
         return other
+
+    def _take(self, batches: Sequence[tuple[Layout, list[Tensor], int]]) -> None:
+        self._layouts = [layout for layout, _, _ in batches]
+        self.data = [data for _, data, _ in batches]
+        self.batch_sizes = [size for _, _, size in batches]
+        self.num_samples = sum(self.batch_sizes)
+        self.batch_weights = [size / self.num_samples for size in self.batch_sizes]
+        self.cuts = {}
+        self._vectorized = Vectorized(self)
 
     @property
     def mean_loss(self) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 
 from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.hessian.lanczos import own_generator
-from phasewatch.isolation import isolated
-from phasewatch.objective import Objective, second_derivatives
+from phasewatch.objective import Objective
 from phasewatch.symmetry.directions import Added, Array, Directions, verified
 from phasewatch.symmetry.generic import MOST_ENTRIES, generic_directions
 from phasewatch.symmetry.spaces import find_architecture
@@ -47,8 +47,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 _MOST_COTANGENTS = 16
 
-_MANY_OUTPUTS = 2**14
-"""Outputs in one batch from which on a large network makes do with one cotangent."""
+_MANY_OUTPUTS = 2**12
+"""Outputs from which on a large network makes do with one cotangent."""
 
 _MOST_PRODUCTS = 40
 """Products spent on verifying candidates above ``dense_below``; below, so many times fifty."""
@@ -214,21 +214,21 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     large = exact.num_parameters > dense_below
     tolerance = TOLERANCE[exact.dtype]
     rng = np.random.default_rng(seed)
-    recording = record(exact, own_generator(seed), _cotangents(exact, dense_below))
+    recording = record(exact, own_generator(seed), lambda outputs: _cotangents(outputs, exact.num_batches, large))
     architecture = find_architecture(exact, recording)
     parameters = exact.parameters.double().cpu().numpy()
 
+    effect = _RelativeEffect(exact, recording)
     layers = layers_of(architecture)
     candidates = list(generic_directions(architecture, parameters))
     for layer in layers:
         candidates += unit_directions(layer, parameters)
     for site in architecture.sites:
         candidates += annihilating_directions(site)
-        candidates += data_rank_directions(site, thorough=not large)
+        candidates += data_rank_directions(site, thorough=not large, rank_limit=effect.rank_limit)
     candidates += _untouched(recording.gradient, exact)
     candidates = [c for c in candidates if c.count]
 
-    effect = _RelativeEffect(exact, recording, seed)
     candidates.sort(key=lambda d: _ORDER[d.kind])
     most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
     kept, failed, untested = verified(candidates, effect, parameters.size, tolerance, rng, most_products)
@@ -246,7 +246,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         for ((kind, layer), several), count in zip(together.items(), dimensions, strict=True)
         if count
     ]
-    missing = exact.num_parameters - effect.rank_limit() - sum(dimensions)
+    missing = exact.num_parameters - effect.rank_limit - sum(dimensions)
     if missing > 0:
         findings.append(Finding(PROBE, "all layers", (), missing))
     certified = sum(f.dimensions for f in findings)
@@ -276,7 +276,7 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         unknown=tuple(unknown),
         broken=_broken(failed),
         tolerance=tolerance,
-        rank_limit=effect.rank_limit(),
+        rank_limit=effect.rank_limit,
         directions=tuple(kept),
     )
 
@@ -284,12 +284,13 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
 class _RelativeEffect:
     """Size of the change of the outputs along a direction, weighted as the loss sees it, relative to the largest."""
 
-    def __init__(self, objective: Objective, recording: Recording, seed: int) -> None:
+    def __init__(self, objective: Objective, recording: Recording) -> None:
         self._objective = objective
         self._batches = recording.linearizations
-        random = np.random.default_rng(seed).standard_normal(objective.num_parameters)
-        self._scale = self._size(random)  # the Frobenius norm, up to chance
+        parts = zip(objective.batch_weights, self._batches, strict=True)
+        self._scale = float(np.sqrt(sum(weight**2 * batch.squared_norm for weight, batch in parts)))
 
+    @cached_property
     def rank_limit(self) -> int:
         """Number of outputs that the loss tells apart: of a softmax one less for each distribution."""
         return sum(batch.rank_limit(TOLERANCE[self._objective.dtype]) for batch in self._batches)
@@ -338,17 +339,16 @@ def _listed(units: tuple[tuple[int, ...], ...]) -> str:
     return ", ".join(shown) + (f", … ({len(units)} in all)" if len(units) > 8 else "")
 
 
-def _cotangents(objective: Objective, dense_below: int) -> int:
+def _cotangents(outputs: Sequence[Tensor], num_batches: int, large: bool) -> int:
     """As many as a sample has outputs tell all that a layer's gradients can; a large network makes do with a few.
 
     Units that are seen by the same few samples only seem to cancel where there are too few; with many outputs in
     all, that does not happen.
     """
-    with isolated(), second_derivatives(), torch.enable_grad():
-        outputs, _, _ = objective.split_loss(objective.parameters.clone().requires_grad_(), 0)
     most = max(max(output.shape[-1] if output.dim() else 1 for output in outputs), 1)
-    if objective.num_parameters > dense_below:
-        return min(most, 1 if sum(output.numel() for output in outputs) > _MANY_OUTPUTS else _MOST_COTANGENTS // 4)
+    if large:
+        many = num_batches * sum(output.numel() for output in outputs) > _MANY_OUTPUTS
+        return min(most, 1 if many else _MOST_COTANGENTS // 4)
     return min(most, _MOST_COTANGENTS)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -226,18 +227,44 @@ class Site:
     Attributes:
         layer: Name of its module.
         rows: Flat indices of weights and bias, one row a unit, shape ``(units, features [+ 1])``.
-        inputs: What is multiplied with each row, shape ``(positions, features [+ 1])``.
-        samples: Number of the sample that each position belongs to, shape ``(positions,)``.
+        entered: What the layer was given in each batch, with the call and whether it has a bias.
         gradients: Random combinations of outputs differentiated in the units, ``(positions, units)``; None if unknown.
         space: The space that it writes.
     """
 
     layer: str
     rows: Indices
-    inputs: NDArray[np.float64]
-    samples: Indices
+    entered: list[tuple[Call, Tensor, bool]]
     gradients: NDArray[np.float64] | None
     space: Space
+
+    @cached_property
+    def inputs(self) -> NDArray[np.float64]:
+        """What is multiplied with each row, shape ``(positions, features [+ 1])``; of a convolution large."""
+        blocks = [_positions(*entry) for entry in self.entered]
+        self._lengths = [len(block) for block in blocks]
+        return np.vstack(blocks) if len(blocks) > 1 else blocks[0]
+
+    @cached_property
+    def first_inputs(self) -> NDArray[np.float64]:
+        """The same of the first batch."""
+        return _positions(*self.entered[0])
+
+    @cached_property
+    def samples(self) -> Indices:
+        """Number of the sample that each position belongs to, shape ``(positions,)``.
+
+        Inputs are there again for each random combination.
+        """
+        assert len(self.inputs)  # which counts the positions of each
+        first: dict[int, int] = {}
+        numbers, count = [], 0
+        for (_, x, _), length in zip(self.entered, self._lengths, strict=True):
+            if id(x) not in first:
+                first[id(x)] = count
+                count += len(x)
+            numbers.append(first[id(x)] + np.arange(length) * len(x) // max(length, 1))
+        return np.concatenate(numbers)
 
 
 @dataclass(eq=False)
@@ -445,20 +472,16 @@ class _Walk:
         space.readers.append(Reader(layer, weights, biases, call, channels, one_to_one))
 
     def _add_site(self, layer: str, rows: Indices, call: Call, space: Space, has_bias: bool) -> None:
-        blocks = [_positions(call, x) for x in call.inputs]
-        inputs, samples = np.vstack(blocks), _samples(call.inputs, blocks)
-        if has_bias:
-            inputs = np.hstack([inputs, np.ones((len(inputs), 1))])
+        entered = [(call, x, has_bias) for x in call.inputs]
         gradients = None
         if len(call.gradients) == len(call.inputs):
             axis = -1 if call.name == "linear" else 1
             gradients = np.vstack([_numpy(g.movedim(axis, -1).reshape(-1, len(rows))) for g in call.gradients])
         known = self._sites.get(rows.tobytes())
         if known is None:
-            self._sites[rows.tobytes()] = Site(layer, rows, inputs, samples, gradients, space)
+            self._sites[rows.tobytes()] = Site(layer, rows, entered, gradients, space)
             return
-        known.inputs = np.vstack([known.inputs, inputs])
-        known.samples = np.concatenate([known.samples, samples])
+        known.entered += entered
         if known.gradients is None or gradients is None:
             known.gradients = None
         else:
@@ -808,22 +831,10 @@ def _heads(labels: Tensor, axis: int, width: int) -> list[Indices]:
     return list(_decoded(rows, width))
 
 
-def _samples(inputs: Sequence[Tensor], blocks: Sequence[NDArray[np.float64]]) -> Indices:
-    """Numbers of the samples whose positions are the rows; inputs are there again for each random combination."""
-    first: dict[int, int] = {}
-    numbers, count = [], 0
-    for x, block in zip(inputs, blocks, strict=True):
-        if id(x) not in first:
-            first[id(x)] = count
-            count += len(x)
-        numbers.append(first[id(x)] + np.arange(len(block)) * len(x) // max(len(block), 1))
-    return np.concatenate(numbers)
-
-
-def _positions(call: Call, inputs: Tensor) -> NDArray[np.float64]:
-    """What each row of the weight is multiplied with, one position a row."""
+def _positions(call: Call, inputs: Tensor, has_bias: bool) -> NDArray[np.float64]:
+    """What each row of the weight is multiplied with, and 1 for the bias, one position a row."""
     if call.name == "linear":
-        return _numpy(inputs.reshape(-1, inputs.shape[-1]))
+        return _with_ones(inputs.reshape(-1, inputs.shape[-1]), has_bias)
     weight = call.argument(1, "weight")
     stride, padding, dilation = (
         call.argument(i, name, default)
@@ -841,7 +852,13 @@ def _positions(call: Call, inputs: Tensor) -> NDArray[np.float64]:
             inputs = torch.nn.functional.pad(inputs, (left, right, top, bottom))
         padding = 0
     patches = torch.nn.functional.unfold(inputs, tuple(kernel), dilation, padding, stride)
-    return _numpy(patches.transpose(1, 2).reshape(-1, patches.shape[1]))
+    return _with_ones(patches.transpose(1, 2).reshape(-1, patches.shape[1]), has_bias)
+
+
+def _with_ones(rows: Tensor, has_bias: bool) -> NDArray[np.float64]:
+    if has_bias:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    return _numpy(rows)
 
 
 def _tuple(x: Any, length: int) -> tuple[int, ...]:

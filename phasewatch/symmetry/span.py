@@ -174,10 +174,37 @@ def _ranks_of_parts(
     for columns in parts:
         part = matrix[:, columns]
         rows = np.unique(part.indices)
-        compressed = _compressed(scipy.sparse.csr_matrix(part)[rows], rng)
-        for position, basis in _new_in_each(compressed, owner[columns]):
+        inside = scipy.sparse.csr_matrix(part)[rows]
+        if rows.size * columns.size <= _MOST_ENTRIES and (np.diff(part.indptr) == 1).any():
+            for position, number in _parameters_first(inside.toarray(), owner[columns]):
+                added[position] += number
+            continue
+        for position, basis in _new_in_each(_compressed(inside, rng), owner[columns]):
             added[position] += basis.shape[1]
     return added.tolist()
+
+
+def _parameters_first(columns: Array, owner: NDArray[np.intp]) -> Iterable[tuple[int, int]]:
+    """For each owner, how many dimensions its columns add to those before: single parameters without a decomposition.
+
+    With the parameters S among what is spanned, a direction counts by what it has outside of S.
+    """
+    alone = np.count_nonzero(columns, axis=0) == 1
+    basis = np.zeros((columns.shape[0], 0))
+    for position in np.unique(owner):
+        own = owner == position
+        places = np.flatnonzero(columns[:, own & alone].any(1))
+        gained = len(places)
+        if gained:
+            gained -= basis.shape[1]
+            columns, basis = np.delete(columns, places, axis=0), _range(np.delete(basis, places, axis=0))
+            gained += basis.shape[1]
+        block = columns[:, own & ~alone]
+        for _ in range(2):
+            block = block - basis @ (basis.T @ block)
+        new = _range(block)
+        basis = np.hstack([basis, new])
+        yield int(position), gained + new.shape[1]
 
 
 class _Structured:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from phasewatch.hessian.operators import forward_tangents
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
 
@@ -77,21 +78,21 @@ class Call:
 
 @dataclass(eq=False)
 class Linearization:
-    r"""Products with :math:`H_\ell J` on one batch; holds the graph.
+    r"""Products with :math:`H_\ell J` on one batch; of the network no graph is held, of the loss alone.
 
     Attributes:
+        objective: The loss on the probe.
+        batch: Index of the batch.
         slopes: Gradients of the loss in the outputs.
         leaves: The outputs as leaves, of which these are functions.
-        cotangents: Zeros in the shape of the outputs.
-        transposed: Product of the transposed Jacobian with them.
-        held: Holds the module at the parameters where this was made.
+        squared_norm: Squared Frobenius norm of :math:`H_\ell J`, as random combinations of outputs have seen it.
     """
 
+    objective: Objective
+    batch: int
     slopes: Sequence[Tensor]
     leaves: list[Tensor]
-    cotangents: list[Tensor]
-    transposed: Tensor
-    held: Callable[[], AbstractContextManager[None]]
+    squared_norm: float
 
     def rank_limit(self, tolerance: float) -> int:
         """Number of outputs on the batch, less one for each of their rows of which the loss sees only differences.
@@ -117,15 +118,29 @@ class Linearization:
     def _change(self, leaf: Tensor, direction: Tensor) -> float:
         """Length of the change of the loss's slopes along a direction of one of the outputs."""
         directions = [direction if other is leaf else torch.zeros_like(other) for other in self.leaves]
-        with isolated(), second_derivatives(), self.held():
+        with isolated(), self._held():
             changes = pull_back(self.slopes, self.leaves, directions)
         return float(torch.stack([change.double().square().sum() for change in changes]).sum().sqrt())
 
     def __call__(self, direction: Tensor) -> list[Tensor]:
         """Change of the loss's slopes, of the shape of the outputs, along a direction."""
-        with isolated(), second_derivatives(), self.held():
-            tangents = pull_back([self.transposed], self.cotangents, [direction])
+        with isolated(), second_derivatives(), self._held():
+            tangents = forward_tangents(self.objective, direction, self.batch, self.leaves)
+            if tangents is None:
+                tangents = self._by_backward(direction)
             return pull_back(self.slopes, self.leaves, tangents)
+
+    def _by_backward(self, direction: Tensor) -> list[Tensor]:
+        """By differentiating the transposed product."""
+        vector = self.objective.parameters.detach().clone().requires_grad_()
+        with torch.enable_grad(), self.objective.holding(self.objective.tensors_at(vector)):
+            outputs, leaves, _ = self.objective.split_loss(vector, self.batch)
+            cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
+            (transposed,) = torch.autograd.grad(outputs, vector, cotangents, create_graph=True, materialize_grads=True)
+            return pull_back([transposed], cotangents, [direction])
+
+    def _held(self) -> AbstractContextManager[None]:
+        return self.objective.holding(self.objective.tensors_at(self.objective.parameters))
 
 
 @dataclass(eq=False)
@@ -148,7 +163,9 @@ class Recording:
     alike: bool = True
 
 
-def record(objective: Objective, generator: torch.Generator, cotangents: int = 1) -> Recording:
+def record(
+    objective: Objective, generator: torch.Generator, cotangents: Callable[[Sequence[Tensor]], int] = lambda _: 1
+) -> Recording:
     """Run the network on all batches and pull random cotangents back through each.
 
     A cotangent is ``H_l r`` with normal ``r`` and the Hessian ``H_l`` of the loss in the outputs: a gradient
@@ -157,7 +174,7 @@ def record(objective: Objective, generator: torch.Generator, cotangents: int = 1
     Args:
         objective: The loss on the probe.
         generator: Draws the cotangents.
-        cotangents: How many; inputs and gradients of the calls are repeated for each.
+        cotangents: How many, by the outputs of a batch; inputs and gradients of the calls are repeated for each.
     """
     recording = _record(objective, 0, generator, cotangents)
     for batch in range(1, objective.num_batches):
@@ -172,7 +189,9 @@ def record(objective: Objective, generator: torch.Generator, cotangents: int = 1
     return recording
 
 
-def _record(objective: Objective, batch: int, generator: torch.Generator, count: int) -> Recording:
+def _record(
+    objective: Objective, batch: int, generator: torch.Generator, cotangents: Callable[[Sequence[Tensor]], int]
+) -> Recording:
     vector = objective.parameters.detach().clone().requires_grad_()
     tensors = objective.tensors_at(vector)
     with isolated(), second_derivatives(), torch.enable_grad(), objective.holding(tensors):
@@ -180,13 +199,12 @@ def _record(objective: Objective, batch: int, generator: torch.Generator, count:
             outputs, leaves, loss = objective.split_loss(vector, batch)
         slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         total = torch.zeros_like(vector)
+        count = cotangents(outputs)
         for _ in range(count):
             directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in leaves]
             (gradient,) = pull_back(outputs, [vector], pull_back(slopes, leaves, directions))
             total += gradient.detach().square()
         tape.stop()
-        cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
-        (transposed,) = torch.autograd.grad(outputs, vector, cotangents, create_graph=True, materialize_grads=True)
     calls = _leading_to(outputs, tape.calls)
     for call in calls:
         call.inputs *= count
@@ -194,7 +212,7 @@ def _record(objective: Objective, batch: int, generator: torch.Generator, count:
         calls,
         outputs,
         total,
-        [Linearization(slopes, leaves, cotangents, transposed, lambda: objective.holding(tensors))],
+        [Linearization(objective, batch, slopes, leaves, float(total.sum()) / count)],
     )
 
 

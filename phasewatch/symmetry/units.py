@@ -74,6 +74,9 @@ _MOST_WORK = 2e10
 _MOST_WORK_FOR_A_MEASURE = 3e7
 """Multiplications that may be spent on how nearly a layer's inputs are of less rank."""
 
+_SOME_ROWS = 4
+"""Rows for each column among which a full rank is looked for first."""
+
 _CLEARLY_MORE = 1.25
 """Samples for each weight from which on they are taken to determine it where not all can be looked into."""
 
@@ -86,7 +89,7 @@ class Layer:
         activations: What the readers see, one row a unit, shape ``(width, positions)``.
         slopes: Derivative of the activation function, shape ``(width, positions)``; None without just one function.
         reach: Gradients at what the layer writes, shape ``(positions, width)``; None if unknown.
-        inputs: What enters the layer, shape ``(positions, features [+ 1])``; None if unknown.
+        site: The layer as a linear map; None if unknown.
     """
 
     def __init__(self, space: Space, sites: list[Site]) -> None:
@@ -94,9 +97,8 @@ class Layer:
         read = next(r for r in space.readers if r.call is not None and r.call.inputs)
         self.activations = _read_by_unit(read, space.width)
         self.slopes = _slopes(space.activations[0], space.width) if len(space.activations) == 1 else None
-        site = next((s for s in sites if s.space is space), None)
-        self.reach = None if site is None else site.gradients
-        self.inputs = None if site is None else site.inputs
+        self.site = next((s for s in sites if s.space is space), None)
+        self.reach = None if self.site is None else self.site.gradients
 
     @property
     def means(self) -> Array:
@@ -187,14 +189,18 @@ class Layer:
         return least, tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
     def _unseen(self) -> _Nearest | None:
-        if self.inputs is None:
+        if self.site is None:
             return None
-        norms = np.linalg.norm(self.inputs, axis=0)
-        if len(self.inputs) < self.inputs.shape[1] or not norms.all():
+        first = self.site.first_inputs
+        positions, features = len(first) * len(self.site.entered), first.shape[1]
+        dear = positions * features**2 > _MOST_WORK_FOR_A_MEASURE
+        if dear and len(first) >= features and first.any(axis=0).all():
+            return None
+        inputs = self.site.inputs
+        norms = np.linalg.norm(inputs, axis=0)
+        if len(inputs) < features or not norms.all():
             return 0.0, ()
-        if self.inputs.size * self.inputs.shape[1] > _MOST_WORK_FOR_A_MEASURE:
-            return None
-        return least_singular(triangle(self.inputs / norms))[0], ()
+        return None if dear else (least_singular(triangle(inputs / norms))[0], ())
 
 
 def layers_of(architecture: Architecture) -> list[Layer]:
@@ -334,7 +340,7 @@ def annihilating_directions(site: Site) -> Iterator[Directions]:
         yield Directions(kind, site.layer, () if softmax else (tuple(units.tolist()),), (form,))
 
 
-def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
+def data_rank_directions(site: Site, thorough: bool, rank_limit: int) -> Iterator[Directions]:
     """Changes of a unit's incoming weights that no sample sees on which the unit has an effect, by cause.
 
     The kind is ``probe`` where further samples would see them, see :func:`by_cause`, and ``data rank`` else.
@@ -342,16 +348,23 @@ def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
     Args:
         site: The linear layer.
         thorough: Whether to look for changes of several units that cancel, too, and into the samples of a unit that
-            are clearly more than its weights, which is dear.
+            are clearly more than its weights, or fewer, which is dear. Inputs that are zero on all of a unit's samples
+            are found in any case.
+        rank_limit: Number of outputs that the loss tells apart on the probe. Where a layer's samples are fewer than its
+            inputs, and nevertheless as many in all of its units as that, it makes the zeros already.
     """
     if thorough:
         yield from _jointly_unseen(site)
+    if not thorough and _clearly_seen(site):
+        return
     positions, features = site.inputs.shape
+    if not thorough and positions < features and positions * len(site.rows) >= rank_limit:
+        yield from _single_inputs_unseen(site)
+        return
     common = null_vectors(site.inputs)
     alone: list[int] = []
-    if site.gradients is not None and len(site.gradients) == positions:
-        size = np.abs(site.gradients)
-        seen = size > EXACT * max(float(size.max()), 1e-300)
+    seen = _seen(site)
+    if seen is not None:
         _, first, group = np.unique(np.packbits(seen, axis=0), axis=1, return_index=True, return_inverse=True)
         work = 0
         for number, pattern in enumerate(seen.T[first]):
@@ -373,6 +386,47 @@ def data_rank_directions(site: Site, thorough: bool) -> Iterator[Directions]:
     if len(common) and others.size:  # what no sample sees is among what the unit's own samples do not see
         for kind, some in by_cause(site.inputs, common, site.samples).items():
             yield Directions(kind, site.layer, (), (Added(site.rows[others], some),))
+
+
+def _clearly_seen(site: Site) -> bool:
+    """Whether the inputs have full rank in the first batch already, and each unit sees clearly more of them or none."""
+    features = site.rows.shape[1]
+    if site.gradients is None or len(site.first_inputs) < features or not _independent(site.first_inputs):
+        return False
+    size = np.abs(site.gradients)
+    number = (size > EXACT * max(float(size.max()), 1e-300)).sum(0)
+    return bool(((number == 0) | (number > _CLEARLY_MORE * features)).all())
+
+
+def _single_inputs_unseen(site: Site) -> Iterator[Directions]:
+    """Weights of inputs that are zero on all samples on which the unit has an effect: none sees them."""
+    size = np.abs(site.inputs)
+    active = size > EXACT * max(float(size.max()), 1e-300)
+    never: NDArray[np.bool_] = np.logical_not(active.any(axis=0))
+    unseen = np.broadcast_to(never, site.rows.shape)
+    seen = _seen(site)
+    if seen is not None:
+        together = torch.from_numpy(seen).float().T @ torch.from_numpy(active).float()
+        # A unit without any effect is another kind of zero.
+        unseen = np.where(seen.any(axis=0, keepdims=True).T, together.numpy() == 0, never)
+    alone = np.flatnonzero((unseen & ~never).any(1))
+    others = np.setdiff1d(np.arange(len(site.rows)), alone)
+    for index in alone.tolist():
+        yield Directions("data rank", site.layer, ((index,),), _parameters(site.rows[index, unseen[index]]))
+    if never.any() and others.size:
+        yield Directions("data rank", site.layer, (), _parameters(site.rows[np.ix_(others, never)]))
+
+
+def _seen(site: Site) -> NDArray[np.bool_] | None:
+    """At which positions each unit has an effect, shape ``(positions, units)``; None if unknown."""
+    if site.gradients is None or len(site.gradients) != len(site.inputs):
+        return None
+    size = np.abs(site.gradients)
+    return np.asarray(size > EXACT * max(float(size.max()), 1e-300))
+
+
+def _parameters(places: Indices) -> tuple[Form, ...]:
+    return (Added(places.reshape(-1, 1), np.ones((1, 1))),)
 
 
 def _jointly_unseen(site: Site) -> Iterator[Directions]:
@@ -442,6 +496,9 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
         matrix: Shape ``(rows, columns)``.
         skip_zero: Leave columns of zeros out of it.
     """
+    some = matrix[:: max(len(matrix) // (_SOME_ROWS * matrix.shape[1] + 1), 1)]
+    if len(some) < len(matrix) and _independent(some):
+        return np.zeros((0, matrix.shape[1]))
     norms = np.linalg.norm(matrix, axis=0)
     used = np.flatnonzero(norms > EXACT * max(float(norms.max(initial=0.0)), 1e-300))
     zero = np.setdiff1d(np.arange(matrix.shape[1]), used)
@@ -465,6 +522,12 @@ def null_vectors(matrix: Array, skip_zero: bool = False) -> Array:
             vector[used] /= norms[used]
             basis.append(vector / np.abs(vector).max())
     return np.reshape(basis, (-1, matrix.shape[1]))
+
+
+def _independent(rows: Array) -> bool:
+    """Whether the columns are independent without a closer look: they are in all rows, if they are in some."""
+    norms = np.linalg.norm(rows, axis=0)
+    return bool(norms.all()) and least_singular(triangle(rows / norms))[0] > CLEARLY_POSITIVE
 
 
 def _read_by_unit(reader: Reader, width: int) -> Array:

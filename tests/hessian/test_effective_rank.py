@@ -9,7 +9,7 @@ from curvature_cases import cross_entropy, mlp, normal, squared_error
 from torch import Tensor, nn
 
 from phasewatch.hessian import EffectiveRank, HessianOperator, effective_rank
-from phasewatch.hessian.effective_rank import _enclosing
+from phasewatch.hessian.effective_rank import _Sample
 from phasewatch.hessian.lanczos import lanczos
 from phasewatch.objective import Objective
 
@@ -151,7 +151,8 @@ def test_rules_enclose_the_quadratic_form() -> None:
         widths = []
         for steps in (1, 2, 5, 15, 40):
             run = lanczos(Diagonal(), start, steps)
-            gauss, radau = _enclosing(run.diagonal, run.off_diagonal, False, nbeta)
+            seen = _Sample.of_run(run, 1)
+            gauss, radau = seen.gauss.image(nbeta), seen.radau.image(nbeta)
             assert radau[0] - 1e-12 <= truth <= gauss[0] + 1e-12
             widths.append(gauss[0] - radau[0])
         assert widths == sorted(widths, reverse=True) and widths[-1] < 0.2 * truth
@@ -171,7 +172,8 @@ def test_one_density_serves_all_resolutions() -> None:
     sampled = effective_rank(objective, spread, 100.0, dense_below=0, check_probe=False)
     for nbeta in (1.0, 10.0, 1000.0):
         error = abs(sampled.at(nbeta).value - rank.at(nbeta).value)
-        assert error <= 3 * sampled.at(nbeta).standard_error + sampled.at(nbeta).quadrature_error
+        rounding = 1e-13 * rank.at(nbeta).value
+        assert error <= 3 * sampled.at(nbeta).standard_error + sampled.at(nbeta).quadrature_error + rounding
 
 
 def test_rescaling_a_layer_with_its_spread_changes_nothing() -> None:
@@ -199,7 +201,7 @@ def test_a_probe_that_is_too_small_is_said(dense_below: int, num_batches: int) -
         x = normal(samples, features)
         batches = [(part, torch.zeros(len(part), 1)) for part in x.chunk(num_batches)]
         objective = Objective(nn.Linear(features, 1, bias=False).double(), batches, loss_fn=squared_error)
-        return effective_rank(objective, torch.ones(features), 1e4, dense_below=dense_below)
+        return effective_rank(objective, torch.ones(features), 1e4, dense_below=dense_below, tolerance=0.01)
 
     small, large = rank_of(40, 300), rank_of(2000, 10)
     assert small.limited_by_probe is True and any("limited by the probe" in reason for reason in small.reasons)
@@ -225,8 +227,8 @@ def test_arguments_are_checked() -> None:
         effective_rank(objective, -spread, 1.0)
     with pytest.raises(ValueError, match="nbeta is 0"):
         effective_rank(objective, spread, 0.0)
-    with pytest.raises(ValueError, match="max_products is 4"):
-        effective_rank(objective, spread, 1.0, max_products=4)
+    with pytest.raises(ValueError, match="max_products is 3"):
+        effective_rank(objective, spread, 1.0, max_products=3)
     with pytest.raises(ValueError, match="tolerance is 2"):
         effective_rank(objective, spread, 1.0, tolerance=2.0)
     rank = effective_rank(objective, spread, 1.0)
@@ -234,3 +236,28 @@ def test_arguments_are_checked() -> None:
         rank.at(-1.0)
     with pytest.raises(ValueError, match="epsilon is 0"):
         rank.at_resolution(0.0)
+
+
+def test_a_resolution_stands_for_its_temperature() -> None:
+    """One run finds both, dense or sampled; and neither is taken for the other."""
+    objective = of_kind("linear")
+    spread = spread_of(objective)
+    exact_rank = effective_rank(objective, spread, 1.0).at_resolution(1e-3)
+    for dense_below in (0, 1000):
+        found = effective_rank(objective, spread, resolution=1e-3, dense_below=dense_below, check_probe=False)
+        assert found.nbeta == pytest.approx(exact_rank.nbeta, rel=0.05 if dense_below == 0 else 1e-9)
+        assert abs(found.value - exact_rank.value) <= 3 * found.standard_error + found.quadrature_error + 1e-9
+    for settings in ({}, {"nbeta": 1.0, "resolution": 1e-3}):
+        with pytest.raises(ValueError, match="expected one of the two"):
+            effective_rank(objective, spread, **settings)
+
+
+def test_no_more_is_seen_than_the_outputs_are_many() -> None:
+    """Thirty samples of one output among 600 parameters, of which a short run says next to nothing."""
+    x = normal(30, 600) * torch.logspace(0, -4, 600)
+    objective = Objective(nn.Linear(600, 1, bias=False).double(), [(x, torch.zeros(30, 1))], loss_fn=squared_error)
+    found = effective_rank(objective, torch.ones(600), 1e9, dense_below=0, max_products=4, check_probe=False)
+    exact_value = float(exact(matrix_of(objective), 1e9).sum())
+    assert exact_value <= 30 and found.value + found.quadrature_error <= 30 + 3 * found.standard_error
+    assert abs(found.value - exact_value) <= 3 * found.standard_error + found.quadrature_error
+    assert not found.converged

@@ -267,3 +267,50 @@ def test_measuring_inside_inference_mode_and_autocast_gives_the_same(matrix: str
     with torch.inference_mode(), torch.autocast("cpu"):
         computed = hessian_spectrum(objective, matrix=matrix).eigenvalues
     assert (computed == expected).all()
+
+
+class Doubled(torch.autograd.Function):
+    """Has no forward-mode derivative."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: object, *slopes: Tensor) -> Tensor:
+        return 2 * slopes[0]
+
+
+class DoubledWrongly(Doubled):
+    """Its forward-mode derivative is not that of its backward pass."""
+
+    @staticmethod
+    def jvp(ctx: object, *tangents: Tensor) -> Tensor:
+        return 3 * tangents[0]
+
+
+@pytest.mark.parametrize("function", [None, Doubled, DoubledWrongly])
+def test_products_in_forward_mode_are_those_by_backward_passes(
+    monkeypatch: pytest.MonkeyPatch, function: type[Doubled] | None
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.layers = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x if function is None else function.apply(self.attend.out_proj.weight.sum() * x)
+            return self.layers(x + self.attend(x, x, x, need_weights=False)[0]).mean(1)
+
+    batches = [(normal(4, 5, 8, seed=i), torch.tensor([0, 1, 2, 1])) for i in range(2)]
+    objective = Objective(Net().double(), batches, loss_fn=cross_entropy)
+    vector = torch.randn(objective.num_parameters, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = GaussNewtonOperator(objective) @ vector
+    monkeypatch.setattr("phasewatch.hessian.operators._FORWARD_MODE_FROM", 0)
+    operator = GaussNewtonOperator(objective)
+    for _ in range(2):
+        assert torch.allclose(operator @ vector, expected, rtol=1e-9, atol=1e-12)
+    assert operator._forward_mode is (function is None)
+    assert operator.rank_limit() == 2 * 4 * 3

@@ -6,7 +6,7 @@ import torch
 from curvature_cases import at_own_outputs, cross_entropy, mlp, normal, planted, squared_error
 from torch import Tensor, nn
 
-from phasewatch.hessian import Density, hessian_spectrum
+from phasewatch.hessian import Density, HessianOperator, hessian_spectrum
 from phasewatch.objective import Objective
 
 
@@ -242,3 +242,18 @@ def test_repr_gives_the_headline_numbers() -> None:
     text = repr(hessian_spectrum(planted([0.0, 0.0, 1.0, 2.0])))
     assert text.startswith("Spectrum(hessian, 4 parameters, dense: eigenvalues ")
     assert "to 2, trace 3, ZeroCount(2 at |λ| <= " in text
+
+
+def test_ends_say_how_far_they_are_those_of_the_samples() -> None:
+    """Beside the quotients of the exact eigenvectors on half of the samples; none are asked for where none is given."""
+    objective = _net()
+    half = objective.on_half()
+    assert half is not None
+    found = hessian_spectrum(objective, dense_below=0, tolerance=1e-6, half=half)
+    matrix, of_half = (HessianOperator(o).dense() for o in (objective, half))
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    for number, difference in ((-1, found.largest_by_samples), (0, found.smallest_by_samples)):
+        vector = vectors[:, number]
+        expected = abs(float(vector @ of_half @ vector - values[number]))
+        assert difference == pytest.approx(expected, rel=1e-3) and expected > 0
+    assert np.isnan(hessian_spectrum(objective, dense_below=0).largest_by_samples)

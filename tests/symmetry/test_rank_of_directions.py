@@ -10,7 +10,7 @@ import scipy.sparse
 
 from phasewatch.symmetry.directions import Added, Columns, Form, Mixed, Sparse
 from phasewatch.symmetry.linear_algebra import singular_values, svd
-from phasewatch.symmetry.span import Group, Lines, added_dimensions
+from phasewatch.symmetry.span import Group, Lines, _parameters_first, added_dimensions
 
 SIZE = 700
 WIDTHS = ((6, 9), (6, 9), (9, 7), (7, 8))
@@ -133,3 +133,20 @@ def test_singular_values_where_the_first_way_does_not_converge(monkeypatch: pyte
     np.testing.assert_allclose(values, expected, atol=1e-12)
     np.testing.assert_allclose(singular_values(matrix), expected, atol=1e-12)
     np.testing.assert_allclose(left @ np.diag(values) @ right, matrix, atol=1e-12)
+
+
+def test_single_parameters_are_credited_as_a_decomposition_would() -> None:
+    """Directions of four groups, single parameters among them that lie in what the others span and next to it."""
+    rng = np.random.default_rng(0)
+    columns, owner = [], []
+    for group in range(4):
+        dense = rng.standard_normal((12, 2)) * (rng.random((12, 1)) < 0.5)
+        single = np.eye(12)[:, rng.integers(12, size=2)]
+        columns += [dense, single, dense[:, :1] + single[:, :1]]
+        owner += [group] * 5
+    matrix, owners = np.hstack(columns), np.array(owner)
+    expected = [
+        np.linalg.matrix_rank(matrix[:, owners <= g]) - (np.linalg.matrix_rank(matrix[:, owners < g]) if g else 0)
+        for g in range(4)
+    ]
+    assert [number for _, number in _parameters_first(matrix, owners)] == expected

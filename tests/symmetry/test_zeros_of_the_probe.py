@@ -110,3 +110,17 @@ def test_as_a_signal(dense_below: int) -> None:
     assert (found["zeros_data_rank"].value, found["zeros_probe"].value) == (6, missing)
     assert found["zeros_certified"].value == 6 + missing
     assert found["nullity_ggn_lower"].value >= 6 + missing
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_what_the_probe_s_size_makes_need_not_be_looked_for_unit_by_unit(activation: type[nn.Module]) -> None:
+    """12 samples of 40 pixels, 5 of them dead, and 10 units: as many zeros by cause as all directions tell."""
+    module = seeded(mlp(40, 10, 3, activation=activation), scale=0.5)
+    x = normal(12, 40)
+    x[:, [0, 7, 8, 20, 29]] = 0.0
+    large, thorough = ledger_of(module, x, large=True), ledger_of(module, x)
+    assert large.rank_limit == 36 and large.certified == thorough.certified == 40 * 10 + 10 + 33 - 36
+    assert large.certified == dense_nullity(module, x)
+    assert large.non_generic["data rank"] >= 5 * 10 - 41 * large.non_generic["dead"]
+    if activation is nn.Tanh:
+        assert large.non_generic["data rank"] == 5 * 10
