@@ -24,7 +24,8 @@ LARGEST_RHAT, SAME_MEAN = 1.1, 0.05
 """Chains disagree if their split R-hat is above the first and their means scatter by more than this share of lambda."""
 LARGEST_HALF_WIDTH = 0.1
 """Of the interval, see :attr:`BehavioralLLC.half_width`."""
-ROUNDS = 8
+ROUNDS, LEAST_DRAWS = 8, 16
+"""Times that draws may end, and how many there are in between at least."""
 LARGEST_DRIFT = 0.1
 LEAST_ACCEPTANCE = 0.5
 MOST_HITS = 0.02
@@ -146,7 +147,7 @@ def estimate_behavioral_llc(
         metric: What D is measured by, see :meth:`phasewatch.Objective.behavioral`.
         nats_per_loss: What one unit of the loss is in nats, likewise.
         chains: Number of chains, at least 2.
-        draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in eight rounds, and
+        draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in up to eight rounds, and
             end with the first after which every check is passed and the interval is as narrow as wanted.
         burn_in: Moves before them, likewise.
         spread: Standard deviation of the prior, shape ``(num_parameters,)``; default
@@ -190,7 +191,8 @@ def estimate_behavioral_llc(
                 found[resolution] = _nothing(resolution, divergence, chains)
                 continue
             sampler.set_up(resolution, burn_in)
-            for length in np.diff(np.linspace(0, draws, ROUNDS + 1).astype(int)).tolist():
+            rounds = min(ROUNDS, draws // LEAST_DRAWS)
+            for length in np.diff(np.linspace(0, draws, rounds + 1).astype(int)).tolist():
                 seen = sampler.draw(length)
                 found[resolution] = _estimate(resolution, seen, divergence)
                 if found[resolution].reliable and found[resolution].half_width <= precision:
@@ -213,8 +215,8 @@ def check_behavioral_settings(resolutions: Sequence[float], chains: int, draws: 
         raise ValueError(f"resolutions is {resolutions}; expected positive numbers of nats.")
     if chains < 2:
         raise ValueError(f"chains is {chains}; expected at least 2, or nothing shows whether they agree.")
-    if draws < 16:
-        raise ValueError(f"draws is {draws}; expected at least 16, or no standard error can be formed.")
+    if draws < LEAST_DRAWS:
+        raise ValueError(f"draws is {draws}; expected at least {LEAST_DRAWS}, or no standard error can be formed.")
     if burn_in < 20:
         raise ValueError(f"burn_in is {burn_in}; expected at least 20, it finds step size and temperature.")
 

@@ -376,9 +376,9 @@ def test_intervals_of_the_live_preset_cover() -> None:
 
 @pytest.mark.slow
 def test_what_short_chains_say_is_not_believed() -> None:
-    """A network of 1,482 parameters whose chains spread slowly: what is off by over 15 % is flagged in nine of ten.
+    """A network of 1,482 parameters, chains far too short: what is off by over 10 % is flagged in nine of ten.
 
-    The reference is the same sampler with ten times the moves, which is within 5 % (R-hat, and a virial of .95).
+    The reference is the same sampler with a hundred times the moves, which is within 2 % (R-hat, and a virial of 1.00).
     """
     data = load_digits()
     x, y = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
@@ -393,24 +393,26 @@ def test_what_short_chains_say_is_not_believed() -> None:
     objective = of(net, x[:512], y[:512])
     reference = {
         estimate.resolution: estimate.learning_coefficient
-        for estimate in live(objective, chains=4, draws=3_000, burn_in=2_000, seed=100)
+        for estimate in live(objective, draws=3_000, burn_in=1_000, precision=0.02, seed=100)
     }
     wrong = flagged = 0
     for seed, (chains, burn_in, draws) in enumerate(
         [
             (2, 20, 32),
+            (2, 20, 16),
+            (3, 20, 16),
+            (4, 20, 16),
+            (2, 30, 16),
+            (2, 30, 32),
+            (4, 30, 32),
+            (2, 40, 16),
+            (3, 25, 32),
             (4, 40, 120),
-            (4, 80, 120),
-            (2, 150, 100),
-            (4, 150, 300),
-            (2, 60, 400),
-            (8, 20, 200),
-            (3, 100, 60),
         ]
     ):
         for estimate in live(objective, chains=chains, draws=draws, burn_in=burn_in, seed=seed):
             exact = reference[estimate.resolution]
-            if abs(report((chains, burn_in, draws), estimate, exact)) > 0.15:
+            if abs(report((chains, burn_in, draws), estimate, exact)) > 0.1:
                 wrong += 1
                 flagged += not estimate.reliable
     assert wrong >= 5
