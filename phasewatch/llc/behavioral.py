@@ -147,7 +147,7 @@ def estimate_behavioral_llc(
         metric: What D is measured by, see :meth:`phasewatch.Objective.behavioral`.
         nats_per_loss: What one unit of the loss is in nats, likewise.
         chains: Number of chains, at least 2.
-        draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in up to eight rounds,
+        draws: Draws a chain at each resolution, each a gradient of the whole probe. They are made in up to eight rounds
             and end with the first after which every check is passed and the interval is as narrow as wanted.
         burn_in: Moves before them, likewise.
         spread: Standard deviation of the prior, shape ``(num_parameters,)``; default
