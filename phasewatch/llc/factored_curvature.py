@@ -93,7 +93,8 @@ class FactoredCurvature:
             gradients: At places of the chains, shape ``(chains, num_parameters)``; those not finite count as none.
             nbeta: The inverse temperature at which these places are met.
         """
-        forces = gradients.nan_to_num(0.0, 0.0, 0.0) * nbeta**0.5
+        largest = torch.finfo(gradients.dtype).max ** 0.25  # the squares of larger ones might not be finite in sum
+        forces = (gradients.nan_to_num(0.0, 0.0, 0.0) * nbeta**0.5).clamp(-largest, largest)
         for tensor, of_it in zip(self._tensors, forces.split(self._sizes, dim=1), strict=True):
             tensor.add(of_it.view(-1, *tensor.shape))
         self._weight = FORGETTING * self._weight + 1 - FORGETTING

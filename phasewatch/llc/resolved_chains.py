@@ -33,9 +33,10 @@ NEAR, ROUNDS_NEAR, MOST_ROUNDS = 1.5, 4, 50
 """The Gaussian is narrow enough after so many rounds in which its divergence was below so many resolutions."""
 COOLING = (0.5, 4.0)
 """Factors on nbeta from one round to the next, at least and at most."""
-FIRST_STEP, LARGEST_STEP = 0.25, 0.6
 PATH = 2.0
-"""Momentum lasts so long, in units in which a direction of curvature 1 takes 2 pi for a period."""
+"""Momentum lasts so long, in units of the prior and the masses, in which a direction of curvature 1 has period 2 pi."""
+FIRST_STEP, LARGEST_STEP = 0.25, 0.6
+"""In those units a step of 2 would be unstable."""
 FREE, LONGEST, SPREAD_OUT = 2 / 3, 4, 0.9
 """Share of the set-up in which every move is taken; up to so many times as many while the virial, 1 at equilibrium, is
 below the third."""
