@@ -9,7 +9,7 @@ whose eigenvectors are those of the factors: a few forces tell it, and no more t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +46,15 @@ class _Factors:
         total = along_rows.sum().clamp(min=torch.finfo(along_rows.dtype).tiny)
         return along_rows[:, None] / total * along_columns
 
-    def scale(self, vectors: Tensor, factors: Tensor) -> Tensor:
-        """Multiplies vectors, shape ``(chains, *shape)``, by the factors in the bases."""
-        rows, columns = self.row_basis, self.column_basis
-        inside = vectors if rows is None else rows.mT @ vectors
-        inside = (inside if columns is None else inside @ columns) * factors
-        outside = inside if rows is None else rows @ inside
-        return outside if columns is None else outside @ columns.mT
+    def out(self, inside: Tensor) -> Tensor:
+        """From the bases to the tensor, shape ``(chains, *shape)``."""
+        rows = inside if self.row_basis is None else self.row_basis @ inside
+        return rows if self.column_basis is None else rows @ self.column_basis.mT
+
+    def into(self, outside: Tensor) -> Tensor:
+        """From the tensor to the bases."""
+        rows = outside if self.row_basis is None else self.row_basis.mT @ outside
+        return rows if self.column_basis is None else rows @ self.column_basis
 
 
 class FactoredCurvature:
@@ -105,14 +107,21 @@ class FactoredCurvature:
             covariances = nbeta / self._weight * tensor.covariances()
             self._curvatures[k] = (covariances + (covariances.square() + 4 * covariances).sqrt()) / (2 * nbeta)
 
-    def narrow(self, vectors: Tensor, nbeta: float) -> Tensor:
-        """(1 + nbeta A)^(-1/2) times vectors, shape ``(chains, num_parameters)``: of noise it makes such positions."""
+    def narrow(self, noise: Tensor, nbeta: float) -> Tensor:
+        """R times vectors, shape ``(chains, num_parameters)``, where R R^T = (1 + nbeta A)^-1: of noise, positions."""
+        return self._by_tensor(lambda tensor, roots, piece: tensor.out(roots * piece), noise, nbeta)
+
+    def narrow_slopes(self, slopes: Tensor, nbeta: float) -> Tensor:
+        """R^T times vectors: of slopes in the positions, those in the noise."""
+        return self._by_tensor(lambda tensor, roots, piece: roots * tensor.into(piece), slopes, nbeta)
+
+    def _by_tensor(self, root: Callable[[_Factors, Tensor, Tensor], Tensor], vectors: Tensor, nbeta: float) -> Tensor:
         pieces = zip(self._tensors, self._curvatures, vectors.split(self._sizes, dim=1), strict=True)
-        narrowed = [
-            tensor.scale(piece.view(-1, *tensor.shape), (1 + nbeta * curvatures).rsqrt()).flatten(1)
+        found = [
+            root(tensor, (1 + nbeta * curvatures).rsqrt(), piece.view(-1, *tensor.shape)).flatten(1)
             for tensor, curvatures, piece in pieces
         ]
-        return torch.cat(narrowed, dim=1)
+        return torch.cat(found, dim=1)
 
 
 def _eigen(factor: Tensor) -> tuple[Tensor, Tensor | None]:

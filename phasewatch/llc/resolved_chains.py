@@ -128,6 +128,7 @@ class ResolvedChains:
         self._momenta = self._normal()
         # Uniform on (-1, 1); its absolute value decides, its sign is the direction in which that moves.
         self._thresholds = torch.as_tensor(self._host.uniform(-1, 1, chains), device=device)
+        self._slopes: Tensor | None = None
         self._log_step = 0.0
         self._bound = math.inf
         self._kept = _Kept()
@@ -141,7 +142,7 @@ class ResolvedChains:
         """
         self._approach(resolution)
         self._curvature = self._near.copy()
-        self._momenta = self._normal()
+        self._momenta, self._slopes = self._normal(), None
         self._log_step = math.log(FIRST_STEP)
         free = int(FREE * moves)
         masses_at: float = FIRST_MASSES
@@ -166,6 +167,7 @@ class ResolvedChains:
             log_nbetas.append(math.log(self._nbeta))
             log_steps.append(self._log_step)
         self._kept = _Kept()
+        self._slopes = None
         self._nbeta = math.exp(float(np.mean(log_nbetas)))
         self._log_step = float(np.mean(log_steps[len(log_steps) // 2 :]))
         self._set_bound(resolution)
@@ -183,6 +185,7 @@ class ResolvedChains:
         """Change nbeta as the divergence says."""
         # One chain that is stuck far out must not drive the others.
         excess = float((self._values / resolution - 1).clamp(max=1).mean())
+        self._slopes = None
         self._nbeta *= math.exp(min(max(FOLLOWING * excess, -fastest), fastest))
 
     def draw(self, moves: int) -> Draws:
@@ -264,10 +267,13 @@ class ResolvedChains:
         kept = math.exp(-step / PATH)
         momenta = self._normal().mul_(math.sqrt(1 - kept**2)).add_(self._momenta, alpha=kept)
         before = momenta
-        momenta = before - step / 2 * self._slopes(self._positions, self._gradients)
+        if self._slopes is None:
+            self._slopes = self._slopes_at(self._positions, self._gradients)
+        momenta = before - step / 2 * self._slopes
         positions = self._positions + step * self._curvature.narrow(momenta, self._nbeta)
         values, gradients = self._evaluate(positions)
-        momenta = momenta - step / 2 * self._slopes(positions, gradients)
+        slopes = self._slopes_at(positions, gradients)
+        momenta = momenta - step / 2 * slopes
         work = self._nbeta * (values - self._values)
         for new, old in ((positions, self._positions), (momenta, before)):
             work = work + (_half_square(new) - _half_square(old))
@@ -283,12 +289,13 @@ class ResolvedChains:
         self._positions = torch.where(row, positions, self._positions)
         self._momenta = torch.where(row, momenta, -before)
         self._gradients = torch.where(row, gradients, self._gradients)
+        self._slopes = torch.where(row, slopes, self._slopes)
         self._values = torch.where(accepted, values, self._values)
         return float(acceptance.mean()), float(outside.double().mean())
 
-    def _slopes(self, positions: Tensor, gradients: Tensor) -> Tensor:
+    def _slopes_at(self, positions: Tensor, gradients: Tensor) -> Tensor:
         """Of the potential, in units of the masses."""
-        return self._curvature.narrow(torch.add(positions, gradients, alpha=self._nbeta), self._nbeta)
+        return self._curvature.narrow_slopes(torch.add(positions, gradients, alpha=self._nbeta), self._nbeta)
 
     def _virials(self) -> Tensor:
         """W - w* times the gradient of the potential, per parameter, chain by chain; its mean is 1 at equilibrium."""
