@@ -63,7 +63,7 @@ from reference_runs import (  # noqa: E402
 Row = dict[str, Any]
 
 LIVE: dict[str, Any] = {"chains": 4, "burn_in": 200, "draws": 1_200, "precision": PRECISION[0]}
-LIVE_LARGE: dict[str, Any] = {"chains": 2, "burn_in": 120, "draws": 400, "precision": PRECISION[1]}
+LIVE_LARGE: dict[str, Any] = {"chains": 2, "burn_in": 120, "draws": 800, "precision": PRECISION[1]}
 """As the product has them, the second from 20,000 parameters on."""
 RESOLUTIONS = (COARSE, FINE)
 RANK_PRODUCTS = (256, 64)

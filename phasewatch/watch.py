@@ -95,7 +95,7 @@ class Listener(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Monitor:
     """What to measure, on which data and when.
 

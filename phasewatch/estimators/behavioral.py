@@ -50,7 +50,7 @@ class BehavioralCoefficient:
         resolutions: The coarse and the fine one, in nats.
         nats_per_loss: What one unit of the loss is in nats.
         chains: Number of chains; default 4, or 2 from 20,000 parameters on.
-        draws: Draws a chain at most; default 1,200, or 400.
+        draws: Draws a chain at most; default 1,200, or 800.
         burn_in: Moves before them; default 200, or 120.
         refined: Names or globs of modules and parameters; the coefficient of each alone is measured too.
         data: Name of the data, where they are others than those of the main probe; becomes part of the signals' names.
@@ -149,7 +149,7 @@ class BehavioralCoefficient:
 
     def _moves(self, num_parameters: int) -> tuple[int, int, int]:
         """Chains, draws and burn-in."""
-        defaults = (2, 400, 120) if num_parameters >= LARGE else (4, 1200, 200)
+        defaults = (2, 800, 120) if num_parameters >= LARGE else (4, 1200, 200)
         given = (self.chains, self.draws, self.burn_in)
         chains, draws, burn_in = (d if g is None else g for d, g in zip(defaults, given, strict=True))
         return chains, draws, burn_in
