@@ -267,7 +267,7 @@ KILLED = """
 
 def test_killed_in_mid_run_everything_measured_until_then_is_there(tmp_path: Path) -> None:
     process = run_script(tmp_path, KILLED, str(tmp_path / "run"))
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, output
     run = load_run(tmp_path / "run")
     assert [m.step for m in run.measurements] == [0, 2, 4, 6, 8]
@@ -313,7 +313,7 @@ def test_two_processes_train_as_without_and_share_the_metrics(tmp_path: Path) ->
     for name in ("plain", "watched"):
         process = run_script(tmp_path, DDP, name, str(tmp_path), start_new_session=True)
         try:
-            output, _ = process.communicate(timeout=240)
+            output, _ = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
