@@ -9,7 +9,7 @@ whose eigenvectors are those of the factors: a few forces tell it, and no more t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,21 +107,17 @@ class FactoredCurvature:
             covariances = nbeta / self._weight * tensor.covariances()
             self._curvatures[k] = (covariances + (covariances.square() + 4 * covariances).sqrt()) / (2 * nbeta)
 
-    def narrow(self, noise: Tensor, nbeta: float) -> Tensor:
-        """R times vectors, shape ``(chains, num_parameters)``, where R R^T = (1 + nbeta A)^-1: of noise, positions."""
-        return self._by_tensor(lambda tensor, roots, piece: tensor.out(roots * piece), noise, nbeta)
+    def narrow(self, vectors: Tensor, nbeta: float) -> Tensor:
+        """(1 + nbeta A)^(-1/2) times vectors, shape ``(chains, num_parameters)``: of noise it makes such positions.
 
-    def narrow_slopes(self, slopes: Tensor, nbeta: float) -> Tensor:
-        """R^T times vectors: of slopes in the positions, those in the noise."""
-        return self._by_tensor(lambda tensor, roots, piece: roots * tensor.into(piece), slopes, nbeta)
-
-    def _by_tensor(self, root: Callable[[_Factors, Tensor, Tensor], Tensor], vectors: Tensor, nbeta: float) -> Tensor:
+        The symmetric root depends on none of the choices that there are among eigenvectors.
+        """
         pieces = zip(self._tensors, self._curvatures, vectors.split(self._sizes, dim=1), strict=True)
-        found = [
-            root(tensor, (1 + nbeta * curvatures).rsqrt(), piece.view(-1, *tensor.shape)).flatten(1)
+        narrowed = [
+            tensor.out((1 + nbeta * curvatures).rsqrt() * tensor.into(piece.view(-1, *tensor.shape))).flatten(1)
             for tensor, curvatures, piece in pieces
         ]
-        return torch.cat(found, dim=1)
+        return torch.cat(narrowed, dim=1)
 
 
 def _eigen(factor: Tensor) -> tuple[Tensor, Tensor | None]:

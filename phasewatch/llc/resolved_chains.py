@@ -295,7 +295,7 @@ class ResolvedChains:
 
     def _slopes_at(self, positions: Tensor, gradients: Tensor) -> Tensor:
         """Of the potential, in units of the masses."""
-        return self._curvature.narrow_slopes(torch.add(positions, gradients, alpha=self._nbeta), self._nbeta)
+        return self._curvature.narrow(torch.add(positions, gradients, alpha=self._nbeta), self._nbeta)
 
     def _virials(self) -> Tensor:
         """W - w* times the gradient of the potential, per parameter, chain by chain; its mean is 1 at equilibrium."""
