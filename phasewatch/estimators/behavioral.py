@@ -93,7 +93,7 @@ class BehavioralCoefficient:
         """Chains that end after a quarter of their draws, at both resolutions, and the products for the ranks."""
         chains, draws, burn_in = self._moves(size.num_parameters)
         moves = len(self.resolutions) * chains * (burn_in + draws / 4)
-        batches = min(size.num_batches, math.ceil(ROWS / size.rows))
+        batches = size.batches_of(ROWS)
         ranks = 0.0
         if not self.data:
             large = size.num_parameters >= LARGE

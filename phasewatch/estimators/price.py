@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +20,10 @@ class Size:
     num_parameters: int
     num_batches: int
     rows: int
+
+    def batches_of(self, rows: int) -> int:
+        """Batches that hold so many rows, or all."""
+        return min(self.num_batches, math.ceil(rows / self.rows))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class HessianSpectrum:
     def price(self, size: Size) -> Price:
         """A column in a block takes half of a product alone; else Lanczos runs, of large networks on few samples."""
         if size.num_parameters >= LARGE:
-            return Price(products=2 * STEPS_OF_LARGE) * min(size.num_batches, math.ceil(ROWS_OF_LARGE / size.rows))
+            return Price(products=2 * STEPS_OF_LARGE) * size.batches_of(ROWS_OF_LARGE)
         dense = size.num_parameters <= self.dense_below
         products = size.num_parameters / 2 if dense else 1.5 * STEPS * IN_DOUBLE_PRECISION
         return Price(products=products) * size.num_batches

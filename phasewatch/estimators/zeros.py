@@ -44,9 +44,7 @@ class SymmetryLedger:
         """All columns and as much again to explain the zeros, or short Lanczos runs and a recording of the network."""
         if size.num_parameters <= self.dense_below:
             return Price(products=size.num_parameters) * size.num_batches
-        batches = (
-            min(size.num_batches, math.ceil(ROWS / size.rows)) if size.num_parameters >= LARGE else size.num_batches
-        )
+        batches = size.batches_of(ROWS) if size.num_parameters >= LARGE else size.num_batches
         return Price(products=(1.5 * STEPS + LEDGER) * IN_DOUBLE_PRECISION) * batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:

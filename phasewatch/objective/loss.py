@@ -523,16 +523,7 @@ class Objective(PureLoss):
             if self.num_batches > 1:
                 every_second = range(0, self.num_batches, 2)
                 return self._on([(self._layouts[i], self.data[i], self.batch_sizes[i]) for i in every_second])
-            [size] = self.batch_sizes
-            if size < 2 or any(tensor.dim() and tensor.size(0) != size for tensor in self.data[0]):
-                return None
-            try:
-                halves = [self._on([self._every_second(start)]) for start in (0, 1)]
-            except Exception:  # what the loss takes is not only tensors, or has a size of its own
-                return None
-        whole = float(self.batch_losses[0])
-        parts = sum(half.num_samples / size * float(half.batch_losses[0]) for half in halves)
-        return halves[0] if abs(parts - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
+            return self._first_part([slice(start, None, 2) for start in (0, 1)])
 
     def evaluated_one_at_a_time(self) -> Objective:
         """The same, evaluated at one place after another where several are asked for: it takes the least memory."""
@@ -564,21 +555,9 @@ class Objective(PureLoss):
             origin, again = self._origin
             few = origin.first_samples(count)
             return None if few is None else again(few)
-        size, own = self.batch_sizes[0], self.data[0]
-        if size <= count or any(tensor.dim() and tensor.size(0) != size for tensor in own):
-            return None
+        size = self.batch_sizes[0]
         with isolated():
-            try:
-                parts = []
-                for start in range(0, size, count):
-                    rows = slice(start, min(start + count, size))
-                    cut = [tensor[rows].clone() if tensor.dim() else tensor for tensor in own]
-                    parts.append(self._on([(Layout(self._layouts[0].rebuild(cut)), cut, rows.stop - rows.start)]))
-            except Exception:  # what the loss takes is not only tensors, or has a size of its own
-                return None
-        whole = float(self.batch_losses[0])
-        mean = sum(part.num_samples / size * float(part.batch_losses[0]) for part in parts)
-        return parts[0] if abs(mean - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
+            return self._first_part([slice(start, start + count) for start in range(0, size, count)])
 
     def of_few_samples(self, count: int) -> Objective:
         """The first samples of the first batch alone, for what does not depend on which they are.
@@ -588,12 +567,10 @@ class Objective(PureLoss):
         """
         if self._origin is not None:
             return self._origin[0].of_few_samples(count)
-        layout, own, size = self._layouts[0], self.data[0], self.batch_sizes[0]
-        choices = [(layout, own, size)]
-        if size > count and all(not tensor.dim() or tensor.size(0) == size for tensor in own):
-            few = [tensor[:count].clone() if tensor.dim() else tensor for tensor in own]
+        choices = [(self._layouts[0], self.data[0], self.batch_sizes[0])]
+        if self.batch_sizes[0] > count and self._has_samples():
             with suppress(Exception):  # what the batch is made of may know its own size
-                choices.insert(0, (Layout(layout.rebuild(few)), few, count))
+                choices.insert(0, self._samples(slice(count)))
         for choice in choices:
             other = copy.copy(self)
             other._take([choice])
@@ -602,10 +579,27 @@ class Objective(PureLoss):
                 return other
         return other
 
-    def _every_second(self, start: int) -> tuple[Layout, list[Tensor], int]:
-        """The first batch's samples from one of the first two on."""
-        own = [tensor[start::2].clone() if tensor.dim() else tensor for tensor in self.data[0]]
-        return Layout(self._layouts[0].rebuild(own)), own, len(range(start, self.batch_sizes[0], 2))
+    def _first_part(self, parts: Sequence[slice]) -> Objective | None:
+        """The same loss on the first of several parts of the first batch; None where it cannot be cut like that."""
+        size = self.batch_sizes[0]
+        if size < len(parts) or len(parts) < 2 or not self._has_samples():
+            return None
+        try:
+            cut = [self._on([self._samples(rows)]) for rows in parts]
+        except Exception:  # what the loss takes is not only tensors, or has a size of its own
+            return None
+        whole = float(self.batch_losses[0])
+        mean = sum(part.num_samples / size * float(part.batch_losses[0]) for part in cut)
+        return cut[0] if abs(mean - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
+
+    def _has_samples(self) -> bool:
+        """Whether each tensor of the first batch has an entry for each sample, or no dimension."""
+        return all(not tensor.dim() or tensor.size(0) == self.batch_sizes[0] for tensor in self.data[0])
+
+    def _samples(self, rows: slice) -> tuple[Layout, list[Tensor], int]:
+        """Some of the samples of the first batch."""
+        own = [tensor[rows].clone() if tensor.dim() else tensor for tensor in self.data[0]]
+        return Layout(self._layouts[0].rebuild(own)), own, len(range(self.batch_sizes[0])[rows])
 
     def _on(self, batches: Sequence[tuple[Layout, list[Tensor], int]]) -> Objective:
         """The same loss on other batches, each with its layout, its tensors and its number of samples."""
