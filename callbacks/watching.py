@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
+from phasewatch.callbacks.observing import TrainingSignals
 from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import BehavioralCoefficient, Estimator
@@ -69,6 +70,8 @@ class WatchingCallback(CallbackBase):
     def __init__(self) -> None:
         """Nothing is set up before the run starts."""
         self._watch: Watch | None = None
+        self._signals: TrainingSignals | None = None
+        self._own_metrics: set[str] = set()
         self._run: Run | None = None
         self._restored: dict[str, Any] | None = None
         self._streams: list[tuple[Monitor, StreamProbe]] = []
@@ -144,7 +147,7 @@ class WatchingCallback(CallbackBase):
         monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
         self._streams = [(m, m.probe.batches) for m in monitors if isinstance(m.probe.batches, StreamProbe)]
         self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None)
-        self._watch = None
+        self._watch = self._signals = None
         if self._restored is not None:
             self._restore_probes(trainer)
         if not self._streams:
@@ -154,6 +157,8 @@ class WatchingCallback(CallbackBase):
         """Measure the weights before this batch is trained on, if a measurement is due."""
         if self._next_visit is None:
             return
+        if self._signals is not None:
+            self._signals.batch_starts()
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._streams:
             self._collect(trainer, pl_module, batch, step)
@@ -171,6 +176,26 @@ class WatchingCallback(CallbackBase):
             self._keep_checkpoint(trainer, step)
         self._flags = []
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """Read a loss that ``training_step`` may not return."""
+        if self._signals is not None:
+            self._signals.backward_starts(loss)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Read learning rates and, now and then, the norms of gradient, weights and update."""
+        if self._signals is not None:
+            self._signals.optimizer_steps(optimizer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Read the loss."""
+        if self._signals is not None:
+            self._signals.batch_ends(outputs)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Keep the metrics that the user has logged."""
+        if self._signals is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._signals.validation_ends(self._own_metrics)
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Make do with what a stream has given for the probe in the first epoch; the next would only repeat it."""
         if any(stream.batches for _, stream in self._streams):
@@ -187,6 +212,7 @@ class WatchingCallback(CallbackBase):
             if self._captured and not self._watch.run.measurements:
                 self._watch.measure(step)  # the probe was complete after all that the schedule asked for
             self._watch.close(step)
+            self._signals = None
             _say(trainer, _summary(self._watch))
         if self._share(trainer, bool(self._flags)):
             self._keep_checkpoint(trainer, step)
@@ -195,6 +221,7 @@ class WatchingCallback(CallbackBase):
         """Finish the record of a run that was cut short."""
         if self._watch is not None:
             self._watch.close()
+            self._signals = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain Python values and tensors."""
@@ -272,7 +299,7 @@ class WatchingCallback(CallbackBase):
                 detector=detector,
                 seed=self.seed,
                 on_error=self.on_error,
-                listeners=[_TrainerMetrics(trainer)],
+                listeners=[metrics := _TrainerMetrics(trainer)],
                 on_transition=self._on_flag,
                 say=partial(_say, trainer),
             )
@@ -285,6 +312,8 @@ class WatchingCallback(CallbackBase):
             watch.load_state_dict(self._restored["watch"], _beside_checkpoint(trainer))
             self._restored = None
         self._watch = watch
+        self._signals = TrainingSignals(watch, trainer)
+        self._own_metrics = metrics.names
         self._next_visit = watch.next_visit
 
     def _keep_checkpoint(self, trainer: Any, step: int) -> None:
@@ -515,9 +544,14 @@ class MonitoringCallback(WatchingCallback):
 
 
 class _TrainerMetrics:
-    """Passes measurements on to every logger of the trainer and to ``callback_metrics``."""
+    """Passes measurements on to every logger of the trainer and to ``callback_metrics``.
+
+    Attributes:
+        names: Of the metrics that it has put there.
+    """
 
     def __init__(self, trainer: Any) -> None:
+        self.names = {"transitions"}
         self._trainer = trainer
         self._told: dict[int, str] = {}
 
@@ -536,6 +570,7 @@ class _TrainerMetrics:
         own = {name: torch.tensor(value) for name, value in finite.items() if name != LOSS}
         own.setdefault("transitions", self._trainer.callback_metrics.get("transitions", torch.tensor(0.0)))
         self._trainer.callback_metrics.update(own)
+        self.names.update(own)
 
     def on_resume(self, run: Run) -> None: ...
 

@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from phasewatch import price
 from phasewatch._version import __version__
@@ -32,6 +33,7 @@ from phasewatch.measure import Failure, Probe, measure
 from phasewatch.objective import LossFn, Objective, OutputsFn
 from phasewatch.objective.copies import KeptState
 from phasewatch.objective.labels import integer_targets
+from phasewatch.observer import Observer
 from phasewatch.record import (
     SCHEMA_VERSION,
     Estimate,
@@ -67,8 +69,10 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
     SymmetryLedger(),
 )
 
-# The lines of a record that tell what happened in the run, and not how it was written.
-_HISTORY: tuple[Kind, ...] = ("measurement", "transition", "failure")
+# The lines of a record that tell what happened in the run, and not how it was written; what was observed at every step
+# is too long for a checkpoint.
+_IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
+_HISTORY: tuple[Kind, ...] = (*_IN_CHECKPOINTS, "observed")
 
 
 class Listener(Protocol):
@@ -218,6 +222,7 @@ class Watch:
     Attributes:
         monitors: What is measured, on which data and when.
         clock: Where the time went.
+        observer: What :meth:`observe` was told.
         on_transition: Called with every flag of the detector (see :class:`phasewatch.transitions.Flag`).
     """
 
@@ -362,6 +367,7 @@ class Watch:
         self.listeners = list(listeners)
         self.clock = Clock(total_steps=total_steps)
         self.say = _to_standard_error if say is None else say
+        self.observer = Observer()
         self._journal = Journal(directory)
         objectives = [monitor.probe.first(CHECKED_AT_THE_START).objective(module, seed) for monitor in monitors]
         self._header = self._describe(objectives)
@@ -511,6 +517,32 @@ class Watch:
             monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
         return measurement
 
+    def observe(self, step: int, optimizer: Optimizer | None = None, /, **values: Tensor | float | None) -> None:
+        """Take what training has computed anyway; it is recorded in blocks, and read back as ``run.observed``.
+
+        Tensors may lie on any device and are not waited for. What cannot be taken is told once and recorded, and
+        training goes on.
+
+        Args:
+            step: Optimizer steps made before, as for :meth:`at`.
+            optimizer: Is about to make the step with the gradients that are there: its learning rates are observed, and
+                every so many steps, as time allows, the norms of gradient, weights and update and what the noise scale
+                of the gradient is made of (:func:`phasewatch.record.noise_scale`). To be given at every step.
+            values: Name to number, or tensor with one element, as ``loss=loss``; None is no value.
+        """
+        if self._closed:
+            return
+        self.observer.take(step, values, optimizer, self.clock.measuring_seconds)
+        for what, error in self.observer.errors():
+            self._note(Failure(what, error), step)
+        # The header, which comes first, says what was planned.
+        if self.observer.is_due and self._plan_at is None:
+            self._record_observed(step)
+
+    def _record_observed(self, step: int) -> None:
+        with self._guarded("record", step):
+            self._record()
+
     def _begin_to_count(self, step: int) -> None:
         """At the first step asked of: see when to plan, or say at once what a measurement takes where nothing does."""
         if self._planned_for is not None:
@@ -591,6 +623,7 @@ class Watch:
                 self._measure(step, last)
             for monitor in last:
                 monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
+        self._record_observed(step or 0)
         self._closed, self._start = True, None
         if self._recording:
             with self._guarded("record", step or 0):
@@ -617,13 +650,14 @@ class Watch:
         """All that is needed to continue in another process: plain Python values only.
 
         What was measured is in the record, and stands here by its place there; only what is in memory alone, because
-        there is no directory or it cannot be written, is here itself.
+        there is no directory or it cannot be written, is here itself, without what was observed at every step.
         """
+        self._record_observed(max(self._last_taken, 0))
         position = self._journal.position
         return {
             "run_id": self._journal.run_id,
             "record": position.to_dict() if position else None,
-            "lines": [[line.kind, line.body] for line in self._journal.unwritten if line.kind in _HISTORY],
+            "lines": [[line.kind, line.body] for line in self._journal.unwritten if line.kind in _IN_CHECKPOINTS],
             "detector": self.detector.state_dict() if self.detector else None,
             "next_visits": [m.next_visit for m in self.monitors],
             "last_taken": self._last_taken,
@@ -759,7 +793,7 @@ class Watch:
         measurement = replace(found, estimates=estimates, time=time.time())
         self._last_taken = max(step, self._last_taken)
         with self._guarded("record", step):
-            self._record("measurement", measurement.to_dict())
+            self._record(("measurement", measurement.to_dict()))
         self._tell(step, lambda listener: listener.on_measurement(measurement))
         self._say_what_is_undescribed(measurement)
         with self._guarded("detector", step):
@@ -774,7 +808,7 @@ class Watch:
         if not flags:
             return
         for flag in flags:
-            self._record("transition", flag.to_dict())
+            self._record(("transition", flag.to_dict()))
         standing = self.detector.transitions
         self._tell(step, lambda listener: listener.on_transitions(step, flags, standing))
         if self.on_transition is not None:
@@ -798,10 +832,15 @@ class Watch:
                 stacklevel=2,
             )
 
-    def _record(self, kind: Kind, body: dict[str, Any]) -> None:
+    def _record(self, *told: tuple[Kind, dict[str, Any]]) -> None:
+        """Write lines, and before them what was observed since the last ones."""
+        block = self.observer.block()
+        observed: list[tuple[Kind, dict[str, Any]]] = [] if block is None else [("observed", block)]
+        if not (observed or told):
+            return
         header: list[tuple[Kind, dict[str, Any]]] = [] if self._recording else [("header", self._header)]
         self._recording = True
-        self._journal.extend([*header, (kind, body)])
+        self._journal.extend([*header, *observed, *told])
 
     @contextmanager
     def _guarded(self, what: str, step: int) -> Iterator[None]:
@@ -817,16 +856,14 @@ class Watch:
         first = what not in self._failed
         self._failed.add(what)
         try:
-            self._record(
-                "failure",
-                {
-                    "step": step,
-                    "what": what,
-                    "error": failure.error,
-                    "traceback": failure.traceback,
-                    "time": time.time(),
-                },
-            )
+            told = {
+                "step": step,
+                "what": what,
+                "error": failure.error,
+                "traceback": failure.traceback,
+                "time": time.time(),
+            }
+            self._record(("failure", told))
         except Exception:
             pass  # recording itself may be what failed; the warning below is then all there is
         if failure.is_permanent:

@@ -7,6 +7,7 @@ from phasewatch.record.moved import Moved, MovedClass, MovedSample
 from phasewatch.record.reading import find_record, load_run
 from phasewatch.record.run import Run, Series
 from phasewatch.record.signals import Signal, describe
+from phasewatch.record.trace import Observed, noise_scale
 from phasewatch.record.transition import Change, Flag, Transition, standing_transitions
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Moved",
     "MovedClass",
     "MovedSample",
+    "Observed",
     "RecordError",
     "Run",
     "Series",
@@ -31,5 +33,6 @@ __all__ = [
     "describe",
     "find_record",
     "load_run",
+    "noise_scale",
     "standing_transitions",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 FILE_NAME = "phasewatch.jsonl"
 SCHEMA_VERSION = 2
 
-Kind = Literal["header", "resume", "measurement", "transition", "failure", "end"]
+Kind = Literal["header", "resume", "measurement", "observed", "transition", "failure", "end"]
 
 _RESERVED = {"crc32", "run_id", "sequence", "kind"}
 _PREFIX = '{"crc32":"'

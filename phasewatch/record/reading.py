@@ -125,6 +125,7 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
     measurements: dict[int, Measurement] = {}
     flags: list[Flag] = []
     failures: list[dict[str, Any]] = []
+    blocks: list[dict[str, Any]] = []
     ended = False
     for line in standing_lines(lines):
         if line.kind == "header":
@@ -134,6 +135,8 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
         elif line.kind == "measurement":
             measurement = Measurement.from_dict(line.body)
             measurements[measurement.step] = measurement
+        elif line.kind == "observed":
+            blocks.append(line.body)
         elif line.kind == "transition":
             flags.append(Flag.from_dict(line.body))
         elif line.kind == "failure":
@@ -150,6 +153,7 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
         ended and not missing,
         tuple(flags),
         missing,
+        tuple(blocks),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from phasewatch.record.lines import DamagedLine, Gap
 from phasewatch.record.measurement import Measurement
 from phasewatch.record.moved import Moved, moved
+from phasewatch.record.trace import Observed, unpack
 from phasewatch.record.transition import Flag, Transition
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ class Run:
             measured and not read back.
         flags: All that was said live of transitions, revisions included, in order.
         gaps: Lines that the run has written and that are missing or damaged.
+        blocks: What was observed at every step, packed (see :mod:`phasewatch.record.trace`).
     """
 
     path: Path | None
@@ -78,6 +82,16 @@ class Run:
     finished: bool
     flags: tuple[Flag, ...] = ()
     gaps: tuple[Gap, ...] = ()
+    blocks: tuple[dict[str, Any], ...] = ()
+
+    @cached_property
+    def observed(self) -> dict[str, Observed]:
+        """What was observed while training went on: name to ``steps, values``.
+
+        Of a step that was made again, because the run was resumed from before it or it was told twice, this is what was
+        observed last.
+        """
+        return unpack(self.blocks)
 
     @property
     def names(self) -> list[str]:
@@ -130,13 +144,20 @@ class Run:
         Raises:
             ImportError: If pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_pandas needs pandas: pip install pandas. rows() gives the same without it."
-            ) from error
+        pandas = _pandas("to_pandas needs pandas: pip install pandas. rows() gives the same without it.")
         return pandas.DataFrame(self.rows(), columns=["step", "name", "value", "standard_error", "reliable"])
+
+    def observed_to_pandas(self) -> pandas.DataFrame:
+        """What was observed while training went on, as a data frame of ``step, name, value``.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        pandas = _pandas("observed_to_pandas needs pandas: pip install pandas. observed gives the same without it.")
+        frames = [pandas.DataFrame({"step": s, "name": name, "value": v}) for name, (s, v) in self.observed.items()]
+        return (
+            pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=["step", "name", "value"])
+        )
 
     def __repr__(self) -> str:
         """Sizes."""
@@ -147,3 +168,10 @@ class Run:
             f"{len(self.transitions)} transitions flagged, {len(self.failures)} failures, "
             f"{len(self.damaged)} damaged lines, {sum(map(len, self.gaps))} lines missing)"
         )
+
+
+def _pandas(needed: str) -> Any:
+    try:
+        return importlib.import_module("pandas")
+    except ImportError as error:
+        raise ImportError(needed) from error

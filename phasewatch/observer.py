@@ -1,0 +1,244 @@
+"""What training computes anyway, gathered step by step: read, never recomputed, and without waiting for a device."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from phasewatch.record.trace import pack
+from phasewatch.updates import UpdateReader
+
+SHARE = 0.01
+"""Of the training time that all of this may take."""
+LONGEST_WAIT = 60.0
+"""Seconds until a block is written: what a kill may lose. Written more often, the lines of a slow run would take more
+room than what is in them."""
+MOST_STEPS = 16_384
+"""Steps until a block is written."""
+MOST_SIGNALS = 200
+"""Names; a value of each at a thousand validations makes some 10 MB."""
+FETCHED = 1_024
+"""Values that stay on a device until they are fetched together."""
+FIRST_READ = 10
+"""Steps before the norms are read first: how long a step takes must be known, and its first ones take longer."""
+LEAST_FOR_NORMS = 0.1
+"""Of the share, where steps are so short that all else takes nearly all of it."""
+
+
+class Observer:
+    """Gathers what is observed, and packs it into blocks.
+
+    Values on a device stay there until a thousand of them, or a block, are fetched together. The norms of the updates
+    are read every so many steps that, by the time this took so far, everything together takes at most ``SHARE`` of the
+    training time.
+
+    Attributes:
+        seconds: What all of it took in this process, host time; of the norms on a device at least what moving their
+            bytes takes.
+        training_seconds: What training took in this process, from the first step observed on.
+        interval: The norms are read at multiples of it: every 10, 20, 50, 100 ... steps.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was observed."""
+        self.seconds = 0.0
+        self.training_seconds = 0.0
+        self.interval = 10
+        self._columns: dict[str, _Column] = {}
+        self._refused: set[str] = set()
+        self._errors: list[tuple[str, Exception]] = []
+        self._steps = 0
+        self._last_step: int | None = None
+        self._seen: tuple[float, float] | None = None
+        self._block_began: float | None = None
+        self._in_block = 0
+        self._readers: list[UpdateReader] = []
+        self._reading_seconds = 0.0
+        self._reads = 0
+
+    def expect(self, optimizers: Sequence[Optimizer]) -> None:
+        """Name optimizers in this order: the signals of the second end in ``_1``, and so on; else as they come."""
+        self._readers = [UpdateReader(optimizer) for optimizer in optimizers]
+
+    def take(
+        self, step: int, values: Mapping[str, Any], optimizer: Optimizer | None = None, measuring_seconds: float = 0.0
+    ) -> None:
+        """Take what was observed at a step; what cannot be taken is told by :meth:`errors`.
+
+        Args:
+            step: Optimizer steps made before.
+            values: Name to number, or tensor with one element; None is no value.
+            optimizer: Is about to use the gradients that its parameters have.
+            measuring_seconds: What measurements have taken so far, which is no time of training.
+        """
+        began = time.perf_counter()
+        if type(step) is not int:
+            try:
+                step = operator.index(step)
+            except TypeError:
+                self._refuse("step", TypeError(f"step is {step!r}; expected an integer"))
+                return
+        if step != self._last_step:
+            self._steps += 1
+            self._in_block += 1
+            self._last_step = step
+        if self._block_began is None:
+            self._block_began = began
+        if self._seen is not None:
+            self.training_seconds += began - self._seen[0] - (measuring_seconds - self._seen[1])
+        for name, value in values.items():
+            if value is not None:
+                self._add(step, name, value)
+        if optimizer is not None:
+            self._observe_optimizer(step, optimizer)
+        ended = time.perf_counter()
+        self.seconds += ended - began
+        self._seen = (ended, measuring_seconds)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a block should be written now."""
+        if self._block_began is None or self._seen is None:
+            return False
+        return self._in_block >= MOST_STEPS or self._seen[0] - self._block_began >= LONGEST_WAIT
+
+    def block(self) -> dict[str, Any] | None:
+        """What was gathered since the last block, as the body of a line; None if that is nothing. Waits for devices."""
+        began = time.perf_counter()
+        self._block_began, self._in_block = None, 0
+        signals = {}
+        for name, column in self._columns.items():
+            try:
+                steps, values = column.taken()
+            except RuntimeError as error:  # its device has failed, which must not cost what the line goes with
+                self._refuse(name, error)
+                continue
+            if steps:
+                signals[name] = steps, values
+        body = pack(signals) if signals else None
+        self.seconds += time.perf_counter() - began
+        return body
+
+    def errors(self) -> list[tuple[str, Exception]]:
+        """What could not be taken since this was asked last, by name; each name is told of once."""
+        told, self._errors = self._errors, []
+        return told
+
+    def _add(self, step: int, name: str, value: Any) -> None:
+        column = self._columns.get(name)
+        if column is None:
+            if len(self._columns) >= MOST_SIGNALS:
+                error = ValueError(
+                    f"{name!r} is left out, and with it every other new name: {MOST_SIGNALS} signals are observed. "
+                    "Give fewer, or averages over them."
+                )
+                self._refuse("more signals", error)
+                return
+            column = self._columns[name] = _Column()
+        try:
+            column.add(step, value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            self._refuse(name, error)
+
+    def _refuse(self, what: str, error: Exception) -> None:
+        if what not in self._refused:
+            self._refused.add(what)
+            self._errors.append((f"observing {what}", error))
+
+    def _observe_optimizer(self, step: int, optimizer: Optimizer) -> None:
+        index = next((k for k, known in enumerate(self._readers) if known.optimizer is optimizer), len(self._readers))
+        if index == len(self._readers):
+            self._readers.append(UpdateReader(optimizer))
+        reader = self._readers[index]
+        which = f"_{index}" if index else ""
+        for name, rate in reader.learning_rates():
+            self._add(step, f"learning_rate{which}{name}", rate)
+        begins = step % self.interval == 0 and self._steps > FIRST_READ
+        if not (begins or reader.is_waiting) or reader.is_broken:
+            return
+        began = time.perf_counter()
+        try:
+            for at, name, value in reader.read(step, begins):
+                self._add(at, f"{name}{which}", value)
+        except Exception as error:
+            reader.is_broken = True
+            self._refuse(f"the norms of optimizer {index}", error)
+        self._keep_to_share(time.perf_counter() - began, reader, begins)
+
+    def _keep_to_share(self, host_seconds: float, reader: UpdateReader, begins: bool) -> None:
+        """Count what reading took, and choose how often to read from now on."""
+        seconds = max(host_seconds, reader.seconds_on_device)
+        self.seconds += seconds - host_seconds
+        if reader.reads < 2:  # the first also loads what it calls
+            return
+        self._reading_seconds += seconds
+        self._reads += begins
+        a_read = len(self._readers) * self._reading_seconds / self._reads
+        a_step = self.training_seconds / self._steps
+        without = max(0.0, self.seconds - self._reading_seconds) / self._steps
+        affordable = a_read / max(SHARE * a_step - without, LEAST_FOR_NORMS * SHARE * a_step)
+        self.interval = next(many * 10**k for k in count(1) for many in (1, 2, 5) if many * 10**k >= affordable)
+
+
+class _Column:
+    """The values of one signal since the last block."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._values: list[float] = []
+        self._on_device: Tensor | None = None
+        self._waiting = 0
+
+    def add(self, step: int, value: Any) -> None:
+        """Take a value.
+
+        Raises:
+            TypeError: If it is no number.
+            ValueError: If it is a tensor of more or less than one element.
+        """
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"a tensor of shape {tuple(value.shape)} was given; expected one number, as its mean")
+            if not value.is_cpu:
+                self._keep_on_device(step, value)
+                return
+            value = value.item()
+        elif isinstance(value, str):
+            raise TypeError(f"{value!r} was given; expected a number")
+        number = float(value)
+        if self._waiting:
+            self._fetch()
+        self._steps.append(step)
+        self._values.append(number)
+
+    def taken(self) -> tuple[list[int], list[float]]:
+        """All values with their steps; they are let go of."""
+        steps, values, waiting = self._steps, self._values, self._waiting
+        self._steps, self._values, self._waiting = [], [], 0
+        if waiting:
+            assert self._on_device is not None
+            values += self._on_device[:waiting].tolist()
+        return steps, values
+
+    def _keep_on_device(self, step: int, value: Tensor) -> None:
+        if self._on_device is None or self._on_device.device != value.device:
+            if self._waiting:
+                self._fetch()
+            with torch.inference_mode(False):
+                self._on_device = torch.empty(FETCHED, dtype=torch.float32, device=value.device)
+        with torch.no_grad():
+            self._on_device[self._waiting].copy_(value.detach().reshape(()), non_blocking=True)
+        self._steps.append(step)
+        self._waiting += 1
+        if self._waiting == FETCHED:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        self._steps, self._values = self.taken()
