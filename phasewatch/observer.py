@@ -59,13 +59,14 @@ class Observer:
         self._seen: tuple[float, float] | None = None
         self._block_began: float | None = None
         self._in_block = 0
-        self._readers: list[UpdateReader] = []
+        self._readers: dict[int, UpdateReader] = {}  # by the id of an optimizer, which they keep alive
         self._reading_seconds = 0.0
         self._reads = 0
 
     def expect(self, optimizers: Sequence[Optimizer]) -> None:
         """Name optimizers in this order: the signals of the second end in ``_1``, and so on; else as they come."""
-        self._readers = [UpdateReader(optimizer) for optimizer in optimizers]
+        for optimizer in optimizers:
+            self._meet(optimizer)
 
     def take(
         self, step: int, values: Mapping[str, Any], optimizer: Optimizer | None = None, measuring_seconds: float = 0.0
@@ -79,12 +80,14 @@ class Observer:
             measuring_seconds: What measurements have taken so far, which is no time of training.
         """
         began = time.perf_counter()
-        if type(step) is not int:
-            try:
-                step = operator.index(step)
-            except TypeError:
-                self._refuse("step", TypeError(f"step is {step!r}; expected an integer"))
-                return
+        try:
+            step = operator.index(step)
+        except TypeError:
+            self._refuse("step", TypeError(f"step is {step!r}; expected an integer"))
+            return
+        if not 0 <= step < 2**63:
+            self._refuse("step", ValueError(f"step is {step}; expected the number of optimizer steps made before"))
+            return
         if step != self._last_step:
             self._steps += 1
             self._in_block += 1
@@ -152,31 +155,33 @@ class Observer:
             self._refused.add(what)
             self._errors.append((f"observing {what}", error))
 
+    def _meet(self, optimizer: Optimizer) -> UpdateReader:
+        which = f"_{len(self._readers)}" if self._readers else ""
+        return self._readers.setdefault(id(optimizer), UpdateReader(optimizer, which))
+
     def _observe_optimizer(self, step: int, optimizer: Optimizer) -> None:
-        index = next((k for k, known in enumerate(self._readers) if known.optimizer is optimizer), len(self._readers))
-        if index == len(self._readers):
-            self._readers.append(UpdateReader(optimizer))
-        reader = self._readers[index]
-        which = f"_{index}" if index else ""
+        reader = self._readers.get(id(optimizer))
+        if reader is None:
+            reader = self._meet(optimizer)
         for name, rate in reader.learning_rates():
-            self._add(step, f"learning_rate{which}{name}", rate)
+            self._add(step, name, rate)
         begins = step % self.interval == 0 and self._steps > FIRST_READ
         if not (begins or reader.is_waiting) or reader.is_broken:
             return
         began = time.perf_counter()
         try:
             for at, name, value in reader.read(step, begins):
-                self._add(at, f"{name}{which}", value)
+                self._add(at, name, value)
         except Exception as error:
             reader.is_broken = True
-            self._refuse(f"the norms of optimizer {index}", error)
+            self._refuse(f"the norms of optimizer{reader.which}", error)
         self._keep_to_share(time.perf_counter() - began, reader, begins)
 
     def _keep_to_share(self, host_seconds: float, reader: UpdateReader, begins: bool) -> None:
         """Count what reading took, and choose how often to read from now on."""
         seconds = max(host_seconds, reader.seconds_on_device)
         self.seconds += seconds - host_seconds
-        if reader.reads < 2:  # the first also loads what it calls
+        if reader.reads < 2 or not self.training_seconds:  # the first also loads what it calls
             return
         self._reading_seconds += seconds
         self._reads += begins

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +40,20 @@ class UpdateReader:
 
     Attributes:
         optimizer: What is read.
+        which: Stands behind the names of its signals.
         is_broken: Whether reading has failed; for the owner to keep.
         reads: How many times the norms were read.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        """Nothing is read yet."""
+    def __init__(self, optimizer: Optimizer, which: str = "") -> None:
+        """Nothing is read yet.
+
+        Args:
+            optimizer: What is read.
+            which: Stands behind the names of its signals.
+        """
         self.optimizer = optimizer
+        self.which = which
         self.is_broken = False
         self.reads = 0
         self._kept: _Kept | None = None
@@ -64,17 +71,18 @@ class UpdateReader:
         """A bound on what a device other than the host has to do for reading at one step."""
         return 0.0 if self._on_host else 0.5 * PASSES * self._bytes / SLOWEST_MEMORY
 
-    def learning_rates(self) -> Iterator[tuple[str, Any]]:
-        """That of the first group under an empty name; under ``_group_<k>`` those that were ever different from it."""
+    def learning_rates(self) -> list[tuple[str, Any]]:
+        """That of the first group as ``learning_rate``, and ``learning_rate_group_<k>`` where one ever differed."""
         groups = self.optimizer.param_groups
         first = groups[0].get("lr")
-        yield "", first
+        rates = [(f"learning_rate{self.which}", first)]
         for k, group in enumerate(groups[1:], start=1):
             rate = group.get("lr")
             # comparing tensors would wait for their device
             if k in self._differing or isinstance(rate, Tensor) or isinstance(first, Tensor) or rate != first:
                 self._differing.add(k)
-                yield f"_group_{k}", rate
+                rates.append((f"learning_rate{self.which}_group_{k}", rate))
+        return [(name, rate) for name, rate in rates if rate is not None]
 
     @torch.no_grad()
     def read(self, step: int, begins: bool) -> list[tuple[int, str, Tensor]]:
@@ -93,20 +101,23 @@ class UpdateReader:
         if kept is not None and step == kept.step:
             return []  # a closure that is called more than once in a step
         self._kept = None
-        found = []
+        found: list[tuple[int, str, Tensor]] = []
         if kept is not None and step == kept.step + 1:
             found += self._compared(kept)
         if not begins:
-            return found
+            return self._named(found)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not parameters:
-            return found
+            return self._named(found)
         self.reads += 1
         weights, gradients = [p.detach() for p in parameters], [_dense(p.grad) for p in parameters]
         found += [(step, "gradient_norm", _norm(gradients)), (step, "weight_norm", _norm(weights))]
         self._bytes, self._on_host = sum(p.nbytes for p in parameters), parameters[0].is_cpu
         self._kept = _keep(step, [p for p in parameters if not _grad(p).is_sparse])
-        return found
+        return self._named(found)
+
+    def _named(self, found: list[tuple[int, str, Tensor]]) -> list[tuple[int, str, Tensor]]:
+        return [(step, f"{name}{self.which}", value) for step, name, value in found]
 
     def _compared(self, kept: _Kept) -> list[tuple[int, str, Tensor]]:
         if not kept.parameters:
