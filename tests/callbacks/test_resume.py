@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from phasewatch.callbacks import HessianMonitor, LLCMonitor, PhaseWatch, TransitionDetector
 from phasewatch.record import load_run
+from phasewatch.record.reading import assemble, read_runs
 
 
 def repeated() -> TensorDataset:
@@ -94,9 +95,13 @@ def test_a_checkpoint_loads_with_weights_only_and_holds_a_place_in_the_record(tm
         for step in (1, 5)
     ]
     sizes = []
-    for state, measured in zip(states, (1, 3), strict=True):
-        assert state["record"]["path"] == str(Path(trainer.log_dir) / "phasewatch.jsonl")
-        assert (state["record"]["run_id"], state["record"]["sequence"]) == (watch.run.header["run_id"], measured)
+    path = Path(trainer.log_dir) / "phasewatch.jsonl"
+    lines = read_runs(path)[0][watch.run.header["run_id"]]
+    for state, step, measured in zip(states, (1, 5), (1, 3), strict=True):
+        assert (state["record"]["path"], state["record"]["run_id"]) == (str(path), watch.run.header["run_id"])
+        before = assemble(lines[: state["record"]["sequence"] + 1])
+        assert len(before.measurements) == measured
+        assert before.observed["loss"].steps.tolist() == list(range(step))  # what was observed until then is there
         assert state["lines"] == []
         buffer = io.BytesIO()
         torch.save(state, buffer)
