@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 SIDE_BY_SIDE := -n auto --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint wheel-test bench-hessian bench-live bench-llc bench-price bench-transitions clean
+.PHONY: help demo test quick lint wheel-test bench-hessian bench-live bench-llc bench-overhead bench-price bench-transitions clean
 
 help:
 	@echo "make demo        train a real network with phasewatch watching, and say where to look"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-llc      learning coefficients against exact answers and peers"
 	@echo "make bench-live     learning coefficients during training, on reference runs"
 	@echo "make bench-hessian  curvature against its peers, in units of one gradient"
+	@echo "make bench-overhead  what the signals at every step cost, as a share of the bare step"
 	@echo "make bench-price    what a measurement costs, part by part, in gradients of the training batch"
 	@echo "make bench-transitions  transitions found, missed and made up, beside other detectors"
 	@echo "make wheel-test  build the wheel and try it in an environment of its own"
@@ -64,6 +65,9 @@ bench-llc: $(PEERS)/.done
 
 bench-live: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/live.py
+
+bench-overhead: $(PEERS)/.done
+	$(PEERS)/bin/python benchmarks/overhead.py
 
 bench-price: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/price.py
