@@ -131,6 +131,8 @@ class Observer:
 
     def errors(self) -> list[tuple[str, Exception]]:
         """What could not be taken since this was asked last, by name; each name is told of once."""
+        if not self._errors:
+            return []
         told, self._errors = self._errors, []
         return told
 
@@ -164,8 +166,9 @@ class Observer:
         if reader is None:
             reader = self._meet(optimizer)
         for name, rate in reader.learning_rates():
-            self._add(step, name, rate)
-        begins = step % self.interval == 0 and self._steps > FIRST_READ
+            if rate is not None:
+                self._add(step, name, rate)
+        begins = step % self.interval == 0 and self._can_afford(reader)
         if not (begins or reader.is_waiting) or reader.is_broken:
             return
         began = time.perf_counter()
@@ -176,6 +179,16 @@ class Observer:
             reader.is_broken = True
             self._refuse(f"the norms of optimizer{reader.which}", error)
         self._keep_to_share(time.perf_counter() - began, reader, begins)
+
+    def _can_afford(self, reader: UpdateReader) -> bool:
+        """Whether reading the norms leaves all within the share, or them within what is theirs in any case."""
+        if self._steps <= FIRST_READ:
+            return False
+        if not reader.reads:  # what it takes is not known before
+            return True
+        a_read = self._reading_seconds / max(1, self._reads)
+        allowed = SHARE * self.training_seconds
+        return self.seconds + a_read <= allowed or self._reading_seconds + a_read <= LEAST_FOR_NORMS * allowed
 
     def _keep_to_share(self, host_seconds: float, reader: UpdateReader, begins: bool) -> None:
         """Count what reading took, and choose how often to read from now on."""

@@ -54,6 +54,7 @@ class UpdateReader:
         """
         self.optimizer = optimizer
         self.which = which
+        self._rate = f"learning_rate{which}"
         self.is_broken = False
         self.reads = 0
         self._kept: _Kept | None = None
@@ -75,14 +76,14 @@ class UpdateReader:
         """That of the first group as ``learning_rate``, and ``learning_rate_group_<k>`` where one ever differed."""
         groups = self.optimizer.param_groups
         first = groups[0].get("lr")
-        rates = [(f"learning_rate{self.which}", first)]
-        for k, group in enumerate(groups[1:], start=1):
+        rates = [(self._rate, first)]
+        for k, group in enumerate(groups[1:], start=1) if len(groups) > 1 else ():
             rate = group.get("lr")
             # comparing tensors would wait for their device
             if k in self._differing or isinstance(rate, Tensor) or isinstance(first, Tensor) or rate != first:
                 self._differing.add(k)
-                rates.append((f"learning_rate{self.which}_group_{k}", rate))
-        return [(name, rate) for name, rate in rates if rate is not None]
+                rates.append((f"{self._rate}_group_{k}", rate))
+        return rates
 
     @torch.no_grad()
     def read(self, step: int, begins: bool) -> list[tuple[int, str, Tensor]]:
