@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import statistics
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -61,7 +63,7 @@ class Observer:
         self._in_block = 0
         self._readers: dict[int, UpdateReader] = {}  # by the id of an optimizer, which they keep alive
         self._reading_seconds = 0.0
-        self._reads = 0
+        self._costs: deque[float] = deque(maxlen=9)
 
     def expect(self, optimizers: Sequence[Optimizer]) -> None:
         """Name optimizers in this order: the signals of the second end in ``_1``, and so on; else as they come."""
@@ -186,7 +188,7 @@ class Observer:
             return False
         if not reader.reads:  # what it takes is not known before
             return True
-        a_read = self._reading_seconds / max(1, self._reads)
+        a_read = self._a_read
         allowed = SHARE * self.training_seconds
         return self.seconds + a_read <= allowed or self._reading_seconds + a_read <= LEAST_FOR_NORMS * allowed
 
@@ -194,15 +196,22 @@ class Observer:
         """Count what reading took, and choose how often to read from now on."""
         seconds = max(host_seconds, reader.seconds_on_device)
         self.seconds += seconds - host_seconds
+        self._reading_seconds += seconds
         if reader.reads < 2 or not self.training_seconds:  # the first also loads what it calls
             return
-        self._reading_seconds += seconds
-        self._reads += begins
-        a_read = len(self._readers) * self._reading_seconds / self._reads
+        if begins:
+            self._costs.append(seconds)
+        elif self._costs:
+            self._costs[-1] += seconds
         a_step = self.training_seconds / self._steps
         without = max(0.0, self.seconds - self._reading_seconds) / self._steps
-        affordable = a_read / max(SHARE * a_step - without, LEAST_FOR_NORMS * SHARE * a_step)
+        affordable = self._a_read / max(SHARE * a_step - without, LEAST_FOR_NORMS * SHARE * a_step)
         self.interval = next(many * 10**k for k in count(1) for many in (1, 2, 5) if many * 10**k >= affordable)
+
+    @property
+    def _a_read(self) -> float:
+        """Seconds that reading the norms of all optimizers takes, as it mostly was of late."""
+        return len(self._readers) * statistics.median(self._costs) if self._costs else 0.0
 
 
 class _Column:
