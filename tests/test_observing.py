@@ -301,7 +301,7 @@ def test_a_time_that_was_overspent_is_saved_again(monkeypatch: pytest.MonkeyPatc
             overspent += 1
     assert overspent <= 4  # the first two times, in two calls each: what they take is known afterwards
     assert taken.seconds <= 0.01 * taken.training_seconds
-    assert calls[0] > 200 and taken.interval == 10
+    assert calls[0] > 200 and taken.interval in (10, 20)  # 200 µs are just the share of ten steps
 
 
 def test_time_spent_measuring_is_no_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
