@@ -26,7 +26,7 @@ ABRUPT = 1.5
 """Factor by which the learning rate changes from one step to the next where that is an event of its own; schedules that
 decay by the step or by the epoch (cosine, exponential) change it by less."""
 GRADUAL = 3.0
-"""Where the change before was none, one that is at most so many times as large goes on with it: a cosine near its end."""
+"""After a smaller change, one that is at most so many times as large goes on with it, as where a cosine ends."""
 WARM_UP, NO_CHANGE = 3, 1e-6
 """So many times, from the first on, the learning rate rises in a warm-up at least; by less than a relative change of
 the second it stays."""
