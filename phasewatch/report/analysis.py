@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from ruptures.base import BaseEstimator
 
 from phasewatch.record import Moved, Run, Transition
 from phasewatch.record.signals import detected
@@ -66,7 +67,12 @@ class Analysis:
         return finite
 
 
-def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = None) -> Analysis:
+def analyze_run(
+    run: Run,
+    alpha: float = 0.05,
+    signals: Sequence[str] | None = None,
+    search: BaseEstimator | None = None,
+) -> Analysis:
     """Look for transitions in a recorded run.
 
     Args:
@@ -74,9 +80,12 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         alpha: Wanted rate of false alarms in a run without transitions.
         signals: Names of the signals to look at; by default those of the run in which the catalogue
             (:mod:`phasewatch.record.signals`) says that transitions are looked for.
+        search: A search of ``ruptures`` that says where transitions may lie; default our exact one. See
+            :func:`phasewatch.detect_transitions`.
 
     Raises:
         KeyError: If the run has no signal of a name in ``signals``.
+        TypeError: If ``search`` is no search.
         ValueError: If alpha is no probability.
     """
     names = detected(run.names) if signals is None else list(signals)
@@ -110,6 +119,7 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
             read_beside=beside,
             alpha=alpha,
             n=run.header.get("n"),
+            search=search,
         )
         transitions = detection
         note = None if detection.undecided is None else f"Undecided: {detection.undecided}"
