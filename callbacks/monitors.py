@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+from ruptures.base import BaseEstimator
+
 from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
 from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient, SymmetryLedger
 from phasewatch.llc.behavioral import COARSE, FINE
@@ -12,6 +14,7 @@ from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.probe import DEFAULT_SAMPLES
 from phasewatch.schedule import as_schedule
 from phasewatch.transitions import Flag, LiveDetector
+from phasewatch.transitions.candidates import checked_search
 from phasewatch.watch import OnError
 
 
@@ -56,6 +59,8 @@ class PhaseWatch(MonitoringCallback):
         num_eigenvalues: Hessian eigenvalues to find at each end of the spectrum.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training while measuring.
         alpha: Wanted rate of false alarms in a run without transitions.
+        search: A search of ``ruptures``, such as ``ruptures.Pelt(model="rbf")``, that says where transitions may lie;
+            default our exact one. See :func:`phasewatch.detect_transitions`.
         on_transition: Called with a :class:`phasewatch.transitions.Flag` when a transition is flagged, revised or
             withdrawn.
         save_checkpoints: With k > 0, a checkpoint before, at and after each transition is saved beside the record; the
@@ -66,7 +71,7 @@ class PhaseWatch(MonitoringCallback):
         on_error: What a failing measurement does: ``"warn"`` once and go on, ``"raise"``, or ``"disable"`` it.
 
     Raises:
-        TypeError: If ``schedule`` is none of the above.
+        TypeError: If ``schedule`` is none of the above, or ``search`` no search.
         ValueError: If a setting is out of its range.
     """
 
@@ -93,6 +98,7 @@ class PhaseWatch(MonitoringCallback):
         num_eigenvalues: int = 5,
         mode: Literal["eval", "train"] = "eval",
         alpha: float = 0.05,
+        search: BaseEstimator | None = None,
         on_transition: Callable[[Flag], Any] | None = None,
         save_checkpoints: int = 0,
         directory: str | None = None,
@@ -117,6 +123,7 @@ class PhaseWatch(MonitoringCallback):
         self.n = n
         self.mode = mode
         self.alpha = LiveDetector(alpha).alpha
+        self.search = checked_search(search)
         self.on_transition = _checked_hook(on_transition)
         self.save_checkpoints = _checked_count(save_checkpoints)
         self.directory = directory
@@ -125,7 +132,7 @@ class PhaseWatch(MonitoringCallback):
 
     def detector(self) -> LiveDetector:
         """A detector at the rate asked for."""
-        return LiveDetector(self.alpha)
+        return LiveDetector(self.alpha, self.search)
 
 
 class LLCMonitor(MonitoringCallback):
@@ -214,6 +221,8 @@ class TransitionDetector(WatchingCallback):
 
     Args:
         alpha: Wanted rate of false alarms in a run without transitions.
+        search: A search of ``ruptures``, such as ``ruptures.Pelt(model="rbf")``, that says where transitions may lie;
+            default our exact one. See :func:`phasewatch.detect_transitions`.
         on_transition: Called with a :class:`phasewatch.transitions.Flag` when a transition is flagged, revised or
             withdrawn.
         save_checkpoints: With k > 0, a checkpoint before, at and after each transition is saved beside the record; the
@@ -223,12 +232,14 @@ class TransitionDetector(WatchingCallback):
         on_error: What a failing measurement does, if this callback stands first.
 
     Raises:
+        TypeError: If ``search`` is no search.
         ValueError: If ``alpha`` is not strictly between 0 and 1, or ``save_checkpoints`` negative.
     """
 
     def __init__(
         self,
         alpha: float = 0.05,
+        search: BaseEstimator | None = None,
         on_transition: Callable[[Flag], Any] | None = None,
         save_checkpoints: int = 0,
         directory: str | None = None,
@@ -237,6 +248,7 @@ class TransitionDetector(WatchingCallback):
     ) -> None:
         super().__init__()
         self.alpha = LiveDetector(alpha).alpha
+        self.search = checked_search(search)
         self.on_transition = _checked_hook(on_transition)
         self.save_checkpoints = _checked_count(save_checkpoints)
         self.directory = directory
@@ -245,7 +257,7 @@ class TransitionDetector(WatchingCallback):
 
     def detector(self) -> LiveDetector:
         """A detector at the rate asked for."""
-        return LiveDetector(self.alpha)
+        return LiveDetector(self.alpha, self.search)
 
 
 def _checked_count(save_checkpoints: int) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from ruptures.base import BaseEstimator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -244,6 +245,7 @@ class Watch:
         batch_sizes: Sequence[int] | None = None,
         mode: Literal["eval", "train"] = "eval",
         alpha: float = 0.05,
+        search: BaseEstimator | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
         listeners: Sequence[Listener] = (),
@@ -271,6 +273,8 @@ class Watch:
             batch_sizes: Samples in each batch of the probe; default what can be read off it.
             mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
             alpha: Wanted rate of false alarms in a run without transitions.
+            search: A search of ``ruptures`` that says where transitions may lie; default our exact one. See
+                :func:`phasewatch.detect_transitions`.
             seed: Seeds every measurement, together with its step.
             on_error: What an estimator that fails does: warn once and go on, raise, or go on without it.
             listeners: Told of every measurement and transition.
@@ -292,7 +296,7 @@ class Watch:
             [*on_probe, *others],
             directory=directory,
             total_steps=total_steps,
-            detector=LiveDetector(alpha),
+            detector=LiveDetector(alpha, search),
             seed=seed,
             on_error=on_error,
             listeners=listeners,

@@ -126,6 +126,7 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
     flags: list[Flag] = []
     failures: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []
+    resumed: list[int] = []
     ended = False
     for line in standing_lines(lines):
         if line.kind == "header":
@@ -137,6 +138,8 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
             measurements[measurement.step] = measurement
         elif line.kind == "observed":
             blocks.append(line.body)
+        elif line.kind == "resume":
+            resumed.append(line.body["step"])
         elif line.kind == "transition":
             flags.append(Flag.from_dict(line.body))
         elif line.kind == "failure":
@@ -154,6 +157,7 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
         tuple(flags),
         missing,
         tuple(blocks),
+        tuple(resumed),
     )
 
 

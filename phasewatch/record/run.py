@@ -71,6 +71,7 @@ class Run:
         flags: All that was said live of transitions, revisions included, in order.
         gaps: Lines that the run has written and that are missing or damaged.
         blocks: What was observed at every step, packed (see :mod:`phasewatch.record.trace`).
+        resumed: Steps at which it was taken up again.
     """
 
     path: Path | None
@@ -83,6 +84,7 @@ class Run:
     flags: tuple[Flag, ...] = ()
     gaps: tuple[Gap, ...] = ()
     blocks: tuple[dict[str, Any], ...] = ()
+    resumed: tuple[int, ...] = ()
 
     @cached_property
     def observed(self) -> dict[str, Observed]:

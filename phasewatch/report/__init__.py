@@ -6,7 +6,7 @@ from phasewatch.report.density import density_figure
 from phasewatch.report.figure import run_figure
 from phasewatch.report.html import ReportPaths, write_report
 from phasewatch.report.moved import format_moved
-from phasewatch.report.table import format_table
+from phasewatch.report.table import format_events, format_table
 
 __all__ = [
     "Analysis",
@@ -15,6 +15,7 @@ __all__ = [
     "comparison_figure",
     "density_figure",
     "format_comparison",
+    "format_events",
     "format_moved",
     "format_table",
     "run_figure",

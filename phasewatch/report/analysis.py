@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from ruptures.base import BaseEstimator
 
 from phasewatch.record import Moved, Run, Transition
 from phasewatch.record.signals import detected
 from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.detect import MIN_POINTS
+from phasewatch.transitions.events import Event, find_events, named_by_events
 from phasewatch.transitions.kinds import read_beside
 
 MOST_SAMPLES = 20
@@ -29,6 +31,8 @@ class Analysis:
         signals: Names of the signals that the detector saw.
         alpha: Wanted rate of false alarms in a run without transitions.
         note: Why nothing could be looked for; None where the detector had its say.
+        events: What the schedule did to the run or what befell it, in order of steps; transitions within which one lies
+            are named after it.
     """
 
     run: Run = field(repr=False)
@@ -36,6 +40,7 @@ class Analysis:
     signals: tuple[str, ...]
     alpha: float
     note: str | None
+    events: tuple[Event, ...] = ()
 
     def unreliable(self) -> dict[str, int]:
         """Signal name to the number of its points that are not to be trusted, where there are any."""
@@ -55,6 +60,7 @@ class Analysis:
             "alpha": self.alpha,
             "note": self.note,
             "transitions": [transition.to_dict() for transition in self.transitions],
+            "events": [event.to_dict() for event in self.events],
             "moved": [_plain_moved(run.moved(transition)) for transition in self.transitions],
             "flagged_live": [transition.to_dict() for transition in run.transitions],
             "unreliable": self.unreliable(),
@@ -66,7 +72,12 @@ class Analysis:
         return finite
 
 
-def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = None) -> Analysis:
+def analyze_run(
+    run: Run,
+    alpha: float = 0.05,
+    signals: Sequence[str] | None = None,
+    search: BaseEstimator | None = None,
+) -> Analysis:
     """Look for transitions in a recorded run.
 
     Args:
@@ -74,9 +85,12 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
         alpha: Wanted rate of false alarms in a run without transitions.
         signals: Names of the signals to look at; by default those of the run in which the catalogue
             (:mod:`phasewatch.record.signals`) says that transitions are looked for.
+        search: A search of ``ruptures`` that says where transitions may lie; default our exact one. See
+            :func:`phasewatch.detect_transitions`.
 
     Raises:
         KeyError: If the run has no signal of a name in ``signals``.
+        TypeError: If ``search`` is no search.
         ValueError: If alpha is no probability.
     """
     names = detected(run.names) if signals is None else list(signals)
@@ -110,10 +124,12 @@ def analyze_run(run: Run, alpha: float = 0.05, signals: Sequence[str] | None = N
             read_beside=beside,
             alpha=alpha,
             n=run.header.get("n"),
+            search=search,
         )
         transitions = detection
         note = None if detection.undecided is None else f"Undecided: {detection.undecided}"
-    return Analysis(run, tuple(transitions), tuple(names), alpha, note)
+    events = find_events(run.observed, run.resumed)
+    return Analysis(run, tuple(named_by_events(transitions, events)), tuple(names), alpha, note, tuple(events))
 
 
 def _plain_moved(moved: Moved | None) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from phasewatch.record import Run, Signal, Transition
 from phasewatch.record.signals import CATALOGUE, DETAIL, NORMAL_95, is_one_of_several_counts, look_up
 from phasewatch.report.analysis import Analysis
+from phasewatch.transitions.events import Event
 
 # Okabe & Ito's palette, told apart by colour-blind readers.
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#007A5A", "#8A4A8B", "#56B4E9", "#E69F00"
@@ -37,6 +38,8 @@ BOTTOM, TOP, LEFT, RIGHT = 0.46, 0.12, 0.72, 0.32
 CHARACTER = 0.068
 # From here on the points of a series are drawn as a line only.
 MANY_POINTS = 150
+# More events than that are lines without a name.
+MOST_NAMED = 12
 # A positive signal that decays by this factor is drawn on a logarithmic axis.
 WIDE = 10.0
 
@@ -46,7 +49,7 @@ def run_figure(analysis: Analysis) -> Figure:
 
     Points that are not to be trusted are hollow and off the line; those beyond the axis stand as triangles at its
     edge. A transition is a line at its location, with the location's 95 % interval shaded and its extent barred
-    on top.
+    on top. What the schedule did or what befell the run is a dotted line.
 
     Args:
         analysis: As given by :func:`phasewatch.report.analyze_run`.
@@ -70,6 +73,7 @@ def run_figure(analysis: Analysis) -> Figure:
     scale_steps(axes[0], steps)
     for axis, rows_shown in zip(axes, panels, strict=True):
         _draw_stages(axis, analysis.transitions)
+        _draw_events(axis, analysis.events, named=axis is axes[-1])
         _draw_panel(axis, rows_shown, run)
         axis.tick_params(labelbottom=axis is axes[-1], bottom=axis is axes[-1])
     axes[-1].set_xlabel("training step", fontsize=8.5, color=INK, labelpad=3)
@@ -148,6 +152,26 @@ def _draw_stages(axis: Axes, transitions: Sequence[Transition]) -> None:
     for transition in transitions:
         axis.axvspan(*transition.interval, color=ORANGE, alpha=0.28, linewidth=0, zorder=0.5)
         axis.axvline(transition.step, color=VERMILION, linewidth=1.0, zorder=0.6)
+
+
+def _draw_events(axis: Axes, events: Sequence[Event], named: bool) -> None:
+    """Dotted lines, and their kinds upright beside them unless there are too many to read."""
+    low, high = axis.get_xlim()
+    for event in events:
+        if low <= event.step <= high:
+            axis.axvline(event.step, color=FAINT, linewidth=1.0, linestyle=":", zorder=0.7)
+            if named and len(events) <= MOST_NAMED:
+                axis.text(
+                    event.step,
+                    0.97,
+                    f"{event.kind} ",
+                    transform=axis.get_xaxis_transform(),
+                    rotation=90,
+                    ha="right",
+                    va="top",
+                    fontsize=6.5,
+                    color=FAINT,
+                )
 
 
 @dataclass(frozen=True)

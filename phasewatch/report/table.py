@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from phasewatch.record import Transition
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE
 from phasewatch.report.numbers import format_change, format_span, format_step, format_value
+from phasewatch.transitions.events import Event
 
 NONE_FOUND = "No transitions were found: within its noise, the run stays in one stage."
 COLUMNS = ("step (95 % interval)", "from-to", "kind", "what changed", "score")
+EVENT_COLUMNS = ("step", "event", "what happened")
 WIDTH = 100
 # A signal's change is told when it is this many standard errors beyond the drift of the stages.
 LEAST_Z = 3.0
@@ -30,6 +32,11 @@ def format_table(transitions: Sequence[Transition], markdown: bool = False) -> s
         return NONE_FOUND
     rows = table_rows(transitions, arrow="→" if markdown else "->")
     return _markdown(rows) if markdown else _text(rows)
+
+
+def format_events(events: Sequence[Event]) -> str:
+    """What the schedule did or what befell the run, a line each; nothing where there is nothing to tell."""
+    return "\n".join(f"step {format_step(event.step)}: {event.kind}: {event.description}" for event in events)
 
 
 def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tuple[str, ...]]:

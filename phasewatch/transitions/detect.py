@@ -10,8 +10,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from ruptures.base import BaseEstimator
 
 from phasewatch.record.transition import Transition
+from phasewatch.transitions.candidates import checked_search
 from phasewatch.transitions.detection import Detection, Stage
 from phasewatch.transitions.noisy import NoisySearch
 from phasewatch.transitions.plateaus import plateau_boundaries
@@ -49,6 +51,7 @@ def detect_transitions(
     n: int | None = None,
     model: Model = "auto",
     criterion: Criterion = "transition",
+    search: BaseEstimator | None = None,
 ) -> Detection:
     """Find the transitions of a run.
 
@@ -72,6 +75,9 @@ def detect_transitions(
         criterion: ``"transition"``, or ``"plateau"`` for the boundaries of the developmental literature (Hoogland et
             al. 2024): the steps at which the smoothed learning coefficient (the first signal where there is none) has
             slope zero in log time. What is returned is then of kind ``"plateau"``.
+        search: a search of ``ruptures`` (Pelt, Dynp, Binseg, BottomUp, Window, KernelCPD, with any cost, or one's own
+            with their ``fit`` and ``predict``) that says where boundaries may lie; default our exact one. It is asked
+            for too many, in the signals in units of their noise, and what it finds is judged as ever.
 
     Returns:
         The transitions in order, a list with ``stages`` and, where too little was measured, ``undecided``.
@@ -79,6 +85,7 @@ def detect_transitions(
     Raises:
         ValueError: if steps are unsorted, repeated or not numeric, lengths differ, names are unknown, a value is
             infinite, a standard error negative, alpha no probability, or a choice unknown.
+        TypeError: if ``search`` is no search.
 
     Example:
         >>> import numpy as np
@@ -89,6 +96,7 @@ def detect_transitions(
         (1950.0, 2000.0, 'loss falls')
     """
     alpha = checked_alpha(alpha)
+    search = checked_search(search)
     if model not in ("auto", "drift", "plateau"):
         raise ValueError(f"model is {model!r}; expected 'auto', 'drift' or 'plateau'")
     if criterion not in ("transition", "plateau"):
@@ -103,9 +111,9 @@ def detect_transitions(
     if criterion == "plateau":
         found = plateau_boundaries(scaled)
     elif model == "auto" and scaled.noise < RESOLVED:
-        found = resolved_transitions(scaled, alpha)
+        found = resolved_transitions(scaled, alpha, search=search)
     else:
-        found = NoisySearch(scaled, alpha, drift=model != "plateau").transitions
+        found = NoisySearch(scaled, alpha, model != "plateau", search).transitions
     undecided = None
     if not found and scaled.noise >= RESOLVED and least > LARGEST_UNSEEN:
         undecided = (

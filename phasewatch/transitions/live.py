@@ -10,10 +10,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from ruptures.base import BaseEstimator
+
 from phasewatch.record.transition import Flag, Transition, standing_transitions
+from phasewatch.transitions.candidates import candidate_bounds, checked_search
 from phasewatch.transitions.detect import RESOLVED, completed, scaled_run
 from phasewatch.transitions.detection import Detection
-from phasewatch.transitions.noisy import NoisySearch, candidate_bounds
+from phasewatch.transitions.noisy import NoisySearch
 from phasewatch.transitions.regression import PLACES
 from phasewatch.transitions.resolved import resolved_transitions
 from phasewatch.transitions.series import Scaled, checked_alpha
@@ -48,16 +51,19 @@ class LiveDetector:
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
+        search: a search of ``ruptures`` that says where boundaries may lie, see ``detect_transitions``.
         flags: all that was said so far, in order.
     """
 
-    def __init__(self, alpha: float = 0.05) -> None:
+    def __init__(self, alpha: float = 0.05, search: BaseEstimator | None = None) -> None:
         """Start with an empty history.
 
         Raises:
             ValueError: if alpha is not strictly between 0 and 1.
+            TypeError: if ``search`` is no search.
         """
         self.alpha = checked_alpha(alpha)
+        self.search = checked_search(search)
         self.flags: list[Flag] = []
         self._steps: list[float] = []
         self._values: dict[str, list[float | None]] = {}
@@ -185,10 +191,10 @@ class LiveDetector:
             return []
         self._searched = len(self._steps)
         if scaled.noise < RESOLVED:
-            found = resolved_transitions(scaled, self.alpha, goes_on=True)
+            found = resolved_transitions(scaled, self.alpha, goes_on=True, search=self.search)
             convincing = partial(self._plain, found)
         else:
-            search = NoisySearch(scaled, self.alpha)
+            search = NoisySearch(scaled, self.alpha, search=self.search)
             found = search.transitions
             convincing = partial(self._convincing, search)
         return self._compare(completed(found, None), convincing)
@@ -228,7 +234,8 @@ class LiveDetector:
         count = len(self._steps)
         if scaled.noise < RESOLVED or self._waiting or count >= self._searched + self._searched // REFRESH:
             return True
-        return any(bounds and bounds[-1] >= len(scaled.steps) - RECENT for bounds in candidate_bounds(scaled))
+        recent = len(scaled.steps) - RECENT
+        return any(bounds and bounds[-1] >= recent for bounds in candidate_bounds(scaled, search=self.search))
 
     def _compare(
         self,

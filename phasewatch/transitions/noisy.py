@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection
 
 import numpy as np
-from scipy.stats import chi2
+from ruptures.base import BaseEstimator
 from scipy.stats import t as student
 
 from phasewatch.record.transition import Transition
-from phasewatch.transitions.cost import CostWeightedLine
+from phasewatch.transitions.candidates import candidate_bounds
 from phasewatch.transitions.odds import Odds, odds_of_changes
 from phasewatch.transitions.regression import (
     BoundarySearch,
@@ -19,14 +19,9 @@ from phasewatch.transitions.regression import (
     boundary_price,
     chance_of_gain,
 )
-from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import Scaled
 from phasewatch.transitions.wording import describe
 
-# Candidates come from segmentations that find too much on purpose; more than one boundary for this many measurements
-# is a sign of correlated noise, and the penalty is raised.
-LEAST_SPACING = 12
-CANDIDATE_RATE = 0.5
 # Measurements that stand for a stage at least, even where they lie within a wide transition.
 LEAST_BESIDE = 3
 # The widening of a change's error for having chosen boundaries, slopes and bends by the same data.
@@ -41,13 +36,14 @@ class NoisySearch:
         points: number of measurements.
     """
 
-    def __init__(self, scaled: Scaled, alpha: float, drift: bool = True) -> None:
+    def __init__(self, scaled: Scaled, alpha: float, drift: bool = True, search: BaseEstimator | None = None) -> None:
         """Search.
 
         Args:
             scaled: the signals.
             alpha: wanted rate of false alarms.
             drift: whether stages may drift and bend; otherwise they are plateaus.
+            search: a search of ``ruptures`` that says where boundaries may lie.
         """
         self.points, count = scaled.y.shape
         # In units of its span about its middle, no signal is too large or too small to be squared.
@@ -58,7 +54,7 @@ class NoisySearch:
             for k in range(count)
         ]
         self._search = BoundarySearch(self._signals, self.points, boundary_price(alpha, self.points, count))
-        self._selection = self._search.best(candidate_bounds(scaled, drift))
+        self._selection = self._search.best(candidate_bounds(scaled, drift, search))
         self._search.prepare(self._selection)
         self._numbers = [
             j
@@ -87,25 +83,6 @@ class NoisySearch:
         boundaries = [self._selection.boundaries[j] for j in kept]
         changes = [tuple(k for k, j in enumerate(kept) if j in own) for own in self._selection.changes]
         return odds_of_changes(self._signals, boundaries, changes, [kept.index(self._numbers[k]) for k in which])
-
-
-def candidate_bounds(scaled: Scaled, drift: bool = True) -> list[list[int]]:
-    """Inner bounds of the exact segmentations into lines and into plateaus, at a penalty that lets in too many."""
-    return [
-        _candidates(scaled, CostWeightedLine(scaled.time, scaled.weights, 3 if sloped else 2, drift=sloped))
-        for sloped in ((True, False) if drift else (False,))
-    ]
-
-
-def _candidates(scaled: Scaled, cost: CostWeightedLine) -> list[int]:
-    points, count = scaled.y.shape
-    search = OptimalPartition(cost).fit(scaled.y)
-    penalty = float(chi2.isf(CANDIDATE_RATE / points, (1 + cost.drift) * count))
-    ends = search.predict(penalty)
-    while len(ends) > max(8, points // LEAST_SPACING):
-        penalty *= 1.5
-        ends = search.predict(penalty)
-    return ends[:-1]
 
 
 def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: int, p_value: float) -> Transition:

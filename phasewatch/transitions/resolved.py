@@ -10,10 +10,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from ruptures.base import BaseEstimator
 from scipy.stats import chi2
 
 from phasewatch.record.signals import NORMAL_95
 from phasewatch.record.transition import Transition
+from phasewatch.transitions.candidates import bounds_of
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.location import Ramp, locate_ramp
 from phasewatch.transitions.regression import innovations
@@ -33,16 +35,20 @@ PLAINLY_BETTER = 10.0
 ROUNDS = 3
 
 
-def resolved_transitions(scaled: Scaled, alpha: float, goes_on: bool = False) -> list[Transition]:
+def resolved_transitions(
+    scaled: Scaled, alpha: float, goes_on: bool = False, search: BaseEstimator | None = None
+) -> list[Transition]:
     """Segment the signals into lines in log time and keep the stretches that are slow, fast and slow again.
 
-    Where the run goes on, the last one may be under way: slow, then fast to the last measurement.
+    Where the run goes on, the last one may be under way: slow, then fast to the last measurement. A search of
+    ``ruptures`` may say where segments may end.
     """
-    return _Stretches(scaled, alpha).transitions(goes_on)
+    return _Stretches(scaled, alpha, None if search is None else bounds_of(search, scaled)).transitions(goes_on)
 
 
 class _Stretches:
-    def __init__(self, scaled: Scaled, alpha: float) -> None:
+    def __init__(self, scaled: Scaled, alpha: float, candidates: Sequence[int] | None) -> None:
+        self.candidates = candidates
         self.scaled, self.alpha = scaled, alpha
         self.time, self.y = scaled.time, scaled.y
         n, count = self.y.shape
@@ -81,7 +87,7 @@ class _Stretches:
         return found
 
     def _segment(self) -> list[int]:
-        search = OptimalPartition(CostWeightedLine(self.time, self.weights, MIN_STAGE))
+        search = OptimalPartition(CostWeightedLine(self.time, self.weights, MIN_STAGE), self.candidates)
         return search.fit_predict(self.y, self.penalty)
 
     def _residuals(self, white: np.ndarray) -> np.ndarray:

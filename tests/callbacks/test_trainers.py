@@ -140,10 +140,12 @@ def test_command_line_arguments_override_and_wrong_ones_are_refused(tmp_path: Pa
         arguments = ("--trainer.callbacks=phasewatch.callbacks.PhaseWatch", *arguments)
         return LightningCLI(BoringModel, BoringDataModule, run=False, args=list(arguments))
 
-    built = build("--trainer.callbacks.schedule=log", "--trainer.callbacks.draws=50")
+    search = ("--trainer.callbacks.search=ruptures.Binseg", "--trainer.callbacks.search.model=rbf")
+    built = build("--trainer.callbacks.schedule=log", "--trainer.callbacks.draws=50", *search)
     (watch,) = [c for c in built.trainer.callbacks if isinstance(c, PhaseWatch)]
+    assert watch.detector().search.cost.model == "rbf"  # type: ignore[union-attr]
     assert {e.name: e for e in watch.estimators}["llc"].draws == 50  # type: ignore[attr-defined]
-    for wrong in ("draws=many", "on_error=ignore", "schedule=often"):
+    for wrong in ("draws=many", "on_error=ignore", "schedule=often", "search=torch.nn.ReLU"):
         with pytest.raises(SystemExit):
             build(f"--trainer.callbacks.{wrong}")
 

@@ -10,7 +10,8 @@ import pytest
 from staircase import measurements, recorded_run
 
 from phasewatch.record import Estimate, Measurement, Run
-from phasewatch.report import analyze_run
+from phasewatch.record.trace import pack
+from phasewatch.report import analyze_run, format_events, run_figure, write_report
 
 
 def test_finds_the_two_jumps_of_a_staircase(tmp_path: Path) -> None:
@@ -67,3 +68,18 @@ def test_a_run_without_jumps_has_no_transition() -> None:
     """Rate of false alarms 5 % at most for a run; the seed is fixed."""
     run = Run(None, {}, tuple(measurements(np.arange(0, 6000, 100), [])), (), (), (), finished=True)
     assert analyze_run(run).transitions == ()
+
+
+def test_a_jump_at_a_learning_rate_drop_is_named_so_everywhere(tmp_path: Path) -> None:
+    steps = np.arange(0, 6_000)
+    block = pack({"learning_rate": (steps.tolist(), np.where(steps < 1950, 0.1, 0.01).tolist())})
+    run = dataclasses.replace(recorded_run(tmp_path, jumps=(2000.0, 4000.0)), blocks=(block,), resumed=(5_000,))
+    analysis = analyze_run(run)
+    assert [t.kind for t in analysis.transitions] == ["learning-rate drop", "A"]
+    assert [(e.kind, e.step) for e in analysis.events] == [("learning-rate drop", 1950.0), ("resumed", 5000.0)]
+    told = "the learning rate goes from 0.1 to 0.01 at step 1,950"
+    assert told in format_events(analysis.events)
+    assert told in write_report(analysis, tmp_path / "report").html.read_text()
+    assert analysis.to_dict()["events"][0] == {"kind": "learning-rate drop", "step": 1950.0, "description": told}
+    drawn = [line.get_linestyle() for line in run_figure(analysis).axes[0].lines]
+    assert drawn.count(":") == 2

@@ -1,0 +1,109 @@
+"""What was done to a run and what befell it, planted in losses and learning rates as training computes them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from phasewatch.record import Change, Transition
+from phasewatch.transitions.events import Event, find_events, named_by_events
+
+STEPS = np.arange(2_000)
+
+
+def falling(seed: int = 0, tails: float = math.inf) -> np.ndarray:
+    """A loss from 2 to .5, with the scatter of minibatches."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal(len(STEPS)) if math.isinf(tails) else rng.standard_t(tails, len(STEPS))
+    return 0.5 + 1.5 * np.exp(-STEPS / 400) + 0.05 * noise
+
+
+def kinds(observed: dict[str, np.ndarray]) -> list[tuple[str, float]]:
+    return [(e.kind, e.step) for e in find_events({name: (STEPS, values) for name, values in observed.items()})]
+
+
+def test_a_learning_rate_drop_is_told_with_the_losses_beside_it() -> None:
+    loss = np.where(STEPS < 1_000, 0.9, 0.77) + 0.001 * np.cos(17.0 * STEPS)
+    [event] = find_events({"loss": (STEPS, loss), "learning_rate": (STEPS, np.where(STEPS < 1_000, 0.1, 0.01))})
+    assert (event.kind, event.step) == ("learning-rate drop", 1_000.0)
+    assert event.description == "the learning rate goes from 0.1 to 0.01 at step 1,000; loss 0.9 -> 0.77"
+
+
+@pytest.mark.parametrize("epoch", [1, 50])
+def test_a_warm_up_has_an_end_and_what_follows_is_none(epoch: int) -> None:
+    at = STEPS // epoch * epoch
+    warm = np.minimum((at + 1) / 501, 1.0)
+    found = kinds({"learning_rate": warm * 0.1})
+    assert found == [("end of a warm-up", 500.0)]
+    cosine = warm * 0.5 * (1 + np.cos(np.pi * np.clip((at - 500) / 1_600, 0, 1)))
+    assert kinds({"learning_rate": cosine}) == [("end of a warm-up", 500.0)]
+
+
+@pytest.mark.parametrize("decay", [0.999, 0.9999])
+def test_what_changes_gradually_is_no_event(decay: float) -> None:
+    assert kinds({"learning_rate": 0.1 * decay**STEPS, "loss": falling()}) == []
+    assert kinds({"learning_rate": 0.1 * (STEPS + 1)}) == []  # still rising at the end
+
+
+def test_two_optimizers_that_change_together_are_one_event() -> None:
+    rate = np.where(STEPS < 700, 0.1, 0.01)
+    assert kinds({"learning_rate": rate, "learning_rate_1": rate / 2}) == [("learning-rate drop", 700.0)]
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("place", [40, 1_000, 1_950])
+def test_a_bad_batch(place: int, length: int) -> None:
+    loss = falling()
+    loss[place : place + length] += [5.0, 3.0][:length]
+    assert kinds({"loss": loss}) == [("bad batch", float(place))]
+
+
+def test_a_bad_batch_without_a_number() -> None:
+    loss = falling()
+    loss[1_000] = np.nan
+    [event] = find_events({"loss": (STEPS, loss)})
+    assert (event.kind, event.step) == ("bad batch", 1_000.0)
+
+
+def test_a_loss_that_stays_is_no_bad_batch() -> None:
+    loss = falling()
+    loss[1_000:] += 1.0
+    assert kinds({"loss": loss}) == []
+
+
+@pytest.mark.parametrize(("tails", "most"), [(math.inf, 0), (5.0, 3), (3.0, 30)])
+def test_noise_alone_is_seldom_a_bad_batch(tails: float, most: int) -> None:
+    """Of 200,000 steps: none in normal noise; in heavy tails at most so many, one in 10,000 would be 20."""
+    found = [kinds({"loss": falling(seed, tails)}) for seed in range(100)]
+    assert sum(map(len, found)) <= most
+
+
+def test_divergence() -> None:
+    loss = falling()
+    loss[1_500:] = np.inf
+    assert kinds({"loss": loss}) == [("divergence", 1_500.0)]
+    loss = falling()
+    loss[1_500:] += 0.05 * np.arange(500)
+    [(kind, step)] = kinds({"loss": loss})
+    assert kind == "divergence"
+    assert 1_490 <= step <= 1_530
+    assert kinds({"loss": falling()[::-1].copy()}) == [("divergence", pytest.approx(1_000, abs=900))]
+
+
+def test_nothing_observed() -> None:
+    assert find_events({}) == []
+    assert find_events({"loss": (STEPS[:0], STEPS[:0])}) == []
+    assert kinds({"loss": np.full(2_000, np.nan)}) == [("divergence", 0.0)]
+    assert [e.step for e in find_events({}, resumed=[300.0])] == [300.0]
+
+
+def test_a_transition_is_named_after_the_event_within_it_that_came_first() -> None:
+    change = Change(2.0, 1.0, -1.0, 0.1, (-1.2, -0.8), -10.0)
+    one = Transition(100, 200, 150, (140, 160), "A", {"loss": change}, 10.0, 1e-9, resolutions=("fine",))
+    drop = Event("learning-rate drop", 120.0, "")
+    [named] = named_by_events([one], [drop])
+    assert (named.kind, named.resolutions) == ("learning-rate drop", ())
+    for elsewhere in (90.0, 180.0, 250.0):
+        assert named_by_events([one], [Event("learning-rate drop", elsewhere, "")]) == [one]
