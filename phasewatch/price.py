@@ -212,6 +212,7 @@ class Plan:
         budget: The schedule that keeps to one.
         training: Seconds that training takes in the whole run; None where that is not known.
         left_out: What is left out of every measurement.
+        chains: Seconds that the chains of λ of the function take.
     """
 
     whole: float
@@ -219,6 +220,7 @@ class Plan:
     budget: Spread
     training: float | None
     left_out: tuple[str, ...]
+    chains: float = 0.0
 
     @property
     def allowed(self) -> float:
@@ -254,7 +256,8 @@ class Plan:
         if self.left_out:
             told += f"; left out are {self._left_out}, with which it takes {spoken(self.whole)}"
         if CHAINS in self.left_out and self.training is not None:
-            told += f"; {self._mended(LEAST_WITH_CHAINS * self.whole)} would pay for {LEAST_WITH_CHAINS} of the whole"
+            enough = self._mended(LEAST_WITH_CHAINS * (self.rest + self.chains))
+            told += f"; {enough} would pay for {LEAST_WITH_CHAINS} with the chains"
         if kept is not None and self.allowed >= 2:
             told += f"; the state of step {kept} is kept and measured when that is paid"
         return f"{told}."

@@ -507,8 +507,9 @@ class Watch:
             if self._start is not None and all(m.schedule.measures(step, self.clock) for m in self._start.monitors):
                 measurement = self._measure_start()
             for monitor in self.monitors:
-                if monitor.next_visit is not None and monitor not in visited:
-                    monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
+                if isinstance(monitor.schedule, Spread) and monitor not in visited:
+                    planned = monitor.schedule.next_visit(max(self._last_taken, 0), self.clock)
+                    monitor.next_visit = None if planned is None else max(planned, step + 1)
         measured = [m for m in visited if m.schedule.measures(step, self.clock)]
         if self._last_taken < 0 and any(m not in measured and m.schedule.keeps_the_start for m in visited):
             self._keep(step, visited)
@@ -558,7 +559,8 @@ class Watch:
         if training is not None:
             self._leave_out(price.too_dear(self._prices, self._dear, budget.budget(training)))
         whole = sum(self._prices.values())
-        plan = price.Plan(whole, clock.measurement_seconds, budget, training, tuple(self._left_out))
+        chains = self._prices.get(price.CHAINS, 0.0)
+        plan = price.Plan(whole, clock.measurement_seconds, budget, training, tuple(self._left_out), chains)
         if plan.is_beyond_the_run:
             warnings.warn(f"phasewatch: {plan.with_what_mends_it()}", stacklevel=3)
         else:

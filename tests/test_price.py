@@ -68,8 +68,8 @@ def test_the_chains_are_priced_by_themselves_and_left_out_by_a_twin_without() ->
     whole, lean = BehavioralCoefficient(), BehavioralCoefficient(sampled=False)
     size, pace = Size(1_482, 1, 512), price.Pace(0.001, 0.002, 0.004, 0.01)
     found = price.predicted([whole], size, pace)
-    # four chains at two resolutions: 20 moves to find their start, 200 to settle, two thirds of 1,200 draws
-    assert found[price.CHAINS] == pytest.approx(2 * (4 * (20 + 200 + 800) * 0.004 + 20 * 0.01))
+    # four chains at two resolutions: 20 moves to find their start, 200 to settle, three quarters of 1,200 draws
+    assert found[price.CHAINS] == pytest.approx(2 * (4 * (20 + 200 + 900) * 0.004 + 20 * 0.01))
     assert price.predicted([lean], size, pace) == {n: s for n, s in found.items() if n != price.CHAINS}
     assert found["llc_behavioral"] == pytest.approx(2.5 * 512 * 0.002)
     assert price.without(whole, [price.CHAINS]) == lean and price.without(whole, ["zeros"]) is whole
@@ -164,7 +164,7 @@ def test_durations_as_people_say_them() -> None:
 
 
 def plan(whole: float, rest: float, share: float, training: float | None, *left_out: str, free: float = 0.0) -> Any:
-    return price.Plan(whole, rest, Spread(share, free_seconds=free), training, left_out)
+    return price.Plan(whole, rest, Spread(share, free_seconds=free), training, left_out, chains=60.0)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def plan(whole: float, rest: float, share: float, training: float | None, *left_
             None,
             "a measurement takes about 2 s; free_seconds=60 beside about 20 s of training allow about 30; left out are "
             "zeros, the chains of λ of the function (half the effective rank stands in for it), with which it takes "
-            "1.7 min; free_seconds=300 or max_overhead=15 would pay for 3 of the whole.",
+            "1.7 min; free_seconds=186 or max_overhead=9.3 would pay for 3 with the chains.",
         ),
     ],
 )

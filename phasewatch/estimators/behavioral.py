@@ -41,9 +41,9 @@ forward mode is used."""
 LEAST_PROBE_SHARE = 0.6
 """Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
 one half there."""
-DRAWN = 2 / 3
-"""Share of their draws after which chains typically end: from an eighth to all of them on the networks of
-benchmarks/results/live.md, and where a run begins rather late."""
+DRAWN = 3 / 4
+"""Share of their draws after which chains end, rather too much than too little: from an eighth to all of them on the
+networks of benchmarks/results/live.md, where a run begins or is under way two thirds."""
 APPROACH, MASSES_FOUND = 20, 20
 """Moves in which chains look for their start, at each resolution, and times that their masses are found anew."""
 ROWS, LEAST_SAMPLES = 512, 4
@@ -106,7 +106,7 @@ class BehavioralCoefficient:
         return self.price_of_chains(size) + self.price_of_ranks(size)
 
     def price_of_chains(self, size: Size) -> Price:
-        """Chains that end after two thirds of their draws, at both resolutions, of the whole and of each part."""
+        """Chains that end after three quarters of their draws, at both resolutions, of the whole and of each part."""
         if not self.sampled:
             return Price()
         chains, draws, burn_in = self._moves(size.num_parameters)
