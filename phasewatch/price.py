@@ -39,6 +39,7 @@ effective ranks stay."""
 IN_THEIR_PLACE = "half the effective rank stands in for it"
 LEAST_WITH_CHAINS = 3
 """Measurements with the chains of λ of the function without which these are left out."""
+ORDINALS = {2: "second", 3: "third"}
 CHAINS_TIMED, MASSES_USED = 4, 2.5
 """Chains that are evaluated together, where any are; and how often a move uses their masses, between the two times of a
 draw and the three of the set-up."""
@@ -165,8 +166,9 @@ def may_be_left_out(estimators: Sequence[Estimator]) -> list[str]:
 def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -> list[str]:
     """What has to be left out of every measurement for a run to have enough of them.
 
-    Enough are as many as a transition takes, or else three: the start, the end and what lies between. The chains of λ
-    of the function go last and only where three with them alone are too many, since λ is what all this is about.
+    Enough are as many as a transition takes; of these three at least with the chains of λ of the function, since λ is
+    what all this is about (:func:`chains_in_each`). Where that cannot be, three measurements with them; where not even
+    these are paid, the chains go too.
 
     Args:
         prices: Seconds for each part of a measurement.
@@ -176,12 +178,28 @@ def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -
     Returns:
         The first of ``order``; all of it where even that is not enough.
     """
-    with_chains = [name for name in order if name != CHAINS]
-    for wanted in (MIN_POINTS, LEAST_WITH_CHAINS):
-        for count in range(len(with_chains) + 1):
-            if wanted * together(prices, with_chains[:count]) <= budget:
-                return with_chains[:count]
+    dear = [name for name in order if name != CHAINS]
+    chains = prices.get(CHAINS, 0.0) if CHAINS in order else 0.0
+    for count, with_chains in ((MIN_POINTS, MIN_POINTS), (MIN_POINTS, LEAST_WITH_CHAINS), (LEAST_WITH_CHAINS,) * 2):
+        for left_out in (dear[:k] for k in range(len(dear) + 1)):
+            without_chains = together(prices, left_out) - chains
+            if count * without_chains + with_chains * chains <= budget:
+                return left_out
     return list(order)
+
+
+def chains_in_each(prices: Mapping[str, float], left_out: Collection[str], budget: float) -> int:
+    """1 if the chains of λ of the function are drawn in each measurement, 2 if in each second, 3 in each third.
+
+    So many that a run has as many measurements as a transition takes, where three of these or more have them; else 1.
+    """
+    chains = 0.0 if CHAINS in left_out else prices.get(CHAINS, 0.0)
+    without_chains = MIN_POINTS * (together(prices, left_out) - chains)
+    for each in range(1, MIN_POINTS):
+        with_chains = math.ceil(MIN_POINTS / each)
+        if with_chains >= LEAST_WITH_CHAINS and without_chains + with_chains * chains <= budget:
+            return each
+    return 1
 
 
 def what_fits(prices: Mapping[str, float], order: Sequence[str], seconds: float) -> list[str] | None:
@@ -208,11 +226,12 @@ class Plan:
 
     Attributes:
         whole: Seconds that a measurement of everything takes.
-        rest: The same without what is left out.
+        rest: The same without what is left out, in the mean.
         budget: The schedule that keeps to one.
         training: Seconds that training takes in the whole run; None where that is not known.
         left_out: What is left out of every measurement.
         chains: Seconds that the chains of λ of the function take.
+        chains_in_each: In each how-manieth measurement they are drawn.
     """
 
     whole: float
@@ -221,6 +240,7 @@ class Plan:
     training: float | None
     left_out: tuple[str, ...]
     chains: float = 0.0
+    chains_in_each: int = 1
 
     @property
     def allowed(self) -> float:
@@ -253,6 +273,8 @@ class Plan:
                 told += f"free_seconds={free:g} beside about {spoken(self.training)} of training allow"
             told += f" about {int(min(self.allowed, MANY))}" + (" or more" if self.allowed > MANY else "")
             told += ", which is that of the end" if self.allowed < 2 else ""
+        if self.chains_in_each > 1:
+            told += f"; {CHAINS} are drawn in each {ORDINALS[self.chains_in_each]} of them ({spoken(self.chains)})"
         if self.left_out:
             told += f"; left out are {self._left_out}, with which it takes {spoken(self.whole)}"
         if CHAINS in self.left_out and self.training is not None:

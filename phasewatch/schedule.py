@@ -25,7 +25,8 @@ class Clock:
         steps: Steps made while the clock ran.
         training_seconds: Wall time of the run outside of measurements.
         measuring_seconds: Wall time of all measurements.
-        measurement_seconds: What the next measurement is expected to take.
+        measurement_seconds: What a measurement is expected to take, in the mean where some are dearer.
+        end_seconds: What that of the end is, where it is one of these.
     """
 
     total_steps: int | None = None
@@ -33,6 +34,12 @@ class Clock:
     training_seconds: float = 0.0
     measuring_seconds: float = 0.0
     measurement_seconds: float = 0.0
+    end_seconds: float = 0.0
+
+    @property
+    def needed_seconds(self) -> float:
+        """For one measurement, and what is kept back for that of the end."""
+        return self.measurement_seconds + max(self.measurement_seconds, self.end_seconds)
 
     @property
     def step_seconds(self) -> float:
@@ -215,14 +222,14 @@ class Spread:
         """Whether the budget allows a measurement now and one at the end; before training none that takes long."""
         if self.max_overhead is not None and not clock.steps and clock.measurement_seconds > PROMPT:
             return False
-        return self.left(clock) >= 2 * clock.measurement_seconds
+        return self.left(clock) >= clock.needed_seconds
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
         """The next planned step, or a later one if the budget will not have recovered by then."""
         if step < 0:
             return 0
         planned = step + max(1, round(self._spacing(step, clock)))
-        needed = clock.measuring_seconds + 2 * clock.measurement_seconds
+        needed = clock.measuring_seconds + clock.needed_seconds
         if self.max_overhead is None or not clock.training_seconds or not clock.steps or needed <= self.free_seconds:
             return planned
         steps_until_paid = (needed / self.max_overhead - clock.training_seconds) / clock.step_seconds

@@ -200,8 +200,9 @@ class Watch:
     measurement of more than five seconds is put off: the state is kept, and measured once the budget pays for it and
     for the end; where it pays for one only, that is the end. What would leave the run fewer than eight measurements (or
     if it has to be, three) is left out of all: first the zeros by cause, then the spectrum, then λ of the loss, then λ
-    of the function on other data. Where not even three with what is left then are paid, the chains of λ of the function
-    are left out as well: the effective rank, ``llc_outputs`` and the losses remain.
+    of the function on other data. Where the chains of λ of the function are too dear for eight, they are drawn in each
+    second or third measurement, and where not even three with them are paid, in none: the effective rank,
+    ``llc_outputs`` and the losses remain.
 
     Example:
         >>> module = torch.nn.Linear(3, 1)
@@ -376,6 +377,8 @@ class Watch:
         self._last_taken = -1
         self._start: Start | None = None
         self._left_out: list[str] = []
+        self._chains_in_each = 1
+        self._until_chains = 0
         self._planned_for: list[float] | None = None
         self._plan_at: int | None = None
         self._failed: set[str] = set()
@@ -386,7 +389,7 @@ class Watch:
         self._prices: dict[str, float] = {}
         with self._guarded("price", 0):
             self._prices = self._predict(objectives)
-        self.clock.measurement_seconds = sum(self._prices.values())
+        self._expect()
 
     def _describe(self, objectives: Sequence[Objective]) -> dict[str, Any]:
         """The header of the record."""
@@ -504,7 +507,8 @@ class Watch:
         visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
         if self._plan_at is not None and step >= self._plan_at:
             self._plan()
-            if self._start is not None and all(m.schedule.measures(step, self.clock) for m in self._start.monitors):
+            kept = [] if self._start is None else self._start.monitors
+            if kept and all(m.schedule.measures(step, self.clock) for m in kept) and self._draws_chains(kept):
                 measurement = self._measure_start()
             for monitor in self.monitors:
                 if isinstance(monitor.schedule, Spread) and monitor not in visited:
@@ -515,8 +519,14 @@ class Watch:
             self._keep(step, visited)
             measured = []
         elif measured and self._start is not None:
-            measurement = self._measure_start()
-            measured = [m for m in measured if m.schedule.measures(step, self.clock)]
+            # What must be measured now does not wait until the start is paid with its chains.
+            if self._draws_chains(self._start.monitors) or any(
+                m.schedule.left(self.clock) == math.inf for m in measured
+            ):
+                measurement = self._measure_start()
+                measured = [m for m in measured if m.schedule.measures(step, self.clock)]
+            else:
+                measured = []
         if measured:
             measurement = self._measure(step, measured)
         for monitor in visited:
@@ -542,11 +552,18 @@ class Watch:
         """What may be left out, the first to go first."""
         return price.may_be_left_out([e for monitor in self.monitors for e in monitor.estimators])
 
-    def _leave_out(self, parts: list[str]) -> None:
-        """Measure these no more."""
-        self._left_out = parts
+    def _leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
+        """Measure these no more, and draw the chains of λ of the function in each so many measurements."""
+        self._left_out, self._chains_in_each = parts, chains_in_each
         self._header["left_out"] = self._left_out
-        self.clock.measurement_seconds = price.together(self._prices, self._left_out)
+        self._expect()
+
+    def _expect(self) -> None:
+        """Set what a measurement is expected to take."""
+        clock, whole = self.clock, price.together(self._prices, self._left_out)
+        chains = 0.0 if price.CHAINS in self._left_out else self._prices.get(price.CHAINS, 0.0)
+        clock.measurement_seconds = whole - chains * (1 - 1 / self._chains_in_each)
+        clock.end_seconds = whole
 
     def _plan(self) -> None:
         """Leave out what is too dear for the run, and say what a measurement takes."""
@@ -557,27 +574,39 @@ class Watch:
         self._planned_for = _limits(budget)
         training = None if clock.total_steps is None else clock.step_seconds * clock.total_steps
         if training is not None:
-            self._leave_out(price.too_dear(self._prices, self._dear, budget.budget(training)))
-        whole = sum(self._prices.values())
-        chains = self._prices.get(price.CHAINS, 0.0)
-        plan = price.Plan(whole, clock.measurement_seconds, budget, training, tuple(self._left_out), chains)
+            self._leave_out(*self._paid_by(budget.budget(training)))
+        plan = price.Plan(
+            whole=sum(self._prices.values()),
+            rest=clock.measurement_seconds,
+            budget=budget,
+            training=training,
+            left_out=tuple(self._left_out),
+            chains=self._prices.get(price.CHAINS, 0.0),
+            chains_in_each=self._chains_in_each,
+        )
         if plan.is_beyond_the_run:
             warnings.warn(f"phasewatch: {plan.with_what_mends_it()}", stacklevel=3)
         else:
             self.say(f"phasewatch: {plan.told(None if self._start is None else self._start.step)}")
+
+    def _paid_by(self, seconds: float) -> tuple[list[str], int]:
+        """What to leave out of a run that may measure for so long, no less than before; how often chains are drawn."""
+        parts = max(price.too_dear(self._prices, self._dear, seconds), self._left_out, key=len)
+        return parts, max(price.chains_in_each(self._prices, parts, seconds), self._chains_in_each)
 
     def _plan_again(self) -> None:
         """After the first measurement it is known what one takes: leave out what is too dear after all, and say so."""
         budget, clock = self._budget, self.clock
         if budget is None or clock.total_steps is None or not self._planned_for:
             return
-        parts = price.too_dear(self._prices, self._dear, budget.budget(clock.step_seconds * clock.total_steps))
-        if len(parts) > len(self._left_out):
-            took = clock.measurement_seconds
-            self._leave_out(parts)
+        took, before = clock.end_seconds, (self._left_out, self._chains_in_each)
+        paid = self._paid_by(budget.budget(clock.step_seconds * clock.total_steps))
+        if paid != before:
+            self._leave_out(*paid)
+            rarely = f", {price.CHAINS} drawn in each {price.ORDINALS[paid[1]]}" if paid[1] > 1 else ""
             self.say(
-                f"phasewatch: a measurement takes {price.spoken(took)}; from now on {', '.join(parts)} are left out, "
-                f"and it takes about {price.spoken(clock.measurement_seconds)}."
+                f"phasewatch: a measurement takes {price.spoken(took)}; from now on about "
+                f"{price.spoken(clock.measurement_seconds)}, {', '.join(paid[0]) or 'nothing'} left out{rarely}."
             )
 
     def _keep(self, step: int, monitors: Sequence[Monitor]) -> None:
@@ -637,23 +666,25 @@ class Watch:
         last = last if step > self._last_taken else []
         due = [*last, *(self._start.monitors if self._start else [])]
         left = min((m.schedule.left(self.clock) for m in due), default=math.inf)
-        seconds, start = self.clock.measurement_seconds, self._start
-        if start is not None and left >= (2 if last else 1) * seconds:
+        clock, start = self.clock, self._start
+        if start is not None and left >= (clock.needed_seconds if last else clock.measurement_seconds):
             self._measure_start()
-            left, start = min(m.schedule.left(self.clock) for m in due), None
+            left, start = min(m.schedule.left(clock) for m in due), None
         parts = price.what_fits(self._prices, self._dear, left)
         unpaid = [f"the state of step {start.step}"] if start is not None else []
         unpaid += ["the end"] if last and parts is None else []
         if unpaid:
             self.say(
                 f"phasewatch: {' and '.join(unpaid)} cannot be measured: {price.spoken(max(left, 0.0))} are left for "
-                f"measuring, and it takes about {price.spoken(seconds)}."
+                f"measuring, and it takes about {price.spoken(clock.measurement_seconds)}."
             )
-        if last and parts is not None:
-            if len(parts) > len(self._left_out):
-                self.say(f"phasewatch: the end is measured without {', '.join(parts)}, which is not paid any more.")
-                self._leave_out(parts)
-            self._measure(step, last)
+        if parts is None:
+            last = [m for m in last if m.schedule.left(clock) == math.inf]
+        elif last and len(parts) > len(self._left_out):
+            self.say(f"phasewatch: the end is measured without {', '.join(parts)}, which is not paid any more.")
+            self._leave_out(parts)
+        if last:
+            self._measure(step, last, at_the_end=True)
         for monitor in last:
             monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
 
@@ -685,12 +716,13 @@ class Watch:
             "start": None if self._start is None else self._start.step,
             "planned_for": self._planned_for,
             "left_out": list(self._left_out),
+            "chains_in_each": self._chains_in_each,
+            "until_chains": self._until_chains,
             "prices": dict(self._prices),
             "clock": {
                 "steps": self.clock.steps,
                 "training_seconds": self.clock.training_seconds,
                 "measuring_seconds": self.clock.measuring_seconds,
-                "measurement_seconds": self.clock.measurement_seconds,
             },
         }
 
@@ -716,10 +748,11 @@ class Watch:
         self._last_taken = state["last_taken"]
         if state["planned_for"] == ([] if self._budget is None else _limits(self._budget)):
             self._planned_for, self._left_out = state["planned_for"], list(state["left_out"])
+            self._chains_in_each, self._until_chains = state["chains_in_each"], state["until_chains"]
             self._header["left_out"] = self._left_out
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
         self._prices.update(state["prices"])
-        self.clock.measurement_seconds = price.together(self._prices, self._left_out)
+        self._expect()
         for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
             monitor.next_visit = next_visit
         step = max(self._last_taken, 0)
@@ -775,9 +808,25 @@ class Watch:
             self.clock.training_seconds += now - last_time
         self._last_seen = (step, now)
 
-    def _measure(self, step: int, monitors: Sequence[Monitor], module: nn.Module | None = None) -> Measurement | None:
+    def _draws_chains(self, monitors: Sequence[Monitor]) -> bool:
+        """Whether the chains of λ of the function are due in this measurement, and paid beside those of the end."""
+        if self._chains_in_each == 1:
+            return True
+        left = min(monitor.schedule.left(self.clock) for monitor in monitors)
+        return self._until_chains <= 0 and left >= 2 * self.clock.end_seconds
+
+    def _measure(
+        self,
+        step: int,
+        monitors: Sequence[Monitor],
+        module: nn.Module | None = None,
+        at_the_end: bool = False,
+    ) -> Measurement | None:
         """Measure a module, by default the network as it is now."""
         began = time.perf_counter()
+        draws_chains = at_the_end or self._draws_chains(monitors)
+        left_out = {*self._left_out, *([] if draws_chains else [price.CHAINS])}
+        self._until_chains = self._chains_in_each - 1 if draws_chains else self._until_chains - 1
         estimates: dict[str, Estimate] = {}
         histograms: dict[str, Histogram] = {}
         sample_losses: tuple[float, ...] = ()
@@ -785,8 +834,8 @@ class Watch:
         measured: list[Estimator] = []
         for monitor in monitors:
             failed = self._failed if self.on_error == "disable" else set()
-            without = self._impossible | set(self._left_out) | failed
-            estimators = [price.without(e, self._left_out) for e in monitor.estimators]
+            without = self._impossible | left_out | failed
+            estimators = [price.without(e, left_out) for e in monitor.estimators]
             found, failures = measure(
                 self.module if module is None else module,
                 estimators,
@@ -818,7 +867,7 @@ class Watch:
         is_first = not self.clock.measuring_seconds
         self.clock.measuring_seconds += now - began
         self._prices = price.measured(self._prices, measured, by_part, now - began)
-        self.clock.measurement_seconds = price.together(self._prices, self._left_out)
+        self._expect()
         if is_first:
             self._plan_again()
         if self._last_seen is not None:

@@ -457,6 +457,25 @@ def test_chains_go_last_and_only_where_three_measurements_with_them_are_not_paid
     assert (price.IN_THEIR_PLACE in watch.say[0]) is not chains  # type: ignore[index]
 
 
+@pytest.mark.parametrize("free", [0, 250])
+def test_chains_that_are_too_dear_for_eight_are_drawn_in_each_second_or_third(free: float, clock: Any) -> None:
+    """2 s, and 48 for the chains: 250 s pay for eight of which four have them, a share in its time or at once."""
+    steps = 500 if free else 2_500
+    watch = make(Function(clock=clock), total_steps=steps, free_seconds=free)
+    train(watch, clock, 0, steps)
+    watch.close(steps)
+    drawn = ["llc_seen" in m.estimates for m in watch.run.measurements]
+    assert len(drawn) >= 8 and 3 <= sum(drawn) <= 5 and drawn[0] and drawn[-1]
+    assert not any(one and next_one for one, next_one in zip(drawn, drawn[1:-1], strict=False))
+    assert watch.clock.measuring_seconds == 2 * len(drawn) + 48 * sum(drawn) <= 250
+    assert "the chains of λ of the function are drawn in each second of them" in watch.say[0]  # type: ignore[index]
+    assert not watch.run.header["left_out"]
+    resumed = make(Function(clock=clock), total_steps=steps, free_seconds=free)
+    resumed.load_state_dict(watch.state_dict())
+    again, before = resumed.state_dict(), watch.state_dict()
+    assert all(again[name] == before[name] for name in ("chains_in_each", "until_chains", "prices", "planned_for"))
+
+
 def test_the_end_is_measured_without_what_is_not_paid_any_more(clock: Any) -> None:
     """The start was to take 19 s, and its zeros took 40 instead of 11: of 60 s 12 are left, and the weight takes 8."""
 
@@ -479,7 +498,7 @@ def test_the_end_is_measured_without_what_is_not_paid_any_more(clock: Any) -> No
     ]
     assert clock.now - 200 == 56 and (first.step, last.step) == (0, 200)
     assert first.seconds_by_part["zeros"] == 40
-    assert "a measurement takes 48 s; from now on zeros are left out" in watch.say[1]  # type: ignore[index]
+    assert "a measurement takes 48 s; from now on about 8 s, zeros left out." in watch.say[1]  # type: ignore[index]
 
 
 def test_a_price_that_cannot_be_had_costs_nothing_but_itself(clock: Any) -> None:

@@ -28,23 +28,32 @@ DEAR = ["zeros", "hessian", "llc"]
 
 
 @pytest.mark.parametrize(
-    ("budget", "left_out"),
+    ("budget", "left_out", "each"),
     [
-        (152, []),  # eight of everything
-        (151, ["zeros"]),
-        (120, ["zeros"]),  # eight without the zeros
-        (119, ["zeros", "hessian"]),
-        (80, DEAR),  # eight with the chains
-        (79, []),  # less than eight with them: three of everything
-        (56, ["zeros"]),
-        (44, ["zeros", "hessian"]),
-        (30, DEAR),  # three with the chains
-        (29, [*DEAR, price.CHAINS]),  # two with them, or as many as may be without
-        (0.5, [*DEAR, price.CHAINS]),
+        (152, [], 1),  # eight of everything
+        (151, ["zeros"], 1),
+        (120, ["zeros"], 1),  # eight without the zeros
+        (119, ["zeros", "hessian"], 1),
+        (80, DEAR, 1),  # eight with the chains
+        (79, ["zeros"], 3),  # eight of 6 s, of which three have the chains
+        (75, ["zeros"], 3),
+        (74, ["zeros", "hessian"], 2),  # eight of 3 s, of which four have them
+        (60, ["zeros", "hessian"], 2),
+        (59, ["zeros", "hessian"], 3),
+        (51, ["zeros", "hessian"], 3),
+        (50, DEAR, 2),
+        (43, DEAR, 3),
+        (35, DEAR, 3),
+        (34, DEAR, 1),  # three with the chains, and no room for five without
+        (30, DEAR, 1),
+        (29, [*DEAR, price.CHAINS], 1),  # two with them, or as many as may be without
+        (0.5, [*DEAR, price.CHAINS], 1),
     ],
 )
-def test_eight_measurements_come_first_then_three_with_the_chains(budget: float, left_out: list[str]) -> None:
+def test_eight_measurements_come_first_and_three_with_the_chains(budget: float, left_out: list[str], each: int) -> None:
+    """1 s, 9 for the chains, 4, 3 and 2 for what is dear."""
     assert price.too_dear(PRICES, [*DEAR, price.CHAINS], budget) == left_out
+    assert price.chains_in_each(PRICES, left_out, budget) == each
 
 
 def test_what_is_left_out_of_one_measurement() -> None:
