@@ -646,7 +646,9 @@ def _summary(watch: Watch) -> str:
     # where several records share the directory, the file says which
     alone = watch.run.path is None or watch.run.path.name == FILE_NAME
     record = watch.directory if alone else watch.run.path
-    text += f".\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
+    text += "."
+    if measured:
+        text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
     budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
     if measured < 10 and budgets:
         text += (

@@ -231,7 +231,7 @@ class Plan:
         training: Seconds that training takes in the whole run; None where that is not known.
         left_out: What is left out of every measurement.
         chains: Seconds that the chains of λ of the function take.
-        chains_in_each: In each how-manieth measurement they are drawn.
+        chains_in_each: They are drawn in one of so many measurements.
     """
 
     whole: float

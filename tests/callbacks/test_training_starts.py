@@ -127,6 +127,18 @@ def test_a_short_run_is_not_held_up_for_longer_than_the_free_seconds(
     assert len(steps) == measured and steps[0] == 0 and (steps[-1] == 12) is (measured > 1)
 
 
+def test_where_nothing_was_paid_the_last_line_says_so_and_names_no_record(
+    clock: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("phasewatch.callbacks.watching._say", lambda _, text: said.append(text))
+    watch = slow(clock)
+    with pytest.warns(UserWarning, match="so nothing is measured"):
+        train(tmp_path, watch, Outside(clock, watch), max_steps=6)
+    assert clock.now == 6 * STEP_SECONDS
+    assert "0 measurements" in said[-1] and "free_seconds=0, allows no more" in said[-1] and "analyze" not in said[-1]
+
+
 def test_the_line_goes_where_the_trainer_says_things(clock: Any, tmp_path: Path, monkeypatch: Any) -> None:
     said: list[str] = []
     monkeypatch.setattr("phasewatch.callbacks.watching._say", lambda _, text: said.append(text))
