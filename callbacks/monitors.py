@@ -12,7 +12,7 @@ from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, Learni
 from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.probe import DEFAULT_SAMPLES
-from phasewatch.schedule import as_schedule
+from phasewatch.schedule import FREE_SECONDS, as_schedule
 from phasewatch.transitions import Flag, LiveDetector
 from phasewatch.transitions.candidates import checked_search
 from phasewatch.watch import OnError
@@ -30,8 +30,9 @@ class PhaseWatch(MonitoringCallback):
         schedule: When to measure: ``"auto"`` spreads over the run within ``max_overhead``; ``"log"`` log-spaced; a
             number of steps; a list of steps.
         max_overhead: With ``"auto"``: time for measuring as a share of the time for training, None for no limit. The
-            start and the end are measured in any case; the start, where that takes more than five seconds, from a copy
-            later in the run. What a run cannot pay for is left out and said, see :class:`phasewatch.Watch`.
+            start, where that takes more than five seconds, is measured from a copy later in the run. What a run cannot
+            pay for is left out and said, see :class:`phasewatch.Watch`.
+        free_seconds: With ``"auto"``: time for measuring that is free in any run, where the share is less.
         probe: Batches to measure on; default ``probe_samples`` samples of the training set, drawn once.
         probe_samples: Size of the probe that is drawn.
         batch_size: Samples in each batch of a stream or a given probe; default what can be read off.
@@ -79,6 +80,7 @@ class PhaseWatch(MonitoringCallback):
         self,
         schedule: int | list[int] | Literal["auto", "log"] = "auto",
         max_overhead: float | None = 0.1,
+        free_seconds: float = FREE_SECONDS,
         probe: Iterable[Any] | None = None,
         probe_samples: int = DEFAULT_SAMPLES,
         batch_size: int | None = None,
@@ -114,7 +116,7 @@ class PhaseWatch(MonitoringCallback):
         )
         self.held_out = held_out
         self.other_data = other_data
-        self.schedule = as_schedule(schedule, max_overhead)
+        self.schedule = as_schedule(schedule, max_overhead, free_seconds)
         self.probe = probe
         self.probe_samples = probe_samples
         self.batch_size = batch_size
@@ -142,6 +144,7 @@ class LLCMonitor(MonitoringCallback):
         self,
         schedule: int | list[int] | Literal["auto", "log"] = "auto",
         max_overhead: float | None = 0.1,
+        free_seconds: float = FREE_SECONDS,
         probe: Iterable[Any] | None = None,
         probe_samples: int = DEFAULT_SAMPLES,
         batch_size: int | None = None,
@@ -170,7 +173,7 @@ class LLCMonitor(MonitoringCallback):
         )
         self.held_out = held_out
         self.other_data = other_data
-        self.schedule = as_schedule(schedule, max_overhead)
+        self.schedule = as_schedule(schedule, max_overhead, free_seconds)
         self.probe = probe
         self.probe_samples = probe_samples
         self.batch_size = batch_size
@@ -190,6 +193,7 @@ class HessianMonitor(MonitoringCallback):
         self,
         schedule: int | list[int] | Literal["auto", "log"] = "auto",
         max_overhead: float | None = 0.1,
+        free_seconds: float = FREE_SECONDS,
         probe: Iterable[Any] | None = None,
         probe_samples: int = DEFAULT_SAMPLES,
         batch_size: int | None = None,
@@ -203,7 +207,7 @@ class HessianMonitor(MonitoringCallback):
     ) -> None:
         super().__init__()
         self.estimators = (HessianSpectrum(num_eigenvalues), SymmetryLedger())
-        self.schedule = as_schedule(schedule, max_overhead)
+        self.schedule = as_schedule(schedule, max_overhead, free_seconds)
         self.probe = probe
         self.probe_samples = probe_samples
         self.batch_size = batch_size

@@ -30,7 +30,7 @@ from phasewatch.objective.merging import one_batch_serves
 from phasewatch.probe import DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
-from phasewatch.schedule import Schedule
+from phasewatch.schedule import Schedule, Spread
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
 from phasewatch.watch import CHECKED_AT_THE_START, Listener, Monitor, OnError, Watch
@@ -681,11 +681,14 @@ def _summary(watch: Watch) -> str:
     # where several records share the directory, the file says which
     alone = watch.run.path is None or watch.run.path.name == FILE_NAME
     record = watch.directory if alone else watch.run.path
-    text += f".\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
-    budgets = [m.schedule.max_overhead for m in watch.monitors if hasattr(m.schedule, "max_overhead")]
-    if measured < 10 and budgets and None not in budgets:
+    text += "."
+    if measured:
+        text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
+    budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
+    if measured < 10 and budgets:
         text += (
-            f"\n  One measurement took {watch.clock.measurement_seconds:.1f} s; max_overhead={budgets[0]} of "
-            f"{watch.clock.training_seconds:.1f} s of training allows no more. max_overhead=None lifts the limit."
+            f"\n  A measurement takes {watch.clock.measurement_seconds:.1f} s; "
+            f"max_overhead={budgets[0].max_overhead:g} of {watch.clock.training_seconds:.1f} s of training, or "
+            f"free_seconds={budgets[0].free_seconds:g}, allows no more. max_overhead=None lifts the limit."
         )
     return text

@@ -155,6 +155,7 @@ def measure(
     histograms: dict[str, Histogram] = {}
     sample_losses: tuple[float, ...] = ()
     failures: list[Failure] = []
+    by_part: dict[str, float] = {}
     with isolated():
         try:
             objective = data.objective(module, seed)
@@ -164,12 +165,14 @@ def measure(
         else:
             wanted = [e for e in (ProbeLoss(data.name), *what) if e.name not in without]
         for estimator in wanted:
+            began_part = time.perf_counter()
             n = data.n or objective.num_samples
             reading, raised = _read(estimator, objective, n, seed_at(seed, step), estimates)
             if raised is not None and _is_out_of_memory(raised) and not objective.one_at_a_time:
                 gc.collect()
                 objective = objective.evaluated_one_at_a_time()
                 reading, raised = _read(estimator, objective, n, seed_at(seed, step), estimates)
+            by_part[estimator.name] = time.perf_counter() - began_part
             if reading is None:
                 assert raised is not None
                 failures.append(Failure(estimator.name, raised))
@@ -178,7 +181,8 @@ def measure(
             histograms.update(reading.histograms)
             sample_losses = reading.sample_losses or sample_losses
     seconds = time.perf_counter() - began
-    return Measurement(step, estimates, histograms, seconds, sample_losses=sample_losses), failures
+    found = Measurement(step, estimates, histograms, seconds, sample_losses=sample_losses, seconds_by_part=by_part)
+    return found, failures
 
 
 def _read(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -20,15 +20,29 @@ from phasewatch.estimators import (
     Size,
     SymmetryLedger,
 )
+from phasewatch.estimators.behavioral import ROWS, enough
 from phasewatch.isolation import isolated
+from phasewatch.llc import prior_spread
+from phasewatch.llc.factored_curvature import FactoredCurvature
+from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW
+from phasewatch.llc.resolved_chains import ResolvedChains
 from phasewatch.objective import NoOutputsError, Objective, second_derivatives
-from phasewatch.schedule import PROMPT
+from phasewatch.schedule import Spread
 from phasewatch.transitions.detect import MIN_POINTS
 
+CHAINS = "the chains of λ of the function"
 BEFORE_ALL = "the loss on the probe"
 """What is spent beside the estimators: building the objective with its checks, the loss and its gradient."""
 LEFT_OUT_FIRST = (SymmetryLedger, HessianSpectrum, LearningCoefficient)
-"""In this order; after them λ of the function on other data. That on the probe, or held out, is what stays."""
+"""In this order; after them λ of the function on other data. Of that on the probe, or held out, the chains go last; the
+effective ranks stay."""
+IN_THEIR_PLACE = "half the effective rank stands in for it"
+LEAST_WITH_CHAINS = 3
+"""Measurements with the chains of λ of the function without which these are left out."""
+ORDINALS = {2: "second", 3: "third"}
+CHAINS_TIMED, MASSES_USED = 4, 2.5
+"""Chains that are evaluated together, where any are; and how often a move uses their masses, between the two times of a
+draw and the three of the set-up."""
 TRIES, TIMED = 3, 0.3
 """Evaluations of which the shortest counts, since the first one sets things up; none more after so many seconds."""
 
@@ -38,36 +52,96 @@ MANY = 1000
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that evaluations of one batch of the probe take.
+    """Seconds that evaluations take.
 
     Attributes:
-        gradient: The gradient of the loss.
+        gradient: The gradient of the loss of one batch of the probe.
         product: A product with its Hessian, the graph of the gradient being there; 0 where there is none.
+        move: A move of one chain of λ of the function, on all batches that it looks at; 0 where there are no chains.
+        masses: Finding the masses of these chains anew; likewise.
     """
 
     gradient: float
     product: float
+    move: float = 0.0
+    masses: float = 0.0
 
     @classmethod
-    def of(cls, objective: Objective) -> Pace:
-        """Time some on the first batch."""
-        product = 0.0
+    def of(cls, objective: Objective, size: Size, chains: bool = False) -> Pace:
+        """Time some on the first batches.
+
+        Args:
+            objective: The loss on the first batches of the probe.
+            size: Of network and probe.
+            chains: Whether chains of λ of the function will be drawn.
+        """
+        product = move = masses = 0.0
         with isolated():
             gradient = _shortest(lambda: objective.gradient(batch=0).sum().item())
             with suppress(Exception):  # what fails here will fail in the measurement, which says so
                 product = _shortest(_products(objective))
-        return cls(gradient, product)
+            with suppress(Exception):
+                if chains:
+                    move, masses = _of_chains(objective, size)
+        return cls(gradient, product, move, masses)
 
     def seconds(self, price: Price) -> float:
         """What a price takes."""
-        return price.gradients * self.gradient + price.products * self.product
+        return sum(count * seconds for count, seconds in zip(astuple(price), astuple(self), strict=True))
 
 
 def predicted(estimators: Sequence[Estimator], size: Size, pace: Pace) -> dict[str, float]:
-    """Seconds that each estimator will take, by name, and what is spent before all; those that say nothing left out."""
-    before_all = Price(3 * size.num_batches + 10)
-    found = {BEFORE_ALL: pace.seconds(before_all)}
-    found.update({e.name: pace.seconds(e.price(size)) for e in estimators if isinstance(e, Priced)})
+    """Seconds that each estimator will take, by name, and what is spent before all; those that say nothing left out.
+
+    The chains of λ of the function stand by themselves.
+    """
+    found = {BEFORE_ALL: pace.seconds(Price(3 * size.num_batches + 10))}
+    for estimator in estimators:
+        if (chains := chains_of(estimator)) is not None and isinstance(estimator, BehavioralCoefficient):
+            found[chains] = pace.seconds(estimator.price_of_chains(size))
+            found[estimator.name] = pace.seconds(estimator.price_of_ranks(size))
+        elif isinstance(estimator, Priced):
+            found[estimator.name] = pace.seconds(estimator.price(size))
+    return found
+
+
+def chains_of(estimator: Estimator) -> str | None:
+    """What the chains that an estimator can do without are called; None where it has none."""
+    if isinstance(estimator, BehavioralCoefficient) and estimator.sampled and not estimator.data:
+        return CHAINS
+    return None
+
+
+def without(estimator: Estimator, left_out: Collection[str]) -> Estimator:
+    """The same estimator, or its twin that draws no chains where these are left out."""
+    return replace(estimator, sampled=False) if chains_of(estimator) in left_out else estimator  # type: ignore[type-var]
+
+
+def measured(
+    prices: Mapping[str, float], estimators: Iterable[Estimator], by_part: Mapping[str, float], seconds: float
+) -> dict[str, float]:
+    """What parts will take next, after a measurement: what they took, or half way to it where that was less.
+
+    A dear one may come again, and the first of a run sets things up.
+
+    Args:
+        prices: Seconds for each part, as expected until now.
+        estimators: What was measured.
+        by_part: Seconds that the estimators took, by name; chains are in that of their estimator.
+        seconds: What the measurement took in all.
+
+    Returns:
+        The same with what is expected now; of what was not measured, as before.
+    """
+    found = dict(prices)
+    parts = {e.name: tuple(filter(None, (chains_of(e), e.name))) for e in estimators if e.name in by_part}
+    took = {BEFORE_ALL: seconds - sum(by_part[name] for name in parts)}
+    for name, seconds_of_it in (took | {name: by_part[name] for name in parts}).items():
+        names = parts.get(name, (name,))
+        before = sum(prices.get(part, 0.0) for part in names)
+        now = max(seconds_of_it, (seconds_of_it + before) / 2)
+        for part in names:
+            found[part] = now * prices[part] / before if before and part in prices else now / len(names)
     return found
 
 
@@ -81,16 +155,20 @@ def size_of(objective: Objective, num_batches: int) -> Size:
 
 
 def may_be_left_out(estimators: Sequence[Estimator]) -> list[str]:
-    """Names of the estimators that a run can do without, the first to go first; never all of them."""
+    """Names of the parts that a run can do without, the first to go first; never all of them."""
     ranked = [(rank, e.name) for e in estimators if (rank := _rank(e)) is not None]
     names = list(dict.fromkeys(name for _, name in sorted(ranked, key=lambda pair: pair[0])))
-    return names if any(_rank(e) is None for e in estimators) else names[:-1]
+    if not any(_rank(e) is None for e in estimators):
+        return names[:-1]
+    return [*names, CHAINS] if any(chains_of(e) for e in estimators) else names
 
 
 def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -> list[str]:
     """What has to be left out of every measurement for a run to have enough of them.
 
-    Enough are as many as a transition takes, or else the start and the end.
+    Enough are as many as a transition takes; of these three at least with the chains of λ of the function, since λ is
+    what all this is about (:func:`chains_in_each`). Where that cannot be, three measurements with them; where not even
+    these are paid, the chains go too.
 
     Args:
         prices: Seconds for each part of a measurement.
@@ -100,12 +178,38 @@ def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -
     Returns:
         The first of ``order``; all of it where even that is not enough.
     """
-    for wanted in (MIN_POINTS, 2):
-        for count in range(len(order) + 1):
-            left_out = list(order[:count])
-            if wanted * sum(seconds for name, seconds in prices.items() if name not in left_out) <= budget:
+    dear = [name for name in order if name != CHAINS]
+    chains = prices.get(CHAINS, 0.0) if CHAINS in order else 0.0
+    for count, with_chains in ((MIN_POINTS, MIN_POINTS), (MIN_POINTS, LEAST_WITH_CHAINS), (LEAST_WITH_CHAINS,) * 2):
+        for left_out in (dear[:k] for k in range(len(dear) + 1)):
+            without_chains = together(prices, left_out) - chains
+            if count * without_chains + with_chains * chains <= budget:
                 return left_out
     return list(order)
+
+
+def chains_in_each(prices: Mapping[str, float], left_out: Collection[str], budget: float) -> int:
+    """1 if the chains of λ of the function are drawn in each measurement, 2 if in each second, 3 in each third.
+
+    So many that a run has as many measurements as a transition takes, where three of these or more have them; else 1.
+    """
+    chains = 0.0 if CHAINS in left_out else prices.get(CHAINS, 0.0)
+    without_chains = MIN_POINTS * (together(prices, left_out) - chains)
+    for each in range(1, MIN_POINTS):
+        with_chains = math.ceil(MIN_POINTS / each)
+        if with_chains >= LEAST_WITH_CHAINS and without_chains + with_chains * chains <= budget:
+            return each
+    return 1
+
+
+def what_fits(prices: Mapping[str, float], order: Sequence[str], seconds: float) -> list[str] | None:
+    """What has to be left out of one measurement for it to take no longer; None where it always does."""
+    return next((list(order[:n]) for n in range(len(order) + 1) if together(prices, order[:n]) <= seconds), None)
+
+
+def together(prices: Mapping[str, float], left_out: Collection[str]) -> float:
+    """Seconds that a measurement takes without some parts."""
+    return sum(seconds for name, seconds in prices.items() if name not in left_out)
 
 
 def spoken(seconds: float) -> str:
@@ -122,27 +226,33 @@ class Plan:
 
     Attributes:
         whole: Seconds that a measurement of everything takes.
-        rest: The same without what is left out.
-        share: Time for measuring as a share of the time for training.
+        rest: The same without what is left out, in the mean.
+        budget: The schedule that keeps to one.
         training: Seconds that training takes in the whole run; None where that is not known.
         left_out: What is left out of every measurement.
+        chains: Seconds that the chains of λ of the function take.
+        chains_in_each: They are drawn in one of so many measurements.
     """
 
     whole: float
     rest: float
-    share: float
+    budget: Spread
     training: float | None
     left_out: tuple[str, ...]
+    chains: float = 0.0
+    chains_in_each: int = 1
 
     @property
     def allowed(self) -> float:
-        """How many measurements the share allows."""
-        return math.inf if self.training is None or not self.rest else self.share * self.training / self.rest
+        """How many measurements the budget allows."""
+        if self.training is None or not self.rest:
+            return math.inf
+        return self.budget.budget(self.training) / self.rest
 
     @property
     def is_beyond_the_run(self) -> bool:
-        """Whether not even one is within the share, and it takes long."""
-        return self.rest > PROMPT and self.allowed < 1
+        """Whether not even one is within the budget."""
+        return self.allowed < 1
 
     def told(self, kept: int | None) -> str:
         """What a measurement takes, how many are allowed and what is left out, in a line.
@@ -150,30 +260,52 @@ class Plan:
         Args:
             kept: The step whose state is kept to be measured later; None if there is none.
         """
-        told = f"a measurement takes about {spoken(self.rest)}; max_overhead={self.share:g} "
+        share, free = self.budget.max_overhead, self.budget.free_seconds
+        assert share is not None
+        told = f"a measurement takes about {spoken(self.rest)}; "
         if self.training is None:
-            told += f"allows one in {spoken(self.rest / self.share)} of training"
+            told += f"max_overhead={share:g} allows one in {spoken(self.rest / share)} of training"
+            told += f", and free_seconds={free:g} {spoken(free)} of them in any case" if free else ""
         else:
-            told += f"of about {spoken(self.training)} of training allows about {int(min(self.allowed, MANY))}"
-            told += " or more" if self.allowed > MANY else ""
-            told += " (the start and the end are measured in any case)" if self.allowed < 2 else ""
+            if share * self.training >= free:
+                told += f"max_overhead={share:g} of about {spoken(self.training)} of training allows"
+            else:
+                told += f"free_seconds={free:g} beside about {spoken(self.training)} of training allow"
+            told += f" about {int(min(self.allowed, MANY))}" + (" or more" if self.allowed > MANY else "")
+            told += ", which is that of the end" if self.allowed < 2 else ""
+        if self.chains_in_each > 1:
+            told += f"; {CHAINS} are drawn in each {ORDINALS[self.chains_in_each]} of them ({spoken(self.chains)})"
         if self.left_out:
-            told += f"; left out are {', '.join(self.left_out)}, with which it takes {spoken(self.whole)}"
-        if kept is not None:
+            told += f"; left out are {self._left_out}, with which it takes {spoken(self.whole)}"
+        if CHAINS in self.left_out and self.training is not None:
+            enough = self._mended(LEAST_WITH_CHAINS * (self.rest + self.chains))
+            told += f"; {enough} would pay for {LEAST_WITH_CHAINS} with the chains"
+        if kept is not None and self.allowed >= 2:
             told += f"; the state of step {kept} is kept and measured when that is paid"
         return f"{told}."
 
     def with_what_mends_it(self) -> str:
         """That the run cannot pay for one, and what would change that."""
         assert self.training is not None
-        without = f", without {', '.join(self.left_out)} still {spoken(self.rest)}" if self.left_out else ""
+        without = f", without {self._left_out} still {spoken(self.rest)}" if self.left_out else ""
         return (
-            f"a measurement takes about {spoken(self.whole)}{without}: more than max_overhead={self.share:g} of about "
-            f"{spoken(self.training)} of training allows in the whole run. The start and the end are measured all the "
-            f"same, once training is over. max_overhead={2 * self.rest / self.training:.2g} would pay for these two; "
-            "more points take a larger one (None: no limit), a longer run or a smaller probe. Or save checkpoints, and "
-            "measure them afterwards with phasewatch.measure.measure."
+            f"a measurement takes about {spoken(self.whole)}{without}: more than the larger of "
+            f"free_seconds={self.budget.free_seconds:g} and max_overhead={self.budget.max_overhead:g} of about "
+            f"{spoken(self.training)} of training allows in the whole run, so nothing is measured. "
+            f"{self._mended(2 * self.rest)} would pay for the start and the end; more points take more (max_overhead="
+            "None: no limit), a longer run or a smaller probe. Or save checkpoints, and measure them afterwards with "
+            "phasewatch.measure.measure."
         )
+
+    @property
+    def _left_out(self) -> str:
+        """In words, with what stands in for the chains."""
+        return ", ".join(f"{name} ({IN_THEIR_PLACE})" if name == CHAINS else name for name in self.left_out)
+
+    def _mended(self, seconds: float) -> str:
+        """What would pay for so much."""
+        assert self.training is not None
+        return f"free_seconds={math.ceil(seconds)} or max_overhead={seconds / self.training:.2g}"
 
 
 def _rank(estimator: Estimator) -> int | None:
@@ -183,6 +315,25 @@ def _rank(estimator: Estimator) -> int | None:
     if isinstance(estimator, BehavioralCoefficient) and estimator.data:
         return len(LEFT_OUT_FIRST)
     return None
+
+
+def _of_chains(objective: Objective, size: Size) -> tuple[float, float]:
+    """Seconds for a move of one chain, and for finding the masses."""
+    seen = enough(objective)
+    spread, divergence = prior_spread(seen), seen.behavioral()
+    at_once = objective.num_parameters <= CHAINS_AT_ONCE_BELOW.get(objective.device.type, 0)
+    chains = CHAINS_TIMED if at_once else 1
+    sampler = ResolvedChains(divergence, spread, chains, seed=0)
+    sampler.draw(1)  # a program is traced with the first
+    move = _shortest(lambda: sampler.draw(1))
+    # These chains have not learnt any masses yet, which take their time.
+    curvature = FactoredCurvature(list(divergence.parameter_shapes.values()), spread)
+    forces = torch.stack([spread] * chains)
+    curvature.learn(forces, 1.0)
+    masses = _shortest(lambda: curvature.refresh(1.0))
+    used = _shortest(lambda: curvature.narrow(forces, 1.0).sum().item())
+    batches = size.batches_of(ROWS) / seen.num_batches
+    return (batches * move + MASSES_USED * used) / chains, masses
 
 
 def _products(objective: Objective) -> Callable[[], float]:

@@ -10,6 +10,10 @@ from typing import Literal, Protocol
 PROMPT = 5.0
 """Seconds that a first measurement may take unasked: training is to start within ten, and predictions of a measurement
 are right to a factor of two."""
+FREE_SECONDS = 60.0
+"""Seconds of measuring that nobody minds, however short the run: a fifty-point record of two minutes of training."""
+LENGTH_UNKNOWN = 1000
+"""Steps over which measurements are spread at first where nobody says how many there will be."""
 
 
 @dataclass
@@ -21,7 +25,8 @@ class Clock:
         steps: Steps made while the clock ran.
         training_seconds: Wall time of the run outside of measurements.
         measuring_seconds: Wall time of all measurements.
-        measurement_seconds: Wall time of the latest measurement; before the first, what one is predicted to take.
+        measurement_seconds: What a measurement is expected to take, in the mean where some are dearer.
+        end_seconds: What that of the end is, where it is one of these.
     """
 
     total_steps: int | None = None
@@ -29,6 +34,17 @@ class Clock:
     training_seconds: float = 0.0
     measuring_seconds: float = 0.0
     measurement_seconds: float = 0.0
+    end_seconds: float = 0.0
+
+    @property
+    def needed_seconds(self) -> float:
+        """For one measurement, and what is kept back for that of the end."""
+        return self.measurement_seconds + max(self.measurement_seconds, self.end_seconds)
+
+    @property
+    def step_seconds(self) -> float:
+        """Time that a step of training takes; NaN before the first."""
+        return self.training_seconds / self.steps if self.steps else math.nan
 
     @property
     def overhead(self) -> float:
@@ -46,6 +62,10 @@ class Schedule(Protocol):
 
     def measures(self, step: int, clock: Clock) -> bool:
         """Whether to measure now, at a step that ``next_visit`` named (or at the first)."""
+        ...
+
+    def left(self, clock: Clock) -> float:
+        """Seconds that may still be spent measuring if the run ends now; infinite without a limit."""
         ...
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
@@ -74,6 +94,10 @@ class Every:
         """Always."""
         return True
 
+    def left(self, clock: Clock) -> float:
+        """There is no limit."""
+        return math.inf
+
     def next_visit(self, step: int, clock: Clock) -> int | None:
         """The next multiple of the interval."""
         return (step // self.interval + 1) * self.interval
@@ -99,6 +123,10 @@ class LogSpaced:
     def measures(self, step: int, clock: Clock) -> bool:
         """Always."""
         return True
+
+    def left(self, clock: Clock) -> float:
+        """There is no limit."""
+        return math.inf
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
         """The next step of the geometric series, rounded."""
@@ -132,6 +160,10 @@ class At:
         """Whether the step is on the list."""
         return step in self.steps
 
+    def left(self, clock: Clock) -> float:
+        """There is no limit."""
+        return math.inf
+
     def next_visit(self, step: int, clock: Clock) -> int | None:
         """The next one on the list."""
         return next((listed for listed in self.steps if listed > step), None)
@@ -141,21 +173,24 @@ class At:
 class Spread:
     """Spread over the run, denser early on, within a share of the training time.
 
-    The start and the end of a run are always measured; of the start, where that takes long, a copy is kept and measured
-    later. In between, a measurement is made only if afterwards the time spent measuring, with one more measurement kept
-    back for the end, is at most ``max_overhead`` times the time spent training until then; where measurements are dear,
-    their distance grows.
+    The time spent measuring, the first and the last measurement included, is at most ``max_overhead`` times the time
+    spent training or ``free_seconds`` in all, whichever is more, at whatever step the run ends. So a measurement is
+    made only where the training time so far pays for it and for one more, which is kept back for the end; where
+    measurements are dear, their distance grows. While it is the free seconds that pay, they are spread over the time in
+    which they do. Of the start a copy is kept, if it is not measured there, and measured when it is paid.
 
     Attributes:
         max_overhead: Time for measuring as a share of the time for training; None sets no limit.
         measurements: How many to plan for a run of known length.
+        free_seconds: Time for measuring that any run may take, however short; 0 leaves the share alone.
 
     Raises:
-        ValueError: If ``max_overhead`` or ``measurements`` is not positive.
+        ValueError: If ``max_overhead`` or ``measurements`` is not positive, or ``free_seconds`` negative.
     """
 
     max_overhead: float | None = 0.1
     measurements: int = 60
+    free_seconds: float = FREE_SECONDS
     measures_the_end = True
     keeps_the_start = True
 
@@ -168,42 +203,71 @@ class Spread:
             )
         if self.measurements < 2:
             raise ValueError(f"measurements is {self.measurements}; expected at least 2")
+        if not 0 <= self.free_seconds < math.inf:
+            raise ValueError(
+                f"free_seconds is {self.free_seconds}; expected a number of seconds such as 60, or 0 for none"
+            )
+
+    def budget(self, training_seconds: float) -> float:
+        """Seconds for measuring in a run of so many seconds of training."""
+        if self.max_overhead is None:
+            return math.inf
+        return max(self.max_overhead * training_seconds, self.free_seconds)
+
+    def left(self, clock: Clock) -> float:
+        """What the budget of the training time so far has left."""
+        return self.budget(clock.training_seconds) - clock.measuring_seconds
 
     def measures(self, step: int, clock: Clock) -> bool:
-        """Whether the budget allows a measurement now; a first one that is predicted to be short is always allowed."""
-        if self.max_overhead is None or (clock.measuring_seconds == 0 and clock.measurement_seconds <= PROMPT):
-            return True
-        needed = clock.measuring_seconds + 2 * clock.measurement_seconds
-        return needed <= self.max_overhead * clock.training_seconds
+        """Whether the budget allows a measurement now and one at the end; before training none that takes long."""
+        if self.max_overhead is not None and not clock.steps and clock.measurement_seconds > PROMPT:
+            return False
+        return self.left(clock) >= clock.needed_seconds
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
         """The next planned step, or a later one if the budget will not have recovered by then."""
         if step < 0:
             return 0
         planned = step + max(1, round(self._spacing(step, clock)))
-        if self.max_overhead is None or not clock.training_seconds or not clock.steps:
+        needed = clock.measuring_seconds + clock.needed_seconds
+        if self.max_overhead is None or not clock.training_seconds or not clock.steps or needed <= self.free_seconds:
             return planned
-        needed = (clock.measuring_seconds + 2 * clock.measurement_seconds) / self.max_overhead
-        steps_until_paid = (needed - clock.training_seconds) / (clock.training_seconds / clock.steps)
+        steps_until_paid = (needed / self.max_overhead - clock.training_seconds) / clock.step_seconds
         return max(planned, step + math.ceil(steps_until_paid))
 
     def _spacing(self, step: int, clock: Clock) -> float:
-        """Even spacing in log(1 + step/s), with s a twentieth of the run."""
-        early = (clock.total_steps or 1000) / 20
-        return (early + step) * math.expm1(math.log(21) / (self.measurements - 1))
+        """As in a run of so many measurements, or of so few as are free where these pay for two at least."""
+        total = clock.total_steps or LENGTH_UNKNOWN
+        spacing = _even_in_the_logarithm(step, total, self.measurements)
+        if self.max_overhead is None or not clock.measurement_seconds:
+            return spacing
+        free = self.free_seconds / clock.measurement_seconds
+        until = float(total)
+        if clock.training_seconds and clock.steps:
+            # from there on the share pays for more than is free
+            until = self.free_seconds / self.max_overhead / clock.step_seconds
+            until = min(until, clock.total_steps or math.inf)
+        if free < 2 or step >= until or free >= self.measurements:
+            return spacing
+        return max(spacing, min(_even_in_the_logarithm(step, until, int(free)), until - step))
+
+
+def _even_in_the_logarithm(step: int, length: float, measurements: int) -> float:
+    """The distance to the next of so many, evenly spaced in log(1 + step/s), with s a twentieth of the length."""
+    return (length / 20 + step) * math.expm1(math.log(21) / (measurements - 1))
 
 
 ScheduleLike = Schedule | int | Sequence[int] | Literal["auto", "log"]
 
 
-def as_schedule(given: ScheduleLike, max_overhead: float | None = 0.1) -> Schedule:
+def as_schedule(given: ScheduleLike, max_overhead: float | None = 0.1, free_seconds: float = FREE_SECONDS) -> Schedule:
     """A schedule from what users write: an interval, a list of steps, ``"log"``, ``"auto"`` or a schedule.
 
     Raises:
         TypeError: If it is none of these.
     """
     if given == "auto":
-        return Spread(max_overhead)
+        return Spread(max_overhead, free_seconds=free_seconds)
     if given == "log":
         return LogSpaced()
     if isinstance(given, int) and not isinstance(given, bool):

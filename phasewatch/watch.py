@@ -51,7 +51,7 @@ from phasewatch.record.position import History, Position, find_history
 from phasewatch.record.reading import assemble, standing_lines
 from phasewatch.record.signals import HELD_OUT, detected, is_described
 from phasewatch.record.signals import described as signals_described
-from phasewatch.schedule import PROMPT, Clock, Schedule, ScheduleLike, Spread, as_schedule
+from phasewatch.schedule import FREE_SECONDS, PROMPT, Clock, Schedule, ScheduleLike, Spread, as_schedule
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.kinds import read_beside
 
@@ -199,11 +199,15 @@ class Watch:
     Call :meth:`at` once a step, before the batch is trained on; it measures when a measurement is due. The module, its
     modes, the optimizer and all random streams are left as they were.
 
-    What a measurement takes is predicted before the first one, and told in a line after ten steps, when it is known
-    what share of the run that is. Under a schedule with ``max_overhead``, a first measurement of more than five seconds
-    is put off: the state is kept, and measured once that is within the share. What would leave the run fewer than eight
-    measurements (or if it has to be, the start and the end) is left out of all: first the zeros by cause, then the
-    spectrum, then λ of the loss, then λ of the function on other data.
+    Under ``schedule="auto"`` the time spent measuring, first and last measurement included, is at most ``max_overhead``
+    times the training time or ``free_seconds`` in all, whichever is more. What a measurement takes is predicted before
+    the first one, and told in a line after ten steps, when it is known what share of the run that is. A first
+    measurement of more than five seconds is put off: the state is kept, and measured once the budget pays for it and
+    for the end; where it pays for one only, that is the end. What would leave the run fewer than eight measurements (or
+    if it has to be, three) is left out of all: first the zeros by cause, then the spectrum, then λ of the loss, then λ
+    of the function on other data. Where the chains of λ of the function are too dear for eight, they are drawn in each
+    second or third measurement, and where not even three with them are paid, in none: the effective rank,
+    ``llc_outputs`` and the losses remain.
 
     Example:
         >>> module = torch.nn.Linear(3, 1)
@@ -239,6 +243,7 @@ class Watch:
         total_steps: int | None = None,
         schedule: ScheduleLike = "auto",
         max_overhead: float | None = 0.1,
+        free_seconds: float = FREE_SECONDS,
         estimators: Sequence[Estimator] = DEFAULT_ESTIMATORS,
         held_out: Iterable[Any] | None = None,
         other_data: Mapping[str, Iterable[Any]] | None = None,
@@ -264,7 +269,8 @@ class Watch:
             directory: Where the record is written, into a file of its own; default in memory only.
             total_steps: Steps that the run will make, if known; the default schedule spreads over them.
             schedule: ``"auto"``, ``"log"``, a number of steps, a list of steps, or a schedule.
-            max_overhead: With ``"auto"``: time for measuring as a share of the time for training.
+            max_overhead: With ``"auto"``: time for measuring as a share of the time for training; None for no limit.
+            free_seconds: With ``"auto"``: time for measuring that is free in any run, where the share is less.
             estimators: What to measure, beside the loss on the probe.
             held_out: Batches of the same kind that the network is not trained on: λ of the function is measured on
                 them, with all that comes of its draws (``effective_rank``, ``llc_outputs``, ``misfit_change``,
@@ -288,7 +294,7 @@ class Watch:
             RecordError: If the directory cannot be written.
         """
         main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes, outputs_fn=outputs_fn)
-        monitor = Monitor(tuple(estimators), main, as_schedule(schedule, max_overhead))
+        monitor = Monitor(tuple(estimators), main, as_schedule(schedule, max_overhead, free_seconds))
         others = [monitor.on_other_data(name, batches) for name, batches in (other_data or {}).items()]
         on_probe = [monitor] if held_out is None else monitor.on_held_out(list(held_out))
         self._begin(
@@ -381,7 +387,9 @@ class Watch:
         self._last_taken = -1
         self._start: Start | None = None
         self._left_out: list[str] = []
-        self._planned_for: float | None = None
+        self._chains_in_each = 1
+        self._until_chains = 0
+        self._planned_for: list[float] | None = None
         self._plan_at: int | None = None
         self._failed: set[str] = set()
         self._impossible: set[str] = set()
@@ -391,7 +399,7 @@ class Watch:
         self._prices: dict[str, float] = {}
         with self._guarded("price", 0):
             self._prices = self._predict(objectives)
-        self.clock.measurement_seconds = sum(self._prices.values())
+        self._expect()
 
     def _describe(self, objectives: Sequence[Objective]) -> dict[str, Any]:
         """The header of the record."""
@@ -449,18 +457,19 @@ class Watch:
         """Seconds for each part of a measurement, by its name."""
         prices: dict[str, float] = {}
         pace: price.Pace | None = None
+        chains = any(price.chains_of(e) for monitor in self.monitors for e in monitor.estimators)
         for monitor, objective in zip(self.monitors, objectives, strict=True):
-            pace = pace or price.Pace.of(objective)
             size = price.size_of(objective, len(monitor.probe.batches))
+            pace = pace or price.Pace.of(objective, size, chains)
             for name, seconds in price.predicted(monitor.estimators, size, pace).items():
                 prices[name] = prices.get(name, 0.0) + seconds
         return prices
 
     @property
-    def _share(self) -> float | None:
-        """The least share of the training time that a schedule keeps to; None where none does."""
-        shares = (m.schedule.max_overhead for m in self.monitors if isinstance(m.schedule, Spread))
-        return min((share for share in shares if share is not None), default=None)
+    def _budget(self) -> Spread | None:
+        """The schedule that allows least time for measuring; None where none limits it."""
+        limited = [m.schedule for m in self.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
+        return min(limited, key=_limits, default=None)
 
     @property
     def next_visit(self) -> int | None:
@@ -504,17 +513,30 @@ class Watch:
         if due is None or step < due:
             return None
         self._advance_clock(step)
+        measurement = None
+        visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
         if self._plan_at is not None and step >= self._plan_at:
             self._plan()
-        visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
+            kept = [] if self._start is None else self._start.monitors
+            if kept and all(m.schedule.measures(step, self.clock) for m in kept) and self._draws_chains(kept):
+                measurement = self._measure_start()
+            for monitor in self.monitors:
+                if isinstance(monitor.schedule, Spread) and monitor not in visited:
+                    planned = monitor.schedule.next_visit(max(self._last_taken, 0), self.clock)
+                    monitor.next_visit = None if planned is None else max(planned, step + 1)
         measured = [m for m in visited if m.schedule.measures(step, self.clock)]
-        measurement = None
         if self._last_taken < 0 and any(m not in measured and m.schedule.keeps_the_start for m in visited):
             self._keep(step, visited)
             measured = []
         elif measured and self._start is not None:
-            measurement = self._measure_start()
-            measured = [m for m in measured if m.schedule.measures(step, self.clock)]
+            # What must be measured now does not wait until the start is paid with its chains.
+            if self._draws_chains(self._start.monitors) or any(
+                m.schedule.left(self.clock) == math.inf for m in measured
+            ):
+                measurement = self._measure_start()
+                measured = [m for m in measured if m.schedule.measures(step, self.clock)]
+            else:
+                measured = []
         if measured:
             measurement = self._measure(step, measured)
         for monitor in visited:
@@ -552,36 +574,76 @@ class Watch:
         if self._planned_for is not None:
             return
         seconds, total = self.clock.measurement_seconds, self.clock.total_steps
-        if self._share is not None:
+        if self._budget is not None:
             self._plan_at = step + (TIMED_STEPS if total is None else max(1, min(TIMED_STEPS, total - step)))
         elif seconds > PROMPT:
-            self._planned_for = math.inf
+            self._planned_for = []
             self.say(
                 f"phasewatch: a measurement takes about {price.spoken(seconds)}, and the schedule does not limit the "
                 "time for that; schedule='auto' keeps to a share of the training time, max_overhead."
             )
 
+    @property
+    def _dear(self) -> list[str]:
+        """What may be left out, the first to go first."""
+        return price.may_be_left_out([e for monitor in self.monitors for e in monitor.estimators])
+
+    def _leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
+        """Measure these no more, and draw the chains of λ of the function in each so many measurements."""
+        self._left_out, self._chains_in_each = parts, chains_in_each
+        self._header["left_out"] = self._left_out
+        self._expect()
+
+    def _expect(self) -> None:
+        """Set what a measurement is expected to take."""
+        clock, whole = self.clock, price.together(self._prices, self._left_out)
+        chains = 0.0 if price.CHAINS in self._left_out else self._prices.get(price.CHAINS, 0.0)
+        clock.measurement_seconds = whole - chains * (1 - 1 / self._chains_in_each)
+        clock.end_seconds = whole
+
     def _plan(self) -> None:
         """Leave out what is too dear for the run, and say what a measurement takes."""
         self._plan_at = None
-        share, clock = self._share, self.clock
-        if share is None or not (clock.steps and clock.training_seconds) or self._planned_for is not None:
+        budget, clock = self._budget, self.clock
+        if budget is None or not (clock.steps and clock.training_seconds) or self._planned_for is not None:
             return
-        self._planned_for = share
-        prices, whole = self._prices, clock.measurement_seconds
-        if clock.measuring_seconds and (in_all := sum(prices.values())):
-            prices = {name: seconds * whole / in_all for name, seconds in prices.items()}
-        training = None if clock.total_steps is None else clock.training_seconds / clock.steps * clock.total_steps
-        if training is not None and whole > PROMPT:
-            order = price.may_be_left_out([e for monitor in self.monitors for e in monitor.estimators])
-            self._left_out = price.too_dear(prices, order, share * training)
-            clock.measurement_seconds -= sum(prices.get(name, 0.0) for name in self._left_out)
-        self._header["left_out"] = self._left_out
-        plan = price.Plan(whole, clock.measurement_seconds, share, training, tuple(self._left_out))
+        self._planned_for = _limits(budget)
+        training = None if clock.total_steps is None else clock.step_seconds * clock.total_steps
+        if training is not None:
+            self._leave_out(*self._paid_by(budget.budget(training)))
+        plan = price.Plan(
+            whole=sum(self._prices.values()),
+            rest=clock.measurement_seconds,
+            budget=budget,
+            training=training,
+            left_out=tuple(self._left_out),
+            chains=self._prices.get(price.CHAINS, 0.0),
+            chains_in_each=self._chains_in_each,
+        )
         if plan.is_beyond_the_run:
             warnings.warn(f"phasewatch: {plan.with_what_mends_it()}", stacklevel=3)
         else:
             self.say(f"phasewatch: {plan.told(None if self._start is None else self._start.step)}")
+
+    def _paid_by(self, seconds: float) -> tuple[list[str], int]:
+        """What to leave out of a run that may measure for so long, no less than before; how often chains are drawn."""
+        parts = max(price.too_dear(self._prices, self._dear, seconds), self._left_out, key=len)
+        return parts, max(price.chains_in_each(self._prices, parts, seconds), self._chains_in_each)
+
+    def _plan_again(self) -> None:
+        """After the first measurement it is known what one takes: leave out what is too dear after all, and say so."""
+        budget, clock = self._budget, self.clock
+        if budget is None or clock.total_steps is None or not self._planned_for:
+            return
+        took, before = clock.end_seconds, (self._left_out, self._chains_in_each)
+        paid = self._paid_by(budget.budget(clock.step_seconds * clock.total_steps))
+        if paid != before:
+            self._leave_out(*paid)
+            rarely = f", {price.CHAINS} drawn in each {price.ORDINALS[paid[1]]}" if paid[1] > 1 else ""
+            self.say(
+                f"phasewatch: a measurement takes {price.spoken(took)}; from now on about "
+                f"{price.spoken(clock.measurement_seconds)}, {', '.join(paid[0]) or 'nothing'} left out{rarely}."
+            )
 
     def _keep(self, step: int, monitors: Sequence[Monitor]) -> None:
         """Keep the state of the first step, to be measured later under that step and before all others."""
@@ -611,7 +673,7 @@ class Watch:
         return self._measure(step, self.monitors)
 
     def close(self, step: int | None = None) -> None:
-        """Measure the end of the run if the schedule wants it, and finish the record.
+        """Measure the end of the run if the schedule wants it and the budget pays for it, and finish the record.
 
         Args:
             step: Optimizer steps made in the whole run; default no last measurement, nor one of the first state if it
@@ -621,12 +683,7 @@ class Watch:
             return
         if step is not None:
             self._advance_clock(step)
-            self._measure_start()
-            last = [m for m in self.monitors if m.schedule.measures_the_end or m.next_visit == step]
-            if last and step > self._last_taken:
-                self._measure(step, last)
-            for monitor in last:
-                monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
+            self._measure_the_end(step)
         self._record_observed(step or 0)
         self._closed, self._start = True, None
         if self._recording:
@@ -638,6 +695,35 @@ class Watch:
                 listener.on_end(run)
                 listener.close()
         self._journal.close()
+
+    def _measure_the_end(self, step: int) -> None:
+        """Measure what the budget has left for: the end, of it what is not too dear, and before it the kept start."""
+        self._plan()
+        last = [m for m in self.monitors if m.schedule.measures_the_end or m.next_visit == step]
+        last = last if step > self._last_taken else []
+        due = [*last, *(self._start.monitors if self._start else [])]
+        left = min((m.schedule.left(self.clock) for m in due), default=math.inf)
+        clock, start = self.clock, self._start
+        if start is not None and left >= (clock.needed_seconds if last else clock.measurement_seconds):
+            self._measure_start()
+            left, start = min(m.schedule.left(clock) for m in due), None
+        parts = price.what_fits(self._prices, self._dear, left)
+        unpaid = [f"the state of step {start.step}"] if start is not None else []
+        unpaid += ["the end"] if last and parts is None else []
+        if unpaid:
+            self.say(
+                f"phasewatch: {' and '.join(unpaid)} cannot be measured: {price.spoken(max(left, 0.0))} are left for "
+                f"measuring, and it takes about {price.spoken(clock.measurement_seconds)}."
+            )
+        if parts is None:
+            last = [m for m in last if m.schedule.left(clock) == math.inf]
+        elif last and len(parts) > len(self._left_out):
+            self.say(f"phasewatch: the end is measured without {', '.join(parts)}, which is not paid any more.")
+            self._leave_out(parts)
+        if last:
+            self._measure(step, last, at_the_end=True)
+        for monitor in last:
+            monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
 
     def __enter__(self) -> Watch:
         """The watch itself."""
@@ -668,11 +754,13 @@ class Watch:
             "start": None if self._start is None else self._start.step,
             "planned_for": self._planned_for,
             "left_out": list(self._left_out),
+            "chains_in_each": self._chains_in_each,
+            "until_chains": self._until_chains,
+            "prices": dict(self._prices),
             "clock": {
                 "steps": self.clock.steps,
                 "training_seconds": self.clock.training_seconds,
                 "measuring_seconds": self.clock.measuring_seconds,
-                "measurement_seconds": self.clock.measurement_seconds,
             },
         }
 
@@ -696,10 +784,13 @@ class Watch:
             raise ValueError("load_state_dict came after the first measurement; call it right after creation.")
         self._recording = True
         self._last_taken = state["last_taken"]
-        if state["planned_for"] in (self._share, math.inf):
+        if state["planned_for"] == ([] if self._budget is None else _limits(self._budget)):
             self._planned_for, self._left_out = state["planned_for"], list(state["left_out"])
+            self._chains_in_each, self._until_chains = state["chains_in_each"], state["until_chains"]
             self._header["left_out"] = self._left_out
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
+        self._prices.update(state["prices"])
+        self._expect()
         for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
             monitor.next_visit = next_visit
         step = max(self._last_taken, 0)
@@ -755,18 +846,37 @@ class Watch:
             self.clock.training_seconds += now - last_time
         self._last_seen = (step, now)
 
-    def _measure(self, step: int, monitors: Sequence[Monitor], module: nn.Module | None = None) -> Measurement | None:
+    def _draws_chains(self, monitors: Sequence[Monitor]) -> bool:
+        """Whether the chains of λ of the function are due in this measurement, and paid beside those of the end."""
+        if self._chains_in_each == 1:
+            return True
+        left = min(monitor.schedule.left(self.clock) for monitor in monitors)
+        return self._until_chains <= 0 and left >= 2 * self.clock.end_seconds
+
+    def _measure(
+        self,
+        step: int,
+        monitors: Sequence[Monitor],
+        module: nn.Module | None = None,
+        at_the_end: bool = False,
+    ) -> Measurement | None:
         """Measure a module, by default the network as it is now."""
         began = time.perf_counter()
+        draws_chains = at_the_end or self._draws_chains(monitors)
+        left_out = {*self._left_out, *([] if draws_chains else [price.CHAINS])}
+        self._until_chains = self._chains_in_each - 1 if draws_chains else self._until_chains - 1
         estimates: dict[str, Estimate] = {}
         histograms: dict[str, Histogram] = {}
         sample_losses: tuple[float, ...] = ()
+        by_part: dict[str, float] = {}
+        measured: list[Estimator] = []
         for monitor in monitors:
             failed = self._failed if self.on_error == "disable" else set()
-            without = self._impossible | set(self._left_out) | failed
+            without = self._impossible | left_out | failed
+            estimators = [price.without(e, left_out) for e in monitor.estimators]
             found, failures = measure(
                 self.module if module is None else module,
-                monitor.estimators,
+                estimators,
                 monitor.probe,
                 step,
                 seed=self.seed,
@@ -777,13 +887,27 @@ class Watch:
             for name, estimate in found.estimates.items():
                 estimates[name] = _agreed(estimates.get(name, estimate), estimate)
             histograms.update(found.histograms)
+            for name, seconds in found.seconds_by_part.items():
+                by_part[name] = by_part.get(name, 0.0) + seconds
+            measured.extend(estimators)
             if monitor is self._main:
                 sample_losses = found.sample_losses
-        found = Measurement(step, estimates, histograms, time.perf_counter() - began, sample_losses=sample_losses)
+        found = Measurement(
+            step,
+            estimates,
+            histograms,
+            time.perf_counter() - began,
+            sample_losses=sample_losses,
+            seconds_by_part=by_part,
+        )
         measurement = self._conclude(found) if estimates else None
         now = time.perf_counter()
-        self.clock.measurement_seconds = now - began
+        is_first = not self.clock.measuring_seconds
         self.clock.measuring_seconds += now - began
+        self._prices = price.measured(self._prices, measured, by_part, now - began)
+        self._expect()
+        if is_first:
+            self._plan_again()
         if self._last_seen is not None:
             self._last_seen = (self._last_seen[0], now)
         return measurement
@@ -894,6 +1018,11 @@ class Watch:
                 "only recorded.",
                 stacklevel=2,
             )
+
+
+def _limits(budget: Spread) -> list[float]:
+    """The share and the free seconds that it keeps to, as a checkpoint holds them."""
+    return [budget.max_overhead or math.inf, budget.free_seconds]
 
 
 def _to_standard_error(text: str) -> None:

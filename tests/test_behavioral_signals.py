@@ -7,8 +7,10 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from phasewatch import Objective, Watch, estimate_behavioral_llc
@@ -88,6 +90,36 @@ def test_a_probe_of_a_few_samples_is_not_believed(rows: int, too_small: bool) ->
     for name in COEFFICIENTS:
         doubts = " ".join(found[name].doubts)
         assert ("the probe is too small: half of it shows 5" in doubts) == too_small, doubts
+
+
+def test_without_chains_the_ranks_are_left_at_the_resolution_itself() -> None:
+    """Each is what the products say by themselves; in the outputs they are those of the twin with chains."""
+    objective = Objective(network(), drawn(30), loss_fn=half_squared_error)
+    whole = BehavioralCoefficient(**MOVES, resolutions=(0.4, 0.02), nats_per_loss=4.0, refined=("0",))
+    found, plain = read(replace(whole, sampled=False), objective), read(whole, objective)
+    assert "llc_behavioral" in plain and found.keys() < plain.keys()
+    assert plain.keys() - found.keys() == {
+        name for name in plain if name.startswith(("llc_behavioral", "misfit", "description"))
+    }
+    assert all(found[name] == plain[name] for name in ("llc_outputs", "llc_outputs_coarse"))
+    # b where half the rank over b is the resolution, which is in units of the loss there
+    values = np.linalg.eigvalsh(whitened(objective))
+    b = brentq(lambda b: (values / (values * b + 1)).sum() / 2 - 0.02 / 4.0, 1e-6, 1e12)
+    rank = (b * values / (1 + b * values)).sum()
+    assert found["effective_rank"].value == pytest.approx(rank, rel=1e-3)
+    assert found["effective_rank_0"].value + found["effective_rank_2"].value == pytest.approx(rank, rel=1e-3)
+    assert 0 < found["probe_share"].value <= 1.1
+    assert not read(replace(whole, sampled=False, data="validation"), objective)
+
+
+def whitened(objective: Objective) -> Any:
+    """The Gauss-Newton matrix of half a squared error in units of the prior, from the outputs' Jacobian."""
+    (inputs,) = objective.data[0][:1]
+    jacobian = torch.autograd.functional.jacobian(
+        lambda w: torch.func.functional_call(network(), objective.unflatten(w), (inputs,)), objective.parameters
+    ).flatten(0, 1)
+    jacobian = (jacobian * prior_spread(objective)).double().numpy()
+    return jacobian.T @ jacobian / len(inputs)
 
 
 def test_on_held_out_samples_the_signals_keep_their_names_and_other_data_have_theirs() -> None:

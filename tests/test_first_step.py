@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from phasewatch import price
 from phasewatch.estimators import (
+    BehavioralCoefficient,
     HessianSpectrum,
     LearningCoefficient,
     Price,
@@ -47,7 +48,8 @@ def clock(monkeypatch: Any) -> Iterator[Any]:
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
     monkeypatch.setattr("phasewatch.watch.time", fake)
-    monkeypatch.setattr(price.Pace, "of", lambda _: price.Pace(GRADIENT_SECONDS, GRADIENT_SECONDS))
+    monkeypatch.setattr("phasewatch.measure.time", fake)
+    monkeypatch.setattr(price.Pace, "of", lambda *_: price.Pace(GRADIENT_SECONDS, GRADIENT_SECONDS))
     for name in ("weight", "zeros_seen", "hessian_seen", "llc_seen"):
         monkeypatch.setitem(CATALOGUE, name, Signal(name, "a number", group="tests", detected=False))
     with warnings.catch_warnings():
@@ -81,7 +83,14 @@ class Said(list[str]):
 def make(*estimators: Any, **options: Any) -> Watch:
     module = nn.Linear(3, 1, bias=False)
     nn.init.constant_(module.weight, -1.0)
-    settings = {"schedule": "auto", "max_overhead": 0.1, "on_error": "raise", "say": Said(), **options}
+    settings = {
+        "schedule": "auto",
+        "max_overhead": 0.1,
+        "free_seconds": 0,
+        "on_error": "raise",
+        "say": Said(),
+        **options,
+    }
     return Watch(module, PROBE, loss_fn=half_mean_squared_error, estimators=estimators, **settings)
 
 
@@ -124,9 +133,11 @@ def test_the_first_state_is_measured_when_it_is_paid_and_recorded_before_all_oth
     ]
 
 
-@pytest.mark.parametrize(("seconds", "at_once"), [(4.5, True), (5.5, False)])
-def test_a_measurement_of_up_to_five_seconds_is_made_at_once(seconds: float, at_once: bool, clock: Any) -> None:
-    watch = make(Dear(clock, seconds), total_steps=4000)
+@pytest.mark.parametrize(("seconds", "free", "at_once"), [(4.5, 60, True), (4.5, 8, False), (5.5, 60, False)])
+def test_a_measurement_of_up_to_five_seconds_is_made_at_once_where_it_is_paid(
+    seconds: float, free: float, at_once: bool, clock: Any
+) -> None:
+    watch = make(Dear(clock, seconds), total_steps=4000, free_seconds=free)
     measurement = watch.at(0)
     assert (measurement is not None) is at_once
     assert watch.last_taken == 0
@@ -144,17 +155,78 @@ def test_without_a_limit_it_is_made_at_once_and_said_before(clock: Any) -> None:
 
 
 @pytest.mark.parametrize("block", [True, False])
-def test_a_run_that_ends_before_it_is_paid_measures_start_and_end_at_its_end(block: bool, clock: Any) -> None:
-    watch = make(Dear(clock, 40.0), total_steps=900)
+@pytest.mark.parametrize(
+    ("seconds", "free", "measured"),
+    [
+        (40, 0, [700]),  # a tenth of 700 s pays for one, which is the end
+        (40, 81, [0, 700]),
+        (40, 79, [700]),
+        (71, 0, []),
+        (71, 72, [700]),
+    ],
+)
+def test_what_is_paid_of_start_and_end_is_measured_at_the_end(
+    seconds: float, free: float, measured: list[int], block: bool, clock: Any
+) -> None:
+    watch = make(Dear(clock, seconds), free_seconds=free)
+    watch.clock.total_steps = 100_000  # as the plan believes
     if block:
         with watch:
             train(watch, clock, 0, 700)
     else:
         train(watch, clock, 0, 700)
         watch.close(700)
-    assert clock.now == 700 + 2 * 40
-    assert watch.run.series("weight").steps.tolist() == [0, 700]
-    assert watch.run.series("weight").values.tolist() == [-1.0, 700.0]
+    assert clock.now == 700 + len(measured) * seconds
+    assert [(m.step, m.value("weight")) for m in watch.run.measurements] == list(
+        zip(measured, expected(measured), strict=True)
+    )
+    said = " ".join(watch.say)  # type: ignore[arg-type]
+    assert ("the state of step 0 cannot be measured" in said) is (measured == [700])
+    assert ("the state of step 0 and the end cannot be measured" in said) is (measured == [])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measured"),
+    [
+        (0.5, 34),  # one at nearly every step takes 17 s
+        (11.9, 5),
+        (25.0, 2),
+        (40.0, 1),
+        (70.0, 0),
+    ],
+)
+def test_a_trainer_that_stops_after_forty_steps_is_not_held_up(seconds: float, measured: int, clock: Any) -> None:
+    """As by default: 60 s are free; a tenth of the training time is 4 s."""
+    watch = make(Dear(clock, seconds), total_steps=40, free_seconds=60)
+    with warnings.catch_warnings():
+        if not measured:
+            warnings.filterwarnings("ignore", message="phasewatch: a measurement takes about 70 s")
+        train(watch, clock, 0, 40)
+    watch.close(40)
+    steps = watch.run.series("weight").steps.tolist() if measured else []
+    assert clock.now - 40 == pytest.approx(len(steps) * seconds) and clock.now - 40 <= 60
+    assert len(steps) == measured or len(steps) > measured > 30
+    assert (steps[-1:] == [40]) is (measured > 0) and (0 in steps) is (measured > 1)
+
+
+@dataclass(frozen=True)
+class Slow(Dear):
+    """Takes another time than it says."""
+
+    takes: float = 0.0
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        self.clock.now += self.takes
+        return Reading({"weight": Estimate(objective.parameters[0].item())})
+
+
+def test_where_a_measurement_takes_longer_than_was_said_the_rest_of_the_budget_is_kept(clock: Any) -> None:
+    """10 s were said and 35 are taken: no second one is paid by 60 s."""
+    watch = make(Slow(clock, 10.0, takes=35.0), total_steps=200, free_seconds=60)
+    train(watch, clock, 0, 200)
+    watch.close(200)
+    assert watch.run.series("weight").steps.tolist() == [0]
+    assert clock.now == 235 and "the end cannot be measured: 25 s are left" in watch.say[-1]  # type: ignore[index]
 
 
 def test_a_run_that_breaks_off_measures_nothing_more(clock: Any) -> None:
@@ -224,6 +296,7 @@ def test_it_is_the_measurement_that_would_have_been_made_at_once(mode: Any, monk
             estimators=estimators,
             max_overhead=limit,
             mode=mode,
+            free_seconds=1e12,
             on_error="raise",
             say=Said(),
             total_steps=10_000,
@@ -243,7 +316,7 @@ def test_it_is_the_measurement_that_would_have_been_made_at_once(mode: Any, monk
         assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())
         return watch.run.measurements
 
-    monkeypatch.setattr(price.Pace, "of", lambda _: price.Pace(1.0, 1.0))
+    monkeypatch.setattr(price.Pace, "of", lambda *_: price.Pace(1.0, 1.0))
     later, at_once = run(1e-6), run(None)
     assert [m.step for m in later] == [m.step for m in at_once] == [0, 1]
     for ours, theirs in zip(later, at_once, strict=True):
@@ -306,14 +379,14 @@ class Spectrum(HessianSpectrum):
         (12_000, []),
         (8_000, ["zeros"]),
         (3_300, ["zeros", "hessian"]),
-        (1_700, ["zeros"]),
+        (2_400, ["zeros"]),
         (900, ["zeros", "hessian"]),
     ],
 )
 def test_what_the_run_cannot_pay_for_is_left_out_and_said(
     steps: int, left_out: list[str], clock: Any, tmp_path: Path
 ) -> None:
-    """120 s in all, 70 s without the zeros, 40 s without the spectrum, in steps / 10 s for eight, or else for two."""
+    """120 s in all, 70 s without the zeros, 40 s without the spectrum, in steps / 10 s for eight, or else for three."""
     estimators = (Spectrum(clock=clock), Zeros(clock=clock), Dear(clock, 40.0))
     watch = make(*estimators, total_steps=steps, directory=tmp_path)
     train(watch, clock, 0, steps)
@@ -336,13 +409,96 @@ def test_what_the_run_cannot_pay_for_is_left_out_and_said(
 
 def test_a_run_that_cannot_pay_for_one_is_told_at_the_start(clock: Any) -> None:
     watch = make(Zeros(clock=clock), Dear(clock, 40.0), total_steps=300)
-    with pytest.warns(UserWarning, match="max_overhead=0.27 would pay for these two") as caught:
+    with pytest.warns(UserWarning, match="max_overhead=0.27 would pay for the start and the end") as caught:
         train(watch, clock, 0, 11)
     assert len(caught) == 1 and not watch.say and clock.now == 11
     train(watch, clock, 11, 300)
     watch.close(300)
-    assert watch.run.series("weight").steps.tolist() == [0, 300]
-    assert "zeros_seen" not in watch.run.names
+    assert clock.now == 300 and not watch.run.measurements
+
+
+@dataclass(frozen=True)
+class Function(BehavioralCoefficient):
+    """Ranks take 2 s and chains 48; says which of them it has."""
+
+    clock: Any = None
+
+    def price_of_chains(self, size: Size) -> Price:
+        return Price(gradients=48 / GRADIENT_SECONDS * self.sampled)
+
+    def price_of_ranks(self, size: Size) -> Price:
+        return Price(gradients=2 / GRADIENT_SECONDS)
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        self.clock.now += 2 + 48 * self.sampled
+        return Reading({"llc_seen" if self.sampled else "weight": Estimate(1.0)})
+
+
+@pytest.mark.parametrize(
+    ("steps", "chains", "left_out"),
+    [
+        (8_100, True, []),  # 810 s for eight of 100
+        (4_100, True, ["zeros"]),  # for eight of 50
+        (1_600, True, ["zeros"]),  # for three of 50
+        (1_400, False, ["zeros", price.CHAINS]),
+    ],
+)
+def test_chains_go_last_and_only_where_three_measurements_with_them_are_not_paid(
+    steps: int, chains: bool, left_out: list[str], clock: Any
+) -> None:
+    watch = make(Function(clock=clock), Zeros(clock=clock), total_steps=steps, free_seconds=60)
+    train(watch, clock, 0, steps)
+    watch.close(steps)
+    run = watch.run
+    assert ("llc_seen" in run.names, "weight" in run.names) == (chains, not chains)
+    assert run.header["left_out"] == left_out
+    assert len(run.measurements) >= (3 if chains else 40) and run.measurements[-1].step == steps
+    assert watch.clock.overhead <= 0.1
+    assert (price.IN_THEIR_PLACE in watch.say[0]) is not chains  # type: ignore[index]
+
+
+@pytest.mark.parametrize("free", [0, 250])
+def test_chains_that_are_too_dear_for_eight_are_drawn_in_each_second_or_third(free: float, clock: Any) -> None:
+    """2 s, and 48 for the chains: 250 s pay for eight of which four have them, a share in its time or at once."""
+    steps = 500 if free else 2_500
+    watch = make(Function(clock=clock), total_steps=steps, free_seconds=free)
+    train(watch, clock, 0, steps)
+    watch.close(steps)
+    drawn = ["llc_seen" in m.estimates for m in watch.run.measurements]
+    assert len(drawn) >= 8 and 3 <= sum(drawn) <= 5 and drawn[0] and drawn[-1]
+    assert not any(one and next_one for one, next_one in zip(drawn, drawn[1:-1], strict=False))
+    assert watch.clock.measuring_seconds == 2 * len(drawn) + 48 * sum(drawn) <= 250
+    assert "the chains of λ of the function are drawn in each second of them" in watch.say[0]  # type: ignore[index]
+    assert not watch.run.header["left_out"]
+    resumed = make(Function(clock=clock), total_steps=steps, free_seconds=free)
+    resumed.load_state_dict(watch.state_dict())
+    again, before = resumed.state_dict(), watch.state_dict()
+    assert all(again[name] == before[name] for name in ("chains_in_each", "until_chains", "prices", "planned_for"))
+
+
+def test_the_end_is_measured_without_what_is_not_paid_any_more(clock: Any) -> None:
+    """The start was to take 19 s, and its zeros took 40 instead of 11: of 60 s 12 are left, and the weight takes 8."""
+
+    @dataclass(frozen=True)
+    class Dearer(Zeros):
+        def price(self, size: Size) -> Price:
+            return Price(gradients=11 / GRADIENT_SECONDS)
+
+        def read(self, objective: Objective, n: int, seed: int) -> Reading:
+            self.clock.now += 40
+            return Reading({"zeros_seen": Estimate(1.0)})
+
+    watch = make(Dearer(clock=clock), Dear(clock, 8.0), total_steps=200, free_seconds=60)
+    train(watch, clock, 0, 200)
+    watch.close(200)
+    first, last = watch.run.measurements
+    assert [("zeros_seen" in m.estimates, "weight" in m.estimates) for m in (first, last)] == [
+        (True, True),
+        (False, True),
+    ]
+    assert clock.now - 200 == 56 and (first.step, last.step) == (0, 200)
+    assert first.seconds_by_part["zeros"] == 40
+    assert "a measurement takes 48 s; from now on about 8 s, zeros left out." in watch.say[1]  # type: ignore[index]
 
 
 def test_a_price_that_cannot_be_had_costs_nothing_but_itself(clock: Any) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,37 +21,87 @@ from phasewatch.estimators import (
     SymmetryLedger,
 )
 from phasewatch.objective import Objective
+from phasewatch.schedule import Spread
 
-PRICES = {"rest": 1.0, "zeros": 4.0, "hessian": 3.0, "llc": 2.0}
-ORDER = ["zeros", "hessian", "llc"]
+PRICES = {"rest": 1.0, price.CHAINS: 9.0, "zeros": 4.0, "hessian": 3.0, "llc": 2.0}
+DEAR = ["zeros", "hessian", "llc"]
 
 
 @pytest.mark.parametrize(
-    ("budget", "left_out"),
+    ("budget", "left_out", "each"),
     [
-        (80, []),  # eight of everything
-        (79, ["zeros"]),
-        (48, ["zeros"]),  # eight without the zeros
-        (47, ["zeros", "hessian"]),
-        (24, ["zeros", "hessian"]),
-        (8, ORDER),  # eight of what stays
-        (7, ["zeros", "hessian"]),  # eight of nothing: the start and the end, of as much as these two can be
-        (5, ORDER),
-        (2, ORDER),
-        (0.5, ORDER),
+        (152, [], 1),  # eight of everything
+        (151, ["zeros"], 1),
+        (120, ["zeros"], 1),  # eight without the zeros
+        (119, ["zeros", "hessian"], 1),
+        (80, DEAR, 1),  # eight with the chains
+        (79, ["zeros"], 3),  # eight of 6 s, of which three have the chains
+        (75, ["zeros"], 3),
+        (74, ["zeros", "hessian"], 2),  # eight of 3 s, of which four have them
+        (60, ["zeros", "hessian"], 2),
+        (59, ["zeros", "hessian"], 3),
+        (51, ["zeros", "hessian"], 3),
+        (50, DEAR, 2),
+        (43, DEAR, 3),
+        (35, DEAR, 3),
+        (34, DEAR, 1),  # three with the chains, and no room for five without
+        (30, DEAR, 1),
+        (29, [*DEAR, price.CHAINS], 1),  # two with them, or as many as may be without
+        (0.5, [*DEAR, price.CHAINS], 1),
     ],
 )
-def test_eight_measurements_come_first_then_the_start_and_the_end(budget: float, left_out: list[str]) -> None:
-    assert price.too_dear(PRICES, ORDER, budget) == left_out
+def test_eight_measurements_come_first_and_three_with_the_chains(budget: float, left_out: list[str], each: int) -> None:
+    """1 s, 9 for the chains, 4, 3 and 2 for what is dear."""
+    assert price.too_dear(PRICES, [*DEAR, price.CHAINS], budget) == left_out
+    assert price.chains_in_each(PRICES, left_out, budget) == each
+
+
+def test_what_is_left_out_of_one_measurement() -> None:
+    order = [*DEAR, price.CHAINS]
+    found = [price.what_fits(PRICES, order, seconds) for seconds in (19, 18.9, 10, 9.9, 1, 0.9)]
+    assert found == [[], ["zeros"], DEAR, order, order, None]
 
 
 def test_what_is_left_out_first_and_what_never() -> None:
     other = BehavioralCoefficient(data="validation")
     everything = [BehavioralCoefficient(), other, LearningCoefficient(), HessianSpectrum(), SymmetryLedger()]
-    assert price.may_be_left_out(everything) == ["zeros", "hessian", "llc", "llc_behavioral_validation"]
+    found = price.may_be_left_out(everything)
+    assert found == ["zeros", "hessian", "llc", "llc_behavioral_validation", price.CHAINS]
     assert price.may_be_left_out([HessianSpectrum(), SymmetryLedger()]) == ["zeros"]
     assert price.may_be_left_out([LearningCoefficient()]) == []
     assert price.may_be_left_out([LearningCoefficient(), ProbeLoss()]) == ["llc"]  # a stranger is never left out
+    assert price.may_be_left_out([BehavioralCoefficient(sampled=False), SymmetryLedger()]) == ["zeros"]
+
+
+def test_the_chains_are_priced_by_themselves_and_left_out_by_a_twin_without() -> None:
+    whole, lean = BehavioralCoefficient(), BehavioralCoefficient(sampled=False)
+    size, pace = Size(1_482, 1, 512), price.Pace(0.001, 0.002, 0.004, 0.01)
+    found = price.predicted([whole], size, pace)
+    # four chains at two resolutions: 20 moves to find their start, 200 to settle, three quarters of 1,200 draws
+    assert found[price.CHAINS] == pytest.approx(2 * (4 * (20 + 200 + 900) * 0.004 + 20 * 0.01))
+    assert price.predicted([lean], size, pace) == {n: s for n, s in found.items() if n != price.CHAINS}
+    assert found["llc_behavioral"] == pytest.approx(2.5 * 512 * 0.002)
+    assert price.without(whole, [price.CHAINS]) == lean and price.without(whole, ["zeros"]) is whole
+    other = BehavioralCoefficient(data="validation")
+    assert price.without(other, [price.CHAINS]) is other
+    assert price.CHAINS not in price.predicted([other], size, pace)
+
+
+def test_what_was_measured_takes_the_place_of_what_was_predicted_part_by_part() -> None:
+    prices = {price.BEFORE_ALL: 1.0, price.CHAINS: 9.0, "llc_behavioral": 1.0, "zeros": 4.0, "llc": 5.0}
+    took = {"llc_behavioral": 20.0, "zeros": 2.0, "own": 3.0}
+    estimators: list[Any] = [BehavioralCoefficient(), SymmetryLedger(), SimpleNamespace(name="own")]
+    found = price.measured(prices, estimators, took, 26.0)
+    assert found == {
+        price.BEFORE_ALL: 1.0,
+        price.CHAINS: 18.0,  # dearer than was said: at once
+        "llc_behavioral": 2.0,
+        "zeros": 3.0,  # cheaper: half way
+        "llc": 5.0,  # not measured
+        "own": 3.0,  # had no price before
+    }
+    lean = price.measured(prices, [BehavioralCoefficient(sampled=False)], {"llc_behavioral": 2.0}, 3.0)
+    assert (lean[price.CHAINS], lean["llc_behavioral"]) == (9.0, 2.0)
 
 
 def test_prices_grow_with_what_is_asked_for() -> None:
@@ -60,10 +109,10 @@ def test_prices_grow_with_what_is_asked_for() -> None:
     estimators: list[Any] = [BehavioralCoefficient(), LearningCoefficient(), HessianSpectrum(), SymmetryLedger()]
     for estimator in estimators:
         once, twice = (estimator.price(replace(size, num_batches=n)) for n in (4, 8))
-        assert once.gradients + once.products > 0
-        assert (twice.gradients, twice.products) >= (once.gradients, once.products)
+        assert sum(astuple(once)) > 0
+        assert all(more >= less for more, less in zip(astuple(twice), astuple(once), strict=True))
     parts = replace(estimators[0], refined=("a", "b")).price(size)
-    assert parts.gradients == pytest.approx(3 * estimators[0].price(size).gradients)
+    assert parts.moves == pytest.approx(3 * estimators[0].price(size).moves)
     # 512 rows are enough for λ of the function: of long sequences, those of a few batches.
     long = BehavioralCoefficient().price(Size(150_000, 32, rows=2048))
     assert long == BehavioralCoefficient().price(Size(150_000, 1, rows=2048))
@@ -102,8 +151,10 @@ def test_the_pace_of_a_loss_without_second_derivative_has_no_products() -> None:
     module = nn.Linear(3, 1, bias=False)
     objectives = [Objective(module, [torch.eye(3)], loss_fn=loss_fn) for loss_fn in (linear, squared)]
     stream = torch.get_rng_state()
-    paces = [price.Pace.of(objective) for objective in objectives]
+    paces = [price.Pace.of(objective, Size(3, 1, 3), chains=True) for objective in objectives]
     assert paces[0].product == 0.0 and paces[1].product > 0
+    assert paces[0].move == 0.0 and paces[1].move > 0 and paces[1].masses > 0
+    assert price.Pace.of(objectives[1], Size(3, 1, 3)).move == 0.0
     assert min(pace.gradient for pace in paces) > 0
     assert torch.equal(stream, torch.get_rng_state())
 
@@ -121,31 +172,47 @@ def test_durations_as_people_say_them() -> None:
     assert said == ["0.034 s", "1.3 s", "12 s", "89 s", "2.5 min", "20 min", "2 h", "24 h"]
 
 
+def plan(whole: float, rest: float, share: float, training: float | None, *left_out: str, free: float = 0.0) -> Any:
+    return price.Plan(whole, rest, Spread(share, free_seconds=free), training, left_out, chains=60.0)
+
+
 @pytest.mark.parametrize(
     ("plan", "kept", "told"),
     [
         (
-            price.Plan(40, 40, 0.1, 2400, ()),
+            plan(40, 40, 0.1, 2400),
             0,
             "a measurement takes about 40 s; max_overhead=0.1 of about 40 min of training allows about 6; the state of "
             "step 0 is kept and measured when that is paid.",
         ),
         (
-            price.Plan(40, 25, 0.5, 600, ("zeros", "hessian")),
+            plan(40, 25, 0.5, 600, "zeros", "hessian"),
             None,
             "a measurement takes about 25 s; max_overhead=0.5 of about 10 min of training allows about 12; left out "
             "are zeros, hessian, with which it takes 40 s.",
         ),
         (
-            price.Plan(2, 2, 0.1, 30, ()),
-            None,
-            "a measurement takes about 2 s; max_overhead=0.1 of about 30 s of training allows about 1 (the start and "
-            "the end are measured in any case).",
+            plan(2, 2, 0.1, 30),
+            0,
+            "a measurement takes about 2 s; max_overhead=0.1 of about 30 s of training allows about 1, which is that "
+            "of the end.",
         ),
         (
-            price.Plan(40, 40, 0.1, None, ()),
+            plan(40, 40, 0.1, None),
             None,
             "a measurement takes about 40 s; max_overhead=0.1 allows one in 6.7 min of training.",
+        ),
+        (
+            plan(1.2, 1.2, 0.1, 120, free=60),
+            None,
+            "a measurement takes about 1.2 s; free_seconds=60 beside about 2 min of training allow about 50.",
+        ),
+        (
+            plan(100, 2, 0.1, 20, "zeros", price.CHAINS, free=60),
+            None,
+            "a measurement takes about 2 s; free_seconds=60 beside about 20 s of training allow about 30; left out are "
+            "zeros, the chains of λ of the function (half the effective rank stands in for it), with which it takes "
+            "1.7 min; free_seconds=186 or max_overhead=9.3 would pay for 3 with the chains.",
         ),
     ],
 )
@@ -155,10 +222,9 @@ def test_the_line_that_is_told(plan: price.Plan, kept: int | None, told: str) ->
 
 
 def test_a_run_that_cannot_pay_for_one_is_told_what_would() -> None:
-    plan = price.Plan(350, 100, 0.1, 12, ("zeros", "hessian", "llc"))
-    assert plan.is_beyond_the_run and not price.Plan(4, 4, 0.1, 12, ()).is_beyond_the_run
-    told = plan.with_what_mends_it()
-    assert "takes about 5.8 min, without zeros, hessian, llc still 1.7 min" in told
-    assert "max_overhead=17 would pay for these two" in told
-    paid = replace(plan, share=17)
-    assert paid.allowed > 2 and math.isclose(replace(plan, share=200 / 12).allowed, 2)
+    beyond = plan(350, 100, 0.1, 12, "zeros", "hessian", "llc", free=60)
+    assert beyond.is_beyond_the_run
+    told = beyond.with_what_mends_it()
+    assert "takes about 5.8 min, without zeros, hessian, llc still 1.7 min" in told and "nothing is measured" in told
+    assert "free_seconds=200 or max_overhead=17 would pay for the start and the end" in told
+    assert plan(350, 100, 17, 12).allowed > 2 and plan(350, 100, 0.1, 12, free=200).allowed == 2

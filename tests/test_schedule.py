@@ -22,6 +22,7 @@ def simulate(schedule: Spread, step_seconds: float, cost: float, total: int) -> 
     while due is not None and due <= total:
         clock.training_seconds += (due - reached) * step_seconds
         clock.steps, reached = due, due
+        clock.measurement_seconds = clock.measurement_seconds or cost
         if schedule.measures(due, clock):
             clock.measuring_seconds += cost
             clock.measurement_seconds = cost
@@ -54,16 +55,65 @@ def test_without_a_limit_the_planned_number_is_spread_over_the_run_denser_early(
 @pytest.mark.parametrize("cost", [0.05, 0.5, 3.0])
 @pytest.mark.parametrize("total", [20_000, 100_000])
 def test_the_share_is_kept_at_the_end_with_the_last_measurement_counted(share: float, cost: float, total: int) -> None:
-    schedule = Spread(max_overhead=share)
+    schedule = Spread(max_overhead=share, free_seconds=0)
     measured, clock = simulate(schedule, 0.01, cost, total)
-    if clock.training_seconds * share > 2 * cost:
-        assert (clock.measuring_seconds + cost) / clock.training_seconds <= share
     affordable = clock.training_seconds * share / cost
-    assert len(measured) >= min(0.5 * schedule.measurements, 0.5 * affordable)
+    of_the_end = affordable >= 1
+    assert (len(measured) + of_the_end) * cost <= share * clock.training_seconds
+    assert len(measured) + of_the_end >= min(0.5 * schedule.measurements, 0.5 * affordable)
+
+
+@pytest.mark.parametrize("stopped", [0, 40, 300, 2_000, 20_000])
+@pytest.mark.parametrize(("cost", "free"), [(0.4, 60), (4, 60), (12, 60), (45, 60), (200, 60), (3, 7)])
+def test_wherever_a_run_stops_the_larger_of_share_and_free_seconds_is_kept(
+    cost: float, free: float, stopped: int
+) -> None:
+    """The last measurement is counted wherever it is paid, as a watch makes it."""
+    schedule = Spread(0.1, free_seconds=free)
+    clock = Clock(total_steps=20_000, measurement_seconds=cost)
+    due, reached = schedule.next_visit(-1, clock), 0
+    while due is not None and due <= stopped:
+        clock.training_seconds += (due - reached) * 0.1
+        clock.steps, reached = due, due
+        if schedule.measures(due, clock):
+            clock.measuring_seconds += cost
+            assert clock.measuring_seconds + cost <= max(0.1 * clock.training_seconds, free)
+        due = schedule.next_visit(due, clock)
+    clock.training_seconds += (stopped - reached) * 0.1
+    assert clock.measuring_seconds == 0 or schedule.left(clock) >= cost
+
+
+def test_two_minutes_of_training_of_a_small_network_get_their_fifty_points() -> None:
+    measured, _ = simulate(Spread(), 0.01, 0.4, 12_000)
+    assert len(measured) >= 50 and measured[-1] > 11_000
+    gaps = [b - a for a, b in zip(measured, measured[1:], strict=False)]
+    assert gaps[-1] < 1_000
+
+
+def test_few_free_measurements_are_spread_over_the_run() -> None:
+    """60 s pay for twelve of five seconds, eleven beside that of the end, in two minutes that are worth 12 s alone."""
+    measured, _ = simulate(Spread(), 0.01, 5.0, 12_000)
+    assert 9 <= len(measured) <= 11
+    assert measured[0] == 0 and measured[-1] > 8_000
+
+
+def test_a_long_run_does_not_spend_its_free_seconds_at_once() -> None:
+    """An hour, ten seconds each: 60 s are free until ten minutes are worth as much; then one every 100 s is paid."""
+    measured, clock = simulate(Spread(), 0.1, 10.0, 36_000)
+    assert len(measured) >= 25 and clock.measuring_seconds + 10 <= 360
+    gaps = [b - a for a, b in zip(measured, measured[1:], strict=False)]
+    assert max(gaps) <= 3_000
+
+
+def test_without_free_seconds_nothing_is_measured_that_is_not_paid() -> None:
+    assert not Spread(0.1, free_seconds=0).measures(0, Clock(1000, measurement_seconds=0.5))
+    assert Spread(0.1, free_seconds=1).measures(0, Clock(1000, measurement_seconds=0.5))
+    assert not Spread(0.1, free_seconds=60).measures(0, Clock(1000, measurement_seconds=6.0))  # training is to start
+    assert Spread(None).measures(0, Clock(1000, measurement_seconds=6.0))
 
 
 def test_a_measurement_that_turns_dear_stretches_the_interval() -> None:
-    schedule = Spread(max_overhead=0.1)
+    schedule = Spread(max_overhead=0.1, free_seconds=0)
     clock = Clock(10_000, steps=1000, training_seconds=100.0, measuring_seconds=4.0, measurement_seconds=0.1)
     cheap = schedule.next_visit(1000, clock)
     clock.measurement_seconds = 20.0
@@ -75,6 +125,7 @@ def test_a_measurement_that_turns_dear_stretches_the_interval() -> None:
 
 def test_what_users_write() -> None:
     assert as_schedule("auto", 0.3) == Spread(0.3)
+    assert as_schedule("auto", 0.3, 5) == Spread(0.3, free_seconds=5)
     assert as_schedule("log") == LogSpaced()
     assert as_schedule(50) == Every(50)
     assert as_schedule([5, 1]) == At((1, 5))
@@ -90,6 +141,6 @@ def test_what_is_no_schedule(wrong: object) -> None:
 
 @pytest.mark.parametrize("wrong", [0, -3])
 def test_settings_out_of_range(wrong: int) -> None:
-    for make in (Every, LogSpaced, Spread, lambda x: At((x - 1,))):
+    for make in (Every, LogSpaced, Spread, lambda x: Spread(free_seconds=x - 0.5), lambda x: At((x - 1,))):
         with pytest.raises(ValueError, match="expected"):
             make(wrong)

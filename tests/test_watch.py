@@ -432,7 +432,7 @@ def test_the_default_schedule_keeps_its_share_of_the_time(share: float, cost: fl
             return Reading({"dear": Estimate(cost)})
 
     steps = 6000
-    watch = make(Dear(), schedule="auto", max_overhead=share, total_steps=steps)
+    watch = make(Dear(), schedule="auto", max_overhead=share, free_seconds=0, total_steps=steps)
     for step in range(steps):
         watch.at(step)
         clock.now += 0.01

@@ -35,9 +35,17 @@ DENSE_BELOW = 128
 OUTPUTS_TOLERANCE, PRODUCTS_IN_THE_OUTPUTS = 0.01, 1_024
 """Of ranks in the outputs of small networks: they fall by some 5 % when modular addition generalises (see
 benchmarks/results/live.md), and whether they fall decides between simpler and more confident."""
+IN_REVERSE_MODE = 2.5
+"""Products with the Hessian that one with the Gauss-Newton matrix takes as long as, in a network so small that no
+forward mode is used."""
 LEAST_PROBE_SHARE = 0.6
 """Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
 one half there."""
+DRAWN = 3 / 4
+"""Share of their draws after which chains end, rather too much than too little: from an eighth to all of them on the
+networks of benchmarks/results/live.md, where a run begins or is under way two thirds."""
+APPROACH, MASSES_FOUND = 20, 20
+"""Moves in which chains look for their start, at each resolution, and times that their masses are found anew."""
 ROWS, LEAST_SAMPLES = 512, 4
 """Samples, or positions of sequences, of which there are enough: no more of the probe is looked at."""
 
@@ -54,6 +62,9 @@ class BehavioralCoefficient:
         burn_in: Moves before them; default 200, or 120.
         refined: Names or globs of modules and parameters; the coefficient of each alone is measured too.
         data: Name of the data, where they are others than those of the main probe; becomes part of the signals' names.
+        sampled: Whether chains are drawn. Without them there is no coefficient, but what some products with the
+            Gauss-Newton matrix say at a small part of the price: the effective rank, half of which is the coefficient
+            were the divergence quadratic, and that in the outputs.
     """
 
     resolutions: tuple[float, float] = (COARSE, FINE)
@@ -63,6 +74,7 @@ class BehavioralCoefficient:
     burn_in: int | None = None
     refined: tuple[str, ...] = ()
     data: str = ""
+    sampled: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings, long before the first measurement."""
@@ -90,15 +102,27 @@ class BehavioralCoefficient:
         return restricted(objective, self.refined)
 
     def price(self, size: Size) -> Price:
-        """Chains that end after a quarter of their draws, at both resolutions, and the products for the ranks."""
+        """Of the chains and of the ranks."""
+        return self.price_of_chains(size) + self.price_of_ranks(size)
+
+    def price_of_chains(self, size: Size) -> Price:
+        """Chains that end after three quarters of their draws, at both resolutions, of the whole and of each part."""
+        if not self.sampled:
+            return Price()
         chains, draws, burn_in = self._moves(size.num_parameters)
-        moves = len(self.resolutions) * chains * (burn_in + draws / 4)
+        each = Price(moves=chains * (APPROACH + burn_in + DRAWN * draws), masses=MASSES_FOUND)
+        return each * (len(self.resolutions) * (1 + len(self.refined)))
+
+    def price_of_ranks(self, size: Size) -> Price:
+        """Products in the metric of the loss and in that of the outputs."""
+        if self.data:
+            return Price()
         batches = size.batches_of(ROWS)
-        ranks = 0.0
-        if not self.data:
-            large = size.num_parameters >= LARGE
-            ranks = 2 * max(PRODUCTS_OF_BATCHES / batches, LEAST_PRODUCTS) if large else PRODUCTS_IN_THE_OUTPUTS / 2
-        return Price(moves * (1 + len(self.refined)), ranks) * batches
+        if size.num_parameters >= LARGE:
+            ranks = 2.0 * max(PRODUCTS_OF_BATCHES / batches, LEAST_PRODUCTS)
+        else:
+            ranks = IN_REVERSE_MODE * PRODUCTS_IN_THE_OUTPUTS / 2
+        return Price(products=ranks) * batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
@@ -106,12 +130,16 @@ class BehavioralCoefficient:
         Besides ``effective_rank`` in all and by layer, ``misfit_change`` and ``description_length``, all three at the
         fine resolution, ``probe_share`` (how much of the rank half of the probe shows), and ``llc_outputs`` and
         ``llc_outputs_coarse``, half the effective rank in the metric of the outputs' own variance, whose resolutions
-        are of each output. Of parts, and on other data, the two coefficients alone.
+        are of each output. Of parts, and on other data, the two coefficients alone. Where no chains are drawn, what can
+        be known without: ``effective_rank`` at the temperature at which a quadratic divergence is the fine resolution,
+        ``probe_share`` and ``llc_outputs``.
 
         Raises:
             NoOutputsError: If the network's outputs cannot be seen.
             ValueError: If a name in ``refined`` matches no module or parameter.
         """
+        if not self.sampled:
+            return Reading(self._without_chains(enough(objective), seed))
         parts = self.parts(objective)
         seen = enough(objective)
         spread = prior_spread(seen)
@@ -132,6 +160,14 @@ class BehavioralCoefficient:
             for name, one in zip((LLC_COARSE, LLC_BEHAVIORAL), found, strict=True):
                 estimates[named(name, "_".join(filter(None, (self.data, part))))] = _estimate(one)
         return Reading(estimates)
+
+    def _without_chains(self, seen: Objective, seed: int) -> dict[str, Estimate]:
+        """What the ranks alone say."""
+        if self.data:
+            return {}
+        resolution = self.resolutions[1] / self.nats_per_loss
+        rank = effective_rank(seen, prior_spread(seen), resolution=resolution, seed=seed, **_settings(seen))
+        return {**_ranks(rank), **self._in_the_outputs(seen, seed)}
 
     def _estimates(self, objective: Objective, spread: Tensor | None, seed: int) -> list[BehavioralLLC]:
         chains, draws, burn_in = self._moves(objective.num_parameters)

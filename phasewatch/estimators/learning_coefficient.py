@@ -15,6 +15,8 @@ from phasewatch.record.signals import LLC
 
 _PILOT = 2 * 33 + 40
 """Gradients of all batches before the chains, see :func:`phasewatch.estimate_llc`."""
+_MOVE = 1.5
+"""Gradients of a batch that a move of a chain takes as long as, with what is looked at beside it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class LearningCoefficient:
 
     def price(self, size: Size) -> Price:
         """What is known of it: the chains, on one batch at a time, and before them a pilot on all."""
-        chains = self.chains * (self.burn_in + self.draws)
+        chains = _MOVE * self.chains * (self.burn_in + self.draws)
         return Price(_PILOT * size.num_batches + chains) * (1 + len(self.refined))
 
     def _of_part(self, part: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol, runtime_checkable
 
 
@@ -28,23 +28,27 @@ class Size:
 
 @dataclass(frozen=True)
 class Price:
-    """What is typically spent, each on one batch of the probe.
+    """What is typically spent, on one batch of the probe where nothing else is said.
 
     Attributes:
         gradients: Gradients of the loss.
         products: Products with the Hessian or the Gauss-Newton matrix.
+        moves: Moves of a chain of λ of the function, on all batches that it looks at.
+        masses: Times that the masses of these chains are found anew.
     """
 
     gradients: float = 0.0
     products: float = 0.0
+    moves: float = 0.0
+    masses: float = 0.0
 
     def __add__(self, other: Price) -> Price:
         """Both."""
-        return Price(self.gradients + other.gradients, self.products + other.products)
+        return Price(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: float) -> Price:
         """So many times."""
-        return Price(self.gradients * times, self.products * times)
+        return Price(*(count * times for count in astuple(self)))
 
 
 @runtime_checkable

@@ -107,6 +107,7 @@ class Measurement:
         time: Unix time when it was finished.
         sample_losses: The loss of each sample of the probe, in its order, NaN where it was not finite; empty where the
             loss cannot be taken sample by sample.
+        seconds_by_part: Wall time of each estimator, by its name; the rest went into what all of them share.
     """
 
     step: int
@@ -115,6 +116,7 @@ class Measurement:
     seconds: float = 0.0
     time: float = 0.0
     sample_losses: tuple[float, ...] = ()
+    seconds_by_part: dict[str, float] = field(default_factory=dict)
 
     def value(self, name: str) -> float:
         """The value of a signal; NaN where it was not measured."""
@@ -146,6 +148,8 @@ class Measurement:
         }
         if self.sample_losses:
             plain["sample_losses"] = [loss if math.isfinite(loss) else None for loss in self.sample_losses]
+        if self.seconds_by_part:
+            plain["seconds_by_part"] = dict(self.seconds_by_part)
         return plain
 
     @classmethod
@@ -163,6 +167,7 @@ class Measurement:
                 seconds=float(plain["seconds"]),
                 time=float(plain["time"]),
                 sample_losses=tuple(math.nan if x is None else x for x in plain.get("sample_losses", ())),
+                seconds_by_part=dict(plain.get("seconds_by_part", {})),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(

@@ -26,16 +26,17 @@ STEPS, STEP_SECONDS, SECONDS = 120, 10.0, 10.0
 
 @dataclass(frozen=True)
 class Slow:
-    """How large the weights are; says that it takes 10 s, and moves the clock by as much."""
+    """How large the weights are; says that it takes 10 s, and moves the clock by what it takes."""
 
     clock: Any
+    takes: float = SECONDS
     name: str = "slow"
 
     def price(self, size: Size) -> Price:
         return Price(gradients=SECONDS)
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
-        self.clock.now += SECONDS
+        self.clock.now += self.takes
         torch.rand(3)
         return Reading({"size": Estimate(float(objective.parameters.norm()))})
 
@@ -63,15 +64,16 @@ def clock(monkeypatch: Any) -> Any:
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
     monkeypatch.setattr("phasewatch.watch.time", fake)
-    monkeypatch.setattr(price.Pace, "of", lambda _: price.Pace(1.0, 0.0))
+    monkeypatch.setattr("phasewatch.measure.time", fake)
+    monkeypatch.setattr(price.Pace, "of", lambda *_: price.Pace(1.0, 0.0))
     monkeypatch.setattr(price, "predicted", lambda estimators, *_: {"slow": SECONDS} if estimators else {})
     monkeypatch.setitem(CATALOGUE, "size", Signal("size", "size of the weights", group="tests", detected=False))
     return clock
 
 
-def slow(clock: Any, **options: Any) -> PhaseWatch:
-    watch = PhaseWatch(probe_samples=16, held_out=False, on_error="raise", **options)
-    watch.estimators = (Slow(clock),)  # type: ignore[assignment]
+def slow(clock: Any, takes: float = SECONDS, free_seconds: float = 0, **options: Any) -> PhaseWatch:
+    watch = PhaseWatch(probe_samples=16, held_out=False, on_error="raise", free_seconds=free_seconds, **options)
+    watch.estimators = (Slow(clock, takes),)  # type: ignore[assignment]
     return watch
 
 
@@ -106,6 +108,37 @@ def test_training_starts_and_the_first_state_comes_first_in_the_record(clock: An
     assert kept == {f"recent-step={step}.ckpt" for step in sizes.steps[:-1]}
 
 
+@pytest.mark.parametrize(
+    ("takes", "measured"),
+    [
+        (10.0, 6),
+        (40.0, 1),  # says 10 s: of the 60 too little is left for the end
+        (60.0, 1),
+    ],
+)
+def test_a_short_run_is_not_held_up_for_longer_than_the_free_seconds(
+    takes: float, measured: int, clock: Any, tmp_path: Path
+) -> None:
+    """12 steps of 10 s are worth 12 s of measuring, and 60 s are free."""
+    watch = slow(clock, takes, free_seconds=60)
+    train(tmp_path, watch, Outside(clock, watch), max_steps=12)
+    assert clock.now - 12 * STEP_SECONDS == measured * takes <= 60
+    steps = [m.step for m in watch.run.measurements]
+    assert len(steps) == measured and steps[0] == 0 and (steps[-1] == 12) is (measured > 1)
+
+
+def test_where_nothing_was_paid_the_last_line_says_so_and_names_no_record(
+    clock: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("phasewatch.callbacks.watching._say", lambda _, text: said.append(text))
+    watch = slow(clock)
+    with pytest.warns(UserWarning, match="so nothing is measured"):
+        train(tmp_path, watch, Outside(clock, watch), max_steps=6)
+    assert clock.now == 6 * STEP_SECONDS
+    assert "0 measurements" in said[-1] and "free_seconds=0, allows no more" in said[-1] and "analyze" not in said[-1]
+
+
 def test_the_line_goes_where_the_trainer_says_things(clock: Any, tmp_path: Path, monkeypatch: Any) -> None:
     said: list[str] = []
     monkeypatch.setattr("phasewatch.callbacks.watching._say", lambda _, text: said.append(text))
@@ -119,12 +152,12 @@ def test_the_line_goes_where_the_trainer_says_things(clock: Any, tmp_path: Path,
 
 
 def test_the_run_is_the_run_that_is_not_watched(clock: Any, tmp_path: Path) -> None:
-    """20 steps a measurement, of 12 steps: step 0 is measured when all is over."""
+    """20 s are free and pay for two, of which the start is measured once that is known, and the end."""
 
     def loader() -> DataLoader[Any]:
         return DataLoader(data(), batch_size=8, shuffle=True)
 
-    watch = slow(clock)
+    watch = slow(clock, free_seconds=20)
     assert same(fit(tmp_path, Classifier, loader, watch), fit(tmp_path, Classifier, loader, None))
     assert [m.step for m in watch.run.measurements] == [0, 12]
 
