@@ -35,6 +35,9 @@ DENSE_BELOW = 128
 OUTPUTS_TOLERANCE, PRODUCTS_IN_THE_OUTPUTS = 0.01, 1_024
 """Of ranks in the outputs of small networks: they fall by some 5 % when modular addition generalises (see
 benchmarks/results/live.md), and whether they fall decides between simpler and more confident."""
+OUTPUTS_DENSE_BELOW = 2_000
+"""Parameters up to which all eigenvalues take less time than the several hundred products of such a run, and are exact:
+half as much at 1,500 on a CPU."""
 LEAST_PROBE_SHARE = 0.6
 """Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
 one half there."""
@@ -204,7 +207,8 @@ class BehavioralCoefficient:
         settings = _settings(objective)
         if objective.num_parameters < LARGE:
             settings |= {"tolerance": OUTPUTS_TOLERANCE, "max_products": PRODUCTS_IN_THE_OUTPUTS}
-        ranks = effective_rank(moved, spread, resolution=fine, seed=seed, check_probe=False, **settings)
+            settings |= {"dense_below": OUTPUTS_DENSE_BELOW}
+        ranks = effective_rank(moved, spread, resolution=fine, seed=seed, check_probe=False, by_layer=False, **settings)
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = ranks.at_resolution(resolution)
