@@ -200,7 +200,7 @@ def estimate_behavioral_llc(
                     break
             misfit = math.nan
             if metric == "loss":
-                # As many places at a time as there are chains, so that one trace serves, however many rounds there were.
+                # As many places at a time as there are chains: one trace serves, however many rounds there were.
                 moved = [
                     objective.losses(places) - divergence.losses(places) / nats_per_loss
                     for places in seen.positions.split(chains)

@@ -37,7 +37,7 @@ _ARITHMETIC = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.T
 _DIRECT: dict[Any, Any] = {
     _aten._log_softmax.default: torch._log_softmax,
     _aten._to_copy.default: torch.Tensor.to,
-    _aten._unsafe_view.default: torch.Tensor.view,
+    _aten._unsafe_view.default: torch.Tensor.reshape,
     _aten.add.Tensor: torch.add,
     _aten.baddbmm.default: torch.baddbmm,
     _aten.bmm.default: torch.bmm,
@@ -57,7 +57,7 @@ _DIRECT: dict[Any, Any] = {
     _aten.tanh.default: torch.tanh,
     _aten.transpose.int: torch.transpose,
     _aten.unsqueeze.default: torch.unsqueeze,
-    _aten.view.default: torch.Tensor.view,
+    _aten.view.default: torch.Tensor.reshape,
     _aten.where.self: torch.where,
 }
 """The same by PyTorch's own bindings: a call of an overload by its name costs twice that of a small operation."""
@@ -84,7 +84,7 @@ def simplified(traced: GraphModule) -> Simplified:
             draws no random numbers.
     """
     graph = traced.graph
-    if any(_writes(node) for node in graph.nodes):
+    if any(_writes(node) or node.target is _aten.as_strided.default for node in graph.nodes):
         return Simplified(lambda *tensors: tensors, traced.forward)
     _fill_without_a_pattern(graph)
     _leave_out_what_changes_nothing(graph)
@@ -159,7 +159,7 @@ def _changes_nothing(node: Node) -> bool:
         return before.device == after.device and "memory_format" not in node.kwargs
     if node.target is _aten.permute.default:
         return list(node.args[1]) == list(range(len(before.shape)))  # type: ignore[arg-type]
-    return node.target is _aten.mul.Scalar and node.args[1] == 1
+    return node.target is _aten.mul.Scalar and bool(node.args[1] == 1)
 
 
 def _share(graph: Graph) -> None:
@@ -183,15 +183,10 @@ def _turn_log_softmax(graph: Graph) -> None:
             continue
         value = _value(node)
         tensors, dim = (node.args[:1], node.args[1]) if forward else (node.args[:2], node.args[2])
-        if (
-            value is None
-            or len(value.shape) < 2
-            or value.device.type != "cpu"
-            or node.args[2 if forward else 3] is True
-        ):
+        if value is None or value.dim() < 2 or value.device.type != "cpu":
             continue
-        last = len(value.shape) - 1
-        if dim % len(value.shape) != last or value.shape[last] > FEW_CLASSES:
+        last = value.dim() - 1
+        if dim % value.dim() != last or value.shape[last] > FEW_CLASSES:  # type: ignore[operator]
             continue
         with graph.inserting_before(node):
             turned = [_contiguous(graph, _transposed(graph, tensor, last)) for tensor in tensors]
@@ -222,32 +217,41 @@ def _contiguous(graph: Graph, node: Node) -> Node:
 def _fuse_products(graph: Graph) -> None:
     """A sum with a product is one operation; the transpose of a product is one of the factors' transposes."""
     for node in list(graph.nodes):
-        value = _value(node)
-        if node.target is _aten.add.Tensor and not node.kwargs and value is not None and value.dim() == 3:
-            for product, other in (node.args, node.args[::-1]):
-                if _is_product_for(product, node) and _fits(other, value):
-                    with graph.inserting_before(node):
-                        found = graph.call_function(_aten.baddbmm.default, (other, *product.args))  # type: ignore[union-attr]
-                    found.meta = node.meta
-                    node.replace_all_uses_with(found)
-                    graph.erase_node(node)
-                    break
-        if node.target is _aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
-            turned = node.args[0]
-            if not (isinstance(turned, Node) and turned.target is _aten.transpose.int and len(turned.users) == 1):
-                continue
-            product = turned.args[0]
-            if {turned.args[1], turned.args[2]} == {1, 2} and _is_product_for(product, turned):
-                with graph.inserting_before(node):
-                    left, right = (_transposed(graph, factor, 2) for factor in product.args)  # type: ignore[union-attr]
-                    found = graph.call_function(_aten.bmm.default, (right, left))
-                found.meta = node.meta
-                node.replace_all_uses_with(found)
-                graph.erase_node(node)
+        fused = _sum_with_product(graph, node) or _transposed_product(graph, node)
+        if fused is not None:
+            fused.meta = node.meta
+            node.replace_all_uses_with(fused)
+            graph.erase_node(node)
 
 
-def _is_product_for(node: Any, user: Node) -> bool:
-    return isinstance(node, Node) and node.target is _aten.bmm.default and set(node.users) == {user}
+def _sum_with_product(graph: Graph, node: Node) -> Node | None:
+    value = _value(node)
+    if node.target is not _aten.add.Tensor or node.kwargs or value is None or value.dim() != 3:
+        return None
+    for product, other in (node.args, node.args[::-1]):
+        if (factors := _factors(product, node)) and _fits(other, value):
+            with graph.inserting_before(node):
+                return graph.call_function(_aten.baddbmm.default, (other, *factors))
+    return None
+
+
+def _transposed_product(graph: Graph, node: Node) -> Node | None:
+    turned = node.args[0] if node.args else None
+    if node.target is not _aten.clone.default or node.kwargs.get("memory_format") is not torch.contiguous_format:
+        return None
+    if not isinstance(turned, Node) or turned.target is not _aten.transpose.int or {*turned.args[1:]} != {1, 2}:
+        return None
+    if len(turned.users) > 1 or not (factors := _factors(turned.args[0], turned)):
+        return None
+    with graph.inserting_before(node):
+        left, right = (_transposed(graph, factor, 2) for factor in factors)
+        return graph.call_function(_aten.bmm.default, (right, left))
+
+
+def _factors(node: Any, user: Node) -> tuple[Node, ...]:
+    """Of a product of matrices that is used there alone."""
+    is_product = isinstance(node, Node) and node.target is _aten.bmm.default and set(node.users) == {user}
+    return node.args if is_product else ()
 
 
 def _fits(other: Any, value: Tensor) -> bool:
@@ -259,7 +263,7 @@ def _fits(other: Any, value: Tensor) -> bool:
 def _fixed(graph: Graph) -> set[Node]:
     """What depends on the inputs after the first alone, as far as it is to be kept."""
     fixed = set([node for node in graph.nodes if node.op == "placeholder"][1:])
-    kept = 0
+    kept = 0.0
     for node in graph.nodes:
         if node.op in ("call_function", "get_attr") and fixed.issuperset(node.all_input_nodes):
             size = 0 if _is_view(node) or node.op == "get_attr" else _bytes(node)
