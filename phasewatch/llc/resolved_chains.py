@@ -104,8 +104,6 @@ class ResolvedChains:
         gradients: Gradients of the whole probe so far, all chains together.
     """
 
-    _ahead_inside: Tensor | None
-
     def __init__(self, divergence: Objective, spread: Tensor, chains: int, seed: int) -> None:
         """Look at the divergence near w* and at the prior's distance.
 
@@ -136,8 +134,8 @@ class ResolvedChains:
         self._log_step = 0.0
         self._bound = math.inf
         self._kept = _Kept()
-        self._ahead, self._ahead_inside = positions.new_empty(0, *positions.shape), None
-        self._used = 0
+        self._ahead: list[Tensor] = []
+        self._ahead_inside: list[Tensor] = []
 
     def set_up(self, resolution: float, moves: int) -> None:
         """Let the chains go from near w* until the mean divergence is as given; find nbeta, masses and step size there.
@@ -205,8 +203,8 @@ class ResolvedChains:
         self._positions, self._momenta, self._gradients = (
             self._curvature.into(v) for v in (positions, momenta, gradients)
         )
-        self._half_squares = _half_squares(self._positions)
-        self._ahead_inside = None
+        (self._half_squares,) = _half_squares(self._positions)
+        self._ahead_inside = []
         self._set_nbeta(self._nbeta)
 
     def draw(self, moves: int) -> Draws:
@@ -274,15 +272,17 @@ class ResolvedChains:
         positions, gradients = (torch.where(there[:, None], v, 0) for v in (positions, gradients))
         return positions, torch.where(there, values, 0).cpu().numpy(), gradients
 
-    def _evaluate(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """D, in float64, and its gradient, at places in units of the spread, from w*."""
+    def _evaluate(self, positions: Tensor, bases: FactoredCurvature | None = None) -> tuple[Tensor, Tensor]:
+        """D, in float64, and its gradient, at places in units of the spread, from w*; both in the bases, if given."""
         self.gradients += len(positions)
         values, gradients = [], []
         for rows in self._rows:
-            places = torch.addcmul(self._divergence.parameters, self._spread, positions[rows])
+            away = positions[rows] if bases is None else bases.out(positions[rows])
+            places = torch.addcmul(self._divergence.parameters, self._spread, away)
             value, gradient = self._divergence.losses_and_gradients(places)
             values.append(value.double())
-            gradients.append(gradient.mul_(self._spread))
+            gradient.mul_(self._spread)
+            gradients.append(gradient if bases is None else bases.into(gradient))
         return (torch.cat(values), torch.cat(gradients)) if len(values) > 1 else (values[0], gradients[0])
 
     def _move(self, free: bool = False) -> tuple[float, float]:
@@ -292,15 +292,14 @@ class ResolvedChains:
         """
         step = math.exp(self._log_step)
         kept = math.exp(-step / PATH)
-        before = torch.add(math.sqrt(1 - kept**2) * self._noise(), self._momenta, alpha=kept)
+        before = self._noise().mul_(math.sqrt(1 - kept**2)).add_(self._momenta, alpha=kept)
         momenta = torch.add(before, self._slopes, alpha=-step / 2)
         positions = torch.addcmul(self._positions, self._roots, momenta, value=step)
-        found, outside_gradients = self._evaluate(self._curvature.out(positions))
-        gradients = self._curvature.into(outside_gradients)
+        found, gradients = self._evaluate(positions, self._curvature)
         slopes = self._slopes_at(positions, gradients)
         momenta.add_(slopes, alpha=-step / 2)
         values = found.cpu().numpy()
-        half_squares, kinetic, kinetic_before = _half_squares(torch.stack([positions, momenta, before]))
+        half_squares, kinetic, kinetic_before = _half_squares(positions, momenta, before)
         with np.errstate(all="ignore"):  # a divergence that is not finite is refused
             work = self._nbeta * (values - self._values) + half_squares - self._half_squares + kinetic - kinetic_before
             outside = values > self._bound
@@ -334,14 +333,13 @@ class ResolvedChains:
 
     def _noise(self) -> Tensor:
         """For one move, in the bases; drawn outside of them, so that it does not depend on which they are."""
-        if self._used == len(self._ahead):
-            chains, size = self._positions.shape
-            self._ahead = self._normal(max(min(DRAWN_AHEAD // (chains * size), MOST_AHEAD), 1))
-            self._used, self._ahead_inside = 0, None
-        if self._ahead_inside is None:
-            self._ahead_inside = self._curvature.into(self._ahead.flatten(0, 1)).view_as(self._ahead)
-        self._used += 1
-        return self._ahead_inside[self._used - 1]
+        chains, size = self._positions.shape
+        if not self._ahead:
+            self._ahead = list(self._normal(max(min(DRAWN_AHEAD // (chains * size), MOST_AHEAD), 1)))
+        if not self._ahead_inside:
+            self._ahead_inside = list(self._curvature.into(torch.cat(self._ahead)).split(chains))
+        self._ahead.pop(0)
+        return self._ahead_inside.pop(0)
 
     def _normal(self, moves: int) -> Tensor:
         """Shape ``(moves, chains, num_parameters)``."""
@@ -349,6 +347,8 @@ class ResolvedChains:
         return torch.stack(noise, dim=1)
 
 
-def _half_squares(vectors: Tensor) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = torch.linalg.vecdot(vectors, vectors).cpu().numpy().astype(np.float64) / 2
+def _half_squares(*vectors: Tensor) -> NDArray[np.float64]:
+    """Shape ``(len(vectors), chains)``."""
+    squares = torch.stack([torch.linalg.vecdot(each, each) for each in vectors])
+    found: NDArray[np.float64] = squares.cpu().numpy().astype(np.float64) / 2
     return found
