@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from phasewatch.estimators.parts import check_names, check_refined, named, restricted
@@ -21,7 +23,7 @@ from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, L
 LARGE = 20_000
 """Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
 as much of them as many of a small one."""
-PRECISION = (0.07, 0.1)
+PRECISION = (0.09, 0.1)
 """Half-width of the interval at which chains end, as a share of lambda, below that and from there on."""
 MOST_PRODUCTS = 96
 """Products with the Gauss-Newton matrix for an effective rank of a small network."""
@@ -38,6 +40,9 @@ benchmarks/results/live.md), and whether they fall decides between simpler and m
 IN_REVERSE_MODE = 2.5
 """Products with the Hessian that one with the Gauss-Newton matrix takes as long as, in a network so small that no
 forward mode is used."""
+OUTPUTS_DENSE_BELOW = 2_000
+"""Parameters up to which all eigenvalues take less time than the several hundred products of such a run, and are exact:
+half as much at 1,500 on a CPU."""
 LEAST_PROBE_SHARE = 0.6
 """Share of the effective rank that half of the probe must show; a rank that is as large as the samples are many is
 one half there."""
@@ -238,9 +243,14 @@ class BehavioralCoefficient:
         coarse, fine = (resolution * outputs for resolution in self.resolutions)
         spread = prior_spread(objective, "outputs")
         settings = _settings(objective)
+        if OUTPUTS_DENSE_BELOW < objective.num_parameters < LARGE:
+            # Single precision adds noise to each of many directions: a third of the rank where it looks this closely.
+            with suppress(Exception):  # the module's code fixes its type
+                moved = moved.to(torch.float64)
         if objective.num_parameters < LARGE:
             settings |= {"tolerance": OUTPUTS_TOLERANCE, "max_products": PRODUCTS_IN_THE_OUTPUTS}
-        ranks = effective_rank(moved, spread, resolution=fine, seed=seed, check_probe=False, **settings)
+            settings |= {"dense_below": OUTPUTS_DENSE_BELOW}
+        ranks = effective_rank(moved, spread, resolution=fine, seed=seed, check_probe=False, by_layer=False, **settings)
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = ranks.at_resolution(resolution)

@@ -51,6 +51,9 @@ all and of half of them."""
 _STEPS_OF_A_SAMPLE = 8
 """Products that a random direction takes once the leading eigenvectors are out; also how often it is asked to stop."""
 
+_ALL = ""
+"""Stands for all parameters together where the layers are not told apart."""
+
 Array = NDArray[np.float64]
 
 
@@ -138,6 +141,7 @@ def effective_rank(
     max_products: int = 64,
     dense_below: int = 1000,
     check_probe: bool = True,
+    by_layer: bool = True,
     graph_memory: int = GRAPH_MEMORY,
 ) -> EffectiveRank:
     r"""The effective rank of the Gauss-Newton matrix under a Gaussian prior, in all and layer by layer.
@@ -164,6 +168,7 @@ def effective_rank(
         max_products: Products of the whole matrix after which it stops.
         dense_below: Greatest number of parameters for which the whole matrix is built.
         check_probe: Whether to look at half of the samples too.
+        by_layer: Whether to tell the layers apart; without, eigenvectors of a whole matrix are not needed.
         graph_memory: Bytes of autograd graph that may be kept between products; 0 rebuilds every time.
 
     Returns:
@@ -203,7 +208,7 @@ def effective_rank(
         return spectrum.nbeta_at(resolution) if nbeta is None and resolution is not None else nbeta or 0.0
 
     def on(data: Objective, error: float) -> tuple[WhitenedSpectrum, int]:
-        operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread)
+        operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread, by_layer)
         if size <= dense_below:
             return _dense(operator), operator.matrix.products
         found = _sampled(operator, temperature, own_generator(seed), error, max_products)
@@ -364,6 +369,7 @@ class WhitenedSpectrum:
             by_layer={
                 name: LayerRank(float(v), float(e))
                 for name, v, e in zip(self.layers, layer_values, layer_errors, strict=True)
+                if name != _ALL
             },
             nbeta=nbeta,
             converged=not reasons,
@@ -409,10 +415,13 @@ class WhitenedSpectrum:
 class _Whitened:
     """The Gauss-Newton matrix in units of the prior's standard deviations."""
 
-    def __init__(self, matrix: GaussNewtonOperator, spread: Tensor) -> None:
+    def __init__(self, matrix: GaussNewtonOperator, spread: Tensor, by_layer: bool) -> None:
         self.matrix = matrix
         self.spread = spread.to(matrix.objective.parameters)
         self.parts: dict[str, list[slice]] = {}
+        if not by_layer:
+            self.parts[_ALL] = [slice(None)]
+            return
         start = 0
         for name, shape in matrix.objective.parameter_shapes.items():
             layer = name.rpartition(".")[0] or name
@@ -442,10 +451,12 @@ class _Whitened:
 
 def _dense(operator: _Whitened) -> WhitenedSpectrum:
     matrix = operator.dense().double().cpu()
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return WhitenedSpectrum(
-        tuple(operator.parts), (_all_known(values.numpy(), operator.shares(vectors.T.contiguous())),)
-    )
+    symmetric, layers = (matrix + matrix.T) / 2, tuple(operator.parts)
+    if layers == (_ALL,):
+        values = torch.linalg.eigvalsh(symmetric).numpy()
+        return WhitenedSpectrum(layers, (_all_known(values, np.ones((1, len(values)))),))
+    values, vectors = torch.linalg.eigh(symmetric)
+    return WhitenedSpectrum(layers, (_all_known(values.numpy(), operator.shares(vectors.T.contiguous())),))
 
 
 def _all_known(eigenvalues: Array, shares: Array) -> _Sample:
@@ -537,7 +548,7 @@ class _Stop:
         if run.dimension % (_STEPS_OF_A_SAMPLE // 2):
             return False
         alone = _Sample.of_run(run, self._dimension)
-        nbeta = self._temperature(WhitenedSpectrum(("",), (alone,))) if self._nbeta is None else self._nbeta
+        nbeta = self._temperature(WhitenedSpectrum((_ALL,), (alone,))) if self._nbeta is None else self._nbeta
         image, value, lower, upper = alone.images(nbeta)
         scale = value if self._scale is None else self._scale
         close = (upper - lower) / 2 <= self._tolerance * scale / 2

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import Tensor
 
@@ -199,8 +200,12 @@ def estimate_behavioral_llc(
                     break
             misfit = math.nan
             if metric == "loss":
-                moved = objective.losses(seen.positions) - divergence.losses(seen.positions) / nats_per_loss
-                misfit = float(moved.double().mean()) - objective.mean_loss
+                # As many places at a time as there are chains: one trace serves, however many rounds there were.
+                moved = [
+                    objective.losses(places) - divergence.losses(places) / nats_per_loss
+                    for places in seen.positions.split(chains)
+                ]
+                misfit = float(torch.cat(moved).double().mean()) - objective.mean_loss
             found[resolution] = replace(found[resolution], misfit_change=misfit, gradients=sampler.gradients - before)
     return [found[resolution] for resolution in resolutions]
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 FORGETTING = 0.9
 """Weight of what was learnt before each time that chains report their forces."""
+SMALL = 2**18
+"""Entries up to which the Kronecker product of a tensor's two bases is formed: one product with it is faster then."""
 WIDEST = 4
 """A side of a matrix has a full factor if that takes at most so many times the memory of the matrix, else a diagonal
 one."""
@@ -31,30 +33,45 @@ class _Factors:
     columns: Tensor
     row_basis: Tensor | None = None
     column_basis: Tensor | None = None
+    basis: Tensor | None = None
 
     def add(self, forces: Tensor) -> None:
         """Forces of all chains, shape ``(chains, *shape)``."""
-        count = len(forces)
-        for factor, matrices in ((self.rows, forces), (self.columns, forces.mT)):
-            seen = matrices.square().sum(dim=(0, 2)) if factor.dim() == 1 else (matrices @ matrices.mT).sum(dim=0)
-            factor.mul_(FORGETTING).add_(seen / count, alpha=1 - FORGETTING)
+        weight = (1 - FORGETTING) / len(forces)
+        for factor, matrices in ((self.rows, forces.transpose(0, 1)), (self.columns, forces.permute(2, 0, 1))):
+            if factor.dim() == 1:
+                factor.mul_(FORGETTING).add_(matrices.square().sum(dim=(1, 2)), alpha=weight)
+            else:
+                seen = matrices.flatten(1)
+                factor.addmm_(seen, seen.T, beta=FORGETTING, alpha=weight)
 
     def covariances(self) -> Tensor:
         """Finds the bases anew; the covariance of the forces in each of their directions, shape ``shape``."""
         along_rows, self.row_basis = _eigen(self.rows)
         along_columns, self.column_basis = _eigen(self.columns)
+        if (
+            self.row_basis is not None
+            and self.column_basis is not None
+            and self.rows.numel() * self.columns.numel() <= SMALL
+        ):
+            self.basis = torch.kron(self.row_basis, self.column_basis)
         total = along_rows.sum().clamp(min=torch.finfo(along_rows.dtype).tiny)
         return along_rows[:, None] / total * along_columns
 
-    def out(self, inside: Tensor) -> Tensor:
-        """From the bases to the tensor, shape ``(chains, *shape)``."""
-        rows = inside if self.row_basis is None else self.row_basis @ inside
-        return rows if self.column_basis is None else rows @ self.column_basis.mT
-
-    def into(self, outside: Tensor) -> Tensor:
-        """From the tensor to the bases."""
-        rows = outside if self.row_basis is None else self.row_basis.mT @ outside
-        return rows if self.column_basis is None else rows @ self.column_basis
+    def turned(self, vectors: Tensor, back: bool) -> Tensor:
+        """From coordinates in the bases to the tensor, or back; shape ``(vectors, rows * columns)``."""
+        if self.row_basis is None and self.column_basis is None:
+            return vectors
+        if self.basis is not None:
+            return vectors @ (self.basis if back else self.basis.mT)
+        found = vectors.view(-1, *self.shape)
+        if self.row_basis is not None:
+            rows = self.row_basis.mT if back else self.row_basis
+            found = torch.bmm(rows.expand(len(found), -1, -1), found)
+        if self.column_basis is not None:
+            columns = self.column_basis if back else self.column_basis.mT
+            found = torch.bmm(found, columns.expand(len(found), -1, -1))
+        return found.flatten(1)
 
 
 class FactoredCurvature:
@@ -76,16 +93,17 @@ class FactoredCurvature:
             ]
             self._tensors.append(_Factors((rows, columns), *(like.new_zeros(side) for side in sides)))
         self._sizes = [rows * columns for rows, columns in matrices]
-        self._curvatures = [like.new_zeros(shape) for shape in matrices]
+        self._curvatures = like.new_zeros(sum(self._sizes))
         self._weight = 0.0
 
     def copy(self) -> FactoredCurvature:
         """One that learns on by itself."""
         other = object.__new__(FactoredCurvature)
         other._tensors = [
-            _Factors(t.shape, t.rows.clone(), t.columns.clone(), t.row_basis, t.column_basis) for t in self._tensors
+            _Factors(t.shape, t.rows.clone(), t.columns.clone(), t.row_basis, t.column_basis, t.basis)
+            for t in self._tensors
         ]
-        other._sizes, other._curvatures, other._weight = self._sizes, list(self._curvatures), self._weight
+        other._sizes, other._curvatures, other._weight = self._sizes, self._curvatures, self._weight
         return other
 
     def learn(self, gradients: Tensor, nbeta: float) -> None:
@@ -103,21 +121,31 @@ class FactoredCurvature:
 
     def refresh(self, nbeta: float) -> None:
         """Make use of what was learnt at this inverse temperature."""
-        for k, tensor in enumerate(self._tensors):
-            covariances = nbeta / self._weight * tensor.covariances()
-            self._curvatures[k] = (covariances + (covariances.square() + 4 * covariances).sqrt()) / (2 * nbeta)
+        covariances = torch.cat([tensor.covariances().flatten() for tensor in self._tensors]) * (nbeta / self._weight)
+        self._curvatures = (covariances + (covariances.square() + 4 * covariances).sqrt()) / (2 * nbeta)
+
+    def roots(self, nbeta: float) -> Tensor:
+        """Of (1 + nbeta A)^-1 in the bases, where it is diagonal; shape ``(num_parameters,)``."""
+        return torch.rsqrt(1 + nbeta * self._curvatures)
+
+    def out(self, inside: Tensor) -> Tensor:
+        """Vectors whose coordinates in the bases are given, both of shape ``(vectors, num_parameters)``."""
+        return self._turned(inside, back=False)
+
+    def into(self, outside: Tensor) -> Tensor:
+        """The coordinates of vectors in the bases."""
+        return self._turned(outside, back=True)
+
+    def _turned(self, vectors: Tensor, back: bool) -> Tensor:
+        pieces = zip(self._tensors, vectors.split_with_sizes(self._sizes, dim=1), strict=True)
+        return torch.cat([tensor.turned(piece, back) for tensor, piece in pieces], dim=1)
 
     def narrow(self, vectors: Tensor, nbeta: float) -> Tensor:
-        """(1 + nbeta A)^(-1/2) times vectors, shape ``(chains, num_parameters)``: of noise it makes such positions.
+        """(1 + nbeta A)^(-1/2) times vectors, shape ``(vectors, num_parameters)``: of noise it makes such positions.
 
         The symmetric root depends on none of the choices that there are among eigenvectors.
         """
-        pieces = zip(self._tensors, self._curvatures, vectors.split(self._sizes, dim=1), strict=True)
-        narrowed = [
-            tensor.out((1 + nbeta * curvatures).rsqrt() * tensor.into(piece.view(-1, *tensor.shape))).flatten(1)
-            for tensor, curvatures, piece in pieces
-        ]
-        return torch.cat(narrowed, dim=1)
+        return self.out(self.roots(nbeta) * self.into(vectors))
 
 
 def _eigen(factor: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -51,6 +51,9 @@ FOLLOWING, FASTEST, SETTLING = 0.3, 0.1, 0.02
 FIRST_MASSES, MASSES_AGAIN = 10, 1.5
 """The masses are taken from the forces after so many moves, and whenever there are so many times as many."""
 DRAWS_PER_POSITION = 8
+DRAWN_AHEAD, MOST_AHEAD = 2**17, 16
+"""Numbers of noise that are drawn together, and moves that they are for at most: in a small network each call costs as
+much as the arithmetic of a move."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Draws:
 class _Kept:
     """What was seen since the chains were set up, draw by draw or every 8th of them."""
 
-    divergences: list[Tensor] = field(default_factory=list)
+    divergences: list[NDArray[np.float64]] = field(default_factory=list)
     squared_distances: list[Tensor] = field(default_factory=list)
     virials: list[Tensor] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
@@ -93,6 +96,9 @@ class _Kept:
 
 class ResolvedChains:
     """Chains around w*, for one resolution after another.
+
+    While they move, positions, momenta and gradients are coordinates in the bases of the curvature, in which the masses
+    are diagonal.
 
     Attributes:
         gradients: Gradients of the whole probe so far, all chains together.
@@ -117,21 +123,19 @@ class ResolvedChains:
         self._host = np.random.default_rng(seeds[0].spawn(1)[0])
         at_once = spread.numel() <= CHAINS_AT_ONCE_BELOW.get(device.type, 0)
         self._rows = [slice(None)] if at_once else [slice(k, k + 1) for k in range(chains)]
-        positions = self._normal()
-        values, gradients = self._evaluate(positions)
+        positions = self._normal(1)[0]
+        values, _ = self._evaluate(positions)
         self.at_the_prior = float(values.nan_to_num(torch.inf).median())
         self._nbeta_near = self._nbeta = 1 / self.at_the_prior if 0 < self.at_the_prior < math.inf else 1.0
         self._reach = 1.0
         self._near = FactoredCurvature(list(divergence.parameter_shapes.values()), spread)
-        self._curvature = self._near
-        self._positions, self._values, self._gradients = positions, values, gradients
-        self._momenta = self._normal()
         # Uniform on (-1, 1); its absolute value decides, its sign is the direction in which that moves.
-        self._thresholds = torch.as_tensor(self._host.uniform(-1, 1, chains), device=device)
-        self._slopes: Tensor | None = None
+        self._thresholds = self._host.uniform(-1, 1, chains)
         self._log_step = 0.0
         self._bound = math.inf
         self._kept = _Kept()
+        self._ahead: list[Tensor] = []
+        self._ahead_inside: list[Tensor] = []
 
     def set_up(self, resolution: float, moves: int) -> None:
         """Let the chains go from near w* until the mean divergence is as given; find nbeta, masses and step size there.
@@ -140,9 +144,9 @@ class ResolvedChains:
             resolution: The mean divergence wanted.
             moves: Moves of each chain to spend; some more where the chains are still spreading.
         """
-        self._approach(resolution)
+        positions, self._values, gradients = self._approach(resolution)
         self._curvature = self._near.copy()
-        self._momenta, self._slopes = self._normal(), None
+        self._turn_into_bases(positions, self._normal(1)[0], gradients)
         self._log_step = math.log(FIRST_STEP)
         free = int(FREE * moves)
         masses_at: float = FIRST_MASSES
@@ -152,9 +156,11 @@ class ResolvedChains:
             if move >= free and (move - free) % lately == 0 and np.mean(virials) > SPREAD_OUT:
                 break
             acceptance = self._step_at(resolution, free=True)
-            self._curvature.learn(self._gradients, self._nbeta)
+            self._curvature.learn(self._curvature.out(self._gradients), self._nbeta)
             if move + 1 >= masses_at:
+                outside = [self._curvature.out(v) for v in (self._positions, self._momenta, self._gradients)]
                 self._curvature.refresh(self._nbeta)
+                self._turn_into_bases(*outside)
                 masses_at *= MASSES_AGAIN
             self._follow(resolution, FASTEST if move < free // 2 else SETTLING)
             self._log_step = min(self._log_step + FREE_RATE * (acceptance - FREE_ACCEPTANCE), math.log(LARGEST_STEP))
@@ -167,8 +173,7 @@ class ResolvedChains:
             log_nbetas.append(math.log(self._nbeta))
             log_steps.append(self._log_step)
         self._kept = _Kept()
-        self._slopes = None
-        self._nbeta = math.exp(float(np.mean(log_nbetas)))
+        self._set_nbeta(math.exp(float(np.mean(log_nbetas))))
         self._log_step = float(np.mean(log_steps[len(log_steps) // 2 :]))
         self._set_bound(resolution)
 
@@ -184,9 +189,23 @@ class ResolvedChains:
     def _follow(self, resolution: float, fastest: float) -> None:
         """Change nbeta as the divergence says."""
         # One chain that is stuck far out must not drive the others.
-        excess = float((self._values / resolution - 1).clamp(max=1).mean())
-        self._slopes = None
-        self._nbeta *= math.exp(min(max(FOLLOWING * excess, -fastest), fastest))
+        excess = float(np.minimum(self._values / resolution - 1, 1).mean())
+        self._set_nbeta(self._nbeta * math.exp(min(max(FOLLOWING * excess, -fastest), fastest)))
+
+    def _set_nbeta(self, nbeta: float) -> None:
+        """With what depends on it and on the masses."""
+        self._nbeta = nbeta
+        self._roots = self._curvature.roots(nbeta)
+        self._slopes = self._slopes_at(self._positions, self._gradients)
+
+    def _turn_into_bases(self, positions: Tensor, momenta: Tensor, gradients: Tensor) -> None:
+        """Go on from there in the bases of the curvature as it is now."""
+        self._positions, self._momenta, self._gradients = (
+            self._curvature.into(v) for v in (positions, momenta, gradients)
+        )
+        (self._half_squares,) = _half_squares(self._positions)
+        self._ahead_inside = []
+        self._set_nbeta(self._nbeta)
 
     def draw(self, moves: int) -> Draws:
         """Go on at this nbeta and with these masses; the step size is changed by less and less.
@@ -208,13 +227,15 @@ class ResolvedChains:
             kept.hits.append(outside)
             if len(kept.divergences) % DRAWS_PER_POSITION == 0:
                 squares = self._positions.square().split(sizes, dim=1)
-                kept.squared_distances.append(torch.stack([square.double().sum(dim=1) for square in squares], dim=1))
+                summed = [square.sum(dim=1, dtype=torch.float64) for square in squares]
+                kept.squared_distances.append(torch.stack(summed, dim=1))
                 kept.virials.append(self._virials())
             kept.divergences.append(self._values)
-        kept.positions.append(self._divergence.parameters + self._spread * self._positions)
+        away = self._spread * self._curvature.out(self._positions)
+        kept.positions.append(self._divergence.parameters + away)
         return Draws(
             nbeta=self._nbeta,
-            divergences=torch.stack(kept.divergences, dim=1).cpu().numpy(),
+            divergences=np.stack(kept.divergences, axis=1),
             squared_distances=torch.stack(kept.squared_distances, dim=1).cpu().numpy(),
             virials=torch.stack(kept.virials, dim=1).cpu().numpy(),
             positions=torch.cat(kept.positions),
@@ -223,17 +244,21 @@ class ResolvedChains:
             step_size=math.exp(self._log_step),
         )
 
-    def _approach(self, resolution: float) -> None:
-        """Narrow the Gaussian around w* until the divergence of its draws is about as given, and begin there."""
+    def _approach(self, resolution: float) -> tuple[Tensor, NDArray[np.float64], Tensor]:
+        """Narrow the Gaussian around w* until the divergence of its draws is about as given.
+
+        Returns:
+            Positions to begin at, with the divergence there and its gradients.
+        """
         near = 0
         for _ in range(MOST_ROUNDS):
-            self._positions = self._reach * self._near.narrow(self._normal(), self._nbeta_near)
-            self._values, self._gradients = self._evaluate(self._positions)
-            excess = float(self._values.nan_to_num(torch.inf).median()) / resolution
-            if excess == math.inf or not bool(self._gradients.isfinite().all()):
+            positions = self._reach * self._near.narrow(self._normal(1)[0], self._nbeta_near)
+            values, gradients = self._evaluate(positions)
+            excess = float(values.nan_to_num(torch.inf).median()) / resolution
+            if excess == math.inf or not bool(gradients.isfinite().all()):
                 self._reach /= 2
                 continue
-            self._near.learn(self._gradients, self._nbeta_near)
+            self._near.learn(gradients, self._nbeta_near)
             self._near.refresh(self._nbeta_near)
             near += excess < NEAR
             if near == ROUNDS_NEAR:
@@ -243,20 +268,22 @@ class ResolvedChains:
             self._nbeta_near = min(self._nbeta_near, self._spread.numel() / resolution)
         self._nbeta = self._nbeta_near
         # D and its gradient are zero at w*, where a chain begins that would begin beyond the bound.
-        there = (self._values <= self._set_bound(resolution))[:, None]
-        self._positions, self._gradients = (torch.where(there, v, 0) for v in (self._positions, self._gradients))
-        self._values = torch.where(there[:, 0], self._values, 0)
+        there = values <= self._set_bound(resolution)
+        positions, gradients = (torch.where(there[:, None], v, 0) for v in (positions, gradients))
+        return positions, torch.where(there, values, 0).cpu().numpy(), gradients
 
-    def _evaluate(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """D, in float64, and its gradient, at places in units of the spread, from w*."""
+    def _evaluate(self, positions: Tensor, bases: FactoredCurvature | None = None) -> tuple[Tensor, Tensor]:
+        """D, in float64, and its gradient, at places in units of the spread, from w*; both in the bases, if given."""
         self.gradients += len(positions)
         values, gradients = [], []
         for rows in self._rows:
-            places = torch.addcmul(self._divergence.parameters, self._spread, positions[rows])
+            away = positions[rows] if bases is None else bases.out(positions[rows])
+            places = torch.addcmul(self._divergence.parameters, self._spread, away)
             value, gradient = self._divergence.losses_and_gradients(places)
             values.append(value.double())
-            gradients.append(gradient.mul_(self._spread))
-        return torch.cat(values), torch.cat(gradients)
+            gradient.mul_(self._spread)
+            gradients.append(gradient if bases is None else bases.into(gradient))
+        return (torch.cat(values), torch.cat(gradients)) if len(values) > 1 else (values[0], gradients[0])
 
     def _move(self, free: bool = False) -> tuple[float, float]:
         """One leapfrog step of all chains; shares of moves accepted on average, and of those that are out of bounds.
@@ -265,49 +292,63 @@ class ResolvedChains:
         """
         step = math.exp(self._log_step)
         kept = math.exp(-step / PATH)
-        momenta = self._normal().mul_(math.sqrt(1 - kept**2)).add_(self._momenta, alpha=kept)
-        before = momenta
-        if self._slopes is None:
-            self._slopes = self._slopes_at(self._positions, self._gradients)
-        momenta = before - step / 2 * self._slopes
-        positions = self._positions + step * self._curvature.narrow(momenta, self._nbeta)
-        values, gradients = self._evaluate(positions)
+        before = self._noise().mul_(math.sqrt(1 - kept**2)).add_(self._momenta, alpha=kept)
+        momenta = torch.add(before, self._slopes, alpha=-step / 2)
+        positions = torch.addcmul(self._positions, self._roots, momenta, value=step)
+        found, gradients = self._evaluate(positions, self._curvature)
         slopes = self._slopes_at(positions, gradients)
-        momenta = momenta - step / 2 * slopes
-        work = self._nbeta * (values - self._values)
-        for new, old in ((positions, self._positions), (momenta, before)):
-            work = work + (_half_square(new) - _half_square(old))
-        outside = values > self._bound
-        work = torch.where(work.isnan() | outside, torch.inf, work)
-        acceptance = torch.exp(-work.clamp(min=0))
-        self._thresholds += self._host.uniform(0, THRESHOLD_DRIFT)
-        self._thresholds = torch.where(self._thresholds > 1, self._thresholds - 2, self._thresholds)
-        accepted = ~(outside | work.isinf()) if free else self._thresholds.abs() < acceptance
-        if not free:
-            self._thresholds = torch.where(accepted, self._thresholds * work.exp(), self._thresholds)
-        row = accepted[:, None]
-        self._positions = torch.where(row, positions, self._positions)
-        self._momenta = torch.where(row, momenta, -before)
-        self._gradients = torch.where(row, gradients, self._gradients)
-        self._slopes = torch.where(row, slopes, self._slopes)
-        self._values = torch.where(accepted, values, self._values)
-        return float(acceptance.mean()), float(outside.double().mean())
+        momenta.add_(slopes, alpha=-step / 2)
+        values = found.cpu().numpy()
+        half_squares, kinetic, kinetic_before = _half_squares(positions, momenta, before)
+        with np.errstate(all="ignore"):  # a divergence that is not finite is refused
+            work = self._nbeta * (values - self._values) + half_squares - self._half_squares + kinetic - kinetic_before
+            outside = values > self._bound
+            work[np.isnan(work) | outside] = np.inf
+            acceptance = np.exp(-np.maximum(work, 0))
+            self._thresholds = self._thresholds + self._host.uniform(0, THRESHOLD_DRIFT)
+            self._thresholds[self._thresholds > 1] -= 2
+            accepted = ~(outside | np.isinf(work)) if free else np.abs(self._thresholds) < acceptance
+            if not free:
+                self._thresholds[accepted] *= np.exp(work[accepted])
+        if accepted.all():
+            self._positions, self._momenta, self._gradients, self._slopes = positions, momenta, gradients, slopes
+        else:
+            row = torch.from_numpy(accepted[:, None]).to(positions.device)
+            self._positions = torch.where(row, positions, self._positions)
+            self._momenta = torch.where(row, momenta, -before)
+            self._gradients = torch.where(row, gradients, self._gradients)
+            self._slopes = torch.where(row, slopes, self._slopes)
+        self._values = np.where(accepted, values, self._values)
+        self._half_squares = np.where(accepted, half_squares, self._half_squares)
+        return float(acceptance.mean()), float(outside.mean())
 
     def _slopes_at(self, positions: Tensor, gradients: Tensor) -> Tensor:
         """Of the potential, in units of the masses."""
-        return self._curvature.narrow(torch.add(positions, gradients, alpha=self._nbeta), self._nbeta)
+        return torch.add(positions, gradients, alpha=self._nbeta).mul_(self._roots)
 
     def _virials(self) -> Tensor:
         """W - w* times the gradient of the potential, per parameter, chain by chain; its mean is 1 at equilibrium."""
         forces = torch.add(self._positions, self._gradients, alpha=self._nbeta)
         return torch.linalg.vecdot(self._positions, forces).double() / self._spread.numel()
 
-    def _normal(self) -> Tensor:
-        noise = torch.empty(len(self._generators), self._spread.numel()).to(self._spread)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.normal_(generator=generator)
-        return noise
+    def _noise(self) -> Tensor:
+        """For one move, in the bases; drawn outside of them, so that it does not depend on which they are."""
+        chains, size = self._positions.shape
+        if not self._ahead:
+            self._ahead = list(self._normal(max(min(DRAWN_AHEAD // (chains * size), MOST_AHEAD), 1)))
+        if not self._ahead_inside:
+            self._ahead_inside = list(self._curvature.into(torch.cat(self._ahead)).split(chains))
+        self._ahead.pop(0)
+        return self._ahead_inside.pop(0)
+
+    def _normal(self, moves: int) -> Tensor:
+        """Shape ``(moves, chains, num_parameters)``."""
+        noise = [self._spread.new_empty(moves, self._spread.numel()).normal_(generator=g) for g in self._generators]
+        return torch.stack(noise, dim=1)
 
 
-def _half_square(vectors: Tensor) -> Tensor:
-    return torch.linalg.vecdot(vectors, vectors).double() / 2
+def _half_squares(*vectors: Tensor) -> NDArray[np.float64]:
+    """Shape ``(len(vectors), chains)``."""
+    squares = torch.stack([torch.linalg.vecdot(each, each) for each in vectors])
+    found: NDArray[np.float64] = squares.cpu().numpy().astype(np.float64) / 2
+    return found

@@ -18,7 +18,7 @@ from torch import Tensor
 from phasewatch.isolation import isolated
 from phasewatch.objective.convexity import Bend, bend
 from phasewatch.objective.output_distance import output_distance
-from phasewatch.objective.outputs import NoOutputsError, OutputsAndSlopes
+from phasewatch.objective.outputs import NoOutputsError, OutputsAndSlopes, total
 from phasewatch.objective.relative_entropy import RelativeEntropy, log_probability_dimension
 from phasewatch.objective.start import OutputsAtStart
 
@@ -65,7 +65,7 @@ def first_order(outputs: list[Tensor], start: Sequence[Tensor]) -> Tensor:
     """What the slopes at the start say of the motion of the outputs; ``start`` is ``[*outputs, *slopes]`` there."""
     values, slopes = start[: len(outputs)], start[len(outputs) :]
     moved = zip(outputs, values, slopes, strict=True)
-    return torch.stack([(slope * (output - value)).sum() for output, value, slope in moved]).sum()
+    return total([(slope * (output - value)).sum() for output, value, slope in moved])
 
 
 def _in_the_loss(start: OutputsAtStart, nats_per_loss: float) -> Objective:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from phasewatch.objective.outputs import ConstantOutputsError, NoOutputsError, OutputsAndSlopes
+from phasewatch.objective.outputs import ConstantOutputsError, NoOutputsError, OutputsAndSlopes, total
 from phasewatch.objective.relative_entropy import log_probability_dimension
 from phasewatch.objective.start import OutputsAtStart
 
@@ -38,7 +38,7 @@ class OutputDistance:
             (weights * _centre(output - value, dim).square()).sum()
             for output, value, weights, dim in zip(outputs, start[::2], start[1::2], self.centred, strict=True)
         ]
-        return 0.5 * torch.stack(parts).sum()
+        return 0.5 * total(parts)
 
 
 def output_distance(objective: Objective, start: OutputsAtStart) -> tuple[OutputDistance, Sequence[list[Tensor]]]:

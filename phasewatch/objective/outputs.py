@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from phasewatch.objective.batches import Layout
@@ -40,6 +42,11 @@ class OutputsAndSlopes:
 
 OutputReader = Callable[[list[Tensor], Tensor, list[Tensor]], Tensor]
 """``reader(outputs, loss, data)``: another scalar made of the network's outputs and the loss of a batch."""
+
+
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of what the output tensors give; of a single one nothing is made."""
+    return functools.reduce(torch.add, parts)
 
 
 @dataclass(frozen=True)

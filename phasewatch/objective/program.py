@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from phasewatch.objective.simplified import simplified
 
 LossOfTensors = Callable[[Tensor, list[Tensor]], Tensor]
 """``loss(vector, tensors)``: a scalar made of a flat vector of parameters and everything else that is a tensor."""
@@ -82,29 +84,36 @@ class Program:
         Raises:
             UntraceableError: If it cannot be traced.
         """
+
+        def flat(varying: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            return evaluation(varying, list(others))
+
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                traced = make_fx(evaluation)(vectors, tensors)
+                self._steps = simplified(make_fx(flat)(vectors, *tensors))
         except Exception as error:
             raise UntraceableError(f"{type(error).__name__}: {error}") from error
-        traced.graph.eliminate_dead_code()
-        traced.recompile()
-        self._run: Callable[..., Any] = traced
         if compiled:
             self._compile(vectors, tensors)
 
-    def __call__(self, vectors: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        """What the evaluation returns, detached."""
+    def on(self, tensors: list[Tensor]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """What the evaluation returns of several vectors, detached; what depends on these tensors alone is kept."""
+        run = self._steps.each
         with torch.no_grad():
-            found: tuple[Tensor, ...] = self._run(vectors, tensors)
+            kept = self._steps.once(*tensors)
+
+        def found(vectors: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return run(vectors, *kept)
+
         return found
 
     def _compile(self, vectors: Tensor, tensors: list[Tensor]) -> None:
-        compiled = torch.compile(self._run, dynamic=False)
+        compiled = torch.compile(self._steps.each, dynamic=False)
         try:
             with torch.no_grad():
-                compiled(vectors, tensors)
+                compiled(vectors, *self._steps.once(*tensors))
         except Exception as error:
             warnings.warn(
                 f"torch.compile failed ({type(error).__name__}: {str(error)[:200]}); going on without, which is slower "
@@ -112,4 +121,4 @@ class Program:
                 stacklevel=2,
             )
         else:
-            self._run = compiled
+            self._steps = replace(self._steps, each=compiled)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from phasewatch.objective.outputs import OutputsAndSlopes
+from phasewatch.objective.outputs import OutputsAndSlopes, total
 
 NORMALIZED = 1e-3
 """How far the logarithm of the sum of probabilities may be from zero."""
@@ -46,4 +46,4 @@ class RelativeEntropy:
         """``start`` holds a factor, the outputs at the start, and their weighted probabilities."""
         values, weighted = start[1 : 1 + len(outputs)], start[1 + len(outputs) :]
         moved = zip(outputs, values, weighted, strict=True)
-        return start[0] * torch.stack([(weight * (value - output)).sum() for output, value, weight in moved]).sum()
+        return start[0] * total([(weight * (value - output)).sum() for output, value, weight in moved])

@@ -48,7 +48,7 @@ class Vectorized:
         self._function = function
         self._works: bool | None = None
         self._has_sample_losses: bool | None = None
-        self._evaluations: dict[tuple[Kind, Block, int, bool], tuple[Evaluation, list[Tensor]]] = {}
+        self._evaluations: dict[tuple[Kind, Block, int, bool], Callable[[Tensor], tuple[Tensor, ...]]] = {}
         self._programs: dict[Any, Program | None] = {}
         self._blocks: dict[tuple[Kind, int, bool], list[Block]] = {}
 
@@ -96,7 +96,8 @@ class Vectorized:
         if len(vectors) == 1:
             return compiled
         if self._works is None:
-            self._works = self._agrees(self._evaluation("gradients", (0,)), vectors, (0,))
+            evaluate = _on(self._evaluation("gradients", (0,)), self._tensors((0,)))
+            self._works = self._agrees(evaluate, vectors, (0,))
         return self._works
 
     def _recomputes(self) -> bool:
@@ -109,6 +110,9 @@ class Vectorized:
         case = (kind, len(vectors), compiled)
         if case not in self._blocks:
             self._blocks[case] = list(self._divide(kind, vectors, compiled))
+        if len(self._blocks[case]) == 1:
+            value, *gradients = self._at_once(kind, vectors, self._blocks[case][0], compiled)
+            return (value.double(), *gradients)
         means: list[Tensor] = []
         for block in self._blocks[case]:
             weight = sum(self._function.batch_weights[i] for i in block)
@@ -120,12 +124,9 @@ class Vectorized:
     def _at_once(self, kind: Kind, vectors: Tensor, block: Block, compiled: bool) -> tuple[Tensor, ...]:
         case = (kind, block, len(vectors), compiled)
         if case not in self._evaluations:
-            evaluation = self._program(kind, vectors, block, compiled) or self._evaluation(kind, block)
-            self._evaluations[case] = evaluation, self._tensors(block)
-        evaluate, tensors = self._evaluations[case]
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # slow batching rules of single operators
-            return evaluate(vectors, tensors)
+            program, tensors = self._program(kind, vectors, block, compiled), self._tensors(block)
+            self._evaluations[case] = program.on(tensors) if program else _on(self._evaluation(kind, block), tensors)
+        return self._evaluations[case](vectors)
 
     def _divide(self, kind: Kind, vectors: Tensor, compiled: bool) -> Iterator[Block]:
         """All batches, those of one shape together as far as memory and a program allow."""
@@ -225,13 +226,13 @@ class Vectorized:
         # The module may have changed in other things than tensors since it was traced.
         for find in finders:
             program = find()
-            if program and self._agrees(program, vectors, block):
+            if program and self._agrees(program.on(self._tensors(block)), vectors, block):
                 self._programs[key] = shared[key] = program
                 return program
         self._programs[key] = None
         return None
 
-    def _agrees(self, evaluate: Evaluation, vectors: Tensor, block: Block) -> bool:
+    def _agrees(self, evaluate: Callable[[Tensor], tuple[Tensor, ...]], vectors: Tensor, block: Block) -> bool:
         """Whether it says what single evaluations say, some way off where gradients are not small."""
         places = 1.1 * vectors + 0.01
         loss, gradient = self._single(places[-1], block)
@@ -239,9 +240,7 @@ class Vectorized:
             places = vectors
             loss, gradient = self._single(places[-1], block)
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                values, *gradients = evaluate(places, self._tensors(block))
+            values, *gradients = evaluate(places)
         except Exception:
             return False
         tolerance = float(torch.finfo(self._function.dtype).eps) ** 0.5
@@ -260,3 +259,14 @@ class Vectorized:
         shares = [(weight / sum(weights), *pair) for weight, pair in zip(weights, pairs, strict=True)]
         loss = torch.stack([share * loss for share, loss, _ in shares]).sum()
         return loss, torch.stack([share * gradient for share, _, gradient in shares]).sum(dim=0)
+
+
+def _on(evaluation: Evaluation, tensors: list[Tensor]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """An evaluation that is not traced, on given tensors."""
+
+    def found(vectors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # slow batching rules of single operators
+            return evaluation(vectors, tensors)
+
+    return found

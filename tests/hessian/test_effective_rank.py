@@ -92,6 +92,20 @@ def test_of_small_networks_is_exact_in_all_and_by_layer(kind: str) -> None:
         assert {k: v.value for k, v in found.by_layer.items()} == pytest.approx(by_layer, rel=1e-5, abs=1e-8)
 
 
+@pytest.mark.parametrize("dense_below", [0, 1000])
+def test_layers_need_not_be_told_apart(dense_below: int) -> None:
+    """The rank is the same, from all eigenvalues and from the same products."""
+    objective = of_kind("attention")
+    whole, by_layer = (
+        effective_rank(objective, spread_of(objective), 100.0, dense_below=dense_below, by_layer=told)
+        for told in (False, True)
+    )
+    assert whole.value == pytest.approx(by_layer.value, rel=1e-6)
+    assert whole.at(3.0).value == pytest.approx(by_layer.at(3.0).value, rel=1e-6)
+    assert whole.on_half == pytest.approx(by_layer.on_half, rel=1e-6)
+    assert by_layer.by_layer and not whole.by_layer
+
+
 @pytest.mark.slow
 @KINDS
 def test_sampled_it_lies_within_its_errors(kind: str) -> None:

@@ -111,7 +111,7 @@ def test_single_precision_resolves_small_divergences() -> None:
 def test_one_program_serves_all_evaluations(metric: Any) -> None:
     moved = classifier(torch.float32).behavioral(metric)
     moved.losses_and_gradients(moved.parameters + torch.zeros(4, 1), 0)
-    assert [type(evaluate) for evaluate, _ in moved._vectorized._evaluations.values()] == [Program]
+    assert [type(program) for program in moved._vectorized._programs.values()] == [Program]
 
 
 def test_what_a_unit_of_the_loss_means_can_be_given() -> None:
