@@ -33,7 +33,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from phasewatch import BehavioralLLC, estimate_behavioral_llc
-from phasewatch.estimators.behavioral import LARGE, PRECISION, BehavioralCoefficient
+from phasewatch.estimators.behavioral import PRECISION, BehavioralCoefficient
+from phasewatch.estimators.enough import LARGE
 from phasewatch.hessian import effective_rank
 from phasewatch.llc import prior_spread
 from phasewatch.llc.behavioral import COARSE, FINE

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from phasewatch import Objective
 from phasewatch.demo import BATCH, SMALL_START, STEPS
-from phasewatch.estimators.behavioral import LARGE
+from phasewatch.estimators.enough import LARGE
 from phasewatch.llc.behavioral import FINE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "llc"))

@@ -20,7 +20,7 @@ from phasewatch.estimators import (
     Size,
     SymmetryLedger,
 )
-from phasewatch.estimators.behavioral import ROWS, enough
+from phasewatch.estimators.enough import ROWS, enough
 from phasewatch.isolation import isolated
 from phasewatch.llc import prior_spread
 from phasewatch.llc.factored_curvature import FactoredCurvature
@@ -147,11 +147,11 @@ def measured(
 
 def size_of(objective: Objective, num_batches: int) -> Size:
     """The size of a network and of a probe that has so many batches like the first one of an objective."""
-    rows = objective.batch_sizes[0]
+    samples = rows = objective.batch_sizes[0]
     with suppress(NoOutputsError):
         outputs = objective.outputs(objective.parameters, 0)
         rows = max(output.numel() // output.shape[-1] if output.dim() > 1 else output.numel() for output in outputs)
-    return Size(objective.num_parameters, num_batches, max(rows, 1))
+    return Size(objective.num_parameters, num_batches, samples, max(rows, 1))
 
 
 def may_be_left_out(estimators: Sequence[Estimator]) -> list[str]:
@@ -324,6 +324,7 @@ def _of_chains(objective: Objective, size: Size) -> tuple[float, float]:
     at_once = objective.num_parameters <= CHAINS_AT_ONCE_BELOW.get(objective.device.type, 0)
     chains = CHAINS_TIMED if at_once else 1
     sampler = ResolvedChains(divergence, spread, chains, seed=0)
+    sampler.begin_at_the_prior()
     sampler.draw(1)  # a program is traced with the first
     move = _shortest(lambda: sampler.draw(1))
     # These chains have not learnt any masses yet, which take their time.
@@ -332,7 +333,7 @@ def _of_chains(objective: Objective, size: Size) -> tuple[float, float]:
     curvature.learn(forces, 1.0)
     masses = _shortest(lambda: curvature.refresh(1.0))
     used = _shortest(lambda: curvature.narrow(forces, 1.0).sum().item())
-    batches = size.batches_of(ROWS) / seen.num_batches
+    batches = math.ceil(size.batches_of(ROWS)) / seen.num_batches
     return (batches * move + MASSES_USED * used) / chains, masses
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from phasewatch import Objective, Watch, estimate_behavioral_llc
 from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
-from phasewatch.estimators.behavioral import DENSE_BELOW, OUTPUTS_DENSE_BELOW, enough
+from phasewatch.estimators.behavioral import DENSE_BELOW, OUTPUTS_DENSE_BELOW
+from phasewatch.estimators.enough import enough
 from phasewatch.hessian import HessianOperator, effective_rank
 from phasewatch.llc import prior_spread
 from phasewatch.measure import Probe, measure, seed_at

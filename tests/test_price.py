@@ -20,6 +20,7 @@ from phasewatch.estimators import (
     Size,
     SymmetryLedger,
 )
+from phasewatch.estimators.enough import ROWS, enough
 from phasewatch.objective import Objective
 from phasewatch.schedule import Spread
 
@@ -75,7 +76,7 @@ def test_what_is_left_out_first_and_what_never() -> None:
 
 def test_the_chains_are_priced_by_themselves_and_left_out_by_a_twin_without() -> None:
     whole, lean = BehavioralCoefficient(), BehavioralCoefficient(sampled=False)
-    size, pace = Size(1_482, 1, 512), price.Pace(0.001, 0.002, 0.004, 0.01)
+    size, pace = Size(1_482, 1, 512, 512), price.Pace(0.001, 0.002, 0.004, 0.01)
     found = price.predicted([whole], size, pace)
     # four chains at two resolutions: 20 moves to find their start, 200 to settle, three quarters of 1,200 draws
     assert found[price.CHAINS] == pytest.approx(2 * (4 * (20 + 200 + 900) * 0.004 + 20 * 0.01))
@@ -105,7 +106,7 @@ def test_what_was_measured_takes_the_place_of_what_was_predicted_part_by_part() 
 
 
 def test_prices_grow_with_what_is_asked_for() -> None:
-    size = Size(num_parameters=150_000, num_batches=8, rows=64)
+    size = Size(num_parameters=150_000, num_batches=8, samples=64, rows=64)
     estimators: list[Any] = [BehavioralCoefficient(), LearningCoefficient(), HessianSpectrum(), SymmetryLedger()]
     for estimator in estimators:
         once, twice = (estimator.price(replace(size, num_batches=n)) for n in (4, 8))
@@ -113,17 +114,31 @@ def test_prices_grow_with_what_is_asked_for() -> None:
         assert all(more >= less for more, less in zip(astuple(twice), astuple(once), strict=True))
     parts = replace(estimators[0], refined=("a", "b")).price(size)
     assert parts.moves == pytest.approx(3 * estimators[0].price(size).moves)
-    # 512 rows are enough for λ of the function: of long sequences, those of a few batches.
-    long = BehavioralCoefficient().price(Size(150_000, 32, rows=2048))
-    assert long == BehavioralCoefficient().price(Size(150_000, 1, rows=2048))
+    # 512 rows are enough for λ of the function: of long sequences, those of a few batches or samples.
+    long = BehavioralCoefficient().price(Size(150_000, 32, samples=16, rows=2048))
+    assert long == BehavioralCoefficient().price(Size(150_000, 1, samples=16, rows=2048))
+    assert long.products == BehavioralCoefficient().price(Size(150_000, 1, samples=4, rows=512)).products / 4
+
+
+@pytest.mark.parametrize(
+    ("samples", "length", "batches"), [(64, 1, 16), (100, 1, 3), (16, 128, 4), (3, 400, 2), (8, 600, 2)]
+)
+def test_the_size_knows_how_much_of_a_probe_is_enough(samples: int, length: int, batches: int) -> None:
+    def loss_fn(module: nn.Module, batch: Tensor) -> Tensor:
+        return module(batch).square().mean()
+
+    probe = [torch.randn(samples, length, 3) for _ in range(batches)]
+    objective = Objective(nn.Linear(3, 2), probe, loss_fn=loss_fn)
+    size = price.size_of(objective, batches)
+    assert size.batches_of(ROWS) == sum(enough(objective).batch_sizes) / samples
 
 
 def test_seconds_are_counts_times_pace() -> None:
     pace = price.Pace(gradient=0.5, product=2.0)
     assert pace.seconds(Price(10, 3) + Price(2) * 2) == 0.5 * 14 + 2.0 * 3
-    found = price.predicted([SymmetryLedger(), ProbeLoss()], Size(100, 1, 10), pace)
+    found = price.predicted([SymmetryLedger(), ProbeLoss()], Size(100, 1, 10, 10), pace)
     assert set(found) == {price.BEFORE_ALL, "zeros"}  # ProbeLoss says nothing of its price
-    assert found["zeros"] == 2.0 * SymmetryLedger().price(Size(100, 1, 10)).products
+    assert found["zeros"] == 2.0 * SymmetryLedger().price(Size(100, 1, 10, 10)).products
 
 
 def test_the_pace_is_the_shortest_of_the_times_taken(monkeypatch: Any) -> None:
@@ -151,10 +166,10 @@ def test_the_pace_of_a_loss_without_second_derivative_has_no_products() -> None:
     module = nn.Linear(3, 1, bias=False)
     objectives = [Objective(module, [torch.eye(3)], loss_fn=loss_fn) for loss_fn in (linear, squared)]
     stream = torch.get_rng_state()
-    paces = [price.Pace.of(objective, Size(3, 1, 3), chains=True) for objective in objectives]
+    paces = [price.Pace.of(objective, Size(3, 1, 3, 3), chains=True) for objective in objectives]
     assert paces[0].product == 0.0 and paces[1].product > 0
     assert paces[0].move == 0.0 and paces[1].move > 0 and paces[1].masses > 0
-    assert price.Pace.of(objectives[1], Size(3, 1, 3)).move == 0.0
+    assert price.Pace.of(objectives[1], Size(3, 1, 3, 3)).move == 0.0
     assert min(pace.gradient for pace in paces) > 0
     assert torch.equal(stream, torch.get_rng_state())
 
@@ -164,7 +179,7 @@ def test_rows_are_positions_where_outputs_are_sequences() -> None:
         return module(batch).square().mean()
 
     objective = Objective(nn.Linear(3, 2), [torch.randn(5, 7, 3)], loss_fn=loss_fn)
-    assert price.size_of(objective, 4) == Size(num_parameters=8, num_batches=4, rows=35)
+    assert price.size_of(objective, 4) == Size(num_parameters=8, num_batches=4, samples=5, rows=35)
 
 
 def test_durations_as_people_say_them() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phasewatch.estimators.enough import LARGE, ROWS, enough
 from phasewatch.estimators.parts import check_names, check_refined, named, restricted
 from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
@@ -20,9 +21,6 @@ from phasewatch.objective import ConstantOutputsError, Objective
 from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
 
-LARGE = 20_000
-"""Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
-as much of them as many of a small one."""
 PRECISION = (0.09, 0.1)
 """Half-width of the interval at which chains end, as a share of lambda, below that and from there on."""
 MOST_PRODUCTS = 96
@@ -51,8 +49,6 @@ DRAWN = 3 / 4
 networks of benchmarks/results/live.md, where a run begins or is under way two thirds."""
 APPROACH, MASSES_FOUND = 20, 20
 """Moves in which chains look for their start, at each resolution, and times that their masses are found anew."""
-ROWS, LEAST_SAMPLES = 512, 4
-"""Samples, or positions of sequences, of which there are enough: no more of the probe is looked at."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class BehavioralCoefficient:
             return Price()
         batches = size.batches_of(ROWS)
         if size.num_parameters >= LARGE:
-            ranks = 2.0 * max(PRODUCTS_OF_BATCHES / batches, LEAST_PRODUCTS)
+            ranks = 2.0 * max(PRODUCTS_OF_BATCHES / max(batches, 1), LEAST_PRODUCTS)
         else:
             ranks = IN_REVERSE_MODE * PRODUCTS_IN_THE_OUTPUTS / 2
         return Price(products=ranks) * batches
@@ -272,27 +268,6 @@ def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
         "probe_share": Estimate(found.on_half / found.value if found.value else math.nan),
         **{f"effective_rank_{name}": Estimate(at.value, at.standard_error) for name, at in found.by_layer.items()},
     }
-
-
-def enough(objective: Objective, needed: int = ROWS) -> Objective:
-    """The first batches, as many as hold 512 samples or positions of sequences, or as many as are needed.
-
-    Of a first batch that holds twice as many by itself the first samples, four at least, where their loss is the same.
-    """
-    rows, batches = 0, 0
-    of_shapes: dict[Any, int] = {}
-    while rows < needed and batches < objective.num_batches:
-        shapes = objective.batch_shapes(batches)
-        if shapes not in of_shapes:
-            outputs = objective.outputs(objective.parameters, batches)
-            of_shapes[shapes] = max(o.numel() // o.shape[-1] if o.dim() > 1 else o.numel() for o in outputs)
-        rows += of_shapes[shapes]
-        batches += 1
-    if batches == 1 and rows >= 2 * needed:
-        samples = max(-(-needed * objective.batch_sizes[0] // rows), LEAST_SAMPLES)
-        if (few := objective.first_samples(samples)) is not None:
-            return few
-    return objective if batches == objective.num_batches else objective.first_batches(batches)
 
 
 def _estimate(found: BehavioralLLC) -> Estimate:

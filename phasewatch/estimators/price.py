@@ -6,6 +6,8 @@ import math
 from dataclasses import astuple, dataclass
 from typing import Protocol, runtime_checkable
 
+from phasewatch.estimators.enough import LEAST_SAMPLES
+
 
 @dataclass(frozen=True)
 class Size:
@@ -14,15 +16,19 @@ class Size:
     Attributes:
         num_parameters: Trainable scalars of the network.
         num_batches: Batches of the probe.
-        rows: Samples, or positions of sequences, in a batch of it.
+        samples: Samples in a batch of it.
+        rows: The same, or positions of sequences.
     """
 
     num_parameters: int
     num_batches: int
+    samples: int
     rows: int
 
-    def batches_of(self, rows: int) -> int:
-        """Batches that hold so many rows, or all."""
+    def batches_of(self, rows: int) -> float:
+        """Batches that :func:`phasewatch.estimators.enough.enough` takes for so many rows; of a large one a share."""
+        if self.rows >= 2 * rows:
+            return min(max(math.ceil(rows * self.samples / self.rows), LEAST_SAMPLES) / self.samples, 1.0)
         return min(self.num_batches, math.ceil(rows / self.rows))
 
 

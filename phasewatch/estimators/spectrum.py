@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from phasewatch.estimators.behavioral import LARGE, enough
+from phasewatch.estimators.enough import LARGE, enough
 from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.estimators.zero_count import counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from phasewatch.estimators.behavioral import LARGE, ROWS, enough
+from phasewatch.estimators.enough import LARGE, ROWS, enough
 from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.estimators.spectrum import IN_DOUBLE_PRECISION

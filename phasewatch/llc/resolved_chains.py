@@ -137,6 +137,13 @@ class ResolvedChains:
         self._ahead: list[Tensor] = []
         self._ahead_inside: list[Tensor] = []
 
+    def begin_at_the_prior(self) -> None:
+        """Stand where the prior puts them, with no masses: for seeing what a move takes before any is set up."""
+        self._curvature, positions = self._near, self._normal(1)[0]
+        values, gradients = self._evaluate(positions)
+        self._values = values.cpu().numpy()
+        self._turn_into_bases(positions, torch.zeros_like(positions), gradients)
+
     def set_up(self, resolution: float, moves: int) -> None:
         """Let the chains go from near w* until the mean divergence is as given; find nbeta, masses and step size there.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch import Objective
-from phasewatch.estimators.behavioral import enough
+from phasewatch.estimators.enough import enough
 
 
 def mean_squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
