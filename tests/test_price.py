@@ -117,7 +117,7 @@ def test_prices_grow_with_what_is_asked_for() -> None:
     # 512 rows are enough for λ of the function: of long sequences, those of a few batches or samples.
     long = BehavioralCoefficient().price(Size(150_000, 32, samples=16, rows=2048))
     assert long == BehavioralCoefficient().price(Size(150_000, 1, samples=16, rows=2048))
-    assert long.products == BehavioralCoefficient().price(Size(150_000, 1, samples=4, rows=512)).products / 4
+    assert long.gradients == BehavioralCoefficient().price(Size(150_000, 1, samples=4, rows=512)).gradients / 4
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ DENSE_BELOW = 128
 OUTPUTS_TOLERANCE, PRODUCTS_IN_THE_OUTPUTS = 0.01, 1_024
 """Of ranks in the outputs of small networks: they fall by some 5 % when modular addition generalises (see
 benchmarks/results/live.md), and whether they fall decides between simpler and more confident."""
-IN_REVERSE_MODE = 2.5
-"""Products with the Hessian that one with the Gauss-Newton matrix takes as long as, in a network so small that no
-forward mode is used."""
+IN_REVERSE_MODE, IN_FORWARD_MODE = 2.5, 2.0
+"""What a product with the Gauss-Newton matrix takes: in a network so small that no forward mode is used so many products
+with the Hessian, in a larger one so many gradients."""
 OUTPUTS_DENSE_BELOW = 2_000
 """Parameters up to which all eigenvalues take less time than the several hundred products of such a run, and are exact:
 half as much at 1,500 on a CPU."""
@@ -120,10 +120,9 @@ class BehavioralCoefficient:
             return Price()
         batches = size.batches_of(ROWS)
         if size.num_parameters >= LARGE:
-            ranks = 2.0 * max(PRODUCTS_OF_BATCHES / max(batches, 1), LEAST_PRODUCTS)
-        else:
-            ranks = IN_REVERSE_MODE * PRODUCTS_IN_THE_OUTPUTS / 2
-        return Price(products=ranks) * batches
+            products = 2 * max(PRODUCTS_OF_BATCHES / max(batches, 1), LEAST_PRODUCTS)
+            return Price(gradients=IN_FORWARD_MODE * products) * batches
+        return Price(products=IN_REVERSE_MODE * PRODUCTS_IN_THE_OUTPUTS / 2) * batches
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
