@@ -36,8 +36,8 @@ OUTPUTS_TOLERANCE, PRODUCTS_IN_THE_OUTPUTS = 0.01, 1_024
 """Of ranks in the outputs of small networks: they fall by some 5 % when modular addition generalises (see
 benchmarks/results/live.md), and whether they fall decides between simpler and more confident."""
 IN_REVERSE_MODE, IN_FORWARD_MODE = 2.5, 2.0
-"""What a product with the Gauss-Newton matrix takes: in a network so small that no forward mode is used so many products
-with the Hessian, in a larger one so many gradients."""
+"""What a product with the Gauss-Newton matrix takes: in a network so small that no forward mode is used, so many
+products with the Hessian; in a larger one so many gradients."""
 OUTPUTS_DENSE_BELOW = 2_000
 """Parameters up to which all eigenvalues take less time than the several hundred products of such a run, and are exact:
 half as much at 1,500 on a CPU."""
