@@ -51,6 +51,8 @@ else:
 
     CallbackBase = _callback_base()
 
+SINCE_TRANSITION = "steps_since_transition"
+"""The metric that EarlyStopping can wait for: steps since the last transition ended, or since the run began."""
 _SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _LARGEST_NETWORK_FOR_ONE_BATCH = 100_000
 _LARGEST_PROBE_IN_CHECKPOINT = 64 * 2**20
@@ -82,6 +84,7 @@ class WatchingCallback(CallbackBase):
         self._checkpoints: TransitionCheckpoints | None = None
         self._kept_back = 0
         self._began_at = 0
+        self._alone = True
 
     @property
     def run(self) -> Run:
@@ -101,6 +104,24 @@ class WatchingCallback(CallbackBase):
     def watch(self) -> Watch | None:
         """The engine, once training has started (on rank zero)."""
         return self._watch
+
+    def request(self) -> None:
+        """Ask for a measurement before the next batch, see :meth:`phasewatch.Watch.request`.
+
+        With several processes it is made when the schedule stops by next, unless it is asked for in ``on_transition``.
+
+        Raises:
+            RuntimeError: If this callback does not drive a watch: before training, or beside another one that does.
+        """
+        if self._watch is None:
+            raise RuntimeError(
+                "Nothing can be requested: training has not started, this process is not rank zero, or another "
+                "phasewatch callback that stands before this one in the trainer measures."
+            )
+        self._watch.request()
+        # Several ranks meet at steps that all of them know beforehand.
+        if self._alone:
+            self._next_visit = 0
 
     def monitors(self, trainer: Any, module: Any) -> list[Monitor]:
         """What this callback measures."""
@@ -142,6 +163,7 @@ class WatchingCallback(CallbackBase):
         self._kept_back = max(c.save_checkpoints for c in family)
         self._checkpoints = None
         self._began_at = step
+        self._alone = trainer.world_size == 1
         if not trainer.is_global_zero:
             return
         monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
@@ -551,9 +573,10 @@ class _TrainerMetrics:
     """
 
     def __init__(self, trainer: Any) -> None:
-        self.names = {"transitions"}
+        self.names = {"transitions", SINCE_TRANSITION}
         self._trainer = trainer
         self._told: dict[int, str] = {}
+        self._standing: Sequence[Transition] = ()
 
     def on_measurement(self, measurement: Measurement) -> None:
         finite = _finite_values(measurement)
@@ -569,13 +592,17 @@ class _TrainerMetrics:
         # the probe's loss stays out: "loss" may be a metric of the user's own
         own = {name: torch.tensor(value) for name, value in finite.items() if name != LOSS}
         own.setdefault("transitions", self._trainer.callback_metrics.get("transitions", torch.tensor(0.0)))
+        own[SINCE_TRANSITION] = torch.tensor(_since_transition(measurement.step, self._standing))
         self._trainer.callback_metrics.update(own)
         self.names.update(own)
 
-    def on_resume(self, run: Run) -> None: ...
+    def on_resume(self, run: Run) -> None:
+        self._standing = run.transitions
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
+        self._standing = standing
         self._trainer.callback_metrics["transitions"] = torch.tensor(float(len(standing)))
+        self._trainer.callback_metrics[SINCE_TRANSITION] = torch.tensor(_since_transition(step, standing))
         for flag in flags:
             news = self._news(flag)
             if news is not None:
@@ -637,7 +664,13 @@ def _latest(watch: Watch | None) -> dict[str, float]:
     return {
         **{name: value for name, value in latest.items() if name != LOSS},
         "transitions": float(len(watch.transitions)),
+        SINCE_TRANSITION: _since_transition(watch.run.measurements[-1].step, watch.transitions),
     }
+
+
+def _since_transition(step: int, standing: Sequence[Transition]) -> float:
+    """Steps since the last transition ended, or the run began; 0 while one is under way."""
+    return max(0.0, step - max((step if one.under_way else one.end for one in standing), default=0.0))
 
 
 def _finite_values(measurement: Measurement) -> dict[str, float]:

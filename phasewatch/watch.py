@@ -382,6 +382,7 @@ class Watch:
         objectives = [monitor.probe.first(CHECKED_AT_THE_START).objective(module, seed) for monitor in monitors]
         self._header = self._describe(objectives)
         self._last_asked = -1
+        self._requested = False
         self._recording = False
         self._last_seen: tuple[int, float] | None = None
         self._last_taken = -1
@@ -474,6 +475,8 @@ class Watch:
     @property
     def next_visit(self) -> int | None:
         """The first step at which :meth:`at` may do something."""
+        if self._requested:
+            return self._last_asked
         visits = (self._plan_at, *(monitor.next_visit for monitor in self.monitors))
         return min((visit for visit in visits if visit is not None), default=None)
 
@@ -512,6 +515,9 @@ class Watch:
         due = self.next_visit
         if due is None or step < due:
             return None
+        if self._requested:
+            self._requested = False
+            return self.measure(step) if step > self._last_taken else None
         self._advance_clock(step)
         measurement = None
         visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
@@ -662,6 +668,13 @@ class Watch:
             module = start.state.module()
         return None if module is None else self._measure(start.step, start.monitors, module)
 
+    def request(self) -> None:
+        """Ask for a measurement at the next step that :meth:`at` is told of, whatever schedule and budget say.
+
+        Its time counts: what the schedule measures later has so much less left. May be called from ``on_transition``.
+        """
+        self._requested = True
+
     def measure(self, step: int) -> Measurement | None:
         """Measure now with every monitor, whatever the schedule says; before that the first state, if it was kept.
 
@@ -750,6 +763,7 @@ class Watch:
             "lines": [[line.kind, line.body] for line in self._journal.unwritten if line.kind in _IN_CHECKPOINTS],
             "detector": self.detector.state_dict() if self.detector else None,
             "next_visits": [m.next_visit for m in self.monitors],
+            "schedules": [repr(m.schedule) for m in self.monitors],
             "last_taken": self._last_taken,
             "start": None if self._start is None else self._start.step,
             "planned_for": self._planned_for,
@@ -766,6 +780,8 @@ class Watch:
 
     def load_state_dict(self, state: Mapping[str, Any], places: Iterable[str | os.PathLike[str]] = ()) -> None:
         """Continue a run from what :meth:`state_dict` returned; to be called before the first measurement.
+
+        The schedule is the one that this watch was made with, be it another one.
 
         In the directory of the run that was cut off its record goes on, with a line that says from where on it was
         resumed. Elsewhere a new record begins, under an id of its own, with all that was measured before; its header
@@ -791,8 +807,9 @@ class Watch:
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
         self._prices.update(state["prices"])
         self._expect()
-        for monitor, next_visit in zip(self.monitors, state["next_visits"], strict=False):
-            monitor.next_visit = next_visit
+        for monitor, next_visit, schedule in zip(self.monitors, state["next_visits"], state["schedules"], strict=False):
+            same = schedule == repr(monitor.schedule)
+            monitor.next_visit = next_visit if same else monitor.schedule.next_visit(self._last_taken, self.clock)
         step = max(self._last_taken, 0)
         with self._guarded("record", step):
             self._take_up(state, [Path(place) for place in places])

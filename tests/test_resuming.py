@@ -296,3 +296,19 @@ def test_two_watches_in_one_directory_are_each_read_back_alone_and_whole(tmp_pat
         assert values(run.measurements) == values(watch.run.measurements) and len(run.measurements) == count
         assert run.header["run_id"] == watch.run.header["run_id"]
     assert len({watch.run.path for watch in (one, two, later)}) == 3
+
+
+def test_a_resumed_run_follows_the_schedule_that_it_is_given_now(tmp_path: Path) -> None:
+    state = saved(train(make(tmp_path), 0, 20))
+    other = Watch(nn.Linear(3, 1, bias=False), [(INPUTS, TARGETS)], loss_fn=loss_fn, estimators=(), schedule=7)
+    other.load_state_dict(state, [tmp_path])
+    train(other, 20, 50)
+    assert [m.step for m in other.run.measurements if m.step >= 20] == [21, 28, 35, 42, 49]
+
+
+def test_a_measurement_that_is_asked_for_is_made_at_the_next_step_only() -> None:
+    watch = Watch(nn.Linear(3, 1, bias=False), [(INPUTS, TARGETS)], loss_fn=loss_fn, estimators=(), schedule=[0, 30])
+    train(watch, 0, 10)
+    watch.request()
+    train(watch, 10, 40)
+    assert [m.step for m in watch.run.measurements] == [0, 10, 30]

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_cases import QUICK, Classifier, data
+from pytorch_lightning.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks import PhaseWatch, TransitionDetector
@@ -208,3 +209,29 @@ def test_a_hook_that_cannot_be_called_is_refused() -> None:
     for callback in (PhaseWatch, TransitionDetector):
         with pytest.raises(ValueError, match="on_transition is 3"):
             callback(on_transition=3)  # type: ignore[arg-type]
+
+
+def test_a_hook_may_ask_for_a_measurement_at_the_next_step(tmp_path: Any) -> None:
+    def ask(flag: Flag) -> None:
+        watch.request()
+
+    watch = ScriptedWatch(schedule=2, on_transition=ask, **QUICK)
+    with pytest.raises(RuntimeError, match="training has not started"):
+        watch.request()
+    train(tmp_path, watch, 20)
+    assert [m.step for m in watch.run.measurements] == sorted([*range(0, 21, 2), 11, 15, 19])
+
+
+def test_training_stops_when_no_transition_was_seen_for_long(tmp_path: Any) -> None:
+    """The jump stands from step 10 on and ends at 8, so 8 steps have gone by at 16; before it was seen, at 8."""
+
+    class Patient(EarlyStopping):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step > 10:
+                self._run_early_stopping_check(trainer)
+
+    patient = Patient("steps_since_transition", mode="max", stopping_threshold=7.5, check_on_train_epoch_end=False)
+    watch = ScriptedWatch(schedule=2, **QUICK)
+    watch.script = {10: JUMP[10], 14: JUMP[14]}
+    train(tmp_path, watch, 40, patient)
+    assert watch.run.measurements[-1].step in (16, 17)
