@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
 from phasewatch.callbacks.observing import TrainingSignals
 from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
+from phasewatch.callbacks.progress import ShownProgress
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import BehavioralCoefficient, Estimator
 from phasewatch.isolation import isolated
@@ -324,6 +325,7 @@ class WatchingCallback(CallbackBase):
                 listeners=[metrics := _TrainerMetrics(trainer)],
                 on_transition=self._on_flag,
                 say=partial(_say, trainer),
+                progress=ShownProgress(trainer),
             )
         except (RuntimeError, AttributeError, KeyError, IndexError) as error:
             raise ValueError(

@@ -6,7 +6,7 @@ import gc
 import math
 import time
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -121,6 +121,7 @@ def measure(
     *,
     seed: int = 0,
     without: Collection[str] = (),
+    progress: Callable[[str], object] = lambda name: None,
 ) -> tuple[Measurement, list[Failure]]:
     """Measure a module as it is now; the same weights, data, step and seed give the same numbers to the bit.
 
@@ -136,6 +137,7 @@ def measure(
         step: Optimizer steps made before; part of the seed of every measurement.
         seed: Seeds all randomness.
         without: Names of estimators that are left out: what is known to fail.
+        progress: Told the name of each estimator before it begins.
 
     Returns:
         What was found (its ``time`` is left to the caller), and what failed.
@@ -165,6 +167,7 @@ def measure(
         else:
             wanted = [e for e in (ProbeLoss(data.name), *what) if e.name not in without]
         for estimator in wanted:
+            progress(estimator.name)
             began_part = time.perf_counter()
             n = data.n or objective.num_samples
             reading, raised = _read(estimator, objective, n, seed_at(seed, step), estimates)

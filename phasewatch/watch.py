@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -74,6 +75,8 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
 # is too long for a checkpoint.
 _IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
 _HISTORY: tuple[Kind, ...] = (*_IN_CHECKPOINTS, "observed")
+# Seconds: what takes longer shows in a progress bar what it is at.
+SHOWN_FROM = 2.0
 
 
 class Listener(Protocol):
@@ -309,6 +312,7 @@ class Watch:
             say=say,
         )
         self.on_transition: Callable[[Flag], object] | None = on_transition
+        self.progress: Callable[[str | None], object] = lambda part: None
 
     @classmethod
     def from_monitors(
@@ -324,6 +328,7 @@ class Watch:
         listeners: Sequence[Listener] = (),
         on_transition: Callable[[Flag], object] | None = None,
         say: Callable[[str], object] | None = None,
+        progress: Callable[[str | None], object] = lambda part: None,
     ) -> Watch:
         """A watch that measures several things, each on its own data and schedule, into one record.
 
@@ -338,6 +343,8 @@ class Watch:
             listeners: Told of every measurement and transition.
             on_transition: Called with every flag of the detector.
             say: Given the line that tells what a measurement takes; default it goes to the standard error.
+            progress: During measurements of more than two seconds given the name of what is measured, and None when
+                they are over.
         """
         watch = cls.__new__(cls)
         watch._begin(
@@ -352,6 +359,7 @@ class Watch:
             say=say,
         )
         watch.on_transition = on_transition
+        watch.progress = progress
         return watch
 
     def _begin(
@@ -887,6 +895,7 @@ class Watch:
         sample_losses: tuple[float, ...] = ()
         by_part: dict[str, float] = {}
         measured: list[Estimator] = []
+        is_long = self.clock.end_seconds > SHOWN_FROM
         for monitor in monitors:
             failed = self._failed if self.on_error == "disable" else set()
             without = self._impossible | left_out | failed
@@ -896,6 +905,7 @@ class Watch:
                 estimators,
                 monitor.probe,
                 step,
+                progress=partial(self._show, step) if is_long else lambda part: None,
                 seed=self.seed,
                 without=without,
             )
@@ -917,6 +927,8 @@ class Watch:
             sample_losses=sample_losses,
             seconds_by_part=by_part,
         )
+        if is_long:
+            self._show(step, None)
         measurement = self._conclude(found) if estimates else None
         now = time.perf_counter()
         is_first = not self.clock.measuring_seconds
@@ -928,6 +940,10 @@ class Watch:
         if self._last_seen is not None:
             self._last_seen = (self._last_seen[0], now)
         return measurement
+
+    def _show(self, step: int, part: str | None) -> None:
+        with self._guarded("progress", step):
+            self.progress(part)
 
     def _conclude(self, found: Measurement) -> Measurement:
         """Record, tell the listeners, detect."""
