@@ -145,7 +145,7 @@ def _at_resolutions(told_loss: str, movements: Mapping[Resolution, str], beside:
 def _loss_at(resolution: Resolution, told: str, beside: Mapping[str, Change]) -> str:
     """What the loss did, which the noise of its course may hide though each of its values is known exactly."""
     measured, nats = beside.get(LOSS), beside.get(resolution.nats)
-    if told != "constant" or measured is None or nats is None or abs(measured.change) <= nats.after:
+    if told in ("rises", "falls") or measured is None or nats is None or abs(measured.change) <= nats.after:
         return told
     return "rises" if measured.change > 0 else "falls"
 

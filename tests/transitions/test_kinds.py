@@ -237,3 +237,17 @@ def test_what_was_measured_within_a_transition_belongs_to_neither_stage() -> Non
     found = changes_measured(scaled, 0, ((0, 21), (22, N)), (900.0, 1200.0))
     assert found is not None
     assert (found.before, found.after) == (10.0, 40.0)
+
+
+def test_a_loss_that_changes_too_little_to_speak_of_has_still_fallen_by_what_was_measured() -> None:
+    """Beyond its noise, but small beside all that it does in the run: the words of its course say nothing."""
+    changes = {"loss": FALLS, FINE: change(10.0, 50.0)}
+    beside = {
+        f"{FINE}_spread_slope": change(0.0, 0.0),
+        f"{FINE}_heat_capacity": change(10.0, 50.0),
+        f"{FINE}_resolution": change(0.003, 0.003),
+    }
+    changed = {"loss": False, FINE: True}
+    assert name_kind(changes, changed, beside).name == "λ rises"
+    assert name_kind(changes, changed, {**beside, "loss": FALLS}) == Kind("A", ("fine",))
+    assert name_kind(changes, changed, {**beside, "loss": change(0.5, 0.498)}).name == "λ rises"
