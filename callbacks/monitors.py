@@ -14,7 +14,6 @@ from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.probe import DEFAULT_SAMPLES
 from phasewatch.schedule import FREE_SECONDS, as_schedule
 from phasewatch.transitions import Flag, LiveDetector
-from phasewatch.transitions.candidates import checked_search
 from phasewatch.watch import OnError
 
 
@@ -124,8 +123,8 @@ class PhaseWatch(MonitoringCallback):
         self.outputs_fn = outputs_fn
         self.n = n
         self.mode = mode
-        self.alpha = LiveDetector(alpha).alpha
-        self.search = checked_search(search)
+        checked = LiveDetector(alpha, search)
+        self.alpha, self.search = checked.alpha, checked.search
         self.on_transition = _checked_hook(on_transition)
         self.save_checkpoints = _checked_count(save_checkpoints)
         self.directory = directory
@@ -251,8 +250,8 @@ class TransitionDetector(WatchingCallback):
         on_error: OnError = "warn",
     ) -> None:
         super().__init__()
-        self.alpha = LiveDetector(alpha).alpha
-        self.search = checked_search(search)
+        checked = LiveDetector(alpha, search)
+        self.alpha, self.search = checked.alpha, checked.search
         self.on_transition = _checked_hook(on_transition)
         self.save_checkpoints = _checked_count(save_checkpoints)
         self.directory = directory

@@ -18,7 +18,7 @@ from phasewatch.report.analysis import Analysis
 from phasewatch.report.figure import run_figure
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.numbers import format_span, format_step
-from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, table_rows
+from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b;
@@ -125,8 +125,8 @@ def _page(analysis: Analysis, image: bytes) -> str:
         else f"<p>{escape(analysis.note or NONE_FOUND)}</p>",
     ]
     if analysis.events:
-        told_events = [(format_step(event.step), event.kind, event.description) for event in analysis.events]
-        parts += ["<h2>What the schedule did, and what befell the run</h2>", _table(EVENT_COLUMNS, told_events)]
+        rows = event_rows(analysis.events)
+        parts += ["<h2>What the schedule did, and what befell the run</h2>", _table(EVENT_COLUMNS, rows)]
     moved = [(one, describe_moved(run.moved(one))) for one in analysis.transitions]
     if any(words for _, words in moved):
         told = [(format_step(one.step), one.label, "\n".join(words)) for one, words in moved if words]

@@ -36,7 +36,12 @@ def format_table(transitions: Sequence[Transition], markdown: bool = False) -> s
 
 def format_events(events: Sequence[Event]) -> str:
     """What the schedule did or what befell the run, a line each; nothing where there is nothing to tell."""
-    return "\n".join(f"step {format_step(event.step)}: {event.kind}: {event.description}" for event in events)
+    return "\n".join(f"step {step}: {kind}: {description}" for step, kind, description in event_rows(events))
+
+
+def event_rows(events: Sequence[Event]) -> list[tuple[str, ...]]:
+    """The cells of their table, in the order of ``EVENT_COLUMNS``."""
+    return [(format_step(event.step), event.kind, event.description) for event in events]
 
 
 def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tuple[str, ...]]:

@@ -92,11 +92,7 @@ def _exact(scaled: Scaled, cost: CostWeightedLine) -> list[int]:
     points, count = scaled.y.shape
     search = OptimalPartition(cost).fit(scaled.y)
     penalty = float(chi2.isf(CANDIDATE_RATE / points, (1 + cost.drift) * count))
-    ends = search.predict(penalty)
-    while len(ends) > _most_segments(points):
-        penalty *= STEP
-        ends = search.predict(penalty)
-    return ends[:-1]
+    return _not_too_many(search, penalty, _most_segments(points))[1][:-1]
 
 
 def _filled(scaled: Scaled) -> np.ndarray:
@@ -119,16 +115,27 @@ def _by_number(search: Any, most: int) -> list[int]:
 
 def _by_penalty(search: Any, most: int, start: float) -> list[int]:
     """At about the least penalty that gives at most so many boundaries."""
-    penalty, ends = start, _ends(search, start)
-    down = len(ends) <= most
-    for _ in range(MOST_TRIES):
-        if (len(ends) - 1 <= most) is not down or (down and len(ends) - 1 == most):
+    penalty, ends = _not_too_many(search, start, most + 1)
+    for _ in range(MOST_TRIES if penalty == start else 0):
+        if len(ends) == most + 1:
             break
-        penalty *= 1 / STEP if down else STEP
-        before, ends = ends, _ends(search, penalty)
-        if down and len(ends) - 1 > most:
-            return before
+        penalty /= STEP
+        more = _ends(search, penalty)
+        if len(more) > most + 1:
+            break
+        ends = more
     return ends
+
+
+def _not_too_many(search: Any, penalty: float, segments: int) -> tuple[float, list[int]]:
+    """The penalty, raised until there are at most so many segments, and their ends."""
+    ends = _ends(search, penalty)
+    for _ in range(MOST_TRIES):
+        if len(ends) <= segments:
+            break
+        penalty *= STEP
+        ends = _ends(search, penalty)
+    return penalty, ends
 
 
 def _ends(search: Any, penalty: float) -> list[int]:

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
+from phasewatch.record.signals import LOSS
 from phasewatch.record.transition import Transition
 
 EventKind = Literal[
     "learning-rate drop", "learning-rate rise", "end of a warm-up", "resumed", "bad batch", "divergence"
 ]
 
-LOSS, LEARNING_RATE = "loss", "learning_rate"
+LEARNING_RATE = "learning_rate"
 
 ABRUPT = 1.5
 """Factor by which the learning rate changes from one step to the next where that is an event of its own; schedules that
