@@ -523,12 +523,20 @@ class Watch:
         due = self.next_visit
         if due is None or step < due:
             return None
+        self._advance_clock(step)
+        visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
         if self._requested:
             self._requested = False
-            return self.measure(step) if step > self._last_taken else None
-        self._advance_clock(step)
+            measurement = self.measure(step) if step > self._last_taken else None
+        else:
+            measurement = self._visit(step, visited)
+        for monitor in visited:
+            monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
+        return measurement
+
+    def _visit(self, step: int, visited: Sequence[Monitor]) -> Measurement | None:
+        """Measure what the schedules of these monitors measure at a step that they stop by at."""
         measurement = None
-        visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
         if self._plan_at is not None and step >= self._plan_at:
             self._plan()
             kept = [] if self._start is None else self._start.monitors
@@ -553,8 +561,6 @@ class Watch:
                 measured = []
         if measured:
             measurement = self._measure(step, measured)
-        for monitor in visited:
-            monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
         return measurement
 
     def observe(self, step: int, optimizer: Optimizer | None = None, /, **values: Tensor | float | None) -> None:

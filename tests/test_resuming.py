@@ -312,3 +312,11 @@ def test_a_measurement_that_is_asked_for_is_made_at_the_next_step_only() -> None
     watch.request()
     train(watch, 10, 40)
     assert [m.step for m in watch.run.measurements] == [0, 10, 30]
+
+
+def test_what_is_asked_for_at_a_step_of_the_schedule_takes_its_place() -> None:
+    watch = Watch(nn.Linear(3, 1, bias=False), [(INPUTS, TARGETS)], loss_fn=loss_fn, estimators=(), schedule=5)
+    train(watch, 0, 10)
+    watch.request()
+    train(watch, 10, 21)
+    assert [m.step for m in watch.run.measurements] == [0, 5, 10, 15, 20]
