@@ -23,6 +23,7 @@ from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is
 from phasewatch.callbacks.progress import ShownProgress
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import BehavioralCoefficient, Estimator
+from phasewatch.interruption import held_back
 from phasewatch.isolation import isolated
 from phasewatch.measure import Probe
 from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
@@ -183,10 +184,15 @@ class WatchingCallback(CallbackBase):
         if self._signals is not None:
             self._signals.batch_starts()
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if self._streams:
-            self._collect(trainer, pl_module, batch, step)
-        if step < self._next_visit:
-            return
+        # All ranks handle a signal after what they do together: Lightning's handler of SIGTERM is such a thing too.
+        with held_back():
+            if self._streams:
+                self._collect(trainer, pl_module, batch, step)
+            if step >= self._next_visit:
+                self._visit(trainer, step)
+
+    def _visit(self, trainer: Any, step: int) -> None:
+        """Measure if it is due, and tell the other ranks, which meet here."""
         measured = False
         if self._watch is not None:
             self._watch.at(step)
@@ -241,10 +247,11 @@ class WatchingCallback(CallbackBase):
             self._keep_checkpoint(trainer, step)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Finish the record of a run that was cut short."""
-        if self._watch is not None:
-            self._watch.close()
+        """Finish the record of a run that was cut short, and say where it is."""
+        if self._watch is not None and self._signals is not None:
+            self._watch.close(error=exception)
             self._signals = None
+            _say(trainer, _summary(self._watch))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain Python values and tensors."""
@@ -707,6 +714,8 @@ def _say(trainer: Any, message: str) -> None:
 def _summary(watch: Watch) -> str:
     measured = len(watch.run.measurements)
     text = f"phasewatch: {measured} measurements, {len(watch.transitions)} transitions flagged"
+    if watch.run.told_ending:
+        text = f"phasewatch: {watch.run.told_ending} {text.removeprefix('phasewatch: ')}"
     if watch.clock.training_seconds:
         text += (
             f", {watch.clock.measuring_seconds:.1f} s measuring beside {watch.clock.training_seconds:.1f} s of training"

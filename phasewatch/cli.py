@@ -179,7 +179,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
             f"the report cannot be written to {output} ({error.strerror or error}); give another --output."
         ) from error
     print(analysis.note or format_table(analysis.transitions))
-    for told in (format_events(analysis.events), format_moved(run, analysis.transitions)):
+    for told in (run.told_ending, format_events(analysis.events), format_moved(run, analysis.transitions)):
         if told:
             print(f"\n{told}")
     print()
@@ -218,8 +218,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         ) from error
     print(format_comparison(names, aligned))
     for name, analysis in zip(names, analyses, strict=True):
-        if analysis.note is not None:
-            print(f"{name}: {analysis.note}")
+        for told in filter(None, (analysis.note, analysis.run.told_ending)):
+            print(f"{name}: {told}")
     print(f"\nfigure: {output}")
     return 0
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from phasewatch.estimators import Estimator, ProbeLoss, Reading
+from phasewatch.interruption import safe_point
 from phasewatch.isolation import isolated, seed_everything
 from phasewatch.objective import LossFn, NoOutputsError, Objective, OutputsFn
 from phasewatch.objective.function import sizes_of_batches
@@ -167,6 +168,7 @@ def measure(
         else:
             wanted = [e for e in (ProbeLoss(data.name), *what) if e.name not in without]
         for estimator in wanted:
+            safe_point()
             progress(estimator.name)
             began_part = time.perf_counter()
             n = data.n or objective.num_samples

@@ -31,6 +31,7 @@ from phasewatch.estimators import (
     LearningCoefficient,
     SymmetryLedger,
 )
+from phasewatch.interruption import Interrupted, held_back
 from phasewatch.measure import Failure, Probe, measure
 from phasewatch.objective import LossFn, Objective, OutputsFn
 from phasewatch.objective.copies import KeptState
@@ -38,6 +39,7 @@ from phasewatch.objective.labels import integer_targets
 from phasewatch.observer import Observer
 from phasewatch.record import (
     SCHEMA_VERSION,
+    Ending,
     Estimate,
     Flag,
     Histogram,
@@ -455,6 +457,8 @@ class Watch:
             "monitors": described,
             "signals": signals_described(),
             "labels": labels,
+            "left_out": [],
+            "chains_in_each": 1,
         }
 
     @property
@@ -518,6 +522,8 @@ class Watch:
             The measurement, which may be that of the first state if it was kept; None if none was due.
         """
         if self._last_asked < 0:
+            with self._guarded("record", step):
+                self._record_header()  # a run that is killed in its first measurement has a record
             self._begin_to_count(step)
         self._last_asked = step
         due = self.next_visit
@@ -581,8 +587,7 @@ class Watch:
         self.observer.take(step, values, optimizer, self.clock.measuring_seconds)
         for what, error in self.observer.errors():
             self._note(Failure(what, error), step)
-        # The header, which comes first, says what was planned.
-        if self.observer.is_due and self._plan_at is None:
+        if self.observer.is_due:
             self._record_observed(step)
 
     def _record_observed(self, step: int) -> None:
@@ -610,8 +615,12 @@ class Watch:
 
     def _leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
         """Measure these no more, and draw the chains of λ of the function in each so many measurements."""
+        changed = parts != self._left_out or chains_in_each != self._chains_in_each
         self._left_out, self._chains_in_each = parts, chains_in_each
-        self._header["left_out"] = self._left_out
+        self._header |= {"left_out": parts, "chains_in_each": chains_in_each}
+        if changed and self._recording:
+            with self._guarded("record", max(self._last_asked, 0)):
+                self._record(("plan", {"left_out": parts, "chains_in_each": chains_in_each}))
         self._expect()
 
     def _expect(self) -> None:
@@ -699,26 +708,38 @@ class Watch:
         self._measure_start()
         return self._measure(step, self.monitors)
 
-    def close(self, step: int | None = None) -> None:
+    def close(self, step: int | None = None, error: BaseException | None = None) -> None:
         """Measure the end of the run if the schedule wants it and the budget pays for it, and finish the record.
 
         Args:
             step: Optimizer steps made in the whole run; default no last measurement, nor one of the first state if it
                 was kept.
+            error: What ended the run, where it has not come to its end; the record tells it.
         """
         if self._closed:
             return
         if step is not None:
             self._advance_clock(step)
-            self._measure_the_end(step)
-        self._record_observed(step or 0)
+            try:
+                self._measure_the_end(step)
+            except BaseException as stopped:
+                self._finish(step, stopped)
+                raise
+        self._finish(step or 0, error)
+
+    def _finish(self, step: int, error: BaseException | None) -> None:
+        with held_back():
+            self._finish_record(step, error)
+
+    def _finish_record(self, step: int, error: BaseException | None) -> None:
+        self._record_observed(step)
         self._closed, self._start = True, None
         if self._recording:
-            with self._guarded("record", step or 0):
-                self._journal.append("end", {"time": time.time()})
+            with self._guarded("record", step):
+                self._journal.append("end", {"time": time.time(), **Ending.by(error).to_dict()})
         run = self.run
         for listener in self.listeners:
-            with self._guarded(type(listener).__name__, step or 0):
+            with self._guarded(type(listener).__name__, step):
                 listener.on_end(run)
                 listener.close()
         self._journal.close()
@@ -761,7 +782,7 @@ class Watch:
     ) -> None:
         """Close the record; where all went well, measure the end: one step beyond the last that ``at`` was asked of."""
         went_on = error is None and (self._start is not None or self._last_asked > self._last_taken)
-        self.close(self._last_asked + 1 if went_on else None)
+        self.close(self._last_asked + 1 if went_on else None, error)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to continue in another process: plain Python values only.
@@ -793,7 +814,7 @@ class Watch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], places: Iterable[str | os.PathLike[str]] = ()) -> None:
-        """Continue a run from what :meth:`state_dict` returned; to be called before the first measurement.
+        """Continue a run from what :meth:`state_dict` returned; to be called before the first step.
 
         The schedule is the one that this watch was made with, be it another one.
 
@@ -808,16 +829,16 @@ class Watch:
             places: Further directories in which the record may lie, for example beside the checkpoint.
 
         Raises:
-            ValueError: If a measurement was made already.
+            ValueError: If :meth:`at` was asked already.
         """
         if self._recording:
-            raise ValueError("load_state_dict came after the first measurement; call it right after creation.")
+            raise ValueError("load_state_dict came after the first step; call it right after creation.")
         self._recording = True
         self._last_taken = state["last_taken"]
         if state["planned_for"] == ([] if self._budget is None else _limits(self._budget)):
             self._planned_for, self._left_out = state["planned_for"], list(state["left_out"])
             self._chains_in_each, self._until_chains = state["chains_in_each"], state["until_chains"]
-            self._header["left_out"] = self._left_out
+            self._header |= {"left_out": self._left_out, "chains_in_each": self._chains_in_each}
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
         self._prices.update(state["prices"])
         self._expect()
@@ -891,7 +912,20 @@ class Watch:
         module: nn.Module | None = None,
         at_the_end: bool = False,
     ) -> Measurement | None:
-        """Measure a module, by default the network as it is now."""
+        """Measure a module, by default the network as it is now; None where nothing came of it, or a signal stops it."""
+        began = time.perf_counter()
+        measurement = None
+        with held_back():
+            try:
+                measurement = self._measured(step, monitors, self.module if module is None else module, at_the_end)
+            except Interrupted as stopped:
+                self._show(step, None)
+                self._note_interruption(step, time.perf_counter() - began, stopped)
+        return measurement
+
+    def _measured(
+        self, step: int, monitors: Sequence[Monitor], module: nn.Module, at_the_end: bool
+    ) -> Measurement | None:
         began = time.perf_counter()
         draws_chains = at_the_end or self._draws_chains(monitors)
         left_out = {*self._left_out, *([] if draws_chains else [price.CHAINS])}
@@ -907,7 +941,7 @@ class Watch:
             without = self._impossible | left_out | failed
             estimators = [price.without(e, left_out) for e in monitor.estimators]
             found, failures = measure(
-                self.module if module is None else module,
+                module,
                 estimators,
                 monitor.probe,
                 step,
@@ -946,6 +980,21 @@ class Watch:
         if self._last_seen is not None:
             self._last_seen = (self._last_seen[0], now)
         return measurement
+
+    def _note_interruption(self, step: int, seconds: float, stopped: Interrupted) -> None:
+        """Record what a signal has stopped; its time counts."""
+        self.clock.measuring_seconds += seconds
+        if self._last_seen is not None:
+            self._last_seen = (self._last_seen[0], time.perf_counter())
+        told = {
+            "step": step,
+            "what": "measurement",
+            "error": f"was stopped by {stopped} after {seconds:.1f} s",
+            "traceback": "",
+            "time": time.time(),
+        }
+        with self._guarded("record", step):
+            self._record(("failure", told))
 
     def _show(self, step: int, part: str | None) -> None:
         with self._guarded("progress", step):
@@ -1005,9 +1054,13 @@ class Watch:
         observed: list[tuple[Kind, dict[str, Any]]] = [] if block is None else [("observed", block)]
         if not (observed or told):
             return
-        header: list[tuple[Kind, dict[str, Any]]] = [] if self._recording else [("header", self._header)]
-        self._recording = True
-        self._journal.extend([*header, *observed, *told])
+        self._record_header()
+        self._journal.extend([*observed, *told])
+
+    def _record_header(self) -> None:
+        if not self._recording:
+            self._recording = True
+            self._journal.append("header", self._header)
 
     @contextmanager
     def _guarded(self, what: str, step: int) -> Iterator[None]:

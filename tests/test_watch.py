@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Reading
 from phasewatch.measure import Probe
 from phasewatch.objective import Objective
-from phasewatch.record import Estimate, Flag, Measurement, RecordError, Run, Transition, load_run
+from phasewatch.record import Ending, Estimate, Flag, Measurement, RecordError, Run, Transition, load_run
 from phasewatch.schedule import as_schedule
 from phasewatch.watch import Monitor, Watch
 
@@ -226,7 +226,7 @@ def test_raise_raises_and_the_failure_is_in_the_record(tmp_path: Path) -> None:
     run = load_run(tmp_path)
     assert [f["step"] for f in run.failures] == [20]
     assert [m.step for m in run.measurements] == [0, 10]
-    assert run.finished  # the context manager closes the record
+    assert run.ending == Ending("exception", "FloatingPointError: planted")  # the context manager closes the record
 
 
 @pytest.mark.parametrize("on_error", ["warn", "disable"])
@@ -491,7 +491,7 @@ def test_continued_from_its_state_it_is_the_run_that_was_never_stopped(tmp_path:
         np.testing.assert_array_equal(resumed.series(name).values, whole.run.series(name).values)
     assert np.isfinite(resumed.series("llc").values).any()
     assert resumed.header["continues"]["run_id"] == first.run.header["run_id"] != resumed.header["run_id"]
-    with pytest.raises(ValueError, match="after the first measurement"):
+    with pytest.raises(ValueError, match="after the first step"):
         second.load_state_dict(first.state_dict())
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from phasewatch.interruption import safe_point
 from phasewatch.isolation import preserved_randomness, seed_everything
 from phasewatch.objective.batches import Layout, count_samples
 from phasewatch.objective.copies import (
@@ -193,6 +194,7 @@ class PureLoss:
         Every backward pass through an evaluation belongs inside: recomputation and gradients written by hand read the
         module's tensors again.
         """
+        safe_point()
         with self._places.holding(tensors), self._differentiable_kernels():
             yield
 

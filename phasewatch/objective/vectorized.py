@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phasewatch.interruption import safe_point
 from phasewatch.objective.function import PureLoss
 from phasewatch.objective.program import (
     Evaluation,
@@ -122,6 +123,7 @@ class Vectorized:
         return tuple(means)
 
     def _at_once(self, kind: Kind, vectors: Tensor, block: Block, compiled: bool) -> tuple[Tensor, ...]:
+        safe_point()
         case = (kind, block, len(vectors), compiled)
         if case not in self._evaluations:
             program, tensors = self._program(kind, vectors, block, compiled), self._tensors(block)

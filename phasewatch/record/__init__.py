@@ -1,5 +1,6 @@
 """The run record: the one journal that everything writes to and reads from, and the types that stand in it."""
 
+from phasewatch.record.ending import NOT_CLOSED, Ending
 from phasewatch.record.journal import Journal
 from phasewatch.record.lines import FILE_NAME, SCHEMA_VERSION, DamagedLine, Gap, RecordError
 from phasewatch.record.measurement import Estimate, Histogram, Measurement
@@ -12,9 +13,11 @@ from phasewatch.record.transition import Change, Flag, Transition, standing_tran
 
 __all__ = [
     "FILE_NAME",
+    "NOT_CLOSED",
     "SCHEMA_VERSION",
     "Change",
     "DamagedLine",
+    "Ending",
     "Estimate",
     "Flag",
     "Gap",

@@ -10,6 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from phasewatch.interruption import held_back
 from phasewatch.record.lines import FILE_NAME, Kind, Line, RecordError
 from phasewatch.record.lock import LockedFile
 from phasewatch.record.position import Position
@@ -112,7 +113,8 @@ class Journal:
             self.lines.append(Line.written(self.run_id, self._next, kind, body))
             self._next += 1
         if self.directory is not None:
-            self._write()
+            with held_back():  # between a line and what is known to be written no signal may come
+                self._write()
 
     @property
     def position(self) -> Position | None:

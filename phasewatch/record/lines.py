@@ -14,7 +14,7 @@ import numpy as np
 FILE_NAME = "phasewatch.jsonl"
 SCHEMA_VERSION = 2
 
-Kind = Literal["header", "resume", "measurement", "observed", "transition", "failure", "end"]
+Kind = Literal["header", "resume", "plan", "measurement", "observed", "transition", "failure", "end"]
 
 _RESERVED = {"crc32", "run_id", "sequence", "kind"}
 _PREFIX = '{"crc32":"'
@@ -32,8 +32,8 @@ class Line:
     Attributes:
         run_id: The run that it is of.
         sequence: Its number among the lines of that run, from 0.
-        kind: What it tells. A ``header`` is the first line of a run; a ``resume`` line follows the line that it names
-            as ``after`` and takes back what came since.
+        kind: What it tells. A ``header`` is the first line of a run, and a ``plan`` line adds to it what is known
+            later; a ``resume`` line follows the line that it names as ``after`` and takes back what came since.
         body: What it tells, as JSON has it.
     """
 

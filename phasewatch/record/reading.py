@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from phasewatch.record.ending import Ending
 from phasewatch.record.lines import FILE_NAME, SCHEMA_VERSION, DamagedLine, Line, RecordError, gaps, read_lines
 from phasewatch.record.measurement import Measurement
 from phasewatch.record.run import Run
@@ -127,12 +128,14 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
     failures: list[dict[str, Any]] = []
     blocks: list[dict[str, Any]] = []
     resumed: list[int] = []
-    ended = False
+    ending: Ending | None = None
     for line in standing_lines(lines):
         if line.kind == "header":
             header |= line.body
             _check_version(header, path)
             take_up(header.get("signals", ()))
+        elif line.kind == "plan":
+            header |= line.body
         elif line.kind == "measurement":
             measurement = Measurement.from_dict(line.body)
             measurements[measurement.step] = measurement
@@ -144,7 +147,10 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
             flags.append(Flag.from_dict(line.body))
         elif line.kind == "failure":
             failures.append(dict(line.body))
-        ended = line.kind == "end" or (ended and line.kind == "failure")
+        elif line.kind == "end":
+            ending = Ending.from_dict(line.body)
+        if line.kind not in ("end", "failure"):
+            ending = None  # it went on
     missing = gaps(lines)
     return Run(
         path,
@@ -153,11 +159,12 @@ def assemble(lines: Iterable[Line], path: Path | None = None, damaged: tuple[Dam
         tuple(standing_transitions(flags)),
         tuple(failures),
         damaged,
-        ended and not missing,
+        ending == Ending("finished") and not missing,
         tuple(flags),
         missing,
         tuple(blocks),
         tuple(resumed),
+        ending,
     )
 
 

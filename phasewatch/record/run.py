@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from phasewatch.record.ending import NOT_CLOSED, Ending
 from phasewatch.record.lines import DamagedLine, Gap
 from phasewatch.record.measurement import Measurement
 from phasewatch.record.moved import Moved, moved
@@ -66,12 +67,13 @@ class Run:
             steps; ``flagged_at`` is the step at which each was flagged first.
         failures: Estimators that failed: step, estimator, error.
         damaged: Lines that could not be read.
-        finished: Whether the run was closed properly and its record is whole: with lines missing, none can say what was
+        finished: Whether the run came to its end and its record is whole: with lines missing, none can say what was
             measured and not read back.
         flags: All that was said live of transitions, revisions included, in order.
         gaps: Lines that the run has written and that are missing or damaged.
         blocks: What was observed at every step, packed (see :mod:`phasewatch.record.trace`).
         resumed: Steps at which it was taken up again.
+        ending: How the run ended; None where it did not say: it is still going on, or was killed.
     """
 
     path: Path | None
@@ -85,6 +87,14 @@ class Run:
     gaps: tuple[Gap, ...] = ()
     blocks: tuple[dict[str, Any], ...] = ()
     resumed: tuple[int, ...] = ()
+    ending: Ending | None = None
+
+    @property
+    def told_ending(self) -> str:
+        """How the run ended, in a sentence; empty where it came to its end, or the record has lost what it said."""
+        if self.ending is None:
+            return "" if self.finished or self.gaps else NOT_CLOSED
+        return "" if self.ending.how == "finished" else str(self.ending)
 
     @cached_property
     def observed(self) -> dict[str, Observed]:

@@ -54,6 +54,7 @@ class Analysis:
             "record": None if run.path is None else str(run.path),
             "header": run.header,
             "finished": run.finished,
+            "ending": None if run.ending is None else run.ending.to_dict(),
             "measurements": len(run.measurements),
             "steps": [run.measurements[0].step, run.measurements[-1].step] if run.measurements else None,
             "signals": list(self.signals),

@@ -173,8 +173,8 @@ def _warnings(analysis: Analysis) -> Iterable[str]:
     if analysis.run.gaps:
         missing = sum(map(len, analysis.run.gaps))
         yield f"{missing} lines of the record are missing: not all that the run measured is here."
-    elif not analysis.run.finished:
-        yield "The run was not closed: it is still going on, or was killed."
+    if analysis.run.told_ending:
+        yield analysis.run.told_ending
     if analysis.run.damaged:
         yield f"{len(analysis.run.damaged)} damaged lines of the record were skipped."
 
