@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -21,7 +23,9 @@ class Journal:
     """Writes the record of one run line by line; what has been appended survives a kill of the process.
 
     The run has a file of its own from its first line on: ``phasewatch.jsonl``, or beside another record
-    ``phasewatch-<id>.jsonl``. The file is locked until :meth:`close` or the end of the process.
+    ``phasewatch-<id>.jsonl``. The file is locked until :meth:`close` or the end of the process. If it is removed,
+    emptied or cut off meanwhile, the next line is written with all before it; if something else is put in its place,
+    into a new file beside that. A warning says so.
 
     Attributes:
         directory: Where the file lies; None keeps the lines in memory only.
@@ -47,6 +51,7 @@ class Journal:
         self._next = 0
         self._written = 0
         self._size = 0
+        self._identity: tuple[int, int] | None = None
         self._file: LockedFile | None = None
         if self.directory is not None:
             try:
@@ -88,7 +93,7 @@ class Journal:
             journal.close()
             raise RecordError(f"{path} holds no line of the run {run_id}; give the record of that run.")
         journal._written = len(journal.lines)
-        journal._size = os.fstat(journal._file.descriptor).st_size
+        journal._note_file()
         journal._next = max(journal.lines[-1].sequence, sequence) + 1
         return journal
 
@@ -146,19 +151,29 @@ class Journal:
                 _write_line(file.descriptor, self.lines[self._written].encoded())
                 self._written += 1
         finally:
-            self._size = os.fstat(file.descriptor).st_size
+            self._note_file()
 
     @property
     def _file_path(self) -> Path | None:
         return None if self._place is None or self.path is None else self._place / self.path.name
 
+    def _note_file(self) -> None:
+        """How this run leaves its file, to see later what others have done to it."""
+        assert self._file is not None
+        found = os.fstat(self._file.descriptor)
+        self._size, self._identity = found.st_size, (found.st_dev, found.st_ino)
+
     def _opened(self) -> LockedFile:
-        """The file, made anew from memory if it was removed."""
+        """The file as this run left it, or one into which all is written again."""
         path = self._file_path
-        if self._file is not None and self._file.is_open and path is not None and self._file.is_at(path):
+        if path is None:
+            self._file = self._create()
             return self._file
-        self.close()
-        self._file = self._create() if path is None else self._open_again(path)
+        if self._file is None or not self._file.is_open or not self._file.is_at(path):
+            self.close()
+            self._file = self._open_again(path)
+        if os.fstat(self._file.descriptor).st_size != self._size:
+            self._file = self._mended(self._file, path)
         return self._file
 
     def _create(self) -> LockedFile:
@@ -174,16 +189,52 @@ class Journal:
 
     def _open_again(self, path: Path) -> LockedFile:
         try:
-            file = LockedFile(path, create=False)
+            return LockedFile(path, create=False)
         except BlockingIOError as error:
-            raise RecordError(_told_writer(path)) from error
+            found = os.stat(path)
+            if (found.st_dev, found.st_ino) == self._identity:
+                raise RecordError(_told_writer(path)) from error
+            return self._begin_beside(path)
         except FileNotFoundError:
-            self._written = 0
-            return LockedFile(path, create=True)
-        if os.fstat(file.descriptor).st_size != self._size:
-            file.close()
-            raise RecordError(f"{path} is not as this run left it: another has written to it, or put it there.")
+            self._written = self._size = 0  # also where a new one cannot be made yet
+            file = LockedFile(path, create=True)
+            self._write_all_again(path, "was removed while the run went on")
+            return file
+
+    def _mended(self, file: LockedFile, path: Path) -> LockedFile:
+        """Where all can be written, since the file is not as this run left it."""
+        if b"".join(line.encoded() for line in self.lines[: self._written]).startswith(path.read_bytes()):
+            os.ftruncate(file.descriptor, 0)
+            self._write_all_again(path, "was emptied or cut off while the run went on")
+            return file
+        there = {line.sequence: line.checksum for line in read_runs(path)[0].get(self.run_id, [])}
+        if any(sequence > self._last_written for sequence in there):
+            self.close()
+            raise RecordError(f"{path} is not as this run left it: another has gone on with the run there.")
+        if all(there.get(line.sequence) == line.checksum for line in self.lines[: self._written]):
+            return file  # another has added something
+        self.close()
+        return self._begin_beside(path)
+
+    def _begin_beside(self, path: Path) -> LockedFile:
+        assert self.directory is not None
+        for number in count(1):
+            beside = path.with_name(f"phasewatch-{self.run_id}{f'-{number}' if number > 1 else ''}.jsonl")
+            try:
+                file = LockedFile(beside, create=True)
+            except FileExistsError:
+                continue
+            break
+        self.path = self.directory / beside.name
+        self._write_all_again(beside, f"takes the place of {path.name}, which was replaced while the run went on")
         return file
+
+    def _write_all_again(self, path: Path, why: str) -> None:
+        self._written = self._size = 0
+        warnings.warn(
+            f"phasewatch: {path} {why}: all that the run has recorded so far is written into it once more.",
+            stacklevel=2,
+        )
 
 
 def _write_line(descriptor: int, data: bytes) -> None:

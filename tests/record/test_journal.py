@@ -128,9 +128,79 @@ def test_a_file_that_is_removed_is_written_again(tmp_path: Path) -> None:
         journal.append("measurement", measurement(6).to_dict())
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
-    journal.append("measurement", measurement(7).to_dict())
+    with pytest.warns(UserWarning, match="was removed while the run went on: all .* once more"):
+        journal.append("measurement", measurement(7).to_dict())
     run = load_run(tmp_path / "run")
     assert [m.step for m in run.measurements] == list(range(8)) and not run.gaps
+
+
+def harmed(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    if how == "removed":
+        file.unlink()
+    elif how == "emptied":
+        os.truncate(file, 0)
+    elif how == "cut off":
+        os.truncate(file, len(content) // 2)
+    elif how == "replaced by nothing":
+        file.unlink()
+        file.touch()
+    elif how == "replaced by a part":
+        file.unlink()
+        file.write_bytes(content[: len(content) // 3])
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied", "cut off", "replaced by nothing", "replaced by a part"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_is_taken_from_a_record_under_the_run_is_written_again(how: str, closed: bool, tmp_path: Path) -> None:
+    whole = begin(tmp_path / "whole", range(8))
+    journal = begin(tmp_path / "run")
+    if closed:
+        journal.close()
+    harmed(tmp_path / "run" / "phasewatch.jsonl", how)
+    with pytest.warns(UserWarning, match="while the run went on: all .* once more") as warned:
+        for step in (6, 7):
+            journal.append("measurement", measurement(step).to_dict())
+    assert len(warned) == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["phasewatch.jsonl"]
+    run = load_run(tmp_path / "run")
+    assert run.measurements == load_run(tmp_path / "whole").measurements and not run.gaps and not run.damaged
+    whole.close()
+
+
+@pytest.mark.parametrize("way", ["moved there", "copied over it", "written there"])
+def test_what_was_put_in_the_place_of_a_record_is_left_alone(way: str, tmp_path: Path) -> None:
+    journal = begin(tmp_path / "run")
+    file = tmp_path / "run" / "phasewatch.jsonl"
+    other = write(tmp_path / "other", range(3), llc=7.0)
+    content = other.read_bytes()
+    if way == "moved there":
+        os.replace(other, file)
+    elif way == "copied over it":
+        file.write_bytes(content)  # into the same file
+    else:
+        file.unlink()
+        running = begin(tmp_path / "run", range(3), llc=7.0)
+        content = file.read_bytes()
+    with pytest.warns(UserWarning, match=f"{journal.run_id}.jsonl takes the place of phasewatch.jsonl") as warned:
+        journal.append("measurement", measurement(6).to_dict())
+    assert len(warned) == 1 and file.read_bytes() == content
+    assert journal.path == tmp_path / "run" / f"phasewatch-{journal.run_id}.jsonl"
+    run = load_run(tmp_path / "run", journal.run_id)
+    assert [m.step for m in run.measurements] == list(range(7)) and not run.gaps
+    assert journal.position is not None and journal.position.path == journal.path
+    if way == "written there":
+        running.close()
+
+
+def test_what_another_has_added_to_a_record_is_no_reason_to_leave_it(tmp_path: Path) -> None:
+    journal = begin(tmp_path)
+    file = tmp_path / "phasewatch.jsonl"
+    file.write_bytes(file.read_bytes() + b"a note\n")
+    journal.append("measurement", measurement(6).to_dict())
+    with pytest.warns(UserWarning, match="1 damaged lines were skipped"):
+        run = load_run(tmp_path)
+    assert [m.step for m in run.measurements] == list(range(7)) and not run.gaps
 
 
 def test_a_run_goes_on_behind_a_line_that_it_is_known_to_have_written(tmp_path: Path) -> None:
