@@ -9,9 +9,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from phasewatch import __version__
+from phasewatch.printable import printable
 
 if TYPE_CHECKING:
     from phasewatch.record import Run
@@ -53,6 +54,10 @@ examples:
 """
 
 
+def _print(text: object = "", file: TextIO | None = None) -> None:
+    print(printable(str(text)), file=file)
+
+
 class _Failure(Exception):
     """What the user is told before the command ends."""
 
@@ -78,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore", category)
             return {"analyze": _analyze, "compare": _compare, "demo": _demo}[arguments.command](arguments)
     except _Failure as failure:
-        print(f"phasewatch: {failure}", file=sys.stderr)
+        _print(f"phasewatch: {failure}", file=sys.stderr)
         return 2
 
 
@@ -163,7 +168,7 @@ def _probability(text: str) -> float:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"phasewatch: {message}", file=sys.stderr)
+    _print(f"phasewatch: {message}", file=sys.stderr)
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
@@ -178,13 +183,13 @@ def _analyze(arguments: argparse.Namespace) -> int:
         raise _Failure(
             f"the report cannot be written to {output} ({error.strerror or error}); give another --output."
         ) from error
-    print(analysis.note or format_table(analysis.transitions))
+    _print(analysis.note or format_table(analysis.transitions))
     for told in (run.told_ending, format_events(analysis.events), format_moved(run, analysis.transitions)):
         if told:
-            print(f"\n{told}")
-    print()
+            _print(f"\n{told}")
+    _print()
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
-        print(f"{name + ':':<8}{path}")
+        _print(f"{name + ':':<8}{path}")
     return 0
 
 
@@ -216,11 +221,11 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise _Failure(
             f"the figure cannot be written to {output} ({error.strerror or error}); give another --output."
         ) from error
-    print(format_comparison(names, aligned))
+    _print(format_comparison(names, aligned))
     for name, analysis in zip(names, analyses, strict=True):
         for told in filter(None, (analysis.note, analysis.run.told_ending)):
-            print(f"{name}: {told}")
-    print(f"\nfigure: {output}")
+            _print(f"{name}: {told}")
+    _print(f"\nfigure: {output}")
     return 0
 
 
@@ -263,7 +268,7 @@ def _load_event_files(path: Path, tags: list[str] | None) -> tuple[Run, Path, li
                 f"{source} holds no phasewatch record and no scalar that looks like a loss; name some by "
                 f"--tags. It has: {', '.join(scalars) or 'none'}."
             )
-        print(f"No phasewatch record here; reading {', '.join(tags)} from the TensorBoard event files.\n")
+        _print(f"No phasewatch record here; reading {', '.join(tags)} from the TensorBoard event files.\n")
     run = run_of_scalars(scalars, tags, str(source))
     finite = [tag for tag in tags if tag in run.names]
     if not finite:

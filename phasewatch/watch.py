@@ -419,6 +419,12 @@ class Watch:
         labels = None
         for monitor, objective in zip(self.monitors, objectives, strict=True):
             probe, sizes = monitor.probe, monitor.probe.sizes
+            n = probe.n or sum(sizes)
+            if n < 2 and any(isinstance(e, (*COEFFICIENTS, HessianSpectrum)) for e in monitor.estimators):
+                raise ValueError(
+                    f"n is {n}, the size of the training set; expected at least 2, as λ is measured at the inverse "
+                    "temperature n / log n. Give more samples in the probe, or n= where the probe is a part of it."
+                )
             num_parameters = objective.num_parameters
             if monitor is self._main:
                 labels = integer_targets(probe.batches, sizes)
@@ -429,7 +435,7 @@ class Watch:
                 {
                     "estimators": {e.name: _settings(e) for e in monitor.estimators},
                     "schedule": {"kind": type(monitor.schedule).__name__, **_settings(monitor.schedule)},
-                    "n": probe.n or sum(sizes),
+                    "n": n,
                     "probe": {
                         "source": probe.source,
                         "samples": sum(sizes),
@@ -912,7 +918,7 @@ class Watch:
         module: nn.Module | None = None,
         at_the_end: bool = False,
     ) -> Measurement | None:
-        """Measure a module, by default the network as it is now; None where nothing came of it, or a signal stops it."""
+        """Measure a module, by default the network as it is; None where nothing comes of it, or a signal stops it."""
         began = time.perf_counter()
         measurement = None
         with held_back():

@@ -1,4 +1,4 @@
-"""Signals in a measurement: it stops soon, nothing is torn, and a run that goes on is the one that was never stopped."""
+"""Signals in a measurement: it stops soon, nothing is torn, and a run that goes on is as if it had not been stopped."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from phasewatch.record.plain import text as a_text
+from phasewatch.record.plain import whole
+
 FILE_NAME = "phasewatch.jsonl"
 SCHEMA_VERSION = 2
 
 Kind = Literal["header", "resume", "plan", "measurement", "observed", "transition", "failure", "end"]
+
+DEEPEST = 32
+"""How deeply the values of a line may be nested; those of phasewatch are six deep."""
 
 _RESERVED = {"crc32", "run_id", "sequence", "kind"}
 _PREFIX = '{"crc32":"'
@@ -116,8 +123,9 @@ def gaps(lines: Sequence[Line]) -> tuple[Gap, ...]:
 
 def read_lines(path: Path) -> Iterator[tuple[int, Line | DamagedLine]]:
     """The lines of a file in order, each with its number in the file, damaged ones as :class:`DamagedLine`."""
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if raw:
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # editors of Windows put it there, and CRLF
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        if raw := raw.removesuffix(b"\r"):
             read = _read(raw)
             yield number, DamagedLine(number, read) if isinstance(read, str) else read
 
@@ -131,11 +139,35 @@ def _read(raw: bytes) -> Line | str:
     body = "{" + text[_BODY_AT:]
     if text[:_BODY_AT] != f'{_PREFIX}{_checksum(body)}",':
         return "is torn, or its checksum does not match"
-    members = json.loads(body)
     try:
-        return Line(members.pop("run_id"), members.pop("sequence"), members.pop("kind"), members)
+        members = json.loads(body)
+        if _depth(members) > DEEPEST:
+            raise RecursionError("its values are nested too deeply")
+    except (ValueError, RecursionError) as error:
+        return f"is whole, and cannot be read ({str(error)[:100]})"
+    try:
+        run_id, sequence, kind = members.pop("run_id"), members.pop("sequence"), members.pop("kind")
     except KeyError as missing:
         return f"has no {missing}: it is of an earlier version of phasewatch"
+    try:
+        return Line(a_text(run_id, "run_id"), whole(sequence, "sequence"), a_text(kind, "kind"), members)
+    except ValueError as error:
+        return f"is whole, and cannot be read ({error})"
+
+
+def _depth(value: Any) -> int:
+    """How deeply lists and objects are nested."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        containers = (v for v in level if isinstance(v, (dict, list)))
+        level = [
+            inner for v in containers for inner in (v.values() if isinstance(v, dict) else v) if type(inner) in _NESTED
+        ]
+    return depth
+
+
+_NESTED = (dict, list)
 
 
 def _checksum(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from phasewatch.record.plain import mapping, member, number, numbers, texts, whole
 from phasewatch.record.signals import NORMAL_95, look_up
 
 
@@ -75,10 +76,16 @@ class Estimate:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Estimate:
-        """Inverse of :meth:`to_dict`; what was not finite comes back as NaN."""
-        value = plain["value"]
+        """Inverse of :meth:`to_dict`; what was not finite comes back as NaN.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        value = member(mapping(plain, "an estimate"), "value")
         return cls(
-            math.nan if value is None else value, plain.get("standard_error", math.nan), tuple(plain.get("doubts", ()))
+            math.nan if value is None else number(value, "value"),
+            number(plain.get("standard_error", math.nan), "standard_error"),
+            tuple(texts(plain.get("doubts", ()), "doubts")),
         )
 
 
@@ -93,6 +100,16 @@ class Histogram:
 
     positions: list[float]
     weights: list[float]
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Histogram:
+        """The distribution as it stands in the record.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        positions = numbers(member(mapping(plain, "a histogram"), "positions"), "positions")
+        return cls(positions, numbers(member(plain, "weights"), "weights", len(positions)))
 
 
 @dataclass(frozen=True)
@@ -157,20 +174,29 @@ class Measurement:
         """Inverse of :meth:`to_dict`; a number that was not finite comes back as NaN.
 
         Raises:
-            ValueError: If a field is missing.
+            ValueError: If a field is missing, or something else than is expected.
         """
         try:
             return cls(
-                step=int(plain["step"]),
-                estimates={name: Estimate.from_dict(estimate) for name, estimate in plain["estimates"].items()},
-                histograms={name: Histogram(**h) for name, h in plain["histograms"].items()},
-                seconds=float(plain["seconds"]),
-                time=float(plain["time"]),
-                sample_losses=tuple(math.nan if x is None else x for x in plain.get("sample_losses", ())),
-                seconds_by_part=dict(plain.get("seconds_by_part", {})),
+                step=whole(member(plain, "step"), "step"),
+                estimates={
+                    name: Estimate.from_dict(estimate)
+                    for name, estimate in mapping(member(plain, "estimates"), "estimates").items()
+                },
+                histograms={
+                    name: Histogram.from_dict(h)
+                    for name, h in mapping(member(plain, "histograms"), "histograms").items()
+                },
+                seconds=number(member(plain, "seconds"), "seconds"),
+                time=number(member(plain, "time"), "time"),
+                sample_losses=tuple(numbers(plain.get("sample_losses", ()), "sample_losses")),
+                seconds_by_part={
+                    name: number(seconds, "seconds_by_part")
+                    for name, seconds in mapping(plain.get("seconds_by_part", {}), "seconds_by_part").items()
+                },
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"not a measurement: expected a mapping as written by Measurement.to_dict(), got one of "
-                f"{', '.join(plain)} ({error!r})"
+                f"{', '.join(plain)} ({error})"
             ) from error

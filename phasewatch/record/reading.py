@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from phasewatch.record.bodies import objection
 from phasewatch.record.ending import Ending
 from phasewatch.record.lines import FILE_NAME, SCHEMA_VERSION, DamagedLine, Line, RecordError, gaps, read_lines
 from phasewatch.record.measurement import Measurement
@@ -83,10 +84,12 @@ def read_runs(file: Path) -> tuple[dict[str, list[Line]], list[DamagedLine]]:
     for number, line in read_lines(file):
         if isinstance(line, DamagedLine):
             damaged.append(line)
-        elif line.sequence in (run := runs.setdefault(line.run_id, {})):
+        elif line.sequence in runs.get(line.run_id, {}):
             damaged.append(DamagedLine(number, f"has the sequence number {line.sequence} of an earlier line"))
+        elif (wrong := objection(line)) is not None:
+            damaged.append(DamagedLine(number, wrong))
         else:
-            run[line.sequence] = line
+            runs.setdefault(line.run_id, {})[line.sequence] = line
     return {run_id: [run[k] for k in sorted(run)] for run_id, run in runs.items()}, damaged
 
 

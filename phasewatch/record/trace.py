@@ -11,6 +11,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from phasewatch.record.plain import LARGEST_WHOLE, mapping, member, text, texts, whole
+
+LARGEST_GROUP = 2**26
+"""Bytes that signals of the same steps take unpacked in one block, at most; 200 signals at 16,384 steps, the most that
+are observed, take a fifth of that."""
+
 
 class Observed(NamedTuple):
     """One signal as it was observed while training went on.
@@ -48,12 +54,23 @@ def pack(signals: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> dict[s
 
 
 def unpack(bodies: Iterable[Mapping[str, Any]]) -> dict[str, Observed]:
-    """The signals in blocks, by their names in order of appearance; of two values for one step, the later one."""
+    """The signals in blocks, by their names in order of appearance; of two values for one step, the later one.
+
+    Raises:
+        ValueError: If one is not as :func:`pack` makes it.
+    """
     pieces: dict[str, list[Observed]] = {}
     for body in bodies:
-        for group in body["signals"]:
-            steps, *values = _unpacked(group["packed"], group["count"], len(group["names"]))
-            for name, own in zip(group["names"], values, strict=True):
+        groups = member(body, "signals")
+        if not isinstance(groups, list):
+            raise ValueError("signals are no list")
+        for group in groups:
+            names = texts(member(mapping(group, "signals"), "names"), "names")
+            count = whole(member(group, "count"), "count")
+            steps, *values = _unpacked(text(member(group, "packed"), "packed"), count, len(names))
+            if not len(steps) or steps[0] < 0 or steps[-1] > LARGEST_WHOLE or np.any(np.diff(steps) <= 0):
+                raise ValueError("its steps do not ascend")
+            for name, own in zip(names, values, strict=True):
                 pieces.setdefault(name, []).append(Observed(steps, own))
     return {
         name: _settled(np.concatenate([p.steps for p in found]), np.concatenate([p.values for p in found]))
@@ -114,9 +131,17 @@ def _packed(steps: NDArray[np.int64], values: Sequence[NDArray[np.float64]]) -> 
 
 
 def _unpacked(packed: str, count: int, signals: int) -> list[Any]:
-    data = zlib.decompress(base64.b64decode(packed))
-    ends = np.cumsum([8 * count, *[4 * count] * signals])
-    first, *rest = (data[end - size : end] for end, size in zip(ends, [8 * count, *[4 * count] * signals], strict=True))
+    sizes = [8 * count, *[4 * count] * signals]
+    if sum(sizes) > LARGEST_GROUP:
+        raise ValueError(f"it says that it holds {sum(sizes)} bytes; expected {LARGEST_GROUP} at most")
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(base64.b64decode(packed), sum(sizes) + 1)
+    except zlib.error as error:
+        raise ValueError(f"it cannot be unpacked ({error})") from error
+    if len(data) != sum(sizes):
+        raise ValueError("it does not hold what it says")
+    first, *rest = (data[end - size : end] for end, size in zip(np.cumsum(sizes), sizes, strict=True))
     floats = (_from_planes(own, "<u4").view("<f4").astype(np.float64) for own in rest)
     return [_from_planes(first, "<u8").astype(np.int64), *floats]
 

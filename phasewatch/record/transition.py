@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from phasewatch.record.plain import mapping, member, number, number_or_none, numbers, place, text, texts, truth, whole
 
 Action = Literal["flagged", "revised", "withdrawn"]
 
@@ -35,6 +37,19 @@ class Change:
     interval: tuple[float, float]
     z: float
     reliable: bool = True
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Change:
+        """Rebuild a change from what ``asdict`` returned.
+
+        Raises:
+            ValueError: if a field is missing, unknown or something else than is expected.
+        """
+        _check_names(mapping(plain, "a change"), cls)
+        low, high = numbers(member(plain, "interval"), "interval", 2)
+        names = ("before", "after", "change", "standard_error", "z")
+        before, after, change, error, z = (number(member(plain, name), name) for name in names)
+        return cls(before, after, change, error, (low, high), z, truth(plain.get("reliable", True), "reliable"))
 
     def __repr__(self) -> str:
         """Return e.g. ``Change(1.9 -> 0.7, -1.2 +- 0.05, z=-21.3)``."""
@@ -126,17 +141,33 @@ class Transition:
         """Rebuild a transition from what ``to_dict`` returned.
 
         Raises:
-            ValueError: if a field is missing or unknown.
+            ValueError: if a field is missing, unknown or something else than is expected.
         """
         try:
-            changes = {
-                name: Change(**{**change, "interval": tuple(change["interval"])})
-                for name, change in plain["changes"].items()
-            }
-            tuples = {"interval": tuple(plain["interval"]), "seen_by": tuple(plain["seen_by"])}
-            tuples["resolutions"] = tuple(plain.get("resolutions", ()))
-            return cls(**{**plain, **tuples, "changes": changes})
-        except (KeyError, TypeError, AttributeError) as error:
+            _check_names(mapping(plain, "a transition"), cls)
+            low, high = (place(end, "interval") for end in numbers(member(plain, "interval"), "interval", 2))
+            changes = mapping(member(plain, "changes"), "changes")
+            start, end, step = (place(member(plain, name), name) for name in ("start", "end", "step"))
+            score, p_value = (number(member(plain, name), name) for name in ("score", "p_value"))
+            return cls(
+                start,
+                end,
+                step,
+                (low, high),
+                text(member(plain, "kind"), "kind"),
+                {name: Change.from_dict(change) for name, change in changes.items()},
+                score,
+                p_value,
+                number(plain.get("adjusted_p_value", 1.0), "adjusted_p_value"),
+                tuple(texts(plain.get("seen_by", ()), "seen_by")),
+                number(plain.get("consensus", 0.0), "consensus"),
+                number_or_none(plain.get("free_energy"), "free_energy"),
+                number_or_none(plain.get("equal_n"), "equal_n"),
+                truth(plain.get("under_way", False), "under_way"),
+                None if plain.get("flagged_at") is None else place(plain["flagged_at"], "flagged_at"),
+                tuple(texts(plain.get("resolutions", ()), "resolutions")),
+            )
+        except ValueError as error:
             raise ValueError(
                 f"not a transition: expected a mapping as written by Transition.to_dict(), got {plain!r} ({error})"
             ) from error
@@ -173,10 +204,22 @@ class Flag:
         """Rebuild a flag from what ``to_dict`` returned.
 
         Raises:
-            ValueError: if a field of the transition is missing or unknown.
-            KeyError: if a field of the flag is missing.
+            ValueError: if a field is missing, or something else than is expected.
         """
-        return cls(plain["number"], plain["action"], Transition.from_dict(plain["transition"]), plain["detected_at"])
+        action = member(plain, "action")
+        if action not in get_args(Action):
+            raise ValueError(f"action is {action!r}; expected one of {', '.join(get_args(Action))}")
+        return cls(
+            whole(member(plain, "number"), "number"),
+            action,
+            Transition.from_dict(member(plain, "transition")),
+            place(member(plain, "detected_at"), "detected_at"),
+        )
+
+
+def _check_names(plain: Mapping[str, Any], kind: type) -> None:
+    if unknown := plain.keys() - {field.name for field in fields(kind)}:
+        raise ValueError(f"unknown: {', '.join(map(str, sorted(unknown)))}")
 
 
 def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:

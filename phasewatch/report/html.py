@@ -8,10 +8,11 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_markup
 from pathlib import Path
 from typing import Any
 
+from phasewatch.printable import printable
 from phasewatch.record import Transition
 from phasewatch.record.signals import look_up
 from phasewatch.report.analysis import Analysis
@@ -155,6 +156,11 @@ def _page(analysis: Analysis, image: bytes) -> str:
         entries = {name: entry for name, entry in run.header.items() if name != "labels"}
         parts += ["<h2>What produced the run</h2>", _table(("entry", "value"), _flat(entries))]
     return "\n".join([*parts, "</body></html>", ""])
+
+
+def escape(text: str) -> str:
+    """As it may stand in the page."""
+    return escape_markup(printable(text))
 
 
 def _what(analysis: Analysis) -> str:

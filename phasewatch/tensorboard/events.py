@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import struct
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util.tensor_util import make_ndarray
 
 from phasewatch.record import Estimate, Measurement, RecordError, Run
@@ -31,9 +36,9 @@ def find_event_files(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{path} does not exist; give the log directory of a run.")
     if path.is_file():
         return path
-    if any(path.glob("*tfevents*")):
+    if _event_files(path):
         return path
-    found = sorted({file.parent for file in path.rglob("*tfevents*")})
+    found = sorted({file.parent for file in path.rglob("*tfevents*") if file.is_file()})
     if not found:
         raise FileNotFoundError(f"There is no TensorBoard event file in {path} or below it.")
     if len(found) > 1:
@@ -49,20 +54,28 @@ def read_scalars(log_dir: str | os.PathLike[str]) -> Scalars:
         log_dir: The directory with the run's event files, or one event file.
 
     Returns:
-        Tag to steps, ascending, and values. Of several values at one step the one written last stands.
+        Tag to steps, ascending, and values. Of several values at one step the one written last stands. A warning says
+        where a file cannot be read to its end.
     """
-    kept = {"scalars": 0, "tensors": 0, "histograms": 1, "compressedHistograms": 1, "images": 1, "audio": 1}
-    accumulator = EventAccumulator(str(log_dir), size_guidance=kept)
-    accumulator.Reload()
+    path = Path(log_dir)
     points: dict[str, list[tuple[int, float, float]]] = {}
-    for tag in accumulator.Tags()["scalars"]:
-        points[tag] = [(event.step, event.wall_time, event.value) for event in accumulator.Scalars(tag)]
-    for tag in accumulator.Tags()["tensors"]:
-        if accumulator.SummaryMetadata(tag).plugin_data.plugin_name == "scalars":
-            points[tag] = [
-                (event.step, event.wall_time, float(make_ndarray(event.tensor_proto).item()))
-                for event in accumulator.Tensors(tag)
-            ]
+    kinds: dict[str, str] = {}
+    for file in [path] if path.is_file() else _event_files(path):
+        events = 0
+        try:
+            for event in _events(file):
+                events += 1
+                for value in event.summary.value:
+                    kinds.setdefault(value.tag, value.metadata.plugin_data.plugin_name)
+                    number = _scalar(value, kinds[value.tag])
+                    if number is not None:
+                        points.setdefault(value.tag, []).append((event.step, event.wall_time, number))
+        except _DamagedError as damage:
+            warnings.warn(
+                f"{file} was read up to its event {events} and not to its end: {damage}. What it holds beyond that is "
+                "missing.",
+                stacklevel=2,
+            )
     scalars: Scalars = {}
     for tag, found in points.items():
         last = {step: value for step, _, value in sorted(found, key=lambda point: point[1])}
@@ -72,6 +85,49 @@ def read_scalars(log_dir: str | os.PathLike[str]) -> Scalars:
             np.array([last[step] for step in steps], dtype=np.float64),
         )
     return scalars
+
+
+def _event_files(directory: Path) -> list[Path]:
+    return sorted(file for file in directory.glob("*tfevents*") if file.is_file())
+
+
+class _DamagedError(Exception):
+    """An event file cannot be read from here on."""
+
+
+def _events(path: Path) -> Iterator[Event]:
+    """The events of a file in the TFRecord format: length, its checksum, data, its checksum."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while header := file.read(12):
+            if len(header) < 12:
+                raise _DamagedError("it ends within an event; it is still being written, or was cut off")
+            length, checksum = struct.unpack("<QI", header)
+            if masked_crc32c(header[:8]) != checksum:
+                raise _DamagedError("the checksum of a length does not match")
+            if file.tell() + length + 4 > size:
+                raise _DamagedError("it ends within an event; it is still being written, or was cut off")
+            data = file.read(length)
+            if masked_crc32c(data) != struct.unpack("<I", file.read(4))[0]:
+                raise _DamagedError("the checksum of an event does not match")
+            try:
+                event = Event.FromString(data)
+            except DecodeError as error:
+                raise _DamagedError(f"an event is whole and cannot be decoded ({error})") from error
+            yield event
+
+
+def _scalar(value: Summary.Value, kind: str) -> float | None:
+    """The number that a value holds; None where it holds something else."""
+    if value.HasField("simple_value"):
+        return value.simple_value
+    # By its shape first: a few bytes may say that they are a tensor of any size.
+    if kind != "scalars" or not value.HasField("tensor") or any(d.size != 1 for d in value.tensor.tensor_shape.dim):
+        return None
+    try:
+        return float(make_ndarray(value.tensor).item())
+    except (TypeError, ValueError):  # of text, for example
+        return None
 
 
 def loss_tags(scalars: Mapping[str, object]) -> list[str]:
