@@ -1,4 +1,4 @@
-"""Whether something is under way in a run, by the losses that training computes: where to measure more often."""
+"""Whether something is under way in a run, by what is observed of it: where to measure more often."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ FASTER = 2.0
 """Times as fast as in the stretch before, in log time."""
 NOTABLE = 0.02
 """Change of the loss relative to its level: without noise any smaller one would be certain as well."""
+MOST_FOLLOWED = 10
+"""Signals, the first that come: each has false alarms of its own."""
 LONGEST = 32
 """Blocks after which what was faster is how the run is now: a fifth of it."""
 
@@ -105,14 +107,13 @@ class Stretch:
         return abs(moved) > FASTER * abs(expected) and abs(moved) > NOTABLE * self.level
 
 
-class Activity:
-    """Follows the loss, and says when it last moved faster than before.
+class Course:
+    """Follows one signal, and says when it last moved faster than before.
 
-    Losses are averaged in blocks even in log(1 + step/scale), the time in which measurements are spread. Something is
+    Values are averaged in blocks even in log(1 + step/scale), the time in which measurements are spread. Something is
     under way where the last blocks leave the line through the stretch before, faster than it went on, by more than the
-    scatter of the blocks about it explains and by more than 2 % of the loss; as long as the loss keeps moving so; and
-    where the learning rate changes abruptly. What is said depends on steps, losses and learning rates alone, not on how
-    they were portioned out, and costs the same at every step.
+    scatter of the blocks about it explains and by more than 2 % of the level; and as long as the signal keeps moving
+    so.
 
     Attributes:
         last: The last step at which something was under way; None if nothing was yet.
@@ -132,17 +133,13 @@ class Activity:
         self._blocks: list[Block] = []
         self._before: Stretch | None = None
         self._lasted = 0
-        self._rate: float | None = None
 
-    def every(self, step: int) -> int:
-        """The loss is looked at in multiples of so many steps, a power of two."""
-        block = (step + self._scale) * WIDTH
-        return int(2 ** max(0, math.floor(math.log2(math.sqrt(block) / SAMPLED))))
-
-    def take(self, steps: Sequence[int], losses: Sequence[float]) -> None:
-        """Go on with losses at these steps; those that come again, or are not finite, are passed over."""
-        for step, loss in zip(steps, losses, strict=True):
-            if step <= self._newest or step % self.every(step) or not math.isfinite(loss):
+    def take(self, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Go on with values at these steps; those that come again, or are not finite, are passed over."""
+        for step, value in zip(steps, values, strict=True):
+            every = looked_at(step, self._scale)
+            # what comes more rarely than that is taken as it comes
+            if step <= self._newest or (step % every and step - self._newest < 2 * every) or not math.isfinite(value):
                 continue
             time = math.log1p(step / self._scale)
             if int(time / WIDTH) != self._number:
@@ -150,16 +147,7 @@ class Activity:
                     self._close()
                 self._number = int(time / WIDTH)
             self._newest = step
-            self._open.add(time, loss)
-
-    def take_rates(self, steps: Sequence[int], rates: Sequence[float]) -> None:
-        """Go on with learning rates."""
-        for step, rate in zip(steps, rates, strict=True):
-            if not rate > 0:
-                continue
-            if self._rate is not None and abs(math.log(rate / self._rate)) > math.log(ABRUPT):
-                self._is_under_way(step)
-            self._rate = rate
+            self._open.add(time, value)
 
     def _close(self) -> None:
         """A block is complete: see whether something is under way in it."""
@@ -175,10 +163,7 @@ class Activity:
             self._before, self._blocks = None, [block]
         if self._before is not None:
             self._lasted += 1
-            self._is_under_way(self._newest)
-
-    def _is_under_way(self, step: int) -> None:
-        self.last = step if self.last is None else max(step, self.last)
+            self.last = self._newest
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on, in plain Python values."""
@@ -191,14 +176,80 @@ class Activity:
             "blocks": [list(asdict(block).values()) for block in self._blocks],
             "before": None if self._before is None else asdict(self._before),
             "lasted": self._lasted,
-            "rate": self._rate,
         }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Course:
+        """One that goes on from what :meth:`state_dict` returned."""
+        course = cls(state["scale"])
+        course.last, course._newest, course._number = state["last"], state["newest"], state["number"]
+        course._open = Open(**state["open"])
+        course._blocks = [Block(*values) for values in state["blocks"]]
+        course._before = None if state["before"] is None else Stretch(**state["before"])
+        course._lasted = state["lasted"]
+        return course
+
+
+class Activity:
+    """Whether something is under way in a run, by its losses, the metrics that its user gives, and learning rates.
+
+    What is said depends on steps and values alone, not on how they were portioned out or how long anything took.
+
+    Attributes:
+        last: The last step at which one of them moved faster than before, or the learning rate changed abruptly; None
+            if none did yet.
+    """
+
+    def __init__(self, scale: float) -> None:
+        """Nothing was seen.
+
+        Args:
+            scale: Steps from which on time is logarithmic.
+        """
+        self._scale = scale
+        self._courses: dict[str, Course] = {}
+        self._rate: float | None = None
+        self._changed: int | None = None  # the learning rate
+
+    @property
+    def last(self) -> int | None:
+        """The last step at which something was under way."""
+        steps = (self._changed, *(course.last for course in self._courses.values()))
+        return max((step for step in steps if step is not None), default=None)
+
+    def every(self, step: int) -> int:
+        """Of what comes at every step, multiples of so many are looked at."""
+        return looked_at(step, self._scale)
+
+    def take(self, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Go on with values of a loss or metric."""
+        if name not in self._courses:
+            if len(self._courses) >= MOST_FOLLOWED:
+                return
+            self._courses[name] = Course(self._scale)
+        self._courses[name].take(steps, values)
+
+    def take_rates(self, steps: Sequence[int], rates: Sequence[float]) -> None:
+        """Go on with learning rates."""
+        for step, rate in zip(steps, rates, strict=True):
+            if not 0 < rate < math.inf:
+                continue
+            if self._rate is not None and abs(math.log(rate / self._rate)) > math.log(ABRUPT):
+                self._changed = step
+            self._rate = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on, in plain Python values."""
+        courses = {name: course.state_dict() for name, course in self._courses.items()}
+        return {"courses": courses, "rate": self._rate, "changed": self._changed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
-        self.last, self._scale = state["last"], state["scale"]
-        self._newest, self._number = state["newest"], state["number"]
-        self._open = Open(**state["open"])
-        self._blocks = [Block(*values) for values in state["blocks"]]
-        self._before = None if state["before"] is None else Stretch(**state["before"])
-        self._lasted, self._rate = state["lasted"], state["rate"]
+        self._courses = {name: Course.from_state(own) for name, own in state["courses"].items()}
+        self._rate, self._changed = state["rate"], state["changed"]
+
+
+def looked_at(step: int, scale: float) -> int:
+    """Of values that come at every step, multiples of so many are looked at around this one: a power of two."""
+    block = (step + scale) * WIDTH
+    return int(2 ** max(0, math.floor(math.log2(math.sqrt(block) / SAMPLED))))

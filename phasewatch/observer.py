@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from phasewatch.activity import Activity
-from phasewatch.record.signals import LOSS
 from phasewatch.record.trace import pack
 from phasewatch.transitions.events import LEARNING_RATE
-from phasewatch.updates import UpdateReader
+from phasewatch.updates import NORMS, UpdateReader
 
 SHARE = 0.01
 """Of the training time that all of this may take."""
@@ -64,7 +63,7 @@ class Observer:
         """Nothing was observed.
 
         Args:
-            activity: Is told of losses and learning rates whenever :meth:`look` is called.
+            activity: Is told of all but the norms whenever :meth:`look` is called.
         """
         self.seconds = 0.0
         self.training_seconds = 0.0
@@ -72,7 +71,6 @@ class Observer:
         self.every = 1
         self._activity = activity
         self._looked_at = 1
-        self._loss: str | None = None
         self._at_every_step: frozenset[str] = frozenset()
         self._taken = 0
         self._last_taken: int | None = None
@@ -164,19 +162,23 @@ class Observer:
         self._at_every_step = frozenset(name for name, column in self._columns.items() if column.count >= often)
 
     def look(self) -> None:
-        """Tell ``activity`` of the losses and learning rates since the last time. Waits for devices."""
+        """Tell ``activity`` what was given since the last time, and of learning rates. Waits for devices."""
         activity = self._activity
         if activity is None:
             return
         began = time.perf_counter()
-        if self._loss is None:
-            self._loss = next((name for name in sorted(self._columns, key=LOSS.__ne__) if LOSS in name), None)
-        for name, tell in ((self._loss, activity.take), (LEARNING_RATE, activity.take_rates)):
-            if name in self._columns:
-                try:
-                    tell(*self._columns[name].news())
-                except RuntimeError as error:  # its device has failed
-                    self._refuse(name, error)
+        for name, column in self._columns.items():
+            if name.startswith(NORMS):  # time decides where they are read
+                continue
+            try:
+                news = column.news()
+            except RuntimeError as error:  # its device has failed
+                self._refuse(name, error)
+                continue
+            if name == LEARNING_RATE:
+                activity.take_rates(*news)
+            elif not name.startswith(LEARNING_RATE):
+                activity.take(name, *news)
         if self._last_step is not None:
             self._looked_at = activity.every(self._last_step)
         self.seconds += time.perf_counter() - began
