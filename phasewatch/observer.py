@@ -6,7 +6,7 @@ import operator
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from phasewatch.activity import Activity
 from phasewatch.record.trace import pack
-from phasewatch.updates import UpdateReader
+from phasewatch.transitions.events import LEARNING_RATE
+from phasewatch.updates import NORMS, UpdateReader
 
 SHARE = 0.01
 """Of the training time that all of this may take."""
@@ -32,6 +34,13 @@ FIRST_READ = 10
 """Steps before the norms are read first: how long a step takes must be known, and its first ones take longer."""
 LEAST_FOR_NORMS = 0.1
 """Of the share, where steps are so short that all else takes nearly all of it."""
+UNCOUNTED = 1.5
+"""Times what is counted is what a step is made longer by: calling, passing arguments, and the caches of the processor
+(make bench-overhead)."""
+THINNED_ANEW = 64
+"""Steps after which it is seen again how many can be afforded."""
+GIVEN_AT_EVERY_STEP = 0.5
+"""Of the steps, from which on a value counts as one that is: others, as those of a validation, are never left out."""
 
 
 class Observer:
@@ -39,20 +48,33 @@ class Observer:
 
     Values on a device stay there until a thousand of them, or a block, are fetched together. The norms of the updates
     are read every so many steps that, by the time this took so far, everything together takes at most ``SHARE`` of the
-    training time.
+    training time. Where steps are so short that even losses and learning rates take more, they are taken at every
+    second, fifth, tenth ... step, and at those that ``activity`` is told of.
 
     Attributes:
         seconds: What all of it took in this process, host time; of the norms on a device at least what moving their
             bytes takes.
         training_seconds: What training took in this process, from the first step observed on.
         interval: The norms are read at multiples of it: every 10, 20, 50, 100 ... steps.
+        every: What comes at every step is taken at multiples of it: every 1, 2, 5, 10 ... steps.
     """
 
-    def __init__(self) -> None:
-        """Nothing was observed."""
+    def __init__(self, activity: Activity | None = None) -> None:
+        """Nothing was observed.
+
+        Args:
+            activity: Is told of all but the norms whenever :meth:`look` is called.
+        """
         self.seconds = 0.0
         self.training_seconds = 0.0
         self.interval = 10
+        self.every = 1
+        self._activity = activity
+        self._looked_at = 1
+        self._at_every_step: frozenset[str] = frozenset()
+        self._taken = 0
+        self._last_taken: int | None = None
+        self._is_reading = False
         self._columns: dict[str, _Column] = {}
         self._refused: set[str] = set()
         self._errors: list[tuple[str, Exception]] = []
@@ -91,9 +113,7 @@ class Observer:
             self._refuse("step", ValueError(f"step is {step}; expected the number of optimizer steps made before"))
             return
         if step != self._last_step:
-            self._steps += 1
-            self._in_block += 1
-            self._last_step = step
+            self._begin_step(step)
         if self._block_began is None:
             self._block_began = began
         if self._seen is not None:
@@ -103,9 +123,65 @@ class Observer:
                 self._add(step, name, value)
         if optimizer is not None:
             self._observe_optimizer(step, optimizer)
+        if step != self._last_taken:
+            self._last_taken = step
+            self._taken += 1
+            if not self._taken % THINNED_ANEW:
+                self._thin()
         ended = time.perf_counter()
         self.seconds += ended - began
         self._seen = (ended, measuring_seconds)
+
+    def leaves_out(self, step: int, values: Collection[str] = ()) -> bool:
+        """Whether these values, and the optimizer, are not to be taken at this step; it is counted as one in any case.
+
+        Args:
+            step: Optimizer steps made before.
+            values: Names.
+        """
+        if self.every == 1 or self._is_reading or type(step) is not int:
+            return False
+        if not step % self.every or not step % self._looked_at or not self._at_every_step.issuperset(values):
+            return False
+        if step != self._last_step:
+            self._begin_step(step)
+        return True
+
+    def _begin_step(self, step: int) -> None:
+        self._steps += 1
+        self._in_block += 1
+        self._last_step = step
+
+    def _thin(self) -> None:
+        """See at which steps to take what comes at every step, and what that is."""
+        if self.training_seconds:
+            taking = UNCOUNTED * max(0.0, self.seconds - self._reading_seconds) / self._taken
+            a_step = self.training_seconds / self._steps
+            self.every = _rounded_up(taking / ((1 - LEAST_FOR_NORMS) * SHARE * a_step))
+        often = GIVEN_AT_EVERY_STEP * self._taken
+        self._at_every_step = frozenset(name for name, column in self._columns.items() if column.count >= often)
+
+    def look(self) -> None:
+        """Tell ``activity`` what was given since the last time, and of learning rates. Waits for devices."""
+        activity = self._activity
+        if activity is None:
+            return
+        began = time.perf_counter()
+        for name, column in self._columns.items():
+            if name.startswith(NORMS):  # time decides where they are read
+                continue
+            try:
+                news = column.news()
+            except RuntimeError as error:  # its device has failed
+                self._refuse(name, error)
+                continue
+            if name == LEARNING_RATE:
+                activity.take_rates(*news)
+            elif not name.startswith(LEARNING_RATE):
+                activity.take(name, *news)
+        if self._last_step is not None:
+            self._looked_at = activity.every(self._last_step)
+        self.seconds += time.perf_counter() - began
 
     @property
     def is_due(self) -> bool:
@@ -116,6 +192,7 @@ class Observer:
 
     def block(self) -> dict[str, Any] | None:
         """What was gathered since the last block, as the body of a line; None if that is nothing. Waits for devices."""
+        self.look()
         began = time.perf_counter()
         self._block_began, self._in_block = None, 0
         signals = {}
@@ -180,6 +257,7 @@ class Observer:
         except Exception as error:
             reader.is_broken = True
             self._refuse(f"the norms of optimizer{reader.which}", error)
+        self._is_reading = any(r.is_waiting and not r.is_broken for r in self._readers.values())
         self._keep_to_share(time.perf_counter() - began, reader, begins)
 
     def _can_afford(self, reader: UpdateReader) -> bool:
@@ -204,9 +282,9 @@ class Observer:
         elif self._costs:
             self._costs[-1] += seconds
         a_step = self.training_seconds / self._steps
-        without = max(0.0, self.seconds - self._reading_seconds) / self._steps
+        without = UNCOUNTED * max(0.0, self.seconds - self._reading_seconds) / self._steps
         affordable = self._a_read / max(SHARE * a_step - without, LEAST_FOR_NORMS * SHARE * a_step)
-        self.interval = next(many * 10**k for k in count(1) for many in (1, 2, 5) if many * 10**k >= affordable)
+        self.interval = max(10, _rounded_up(affordable))
 
     @property
     def _a_read(self) -> float:
@@ -215,13 +293,19 @@ class Observer:
 
 
 class _Column:
-    """The values of one signal since the last block."""
+    """The values of one signal since the last block.
+
+    Attributes:
+        count: How many there were in all.
+    """
 
     def __init__(self) -> None:
         self._steps: list[int] = []
         self._values: list[float] = []
         self._on_device: Tensor | None = None
         self._waiting = 0
+        self._told = 0
+        self.count = 0
 
     def add(self, step: int, value: Any) -> None:
         """Take a value.
@@ -242,16 +326,23 @@ class _Column:
         number = float(value)
         if self._waiting:
             self._fetch()
+        self.count += 1
         self._steps.append(step)
         self._values.append(number)
 
+    def news(self) -> tuple[list[int], list[float]]:
+        """The values since the last time that they were asked for, with their steps."""
+        if self._waiting:
+            self._fetch()
+        told, self._told = self._told, len(self._steps)
+        return self._steps[told:], self._values[told:]
+
     def taken(self) -> tuple[list[int], list[float]]:
         """All values with their steps; they are let go of."""
-        steps, values, waiting = self._steps, self._values, self._waiting
-        self._steps, self._values, self._waiting = [], [], 0
-        if waiting:
-            assert self._on_device is not None
-            values += self._on_device[:waiting].tolist()
+        if self._waiting:
+            self._fetch()
+        steps, values = self._steps, self._values
+        self._steps, self._values, self._told = [], [], 0
         return steps, values
 
     def _keep_on_device(self, step: int, value: Tensor) -> None:
@@ -262,10 +353,23 @@ class _Column:
                 self._on_device = torch.empty(FETCHED, dtype=torch.float32, device=value.device)
         with torch.no_grad():
             self._on_device[self._waiting].copy_(value.detach().reshape(()), non_blocking=True)
+        self.count += 1
         self._steps.append(step)
         self._waiting += 1
         if self._waiting == FETCHED:
             self._fetch()
 
     def _fetch(self) -> None:
-        self._steps, self._values = self.taken()
+        """Wait for the device; what it has lost is let go of."""
+        waiting, self._waiting = self._waiting, 0
+        assert self._on_device is not None
+        try:
+            self._values += self._on_device[:waiting].tolist()
+        except RuntimeError:
+            del self._steps[-waiting:]
+            raise
+
+
+def _rounded_up(least: float) -> int:
+    """1, 2, 5, 10, 20, 50 ...: the first of these that is no less."""
+    return next(many * 10**k for k in count() for many in (1, 2, 5) if many * 10**k >= least)

@@ -14,6 +14,17 @@ FREE_SECONDS = 60.0
 """Seconds of measuring that nobody minds, however short the run: a fifty-point record of two minutes of training."""
 LENGTH_UNKNOWN = 1000
 """Steps over which measurements are spread at first where nobody says how many there will be."""
+EVEN = 2 / 3
+"""Of the measurements that are left, so many are spread evenly over what is left of the run; the others are for where
+something is under way."""
+EVEN_AT_LEAST = 8
+"""Of those that are left, spread evenly in any case: with fewer no transition is detected."""
+CLOSER = 4
+"""Measurements in place of one where something is under way: three or four within its distance."""
+SCALES = 20
+"""Of the length of a run, the part from which on its time is logarithmic: measurements are even in log(1 + 20 t)."""
+KEPT = 0.25
+"""Of an even spread over all of the run, so much is spread over what is left even where more was spent before."""
 
 
 @dataclass
@@ -27,6 +38,9 @@ class Clock:
         measuring_seconds: Wall time of all measurements.
         measurement_seconds: What a measurement is expected to take, in the mean where some are dearer.
         end_seconds: What that of the end is, where it is one of these.
+        taken: Measurements that a schedule has had made.
+        last_taken: The step of the last one, or the first one where that is kept to be measured; -1 before.
+        last_active: The last step at which something was under way in the run; None if nothing was, as far as is seen.
     """
 
     total_steps: int | None = None
@@ -35,6 +49,14 @@ class Clock:
     measuring_seconds: float = 0.0
     measurement_seconds: float = 0.0
     end_seconds: float = 0.0
+    taken: int = 0
+    last_taken: int = -1
+    last_active: int | None = None
+
+    @property
+    def scale(self) -> float:
+        """Steps from which on the time of the run is logarithmic."""
+        return (self.total_steps or LENGTH_UNKNOWN) / SCALES
 
     @property
     def needed_seconds(self) -> float:
@@ -171,13 +193,18 @@ class At:
 
 @dataclass(frozen=True)
 class Spread:
-    """Spread over the run, denser early on, within a share of the training time.
+    """Spread over the run, denser early on and where something is under way, within a share of the training time.
 
     The time spent measuring, the first and the last measurement included, is at most ``max_overhead`` times the time
     spent training or ``free_seconds`` in all, whichever is more, at whatever step the run ends. So a measurement is
     made only where the training time so far pays for it and for one more, which is kept back for the end; where
     measurements are dear, their distance grows. While it is the free seconds that pay, they are spread over the time in
     which they do. Of the start a copy is kept, if it is not measured there, and measured when it is paid.
+
+    Two thirds of the measurements that are left are spread evenly, in log time, over what is left of the run. Four
+    times as often it is looked whether something is under way (:class:`phasewatch.activity.Activity`); there, and until
+    an even distance after it, it is measured each time. What this leaves over is spent on the even ones that come
+    later.
 
     Attributes:
         max_overhead: Time for measuring as a share of the time for training; None sets no limit.
@@ -219,42 +246,94 @@ class Spread:
         return self.budget(clock.training_seconds) - clock.measuring_seconds
 
     def measures(self, step: int, clock: Clock) -> bool:
-        """Whether the budget allows a measurement now and one at the end; before training none that takes long."""
+        """Whether one is planned here or something is under way, and the budget allows it and one at the end.
+
+        Before training none is made that takes long.
+        """
         if self.max_overhead is not None and not clock.steps and clock.measurement_seconds > PROMPT:
             return False
-        return self.left(clock) >= clock.needed_seconds
+        if self.left(clock) < clock.needed_seconds:
+            return False
+        return step >= self._planned(clock) or self._follows(step, clock)
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
-        """The next planned step, or a later one if the budget will not have recovered by then."""
+        """The next step to look at the run, or a later one if the budget will not have recovered by then."""
         if step < 0:
             return 0
-        planned = step + max(1, round(self._spacing(step, clock)))
+        looked_at = step + max(1, round(self._distance(step, clock) / CLOSER))
+        planned = self._planned(clock)
+        visit = min(looked_at, planned) if planned > step else looked_at
         needed = clock.measuring_seconds + clock.needed_seconds
         if self.max_overhead is None or not clock.training_seconds or not clock.steps or needed <= self.free_seconds:
-            return planned
+            return visit
         steps_until_paid = (needed / self.max_overhead - clock.training_seconds) / clock.step_seconds
-        return max(planned, step + math.ceil(steps_until_paid))
+        return max(visit, step + math.ceil(steps_until_paid))
 
-    def _spacing(self, step: int, clock: Clock) -> float:
-        """As in a run of so many measurements, or of so few as are free where these pay for two at least."""
-        total = clock.total_steps or LENGTH_UNKNOWN
-        spacing = _even_in_the_logarithm(step, total, self.measurements)
+    def _planned(self, clock: Clock) -> int:
+        """The step at which one is due by the even spread."""
+        if clock.last_taken < 0:
+            return 0
+        return clock.last_taken + max(1, round(self._distance(clock.last_taken, clock)))
+
+    def _follows(self, step: int, clock: Clock) -> bool:
+        """Whether something is under way, or was not more than an even distance ago."""
+        if clock.last_active is None:
+            return False
+        return step - clock.last_active <= max(1, self._distance(clock.last_active, clock))
+
+    def _distance(self, step: int, clock: Clock) -> float:
+        """From one of the even spread to the next, be it that of the run or, while only these are paid, the free."""
+        total = clock.total_steps
+        taken = None if total is None else clock.taken
+        distance = _even_in_the_logarithm(step, total or LENGTH_UNKNOWN, self.measurements, taken)
         if self.max_overhead is None or not clock.measurement_seconds:
-            return spacing
+            return distance
         free = self.free_seconds / clock.measurement_seconds
-        until = float(total)
+        until = float(total or LENGTH_UNKNOWN)
         if clock.training_seconds and clock.steps:
             # from there on the share pays for more than is free
             until = self.free_seconds / self.max_overhead / clock.step_seconds
-            until = min(until, clock.total_steps or math.inf)
+            until = min(until, total or math.inf)
+            if until < (total or math.inf):
+                distance = max(distance, self._paid_by_the_share(step, clock))
         if free < 2 or step >= until or free >= self.measurements:
-            return spacing
-        return max(spacing, min(_even_in_the_logarithm(step, until, int(free)), until - step))
+            return distance
+        return max(distance, min(_even_in_the_logarithm(step, until, int(free), clock.taken), until - step))
+
+    def _paid_by_the_share(self, step: int, clock: Clock) -> float:
+        """The distance of those that are spread evenly, of what the share of the training time pays for."""
+        assert self.max_overhead is not None
+        if clock.total_steps is None or step >= clock.total_steps:
+            return clock.measurement_seconds / self.max_overhead / clock.step_seconds / EVEN
+        seconds = self.budget(clock.step_seconds * clock.total_steps) - clock.measuring_seconds
+        return (clock.total_steps - step) / max(_spread_evenly(seconds / clock.measurement_seconds), 1.0)
 
 
-def _even_in_the_logarithm(step: int, length: float, measurements: int) -> float:
-    """The distance to the next of so many, evenly spaced in log(1 + step/s), with s a twentieth of the length."""
-    return (length / 20 + step) * math.expm1(math.log(21) / (measurements - 1))
+def _spread_evenly(left: float) -> float:
+    """How many of those that are left."""
+    return max(EVEN * left, min(left, EVEN_AT_LEAST))
+
+
+def _even_in_the_logarithm(step: int, length: float, measurements: int, taken: int | None) -> float:
+    """The distance to the next of those that are left, evenly spaced in log(1 + step/s), s being length / 20.
+
+    It is not less than with as many over all of the length; of as many, a part at least is taken to be left.
+
+    Args:
+        step: Where one is made.
+        length: Steps over which they are spread.
+        measurements: How many in all.
+        taken: How many were made; None if as many as are even.
+    """
+    whole = math.log1p(SCALES)
+    ahead = 1 - math.log1p(SCALES * step / length) / whole
+    least = 1 / (measurements - 1)
+    if taken is None or ahead <= 0:
+        share = least / EVEN
+    else:
+        left = max(measurements - taken, KEPT * (measurements - 1) * ahead)
+        share = max(ahead / _spread_evenly(left), least)
+    return (length / SCALES + step) * math.expm1(whole * share)
 
 
 ScheduleLike = Schedule | int | Sequence[int] | Literal["auto", "log"]

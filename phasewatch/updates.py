@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+NORMS = ("gradient_norm", "weight_norm", "update_norm", "gradient_variance", "gradient_product")
+"""Signals that are read every so many steps, as time allows."""
 LARGEST_COPY = 2**22
 """Numbers of the weights and of the gradient that are kept from one step to the next: 16 MB each in float32. Of more
 parameters it is every so manieth."""

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from phasewatch import price
 from phasewatch._version import __version__
+from phasewatch.activity import Activity
 from phasewatch.estimators import (
     BehavioralCoefficient,
     Estimator,
@@ -113,16 +114,32 @@ class Monitor:
         estimators: What to measure.
         probe: On which data, and by which loss.
         schedule: When to measure.
+        next_visit: The next step at which the schedule stops by.
+        taken: Measurements made of it.
+        last_taken: The step of the last one, or the first one where that is kept to be measured; -1 before.
     """
 
     estimators: tuple[Estimator, ...]
     probe: Probe
     schedule: Schedule
     next_visit: int | None = field(default=None, init=False)
+    taken: int = field(default=0, init=False)
+    last_taken: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
         """Ask the schedule for its first step."""
         self.next_visit = self.schedule.next_visit(-1, Clock())
+
+    def is_due(self, step: int, clock: Clock) -> bool:
+        """Whether the schedule measures here."""
+        return self.schedule.measures(step, self._own(clock))
+
+    def go_on(self, step: int, clock: Clock) -> None:
+        """Ask the schedule for its next step after this one."""
+        self.next_visit = self.schedule.next_visit(step, self._own(clock))
+
+    def _own(self, clock: Clock) -> Clock:
+        return replace(clock, taken=self.taken, last_taken=self.last_taken)
 
     def on_held_out(
         self, batches: Sequence[Any], source: str = "given", batch_sizes: Sequence[int] | None = None
@@ -233,6 +250,7 @@ class Watch:
         monitors: What is measured, on which data and when.
         clock: Where the time went.
         observer: What :meth:`observe` was told.
+        activity: Whether something is under way, by what :meth:`observe` was told.
         on_transition: Called with every flag of the detector (see :class:`phasewatch.transitions.Flag`).
     """
 
@@ -387,7 +405,8 @@ class Watch:
         self.listeners = list(listeners)
         self.clock = Clock(total_steps=total_steps)
         self.say = _to_standard_error if say is None else say
-        self.observer = Observer()
+        self.activity = Activity(self.clock.scale)
+        self.observer = Observer(self.activity)
         self._journal = Journal(directory)
         objectives = [monitor.probe.first(CHECKED_AT_THE_START).objective(module, seed) for monitor in monitors]
         self._header = self._describe(objectives)
@@ -536,6 +555,7 @@ class Watch:
         if due is None or step < due:
             return None
         self._advance_clock(step)
+        self._look_for_activity()
         visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
         if self._requested:
             self._requested = False
@@ -543,7 +563,7 @@ class Watch:
         else:
             measurement = self._visit(step, visited)
         for monitor in visited:
-            monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
+            monitor.go_on(step, self.clock)
         return measurement
 
     def _visit(self, step: int, visited: Sequence[Monitor]) -> Measurement | None:
@@ -552,13 +572,13 @@ class Watch:
         if self._plan_at is not None and step >= self._plan_at:
             self._plan()
             kept = [] if self._start is None else self._start.monitors
-            if kept and all(m.schedule.measures(step, self.clock) for m in kept) and self._draws_chains(kept):
+            paid = all(m.schedule.left(self.clock) >= self.clock.needed_seconds for m in kept)
+            if kept and paid and self._draws_chains(kept):
                 measurement = self._measure_start()
             for monitor in self.monitors:
                 if isinstance(monitor.schedule, Spread) and monitor not in visited:
-                    planned = monitor.schedule.next_visit(max(self._last_taken, 0), self.clock)
-                    monitor.next_visit = None if planned is None else max(planned, step + 1)
-        measured = [m for m in visited if m.schedule.measures(step, self.clock)]
+                    monitor.go_on(step, self.clock)
+        measured = [m for m in visited if m.is_due(step, self.clock)]
         if self._last_taken < 0 and any(m not in measured and m.schedule.keeps_the_start for m in visited):
             self._keep(step, visited)
             measured = []
@@ -568,7 +588,7 @@ class Watch:
                 m.schedule.left(self.clock) == math.inf for m in measured
             ):
                 measurement = self._measure_start()
-                measured = [m for m in measured if m.schedule.measures(step, self.clock)]
+                measured = [m for m in measured if m.is_due(step, self.clock)]
             else:
                 measured = []
         if measured:
@@ -588,13 +608,18 @@ class Watch:
                 of the gradient is made of (:func:`phasewatch.record.noise_scale`). To be given at every step.
             values: Name to number, or tensor with one element, as ``loss=loss``; None is no value.
         """
-        if self._closed:
+        if self._closed or self.observer.leaves_out(step, values):
             return
         self.observer.take(step, values, optimizer, self.clock.measuring_seconds)
         for what, error in self.observer.errors():
             self._note(Failure(what, error), step)
         if self.observer.is_due:
             self._record_observed(step)
+
+    def _look_for_activity(self) -> None:
+        """Let the schedules know whether something is under way."""
+        self.observer.look()
+        self.clock.last_active = self.activity.last
 
     def _record_observed(self, step: int) -> None:
         with self._guarded("record", step):
@@ -683,6 +708,8 @@ class Watch:
     def _keep(self, step: int, monitors: Sequence[Monitor]) -> None:
         """Keep the state of the first step, to be measured later under that step and before all others."""
         self._last_taken = step
+        for monitor in monitors:
+            monitor.last_taken = step
         with self._guarded("start", step):
             self._start = Start(step, KeptState(self.module), list(monitors))
 
@@ -712,7 +739,11 @@ class Watch:
         """
         self._advance_clock(step)
         self._measure_start()
-        return self._measure(step, self.monitors)
+        measurement = self._measure(step, self.monitors)
+        for monitor in self.monitors:  # takes the place of what is due at this step
+            if monitor.next_visit is not None and monitor.next_visit <= step:
+                monitor.go_on(step, self.clock)
+        return measurement
 
     def close(self, step: int | None = None, error: BaseException | None = None) -> None:
         """Measure the end of the run if the schedule wants it and the budget pays for it, and finish the record.
@@ -777,7 +808,7 @@ class Watch:
         if last:
             self._measure(step, last, at_the_end=True)
         for monitor in last:
-            monitor.next_visit = monitor.schedule.next_visit(step, self.clock)
+            monitor.go_on(step, self.clock)
 
     def __enter__(self) -> Watch:
         """The watch itself."""
@@ -796,6 +827,7 @@ class Watch:
         What was measured is in the record, and stands here by its place there; only what is in memory alone, because
         there is no directory or it cannot be written, is here itself, without what was observed at every step.
         """
+        self._look_for_activity()
         self._record_observed(max(self._last_taken, 0))
         position = self._journal.position
         return {
@@ -805,6 +837,8 @@ class Watch:
             "detector": self.detector.state_dict() if self.detector else None,
             "next_visits": [m.next_visit for m in self.monitors],
             "schedules": [repr(m.schedule) for m in self.monitors],
+            "taken": [[m.taken, m.last_taken] for m in self.monitors],
+            "activity": self.activity.state_dict(),
             "last_taken": self._last_taken,
             "start": None if self._start is None else self._start.step,
             "planned_for": self._planned_for,
@@ -846,11 +880,16 @@ class Watch:
             self._chains_in_each, self._until_chains = state["chains_in_each"], state["until_chains"]
             self._header |= {"left_out": self._left_out, "chains_in_each": self._chains_in_each}
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
+        self.activity.load_state_dict(state["activity"])
         self._prices.update(state["prices"])
         self._expect()
-        for monitor, next_visit, schedule in zip(self.monitors, state["next_visits"], state["schedules"], strict=False):
-            same = schedule == repr(monitor.schedule)
-            monitor.next_visit = next_visit if same else monitor.schedule.next_visit(self._last_taken, self.clock)
+        stored = zip(state["next_visits"], state["schedules"], state["taken"], strict=True)
+        for monitor, (next_visit, schedule, (taken, last_taken)) in zip(self.monitors, stored, strict=False):
+            if schedule == repr(monitor.schedule):
+                monitor.next_visit, monitor.taken, monitor.last_taken = next_visit, taken, last_taken
+            else:
+                monitor.last_taken = self._last_taken
+                monitor.go_on(self._last_taken, self.clock)
         step = max(self._last_taken, 0)
         with self._guarded("record", step):
             self._take_up(state, [Path(place) for place in places])
@@ -933,6 +972,8 @@ class Watch:
         self, step: int, monitors: Sequence[Monitor], module: nn.Module, at_the_end: bool
     ) -> Measurement | None:
         began = time.perf_counter()
+        for monitor in monitors:
+            monitor.taken, monitor.last_taken = monitor.taken + 1, max(step, monitor.last_taken)
         draws_chains = at_the_end or self._draws_chains(monitors)
         left_out = {*self._left_out, *([] if draws_chains else [price.CHAINS])}
         self._until_chains = self._chains_in_each - 1 if draws_chains else self._until_chains - 1

@@ -41,10 +41,16 @@ def watching(module: nn.Module | None = None, **options: Any) -> Watch:
     return Watch(module or network(), PROBE, **{**settings, **options})
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms at every tenth step, however long they take on this machine."""
+    """Losses at every step and norms at every tenth, however long they take on this machine."""
     monkeypatch.setattr(observer, "SHARE", 1e9)
+
+
+@pytest.fixture
+def limited(unlimited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of tests."""
+    monkeypatch.setattr(observer, "SHARE", 0.01)
 
 
 def train(
@@ -78,7 +84,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_every_value_is_that_of_a_twin_that_is_not_watched(kind: str, unlimited: None) -> None:
+def test_every_value_is_that_of_a_twin_that_is_not_watched(kind: str) -> None:
     watched, twin = network(), network()
     random_state = torch.get_rng_state()
     watch = watching(watched)
@@ -114,7 +120,7 @@ def watch_closed(watch: Watch) -> Any:
     return watch.run.observed
 
 
-def test_training_is_the_same_to_the_last_bit(unlimited: None) -> None:
+def test_training_is_the_same_to_the_last_bit() -> None:
     watched, twin = network(), network()
     optimizers = [torch.optim.Adam(m.parameters(), amsgrad=True) for m in (watched, twin)]
     watch = watching(watched)
@@ -128,7 +134,7 @@ def test_training_is_the_same_to_the_last_bit(unlimited: None) -> None:
     assert "gradient_variance" in watch_closed(watch)
 
 
-def test_of_many_parameters_a_part_stands_for_all(unlimited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_parameters_a_part_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(updates, "LARGEST_COPY", 500)
     parameters = [nn.Parameter(torch.zeros(100, 128)), nn.Parameter(torch.zeros(7)), nn.Parameter(torch.zeros(2500))]
     optimizer = torch.optim.SGD(parameters, lr=0.5)
@@ -155,7 +161,7 @@ def observed(taken: Observer) -> dict[str, dict[int, float]]:
     return {name: dict(zip(s.tolist(), v.tolist(), strict=True)) for name, (s, v) in found.items()}
 
 
-def test_the_noise_scale_of_gradients_that_are_drawn(unlimited: None) -> None:
+def test_the_noise_scale_of_gradients_that_are_drawn() -> None:
     """The loss θ·x has the gradient x whatever θ is: here 2 e + 1.5 ξ in 40 dimensions."""
     weights = nn.Parameter(torch.zeros(40))
     optimizer = torch.optim.SGD([weights], lr=1e-3)
@@ -176,7 +182,7 @@ def test_the_noise_scale_of_gradients_that_are_drawn(unlimited: None) -> None:
     assert scale == pytest.approx(40 * 1.5**2 / 4, rel=3 * 14.9 / 4 / pairs**0.5)
 
 
-def test_sparse_gradients(unlimited: None) -> None:
+def test_sparse_gradients() -> None:
     table = nn.Embedding(50, 4, sparse=True)
     optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
     taken, expected = Observer(), math.nan
@@ -193,7 +199,7 @@ def test_sparse_gradients(unlimited: None) -> None:
     assert not taken.errors()
 
 
-def test_several_optimizers_and_groups(unlimited: None) -> None:
+def test_several_optimizers_and_groups() -> None:
     first, second = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(9))
     one = torch.optim.SGD([first], lr=0.1)
     two = torch.optim.SGD([{"params": [second]}, {"params": [nn.Parameter(torch.ones(1))]}], lr=0.2)
@@ -248,8 +254,8 @@ def test_a_device_that_fails_costs_only_what_is_on_it(tmp_path: Path) -> None:
     assert run.observed.keys() == {"loss"} and len(run.observed["loss"].steps) == 21
 
 
-def test_everything_together_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 2 ms, norms of 240 µs, all else 5 µs a step; then steps of 200 ms."""
+def test_everything_together_keeps_to_its_share(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 2 ms, norms of 250 µs, all else 4 µs a step; then steps of 200 ms."""
     now = [0.0]
     monkeypatch.setattr(observer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     read = updates.UpdateReader.read
@@ -259,7 +265,7 @@ def test_everything_together_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch)
         return read(self, *arguments)
 
     monkeypatch.setattr(updates.UpdateReader, "read", slowly)
-    monkeypatch.setattr(Observer, "_add", lambda self, *_: now.__setitem__(0, now[0] + 2.5e-6))
+    monkeypatch.setattr(Observer, "_add", lambda self, *_: now.__setitem__(0, now[0] + 2e-6))
     parameter = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
     parameter.grad = torch.ones(3)
@@ -269,7 +275,7 @@ def test_everything_together_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch)
         taken.take(step, {"loss": 1.0}, optimizer)
     assert taken.training_seconds == pytest.approx(40.0, rel=1e-3)
     assert 0.008 < taken.seconds / taken.training_seconds <= 0.01
-    assert taken.interval == 20  # 240 µs in 20 steps of 2 ms are .6 %, beside .25 % for the rest
+    assert taken.interval == 20  # 250 µs in 20 steps of 2 ms are .63 %, beside .2 % for the rest, counted for .3 %
     for step in range(20_000, 24_000):
         now[0] += 0.2
         taken.take(step, {"loss": 1.0}, optimizer)
@@ -277,7 +283,7 @@ def test_everything_together_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch)
     assert taken.seconds / taken.training_seconds <= 0.01
 
 
-def test_a_time_that_was_overspent_is_saved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_that_was_overspent_is_saved_again(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first two times the norms are read, the machine is busy: 40 ms each, beside steps of 2 ms."""
     now, calls = [0.0], [0]
     monkeypatch.setattr(observer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
@@ -340,7 +346,8 @@ def test_a_block_is_written_every_minute_and_at_every_measurement(
 KILLED = """
 import sys, time
 sys.path.insert(0, {here!r})
-from test_observing import watching
+from test_observing import observer, watching
+observer.SHARE = 1e9
 watch = watching(directory={directory!r})
 for step in range(16_384 + 300):
     watch.observe(step, loss=1 / (1 + step))
@@ -386,9 +393,9 @@ def test_checkpoints_do_not_grow(in_memory: bool, tmp_path: Path) -> None:
     sizes = []
     for step in range(3000):
         watch.observe(step, loss=step)
-        if step in (10, 2999):
+        if step in (1500, 2999):
             sizes.append(len(json.dumps(watch.state_dict())))
-    assert sizes[1] - sizes[0] < 20
+    assert sizes[1] - sizes[0] < 200 and sizes[1] < 8_000  # losses of as many steps would take more
     assert len(watch.run.observed["loss"].steps) == 3000
 
 
@@ -479,7 +486,7 @@ def test_metrics_may_have_any_name() -> None:
     }
 
 
-def test_norms_that_cannot_be_read_are_told_once(unlimited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_that_cannot_be_read_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     module = network()
     watch = watching(module, on_error="warn")
     monkeypatch.setattr(updates, "_norm", lambda *_: 1 / 0)

@@ -26,6 +26,7 @@ def simulate(schedule: Spread, step_seconds: float, cost: float, total: int) -> 
         if schedule.measures(due, clock):
             clock.measuring_seconds += cost
             clock.measurement_seconds = cost
+            clock.taken, clock.last_taken = clock.taken + 1, due
             measured.append(due)
         due = schedule.next_visit(due, clock)
     clock.training_seconds += (total - reached) * step_seconds
@@ -43,9 +44,10 @@ def test_fixed_schedules() -> None:
 
 
 @pytest.mark.parametrize("total", [300, 5_000, 200_000])
-def test_without_a_limit_the_planned_number_is_spread_over_the_run_denser_early(total: int) -> None:
+def test_without_a_limit_most_of_the_planned_number_are_spread_over_the_run_denser_early(total: int) -> None:
+    """The rest is for where something is under way."""
     measured, _ = simulate(Spread(max_overhead=None, measurements=40), 1e-3, 1.0, total)
-    assert 35 <= len(measured) <= 50
+    assert 32 <= len(measured) <= 36
     assert measured[0] == 0
     gaps = [b - a for a, b in zip(measured, measured[1:], strict=False)]
     assert gaps[-1] > 5 * gaps[0]
@@ -77,6 +79,7 @@ def test_wherever_a_run_stops_the_larger_of_share_and_free_seconds_is_kept(
         clock.steps, reached = due, due
         if schedule.measures(due, clock):
             clock.measuring_seconds += cost
+            clock.taken, clock.last_taken = clock.taken + 1, due
             assert clock.measuring_seconds + cost <= max(0.1 * clock.training_seconds, free)
         due = schedule.next_visit(due, clock)
     clock.training_seconds += (stopped - reached) * 0.1
@@ -98,9 +101,12 @@ def test_few_free_measurements_are_spread_over_the_run() -> None:
 
 
 def test_a_long_run_does_not_spend_its_free_seconds_at_once() -> None:
-    """An hour, ten seconds each: 60 s are free until ten minutes are worth as much; then one every 100 s is paid."""
+    """An hour, ten seconds each: 60 s are free until ten minutes are worth as much; then one every 100 s is paid.
+
+    Of these 36 a sixth is left where nothing was under way.
+    """
     measured, clock = simulate(Spread(), 0.1, 10.0, 36_000)
-    assert len(measured) >= 25 and clock.measuring_seconds + 10 <= 360
+    assert 25 <= len(measured) <= 30 and clock.measuring_seconds + 10 <= 360
     gaps = [b - a for a, b in zip(measured, measured[1:], strict=False)]
     assert max(gaps) <= 3_000
 
