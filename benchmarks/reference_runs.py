@@ -235,8 +235,9 @@ def token_cross_entropy(module: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(module(batch[0]), batch[1].flatten())
 
 
-def transformer_run() -> Iterator[Checkpoint]:
-    """The next character of the standard library's sources."""
+@functools.cache
+def characters() -> tuple[Batch, Batch]:
+    """Sequences of 128 characters of the standard library's sources, and the next character at each position."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]
     text = "".join(file.read_text(errors="ignore") for file in files)
     # Printable ASCII, and 0 for everything else, line ends among it.
@@ -244,7 +245,12 @@ def transformer_run() -> Iterator[Checkpoint]:
     count = (len(codes) - 1) // 128
     x, y = codes[: 128 * count].view(-1, 128), codes[1 : 128 * count + 1].view(-1, 128)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    training, held_out = (x[order[64:]], y[order[64:]]), (x[order[:64]], y[order[:64]])
+    return (x[order[64:]], y[order[64:]]), (x[order[:64]], y[order[:64]])
+
+
+def transformer_run() -> Iterator[Checkpoint]:
+    """The next character of the standard library's sources."""
+    training, held_out = characters()
     torch.manual_seed(0)
     module = Transformer()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)

@@ -33,6 +33,8 @@ from phasewatch.transitions.detect import MIN_POINTS
 CHAINS = "the chains of λ of the function"
 BEFORE_ALL = "the loss on the probe"
 """What is spent beside the estimators: building the objective with its checks, the loss and its gradient."""
+BEFORE_ALL_BATCHES, CHECKS = 1.5, 10
+"""For this, gradients of each batch, the loss of each sample being half of one, and of the first batch to check it."""
 LEFT_OUT_FIRST = (SymmetryLedger, HessianSpectrum, LearningCoefficient)
 """In this order; after them λ of the function on other data. Of that on the probe, or held out, the chains go last; the
 effective ranks stay."""
@@ -95,7 +97,7 @@ def predicted(estimators: Sequence[Estimator], size: Size, pace: Pace) -> dict[s
 
     The chains of λ of the function stand by themselves.
     """
-    found = {BEFORE_ALL: pace.seconds(Price(3 * size.num_batches + 10))}
+    found = {BEFORE_ALL: pace.seconds(Price(BEFORE_ALL_BATCHES * size.num_batches + CHECKS))}
     for estimator in estimators:
         if (chains := chains_of(estimator)) is not None and isinstance(estimator, BehavioralCoefficient):
             found[chains] = pace.seconds(estimator.price_of_chains(size))

@@ -31,8 +31,13 @@ FEW_ROUNDINGS = 4.0
 """What a difference of two losses is off by from rounding, likewise."""
 
 
-def first_evaluation(function: PureLoss) -> Tensor:
+def first_evaluation(function: PureLoss, gradient: Tensor | None = None) -> Tensor:
     """Losses at the start, and what kind of function this is: does it draw, does it write to its inputs?
+
+    Args:
+        function: The loss.
+        gradient: Zeros, to which the gradient of the mean loss is added in the same pass; of a loss that draws or
+            writes to its inputs it is not that at the start.
 
     Raises:
         ValueError: If the loss is no finite scalar or does not depend on the parameters.
@@ -55,6 +60,9 @@ def first_evaluation(function: PureLoss) -> Tensor:
                 "module itself in loss_fn. Take parameters from the module given and its attributes alone."
             )
         depends |= id(vector) in leaves
+        if gradient is not None and id(vector) in leaves:
+            with function.holding(function.tensors_at(vector)):
+                gradient.add_(torch.autograd.grad(loss, vector)[0], alpha=function.batch_weights[i])
         losses.append(loss.detach())
     if not depends:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -71,6 +72,9 @@ class Objective(PureLoss):
         [2.0, 4.0]
     """
 
+    _first_gradient: tuple[weakref.ref[Objective], Tensor] | None = None
+    """Of whom, and the gradient found in the first evaluation; what is made of this objective is another function."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -123,7 +127,11 @@ class Objective(PureLoss):
                 seed=seed,
             )
             state = PythonState(self._module)
-            self.batch_losses = check_function(self, first_evaluation(self), state)
+            gradient = torch.zeros_like(self.parameters)
+            losses = first_evaluation(self, gradient)
+            self.batch_losses = check_function(self, losses, state)
+            if self.is_pure and self.batch_losses is losses:
+                self._first_gradient = weakref.ref(self), gradient
             self._origin: tuple[Objective, Callable[[Objective], Objective]] | None = None
             self._vectorized = Vectorized(self)
 
@@ -142,6 +150,21 @@ class Objective(PureLoss):
             return self.evaluate(vector, batch)
         losses = [weight * self.evaluate(vector, i) for i, weight in enumerate(self.batch_weights)]
         return torch.stack(losses).sum()
+
+    def loss_and_gradient(self, parameters: Tensor | None = None, batch: int | None = None) -> tuple[Tensor, Tensor]:
+        """The mean loss and its gradient; those at the parameters at creation are known since then.
+
+        Args:
+            parameters: Flat vector, shape ``(num_parameters,)``; default the parameters at creation.
+            batch: Index of one batch; default the weighted mean over all.
+
+        Returns:
+            The loss, a scalar tensor, and the gradient, shape ``(num_parameters,)``, both detached.
+        """
+        known = self._first_gradient
+        if parameters is None and batch is None and known is not None and known[0]() is self:
+            return self.batch_losses.new_tensor(self.mean_loss), known[1].clone()
+        return super().loss_and_gradient(parameters, batch)
 
     def losses_and_gradients(
         self, vectors: Tensor, batch: int | None = None, *, compiled: bool = False

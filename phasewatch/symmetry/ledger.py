@@ -18,7 +18,7 @@ from phasewatch.symmetry.directions import Added, Array, Directions, verified
 from phasewatch.symmetry.generic import MOST_ENTRIES, generic_directions
 from phasewatch.symmetry.spaces import find_architecture
 from phasewatch.symmetry.span import Group, Lines, added_dimensions, basis_of_span
-from phasewatch.symmetry.tape import Recording, record
+from phasewatch.symmetry.tape import Indices, Linearization, record
 from phasewatch.symmetry.units import (
     PROBE,
     Closeness,
@@ -214,24 +214,12 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     large = exact.num_parameters > dense_below
     tolerance = TOLERANCE[exact.dtype]
     rng = np.random.default_rng(seed)
-    recording = record(exact, own_generator(seed), lambda outputs: _cotangents(outputs, exact.num_batches, large))
-    architecture = find_architecture(exact, recording)
-    parameters = exact.parameters.double().cpu().numpy()
+    sought = _sought(exact, own_generator(seed), large)
 
-    effect = _RelativeEffect(exact, recording)
-    layers = layers_of(architecture)
-    candidates = list(generic_directions(architecture, parameters))
-    for layer in layers:
-        candidates += unit_directions(layer, parameters)
-    for site in architecture.sites:
-        candidates += annihilating_directions(site)
-        candidates += data_rank_directions(site, thorough=not large, rank_limit=effect.rank_limit)
-    candidates += _untouched(recording.gradient, exact)
-    candidates = [c for c in candidates if c.count]
-
-    candidates.sort(key=lambda d: _ORDER[d.kind])
     most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
-    kept, failed, untested = verified(candidates, effect, parameters.size, tolerance, rng, most_products)
+    kept, failed, untested = verified(
+        sought.candidates, sought.effect, exact.num_parameters, tolerance, rng, most_products
+    )
     together: dict[tuple[str, str], list[Directions]] = defaultdict(list)
     for directions in sorted(kept, key=lambda d: _ORDER[d.kind]):
         together[directions.kind, directions.layer].append(directions)
@@ -239,14 +227,13 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         Group(layer, tuple(form for d in several for form in d.forms), kind in GENERIC_KINDS)
         for (kind, layer), several in together.items()
     ]
-    matrices = [w.rows for space in architecture.spaces for w in space.writers if not w.diagonal]
-    dimensions, left_out = added_dimensions(groups, Lines(parameters.size, matrices), rng)
+    dimensions, left_out = added_dimensions(groups, Lines(exact.num_parameters, sought.matrices), rng)
     findings = [
         Finding(kind, layer, tuple(dict.fromkeys(units for d in several for units in d.units)), count)
         for ((kind, layer), several), count in zip(together.items(), dimensions, strict=True)
         if count
     ]
-    missing = exact.num_parameters - effect.rank_limit - sum(dimensions)
+    missing = exact.num_parameters - sought.effect.rank_limit - sum(dimensions)
     if missing > 0:
         findings.append(Finding(PROBE, "all layers", (), missing))
     certified = sum(f.dimensions for f in findings)
@@ -256,13 +243,11 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
     if not large:
         counted = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
         zeros = counted.certified_by(certified)
-    unknown = architecture.unknown
+    unknown = list(sought.unknown)
     if untested:
         unknown.append(f"whether {sum(d.count for d in untested):,} further directions are zeros")
     if left_out:
         unknown.append("how many dimensions all directions span: some were left out")
-    if not recording.alike:
-        unknown.append("what changes from batch to batch in the order of calls")
     return ZeroLedger(
         num_parameters=exact.num_parameters,
         findings=tuple(findings),
@@ -272,21 +257,71 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         certified=certified,
         zeros=zeros,
         unexplained=None if zeros is None or zeros.count is None else zeros.count - certified,
-        closeness=tuple(layer.closeness(parameters) for layer in layers),
+        closeness=sought.closeness,
         unknown=tuple(unknown),
         broken=_broken(failed),
         tolerance=tolerance,
-        rank_limit=effect.rank_limit,
+        rank_limit=sought.effect.rank_limit,
         directions=tuple(kept),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Sought:
+    """What the structure of a network and its units on the probe suggest; the recording of them is held no longer.
+
+    Attributes:
+        candidates: Directions that may be zeros, in the order in which dimensions are credited.
+        effect: What a direction changes in the outputs.
+        matrices: Coordinates of the weights of each layer, one row a unit.
+        closeness: How far each hidden layer is from degenerate.
+        unknown: What is not known of the network, in words.
+    """
+
+    candidates: list[Directions]
+    effect: _RelativeEffect
+    matrices: list[Indices]
+    closeness: tuple[Closeness, ...]
+    unknown: list[str]
+
+
+def _sought(exact: Objective, generator: torch.Generator, large: bool) -> _Sought:
+    """Look at one layer after another: what all of them do on the probe together takes several times the memory."""
+    recording = record(exact, generator, lambda outputs: _cotangents(outputs, exact.num_batches, large))
+    architecture = find_architecture(exact, recording)
+    recording.let_go()
+    parameters = exact.parameters.double().cpu().numpy()
+    effect = _RelativeEffect(exact, recording.linearizations)
+    candidates: list[Directions] = []
+    closeness: list[Closeness] = []
+    for layer in layers_of(architecture):
+        candidates += unit_directions(layer, parameters)
+        closeness.append(layer.closeness(parameters))
+        if layer.site is not None:
+            layer.site.let_go()
+    for site in architecture.sites:
+        candidates += annihilating_directions(site)
+        candidates += data_rank_directions(site, thorough=not large, rank_limit=effect.rank_limit)
+        site.let_go()
+    candidates = [*generic_directions(architecture, parameters), *candidates, *_untouched(recording.gradient, exact)]
+    unknown = architecture.unknown
+    if not recording.alike:
+        unknown.append("what changes from batch to batch in the order of calls")
+    return _Sought(
+        sorted((c for c in candidates if c.count), key=lambda d: _ORDER[d.kind]),
+        effect,
+        [w.rows for space in architecture.spaces for w in space.writers if not w.diagonal],
+        tuple(closeness),
+        unknown,
     )
 
 
 class _RelativeEffect:
     """Size of the change of the outputs along a direction, weighted as the loss sees it, relative to the largest."""
 
-    def __init__(self, objective: Objective, recording: Recording) -> None:
+    def __init__(self, objective: Objective, linearizations: Sequence[Linearization]) -> None:
         self._objective = objective
-        self._batches = recording.linearizations
+        self._batches = linearizations
         parts = zip(objective.batch_weights, self._batches, strict=True)
         self._scale = float(np.sqrt(sum(weight**2 * batch.squared_norm for weight, batch in parts)))
 

@@ -228,15 +228,30 @@ class Site:
         layer: Name of its module.
         rows: Flat indices of weights and bias, one row a unit, shape ``(units, features [+ 1])``.
         entered: What the layer was given in each batch, with the call and whether it has a bias.
-        gradients: Random combinations of outputs differentiated in the units, ``(positions, units)``; None if unknown.
+        left: Random combinations of outputs differentiated in what left the layer, in each batch; None if unknown.
+        unit_axis: Axis of these along which the units lie.
         space: The space that it writes.
     """
 
     layer: str
     rows: Indices
     entered: list[tuple[Call, Tensor, bool]]
-    gradients: NDArray[np.float64] | None
+    left: list[Tensor] | None
+    unit_axis: int
     space: Space
+
+    def let_go(self) -> None:
+        """Make what follows from the recording anew where it is asked for again: together it takes a lot of memory."""
+        for name in ("gradients", "inputs", "first_inputs", "samples"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def gradients(self) -> NDArray[np.float64] | None:
+        """Random combinations of outputs differentiated in the units, ``(positions, units)``; None if unknown."""
+        if self.left is None:
+            return None
+        units = len(self.rows)
+        return np.vstack([_numpy(g.movedim(self.unit_axis, -1).reshape(-1, units)) for g in self.left])
 
     @cached_property
     def inputs(self) -> NDArray[np.float64]:
@@ -473,19 +488,13 @@ class _Walk:
 
     def _add_site(self, layer: str, rows: Indices, call: Call, space: Space, has_bias: bool) -> None:
         entered = [(call, x, has_bias) for x in call.inputs]
-        gradients = None
-        if len(call.gradients) == len(call.inputs):
-            axis = -1 if call.name == "linear" else 1
-            gradients = np.vstack([_numpy(g.movedim(axis, -1).reshape(-1, len(rows))) for g in call.gradients])
+        left = list(call.gradients) if len(call.gradients) == len(call.inputs) else None
         known = self._sites.get(rows.tobytes())
         if known is None:
-            self._sites[rows.tobytes()] = Site(layer, rows, entered, gradients, space)
+            self._sites[rows.tobytes()] = Site(layer, rows, entered, left, -1 if call.name == "linear" else 1, space)
             return
         known.entered += entered
-        if known.gradients is None or gradients is None:
-            known.gradients = None
-        else:
-            known.gradients = np.vstack([known.gradients, gradients])
+        known.left = None if known.left is None or left is None else known.left + left
 
     def _norm(self, call: Call) -> None:
         is_batch = call.name == "batch_norm"

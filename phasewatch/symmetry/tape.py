@@ -67,6 +67,12 @@ class Call:
         """Places of the elements of an argument in the flat vector; None if it is no trainable parameter."""
         return self.parameters.get(id(self.argument(position, name)))
 
+    def let_go(self) -> None:
+        """Hold neither the output nor its graph any longer: what was given in each batch is in ``inputs``."""
+        self.output = None
+        self.args = (None, *map(_without_graph, self.args[1:]))
+        self.kwargs = {name: _without_graph(argument) for name, argument in self.kwargs.items()}
+
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments."""
         return [leaf for leaf in tree_leaves([self.args, self.kwargs]) if isinstance(leaf, Tensor)]
@@ -162,6 +168,12 @@ class Recording:
     linearizations: list[Linearization] = field(repr=False)
     alike: bool = True
 
+    def let_go(self) -> None:
+        """Hold the calls and what they computed no longer; who has kept a call has what its units do on the probe."""
+        for call in self.calls:
+            call.let_go()
+        self.calls, self.outputs = [], []
+
 
 def record(
     objective: Objective, generator: torch.Generator, cotangents: Callable[[Sequence[Tensor]], int] = lambda _: 1
@@ -226,6 +238,10 @@ def pull_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: S
             [o for o, _ in pairs], inputs, [c for _, c in pairs], retain_graph=True, materialize_grads=True
         )
     )
+
+
+def _without_graph(argument: Any) -> Any:
+    return argument.detach() if isinstance(argument, Tensor) else argument
 
 
 def _leading_to(outputs: Sequence[Tensor], calls: Sequence[Call]) -> list[Call]:

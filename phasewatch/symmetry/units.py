@@ -88,7 +88,6 @@ class Layer:
         space: The space.
         activations: What the readers see, one row a unit, shape ``(width, positions)``.
         slopes: Derivative of the activation function, shape ``(width, positions)``; None without just one function.
-        reach: Gradients at what the layer writes, shape ``(positions, width)``; None if unknown.
         site: The layer as a linear map; None if unknown.
     """
 
@@ -98,7 +97,11 @@ class Layer:
         self.activations = _read_by_unit(read, space.width)
         self.slopes = _slopes(space.activations[0], space.width) if len(space.activations) == 1 else None
         self.site = next((s for s in sites if s.space is space), None)
-        self.reach = None if self.site is None else self.site.gradients
+
+    @property
+    def reach(self) -> Array | None:
+        """Gradients at what the layer writes, shape ``(positions, width)``; None if unknown."""
+        return None if self.site is None else self.site.gradients
 
     @property
     def means(self) -> Array:
@@ -203,13 +206,11 @@ class Layer:
         return None if dear else (least_singular(triangle(inputs / norms))[0], ())
 
 
-def layers_of(architecture: Architecture) -> list[Layer]:
-    """All hidden spaces that are read by a linear layer whose input is known."""
-    return [
-        Layer(space, architecture.sites)
-        for space in architecture.spaces
-        if any(r.call is not None and r.call.inputs for r in space.readers)
-    ]
+def layers_of(architecture: Architecture) -> Iterator[Layer]:
+    """All hidden spaces that are read by a linear layer whose input is known; let go of each before the next."""
+    for space in architecture.spaces:
+        if any(r.call is not None and r.call.inputs for r in space.readers):
+            yield Layer(space, architecture.sites)
 
 
 def unit_directions(layer: Layer, parameters: Array) -> Iterator[Directions]:

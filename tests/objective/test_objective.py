@@ -388,3 +388,27 @@ def test_restricted_to_some_parameters_it_is_the_same_loss_with_the_others_fixed
         whole.restricted_to("0", "1")
     with pytest.raises(ValueError, match="No pattern"):
         whole.restricted_to()
+
+
+def test_the_gradient_at_the_start_is_found_in_the_first_pass() -> None:
+    """No batch is evaluated once more for it, and what is made of the objective has a gradient of its own."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    calls = []
+
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        calls.append(0)
+        return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+    batches = [(torch.randn(size, 3), torch.randint(2, (size,))) for size in (5, 4, 3)]
+    objective = Objective(module, batches, loss_fn=loss_fn)
+    before = len(calls)
+    loss, gradient = objective.loss_and_gradient()
+    assert len(calls) == before
+    again, evaluated = objective.loss_and_gradient(objective.parameters)
+    torch.testing.assert_close(loss, again)
+    torch.testing.assert_close(gradient, evaluated)
+    for other in (objective.first_batches(1), objective.to(torch.float64), objective.restricted_to("0")):
+        torch.testing.assert_close(other.gradient(), other.gradient(other.parameters))
+    gradient.zero_()  # what is given away is the caller's
+    torch.testing.assert_close(objective.gradient(), evaluated)
