@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 LOSS, LLC, NULLITY, NULLITY_GGN = "loss", "llc", "nullity", "nullity_ggn"
+TRAINING_LOSS = "training_loss"
+"""The loss as training computes it, at every step, in a transition that it was seen by."""
+
 LLC_BEHAVIORAL, LLC_COARSE = "llc_behavioral", "llc_behavioral_coarse"
 """The learning coefficient of the function that the network computes, at a fine and at a coarse resolution."""
 
@@ -117,6 +120,7 @@ _ROWS = (
     *_of_function(LLC_COARSE, "coarse"),
     Signal(LOSS, "loss on the probe", _LOSS, "loss", detected=True, family=LOSS),
     Signal(f"{LOSS}_{HELD_OUT}", "loss on held-out samples", _LOSS, "loss", detected=True),
+    Signal(TRAINING_LOSS, "training loss, as computed at every step", _LOSS),
     Signal("gradient_norm", "length of the gradient on the probe", "loss / weight", family="gradient_norm"),
     Signal(f"gradient_norm_{HELD_OUT}", "length of the gradient on held-out samples", "loss / weight"),
     Signal(LLC_OUTPUTS, f"{_OUTPUTS}, fine", _DIMENSIONS, _OUTPUTS, linear=True, family=LLC_OUTPUTS),

@@ -179,6 +179,11 @@ class Flag:
         return cls(plain["number"], plain["action"], Transition.from_dict(plain["transition"]), plain["detected_at"])
 
 
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two extents, first and last step of each, have a step in common."""
+    return max(one[0], other[0]) <= min(one[1], other[1])
+
+
 def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
     """The transitions that stand, in order of their steps.
 
