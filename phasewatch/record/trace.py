@@ -55,10 +55,12 @@ def unpack(bodies: Iterable[Mapping[str, Any]]) -> dict[str, Observed]:
             steps, *values = _unpacked(group["packed"], group["count"], len(group["names"]))
             for name, own in zip(group["names"], values, strict=True):
                 pieces.setdefault(name, []).append(Observed(steps, own))
-    return {
-        name: _settled(np.concatenate([p.steps for p in found]), np.concatenate([p.values for p in found]))
-        for name, found in pieces.items()
-    }
+    return {name: joined(found) for name, found in pieces.items()}
+
+
+def joined(pieces: Sequence[Observed]) -> Observed:
+    """One signal of several pieces in the order in which they were observed; of two values for one step, the later."""
+    return _settled(np.concatenate([p.steps for p in pieces]), np.concatenate([p.values for p in pieces]))
 
 
 def noise_scale(observed: Mapping[str, Observed], window: int = 20, which: str = "") -> Observed:

@@ -114,7 +114,7 @@ def detect_transitions(
     known: list[Transition] = []
     if observed is not None and criterion == "transition":
         alpha = 0.5 * alpha
-        found = measured_transitions(observed.scaled, alpha, model, search)
+        found = Search(observed.scaled, alpha, model, search).transitions
         known = [placed for placed in observed.placed(found) if placed is not None]
     scaled = scaled_run(steps, values, standard_errors, reliable, read_beside)
     if isinstance(scaled, Detection):
@@ -124,7 +124,7 @@ def detect_transitions(
     if criterion == "plateau":
         found = plateau_boundaries(scaled)
     else:
-        found = measured_transitions(scaled, alpha, model, search, known)
+        found = sorted(Search(scaled, alpha, model, search, known).transitions, key=lambda one: one.step)
     count = len(scaled.steps)
     most = int(scaled.present[:, scaled.searched].sum(axis=0).max())
     least = _least_change(alpha, most, int(scaled.searched.sum()))
@@ -151,27 +151,43 @@ def dense_signals(dense: Mapping[str, tuple[ArrayLike, ArrayLike]], values: Coll
     return DenseSignals.of(dense, MIN_POINTS)
 
 
-def measured_transitions(
-    scaled: Scaled,
-    alpha: float,
-    model: Model = "auto",
-    search: BaseEstimator | None = None,
-    known: Sequence[Transition] = (),
-) -> list[Transition]:
-    """Find the transitions of some signals, in order, among them those that are known from other observations.
+class Search:
+    """The transitions of some signals, among them those that are known from other observations.
 
-    What is known and lies before the first measurement or after the last is as it is known.
+    Attributes:
+        transitions: what was found; then what is known and lies before the first measurement or after the last.
+        noisy: the search of points that scatter; None where the course is resolved.
     """
-    within = [one for one in known if one.start >= scaled.steps[0] and one.end <= scaled.steps[-1]]
-    if model != "auto" or scaled.noise >= RESOLVED:
-        found = NoisySearch(scaled, alpha, model != "plateau", search, within).transitions
-    else:
-        found = resolved_transitions(scaled, alpha, search=search, known=within)
-        placed = {(one.start, one.end) for one in found}
-        rest = [one for one in within if (one.start, one.end) not in placed]
-        if rest:
-            found = [*found, *NoisySearch(scaled, alpha, search=search, known=rest, further=False).transitions]
-    return sorted([*found, *(one for one in known if one not in within)], key=lambda one: one.step)
+
+    def __init__(
+        self,
+        scaled: Scaled,
+        alpha: float,
+        model: Model = "auto",
+        search: BaseEstimator | None = None,
+        known: Sequence[Transition] = (),
+        goes_on: bool = False,
+    ) -> None:
+        """Search: as ``detect_transitions`` says; where the run ``goes_on``, the last one may be under way."""
+        within = [one for one in known if one.start >= scaled.steps[0] and one.end <= scaled.steps[-1]]
+        self.noisy = None
+        if model != "auto" or scaled.noise >= RESOLVED:
+            self.noisy = NoisySearch(scaled, alpha, model != "plateau", search, within)
+            self.transitions = list(self.noisy.transitions)
+        else:
+            self.transitions = resolved_transitions(scaled, alpha, goes_on, search, within)
+            placed = {(one.start, one.end) for one in self.transitions}
+            rest = [one for one in within if (one.start, one.end) not in placed]
+            if rest:
+                described = NoisySearch(scaled, alpha, search=search, known=rest, further=False)
+                self.transitions += described.transitions
+        self.transitions += [one for one in known if one not in within]
+        places = {(one.start, one.end) for one in known}
+        self._known = {k for k, one in enumerate(self.transitions) if (one.start, one.end) in places}
+
+    def is_known(self, which: int) -> bool:
+        """Whether a transition, given by its number, is known from other observations."""
+        return which in self._known
 
 
 def scaled_run(

@@ -11,7 +11,16 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE, LOSS, NORMAL_95, TRAINING_LOSS
+from phasewatch.record.signals import (
+    LLC,
+    LLC_BEHAVIORAL,
+    LLC_COARSE,
+    LLC_OUTPUTS,
+    LLC_OUTPUTS_COARSE,
+    LOSS,
+    NORMAL_95,
+    TRAINING_LOSS,
+)
 from phasewatch.record.transition import Change
 
 # In standard errors: what is not constant, and whose direction is known.
