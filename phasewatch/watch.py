@@ -53,8 +53,9 @@ from phasewatch.record import (
 from phasewatch.record.lines import Kind
 from phasewatch.record.position import History, Position, find_history
 from phasewatch.record.reading import assemble, standing_lines
-from phasewatch.record.signals import HELD_OUT, detected, is_described
+from phasewatch.record.signals import HELD_OUT, detected, is_described, searched
 from phasewatch.record.signals import described as signals_described
+from phasewatch.record.trace import unpack
 from phasewatch.schedule import FREE_SECONDS, PROMPT, Clock, Schedule, ScheduleLike, Spread, as_schedule
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.kinds import read_beside
@@ -899,6 +900,8 @@ class Watch:
                 seen = [_seen(Measurement.from_dict(line.body)) for line in lines if line.kind == "measurement"]
                 flags = [Flag.from_dict(line.body) for line in lines if line.kind == "transition"]
                 self.detector.load_state_dict(state["detector"], seen, flags)
+                so_far = self.run
+                self.detector.observe(so_far.observed, so_far.resumed)
         for listener in self.listeners:
             with self._guarded(type(listener).__name__, step):
                 listener.on_resume(self.run)
@@ -1098,6 +1101,8 @@ class Watch:
     def _record(self, *told: tuple[Kind, dict[str, Any]]) -> None:
         """Write lines, and before them what was observed since the last ones."""
         block = self.observer.block()
+        if block is not None and self.detector is not None:
+            self.detector.observe(unpack([block]))
         observed: list[tuple[Kind, dict[str, Any]]] = [] if block is None else [("observed", block)]
         if not (observed or told):
             return
@@ -1194,8 +1199,9 @@ def _agreed(first: Estimate, other: Estimate) -> Estimate:
 
 def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool], list[str]]:
     """What the detector sees of a measurement, just made or read back: the arguments of ``LiveDetector.update``."""
-    beside = read_beside(measurement.estimates)
-    looked_at = {name: measurement.estimates[name] for name in (*detected(measurement.estimates), *beside)}
+    names = measurement.estimates
+    beside = [name for name in (*detected(names), *read_beside(names)) if name not in searched(names)]
+    looked_at = {name: names[name] for name in (*searched(names), *beside)}
     return (
         measurement.step,
         {name: _finite(estimate.value) for name, estimate in looked_at.items()},

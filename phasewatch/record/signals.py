@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 LOSS, LLC, NULLITY, NULLITY_GGN = "loss", "llc", "nullity", "nullity_ggn"
+TRAINING_LOSS = "training_loss"
+"""The loss as training computes it, at every step, in a transition that it was seen by."""
+
 LLC_BEHAVIORAL, LLC_COARSE = "llc_behavioral", "llc_behavioral_coarse"
 """The learning coefficient of the function that the network computes, at a fine and at a coarse resolution."""
 
@@ -42,7 +45,9 @@ class Signal:
         group: What a person looks at: signals of one group share a chart, and this is its heading. ``DETAIL``: none.
         bounds: Names of its lower and upper bound. Where these are not measured, its standard error makes them.
         count: Whether it is a whole number of things.
-        detected: Whether transitions are looked for in it.
+        detected: Whether transitions are looked for in it, and what it did across them is told.
+        searched_as: Name of the signal that is searched in its place where that was measured too: what is read off the
+            same weights wanders with them, and is no further witness.
         linear: Whether only differences of it mean something, so that no logarithm is taken of it.
         family: What its name begins with, if there is a signal like it for each part of a network or each set of data.
     """
@@ -54,12 +59,14 @@ class Signal:
     bounds: tuple[str, str] | None = None
     count: bool = False
     detected: bool = False
+    searched_as: str = ""
     linear: bool = False
     family: str = ""
 
 
 # Units; λ is half the number of dimensions of a regular model.
 _LOSS, _DIMENSIONS, _CURVATURE, _EIGENVALUES = "loss", "half dimensions", "loss / weight²", "eigenvalues"
+_TRACE, _KNOWN_ZEROS = "hessian_trace", "zeros_certified"
 # Headings of more than one signal.
 _FUNCTION = "learning coefficient λ of the function"
 _OUTPUTS = "half the effective rank in the output metric of fixed variance"
@@ -80,7 +87,15 @@ def _bounded(name: str, title: str, group: str, *, detected: bool = False) -> tu
 
 
 def _cause(kind: str, what: str, *, detected: bool = True) -> Signal:
-    return Signal(f"zeros_{kind}", f"zeros: {what}", _EIGENVALUES, _CAUSES, count=True, detected=detected)
+    return Signal(
+        f"zeros_{kind}",
+        f"zeros: {what}",
+        _EIGENVALUES,
+        _CAUSES,
+        count=True,
+        detected=detected,
+        searched_as=_KNOWN_ZEROS if detected else "",
+    )
 
 
 def _of_function(name: str, resolution: str) -> tuple[Signal, ...]:
@@ -116,7 +131,8 @@ _ROWS = (
     *_of_function(LLC_BEHAVIORAL, "fine"),
     *_of_function(LLC_COARSE, "coarse"),
     Signal(LOSS, "loss on the probe", _LOSS, "loss", detected=True, family=LOSS),
-    Signal(f"{LOSS}_{HELD_OUT}", "loss on held-out samples", _LOSS, "loss", detected=True),
+    Signal(f"{LOSS}_{HELD_OUT}", "loss on held-out samples", _LOSS, "loss", detected=True, searched_as=LOSS),
+    Signal(TRAINING_LOSS, "training loss, as computed at every step", _LOSS),
     Signal("gradient_norm", "length of the gradient on the probe", "loss / weight", family="gradient_norm"),
     Signal(f"gradient_norm_{HELD_OUT}", "length of the gradient on held-out samples", "loss / weight"),
     Signal(LLC_OUTPUTS, f"{_OUTPUTS}, fine", _DIMENSIONS, _OUTPUTS, linear=True, family=LLC_OUTPUTS),
@@ -136,6 +152,7 @@ _ROWS = (
         "learning coefficient λ of the loss",
         bounds=("llc_lower", "llc_upper"),
         detected=True,
+        searched_as=LLC_BEHAVIORAL,
         # Counts linearly in the free energy, and may be negative.
         linear=True,
         family=LLC,
@@ -147,9 +164,9 @@ _ROWS = (
     Signal("llc_step_size", "λ: step size of the sampler", family=LLC),
     Signal("llc_fluctuation", "singular fluctuation ν", _DIMENSIONS, family=LLC),
     Signal("llc_quadratic", "λ if the loss were quadratic", _DIMENSIONS),
-    Signal("hessian_max", "largest Hessian eigenvalue", _CURVATURE, _EXTREMES, detected=True),
-    Signal("hessian_min", "smallest Hessian eigenvalue", _CURVATURE, _EXTREMES, detected=True),
-    Signal("hessian_trace", "trace of the Hessian", _CURVATURE, "trace of the Hessian", detected=True),
+    Signal("hessian_max", "largest Hessian eigenvalue", _CURVATURE, _EXTREMES, detected=True, searched_as=_TRACE),
+    Signal("hessian_min", "smallest Hessian eigenvalue", _CURVATURE, _EXTREMES, detected=True, searched_as=_TRACE),
+    Signal(_TRACE, "trace of the Hessian", _CURVATURE, "trace of the Hessian", detected=True),
     Signal("hessian_negative", "negative eigenvalues of the Hessian", _EIGENVALUES, count=True),
     Signal("rank_half", "half the rank of the Hessian", _DIMENSIONS),
     *_bounded(NULLITY, "zero eigenvalues of the Hessian", "zero eigenvalues of the Hessian", detected=True),
@@ -168,7 +185,7 @@ _ROWS = (
         "effective rank on half of the probe, as a share of that on all of it",
         group="effective rank on half of the probe over that on all",
     ),
-    Signal("zeros_certified", "zeros: all whose cause is known", _EIGENVALUES, count=True),
+    Signal(_KNOWN_ZEROS, "zeros: all whose cause is known", _EIGENVALUES, _CAUSES, count=True, detected=True),
     _cause("generic", "forced by the architecture", detected=False),
     _cause("dead", "units that are off for all samples"),
     _cause("zero_outgoing", "units without outgoing weights"),
@@ -250,6 +267,11 @@ def is_described(name: str) -> bool:
 def detected(names: Collection[str]) -> list[str]:
     """Those of the names in whose signals transitions are looked for, in the order of the catalogue."""
     return [row.name for row in CATALOGUE.values() if row.detected and row.name in names]
+
+
+def searched(names: Collection[str]) -> list[str]:
+    """Those of the detected in which transitions are looked for, where all of the names were measured."""
+    return [name for name in detected(names) if CATALOGUE[name].searched_as not in names]
 
 
 def groups() -> dict[str, list[Signal]]:

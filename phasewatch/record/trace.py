@@ -72,10 +72,12 @@ def unpack(bodies: Iterable[Mapping[str, Any]]) -> dict[str, Observed]:
                 raise ValueError("its steps do not ascend")
             for name, own in zip(names, values, strict=True):
                 pieces.setdefault(name, []).append(Observed(steps, own))
-    return {
-        name: _settled(np.concatenate([p.steps for p in found]), np.concatenate([p.values for p in found]))
-        for name, found in pieces.items()
-    }
+    return {name: joined(found) for name, found in pieces.items()}
+
+
+def joined(pieces: Sequence[Observed]) -> Observed:
+    """One signal of several pieces in the order in which they were observed; of two values for one step, the later."""
+    return _settled(np.concatenate([p.steps for p in pieces]), np.concatenate([p.values for p in pieces]))
 
 
 def noise_scale(observed: Mapping[str, Observed], window: int = 20, which: str = "") -> Observed:

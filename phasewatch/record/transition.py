@@ -222,6 +222,11 @@ def _check_names(plain: Mapping[str, Any], kind: type) -> None:
         raise ValueError(f"unknown: {', '.join(map(str, sorted(unknown)))}")
 
 
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two extents, first and last step of each, have a step in common."""
+    return max(one[0], other[0]) <= min(one[1], other[1])
+
+
 def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
     """The transitions that stand, in order of their steps.
 

@@ -11,7 +11,7 @@ import numpy as np
 from ruptures.base import BaseEstimator
 
 from phasewatch.record import Moved, Run, Transition
-from phasewatch.record.signals import detected
+from phasewatch.record.signals import LOSS, TRAINING_LOSS, detected, searched
 from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.detect import MIN_POINTS
 from phasewatch.transitions.events import Event, find_events, named_by_events
@@ -84,8 +84,9 @@ def analyze_run(
     Args:
         run: The run, as given by :func:`phasewatch.load_run`.
         alpha: Wanted rate of false alarms in a run without transitions.
-        signals: Names of the signals to look at; by default those of the run in which the catalogue
-            (:mod:`phasewatch.record.signals`) says that transitions are looked for.
+        signals: Names of the signals to look at, ``"training_loss"`` among them for the loss at every step; by default
+            that one, and those of the run in which the catalogue (:mod:`phasewatch.record.signals`) says that
+            transitions are looked for. What the others did is told, and not searched.
         search: A search of ``ruptures`` that says where transitions may lie; default our exact one. See
             :func:`phasewatch.detect_transitions`.
 
@@ -94,9 +95,14 @@ def analyze_run(
         TypeError: If ``search`` is no search.
         ValueError: If alpha is no probability.
     """
-    names = detected(run.names) if signals is None else list(signals)
-    beside = [name for name in read_beside(run.names) if names and name not in names]
-    series = {name: run.series(name) for name in (*names, *beside)}
+    dense = {}
+    if LOSS in run.observed and (signals is None or TRAINING_LOSS in signals):
+        dense[TRAINING_LOSS] = run.observed[LOSS]
+    looked_at = searched(run.names) if signals is None else [name for name in signals if name not in dense]
+    others = [*(detected(run.names) if signals is None else ()), *(read_beside(run.names) if looked_at else ())]
+    beside = [name for name in others if name not in looked_at]
+    names = [*dense, *looked_at]
+    series = {name: run.series(name) for name in (*looked_at, *beside)}
     steps = np.array(sorted({step for s in series.values() for step in s.steps.tolist()}), dtype=np.int64)
     values, errors, reliable = {}, {}, {}
     for name, s in series.items():
@@ -107,10 +113,10 @@ def analyze_run(
         errors[name][at] = np.where(np.isfinite(s.standard_errors), s.standard_errors, np.nan)
         reliable[name] = np.ones(len(steps), dtype=bool)
         reliable[name][at] = s.reliable
-    measured = int(np.any([np.isfinite(values[name]) for name in names], axis=0).sum()) if names else 0
+    measured = int(np.any([np.isfinite(values[name]) for name in looked_at], axis=0).sum()) if looked_at else 0
     note = None
     transitions: list[Transition] = []
-    if measured < MIN_POINTS:
+    if measured < MIN_POINTS and not dense:
         note = (
             f"Transitions were not looked for: the run holds {_counted(measured, 'usable measurement')}, and "
             f"it takes at least {MIN_POINTS}. Train for longer, or measure more often: max_overhead=None lifts the "
@@ -123,6 +129,7 @@ def analyze_run(
             standard_errors=errors,
             reliable=reliable,
             read_beside=beside,
+            dense=dense,
             alpha=alpha,
             n=run.header.get("n"),
             search=search,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
-from phasewatch.record.signals import LOSS
+from phasewatch.record.signals import LOSS, TRAINING_LOSS
 from phasewatch.record.transition import Transition
 
 EventKind = Literal[
@@ -94,12 +94,16 @@ def named_by_events(transitions: Sequence[Transition], events: Sequence[Event]) 
     """The transitions, those within which an event lies named after it.
 
     An event that comes when more than half of a change has happened, as the transition's interval has it, did not make
-    it.
+    it. The loss at every step places a change so exactly that what made it may come before its beginning, by as much as
+    the change and the doubt of its place are wide.
     """
     named = []
     for transition in transitions:
-        latest = max(transition.step, transition.interval[1])
-        causes = [event for event in events if transition.start <= event.step <= latest]
+        low, high = transition.interval
+        latest, earliest = max(transition.step, high), transition.start
+        if TRAINING_LOSS in transition.seen_by:
+            earliest -= transition.end - transition.start + high - low
+        causes = [event for event in events if earliest <= event.step <= latest]
         named.append(replace(transition, kind=causes[0].kind, resolutions=()) if causes else transition)
     return named
 

@@ -11,7 +11,16 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE, LOSS, NORMAL_95
+from phasewatch.record.signals import (
+    LLC,
+    LLC_BEHAVIORAL,
+    LLC_COARSE,
+    LLC_OUTPUTS,
+    LLC_OUTPUTS_COARSE,
+    LOSS,
+    NORMAL_95,
+    TRAINING_LOSS,
+)
 from phasewatch.record.transition import Change
 
 # In standard errors: what is not constant, and whose direction is known.
@@ -80,7 +89,7 @@ class Kind:
 
 
 def read_beside(names: Collection[str]) -> list[str]:
-    """Those of the names that tell kinds, and in which no transition is looked for."""
+    """Those of the names that tell kinds and no more: no transition is looked for in them, and no change told."""
     told = [name for r in RESOLUTIONS for name in (r.outputs, r.spread_slope, r.heat_capacity, r.nats)]
     return [name for name in told if name in names]
 
@@ -101,7 +110,9 @@ def name_kind(
         beside: what the signals of :func:`read_beside` did, and by how much the loss was measured to differ.
     """
     beside = beside or {}
-    loss = _direction(LOSS, changes, changed)
+    directions = [_direction(name, changes, changed) for name in (TRAINING_LOSS, LOSS)]
+    # What is seen at every step sees more; where it sees no change, what was measured has its say.
+    loss = next((direction for direction in directions if direction in ("rises", "falls")), directions[1])
     measured = [resolution for resolution in RESOLUTIONS if resolution.coefficient in changed]
     if measured:
         found = _at_resolutions(loss, {r: _movement(r, changes, changed, beside) for r in measured}, beside)

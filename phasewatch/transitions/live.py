@@ -12,13 +12,14 @@ from typing import Any
 
 from ruptures.base import BaseEstimator
 
+from phasewatch.record.signals import LOSS, TRAINING_LOSS
+from phasewatch.record.trace import Observed, joined
 from phasewatch.record.transition import Flag, Transition, standing_transitions
 from phasewatch.transitions.candidates import candidate_bounds, checked_search
-from phasewatch.transitions.detect import RESOLVED, completed, scaled_run
+from phasewatch.transitions.detect import RESOLVED, Search, completed, dense_signals, scaled_run
 from phasewatch.transitions.detection import Detection
-from phasewatch.transitions.noisy import NoisySearch
+from phasewatch.transitions.events import LEARNING_RATE, find_events, named_by_events
 from phasewatch.transitions.regression import PLACES
-from phasewatch.transitions.resolved import resolved_transitions
 from phasewatch.transitions.series import Scaled, checked_alpha
 
 # Measurements that are looked at again with each new one. Once the run is longer, what ended before the second half of
@@ -32,6 +33,8 @@ PATIENCE = 3
 # Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
 # a false alarm are far from adding up.
 LOOK_SHARE = 0.05
+# The loss at every step is searched again once it has gone on by this share: a longer run has longer stages.
+OBSERVED_ANEW = 0.025
 # What the log odds of a change must exceed beyond those of alpha where, without it, the noise's correlation is 1.
 CORRELATION_PRICE = 12.0
 
@@ -48,6 +51,9 @@ class LiveDetector:
     history much correlation is possible: there it takes more measurements, or a larger change. Where the course is
     resolved, a transition is flagged while it is ``under_way``, once the run is faster than in the stage before. A flag
     stands as long as its transition is found at all of ``alpha`` in one of three searches.
+
+    Where the loss at every step is shown to it (:meth:`observe`), it is searched too, with half of ``alpha``, and says
+    where a transition is; what was done to the run and what befell it names those that it made.
 
     Attributes:
         alpha: wanted rate of false alarms in a run without transitions.
@@ -70,6 +76,10 @@ class LiveDetector:
         self._errors: dict[str, list[float | None]] = {}
         self._reliable: dict[str, list[bool]] = {}
         self._read_beside: set[str] = set()
+        self._observed: dict[str, Observed] = {}
+        self._resumed: list[float] = []
+        self._known: list[Transition] = []
+        self._looked_until: float | None = None
         self._searched = 0
         self._waiting = False
         self._missed: dict[int, int] = {}
@@ -105,10 +115,30 @@ class LiveDetector:
         self.flags.extend(new)
         return new
 
+    def observe(self, observed: Mapping[str, Observed], resumed: Iterable[float] = ()) -> None:
+        """Take what was observed at every step since this was called last; the next measurement is seen with it.
+
+        Args:
+            observed: name to steps and values, as :attr:`phasewatch.record.Run.observed` has them. Transitions are
+                looked for in the ``"loss"``; it and the learning rates (``"learning_rate"``, ``"learning_rate_1"``)
+                tell of what befell the run.
+            resumed: steps at which the run was taken up again.
+        """
+        self._resumed += resumed
+        for name, new in observed.items():
+            if name == LOSS or name.startswith(LEARNING_RATE):
+                pieces = [self._observed[name], new] if name in self._observed else [new]
+                self._observed[name] = joined(pieces)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what the detector knows beside the measurements and its flags, as plain Python values."""
+        """Return what the detector knows beside the measurements and its flags, as plain Python values.
+
+        What was observed is not in it: it is in the record, and to be observed again.
+        """
         return {
             "alpha": self.alpha,
+            "known": [transition.to_dict() for transition in self._known],
+            "looked_until": self._looked_until,
             "searched": self._searched,
             "waiting": self._waiting,
             "missed": [[number, count] for number, count in self._missed.items()],
@@ -130,12 +160,15 @@ class LiveDetector:
         """
         try:
             alpha, searched = checked_alpha(state["alpha"]), int(state["searched"])
+            seen = [Transition.from_dict(plain) for plain in state["known"]]
+            looked_until = state["looked_until"]
             waiting, missed = bool(state["waiting"]), {number: count for number, count in state["missed"]}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"not the state of a LiveDetector ({error!r}): expected what LiveDetector.state_dict() returned"
             ) from error
         self.alpha, self._waiting, self.flags = alpha, waiting, list(flags)
+        self._known, self._looked_until = seen, looked_until
         self._steps, self._values, self._errors, self._reliable = [], {}, {}, {}
         self._read_beside = set()
         for step, values, errors, reliable, *beside in measurements:
@@ -180,44 +213,88 @@ class LiveDetector:
             self._reliable[name].append(bool(reliable.get(name, True)))
 
     def _look(self) -> list[Flag]:
+        alpha = self.alpha if LOSS not in self._observed else 0.5 * self.alpha
+        news = self._look_at_observed(alpha)
+        scaled = self._scaled()
+        if scaled is None:
+            if not news:
+                return []
+            found = list(self._known)
+
+            def convincing(new: Sequence[int], known: Collection[int]) -> list[int]:
+                return list(new)
+        else:
+            if not (news or self._is_worth_a_search(scaled)):
+                return []
+            self._searched = len(self._steps)
+            search = Search(scaled, alpha, search=self.search, known=self._known, goes_on=True)
+            found = search.transitions
+            convincing = partial(self._convincing, search, alpha)
+        found = completed(found, None)
+        if found:
+            found = named_by_events(found, find_events(self._observed, self._resumed))
+        return self._compare(found, convincing)
+
+    def _scaled(self) -> Scaled | None:
+        """The last measurements; None where they are too few to search."""
         if not self._values.keys() - self._read_beside:
-            return []
+            return None
         first = self._first_in_window
         columns = (self._values, self._errors, self._reliable)
         given: list[Any] = [{name: column[first:] for name, column in kind.items()} for kind in columns]
         values, errors, reliable = given
         scaled = scaled_run(self._steps[first:], values, errors, reliable, self._read_beside)
-        if isinstance(scaled, Detection) or not self._is_worth_a_search(scaled):
-            return []
-        self._searched = len(self._steps)
-        if scaled.noise < RESOLVED:
-            found = resolved_transitions(scaled, self.alpha, goes_on=True, search=self.search)
-            convincing = partial(self._plain, found)
-        else:
-            search = NoisySearch(scaled, self.alpha, search=self.search)
-            found = search.transitions
-            convincing = partial(self._convincing, search)
-        return self._compare(completed(found, None), convincing)
+        return None if isinstance(scaled, Detection) else scaled
 
-    def _plain(self, found: Sequence[Transition], new: Sequence[int], known: Collection[int]) -> list[int]:
-        """Tell which new transitions of a resolved run may be flagged."""
-        return [k for k in new if found[k].p_value <= LOOK_SHARE * self.alpha]
+    def _look_at_observed(self, alpha: float) -> bool:
+        """Look for transitions in the loss at every step, once it has gone on by a share; tell whether it was done."""
+        if LOSS not in self._observed:
+            return False
+        steps, until = self._observed[LOSS].steps, self._looked_until
+        if until is not None and steps[-1] - steps[0] < (1.0 + OBSERVED_ANEW) * (until - steps[0]):
+            return False
+        dense = dense_signals({TRAINING_LOSS: self._observed[LOSS]}, ())
+        if dense is None:
+            return False
+        self._looked_until = float(steps[-1])
+        search = Search(dense.scaled, alpha, search=self.search)
+        every = range(len(search.transitions))
+        convinced = self._convincing(search, alpha, every, ())
+        placed = dense.placed(search.transitions)
+        before = self._known
+        self._known = [
+            one
+            for k, one in enumerate(placed)
+            if one is not None and (k in convinced or any(self._same(one, old) for old in before))
+        ]
+        return True
 
-    def _convincing(self, search: NoisySearch, new: Sequence[int], known: Collection[int]) -> list[int]:
-        """Tell which new transitions of a noisy run may be flagged: each for itself, or else all at once.
+    def _convincing(self, search: Search, alpha: float, new: Sequence[int], known: Collection[int]) -> list[int]:
+        """Tell which new transitions may be flagged: each for itself, or else all at once.
 
         Those that are known are taken for granted if they still have odds of their own: a level that wanders has them
         for a while, and would lend them to its next turn.
         """
+        given = [k for k in new if search.is_known(k)]
+        new = [k for k in new if k not in given]
+        noisy = search.noisy
+        if noisy is None:
+            return given + [k for k in new if search.transitions[k].p_value <= LOOK_SHARE * alpha]
         # Twice a log-likelihood of 2 log(1/share) more is a chance that is smaller by that share.
-        strong = [k for k in new if search.gain(k) >= -2.0 * math.log(LOOK_SHARE)]
+        strong = [k for k in new if noisy.gain(k) >= -2.0 * math.log(LOOK_SHARE)]
         if not strong:
-            return []
-        least = math.log(PLACES * search.points / self.alpha)
-        believed = [k for k in known if search.odds([k], set(known) - {k}).log_ratio > 0.0]
+            return given
+        least = math.log(PLACES * noisy.points / alpha)
+        found = range(len(noisy.transitions))
+        believed = [k for k in (*given, *known) if k in found and search.is_known(k)]
+        believed += [
+            k
+            for k in known
+            if k in found and k not in believed and noisy.odds([k], set(known) & set(found) - {k}).log_ratio > 0.0
+        ]
 
         def convince(which: list[int]) -> bool:
-            odds = search.odds(which, believed)
+            odds = noisy.odds(which, believed)
             return odds.log_ratio > len(which) * least + math.sqrt(len(which)) * CORRELATION_PRICE * odds.correlation
 
         flagged: list[int] = []
@@ -227,7 +304,7 @@ class LiveDetector:
                 believed.append(k)
         # A change that is left out looks like a level that wanders: several may hide one another.
         rest = [k for k in strong if k not in flagged]
-        return flagged + rest if len(rest) > 1 and convince(rest) else flagged
+        return given + (flagged + rest if len(rest) > 1 and convince(rest) else flagged)
 
     def _is_worth_a_search(self, scaled: Scaled) -> bool:
         """Tell, at the cost of two segmentations, whether anything may have changed since the last search."""
@@ -235,7 +312,7 @@ class LiveDetector:
         if scaled.noise < RESOLVED or self._waiting or count >= self._searched + self._searched // REFRESH:
             return True
         recent = len(scaled.steps) - RECENT
-        return any(bounds and bounds[-1] >= recent for bounds in candidate_bounds(scaled, search=self.search))
+        return any(bounds and bounds[-1] >= recent for bounds in candidate_bounds(scaled.searched_part, search=self.search))
 
     def _compare(
         self,

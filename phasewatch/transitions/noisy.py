@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from ruptures.base import BaseEstimator
@@ -13,17 +13,18 @@ from phasewatch.record.transition import Transition
 from phasewatch.transitions.candidates import candidate_bounds
 from phasewatch.transitions.odds import Odds, odds_of_changes
 from phasewatch.transitions.regression import (
+    LEAST_BESIDE,
+    Boundary,
     BoundarySearch,
     Selection,
     SignalRegression,
     boundary_price,
     chance_of_gain,
+    interval_of,
 )
 from phasewatch.transitions.series import Scaled
 from phasewatch.transitions.wording import describe
 
-# Measurements that stand for a stage at least, even where they lie within a wide transition.
-LEAST_BESIDE = 3
 # The widening of a change's error for having chosen boundaries, slopes and bends by the same data.
 SELECTION = 1.1
 
@@ -36,7 +37,15 @@ class NoisySearch:
         points: number of measurements.
     """
 
-    def __init__(self, scaled: Scaled, alpha: float, drift: bool = True, search: BaseEstimator | None = None) -> None:
+    def __init__(
+        self,
+        scaled: Scaled,
+        alpha: float,
+        drift: bool = True,
+        search: BaseEstimator | None = None,
+        known: Sequence[Transition] = (),
+        further: bool = True,
+    ) -> None:
         """Search.
 
         Args:
@@ -44,29 +53,42 @@ class NoisySearch:
             alpha: wanted rate of false alarms.
             drift: whether stages may drift and bend; otherwise they are plateaus.
             search: a search of ``ruptures`` that says where boundaries may lie.
+            known: transitions between the first measurement and the last that other observations have shown: what the
+                signals did across them is found out, and further ones are looked for beside them.
+            further: whether to look for further ones.
         """
-        self.points, count = scaled.y.shape
+        self.points, count = len(scaled.y), int(scaled.searched.sum())
         # In units of its span about its middle, no signal is too large or too small to be squared.
-        self._signals = [
+        every = [
             SignalRegression(
                 scaled.steps, scaled.time, scaled.y[:, k], scaled.sigma[:, k], 1.0, scaled.trusted[:, k], drift
             )
-            for k in range(count)
+            for k in range(len(scaled.signals))
         ]
-        self._search = BoundarySearch(self._signals, self.points, boundary_price(alpha, self.points, count))
-        self._selection = self._search.best(candidate_bounds(scaled, drift, search))
+        self._signals = [signal for signal, searched in zip(every, scaled.searched, strict=True) if searched]
+        given = _among_measurements(scaled.steps, known)
+        self._search = BoundarySearch(
+            self._signals, self.points, boundary_price(alpha, self.points, count), list(given)
+        )
+        self._selection = self._search.best(candidate_bounds(scaled.searched_part, drift, search) if further else [[]])
         self._search.prepare(self._selection)
-        self._numbers = [
-            j
-            for j in range(len(self._selection.boundaries))
-            if any(j in changes for changes in self._selection.changes)
-        ]
-        self._gains = [self._search.gain(self._selection, j) for j in self._numbers]
-        chances = [chance_of_gain(self._search.price + gain, self.points, count) for gain in self._gains]
-        self.transitions = [
-            _describe(scaled, self._search, self._selection, j, min(1.0, chance))
-            for j, chance in zip(self._numbers, chances, strict=True)
-        ]
+        described = self._search.described(self._selection, every)
+        self._numbers: list[int] = []
+        self._gains: list[float] = []
+        self.transitions: list[Transition] = []
+        for j, boundary in enumerate(self._selection.boundaries):
+            if boundary in given:
+                found = [_describe(scaled, *described, j, 0.0, one) for one in given[boundary]]
+                gain = math.inf
+            elif any(j in changes for changes in self._selection.changes):
+                gain = self._search.gain(self._selection, j)
+                chance = chance_of_gain(self._search.price + gain, self.points, count)
+                found = [_describe(scaled, *described, j, min(1.0, chance))]
+            else:
+                continue
+            self.transitions += found
+            self._numbers += [j] * len(found)
+            self._gains += [gain] * len(found)
 
     def gain(self, which: int) -> float:
         """Return what a transition, given by its number, brings beyond its price: twice a log-likelihood."""
@@ -85,13 +107,40 @@ class NoisySearch:
         return odds_of_changes(self._signals, boundaries, changes, [kept.index(self._numbers[k]) for k in which])
 
 
-def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: int, p_value: float) -> Transition:
+def _among_measurements(steps: np.ndarray, known: Sequence[Transition]) -> dict[Boundary, list[Transition]]:
+    """Where transitions lie among the measurements; those that no measurement parts from one another are at one place."""
+    index = np.arange(len(steps))
+    groups: list[list[Transition]] = []
+    for transition in sorted(known, key=lambda transition: transition.start):
+        if groups and not ((steps >= groups[-1][-1].end) & (steps <= transition.start)).any():
+            groups[-1].append(transition)
+        else:
+            groups.append([transition])
+    found = {}
+    for group in groups:
+        first, last = np.interp([group[0].start, max(one.end for one in group)], steps, index).tolist()
+        # Between two measurements a ramp is as good as a step, and where that is makes no difference.
+        abrupt = math.floor(last) <= first
+        found[(0.5 * (first + last), 0.0) if abrupt else (0.5 * (first + last), last - first)] = group
+    return found
+
+
+def _describe(
+    scaled: Scaled,
+    search: BoundarySearch,
+    selection: Selection,
+    j: int,
+    p_value: float,
+    known: Transition | None = None,
+) -> Transition:
     place = selection.boundaries[j][0]
     gap = _gap(search, selection, j)
     first, last = _extent(search, selection, j)
     places, mass, spread = search.whereabouts(selection, j)
-    low, middle, high = _interval(places, mass)
+    low, middle, high = interval_of(places, mass)
     low, high = min(low, gap[0]), max(high, gap[1])
+    if known is not None:
+        spread = np.zeros_like(spread)
     effects = []
     for signal, changes in zip(search.signals, selection.changes, strict=True):
         sides = np.array([(signal.index < place).any(), (signal.index > place).any()])
@@ -111,6 +160,7 @@ def _describe(scaled: Scaled, search: BoundarySearch, selection: Selection, j: i
         seen=np.array([j in changes for changes in selection.changes]),
         sides=_stages_beside(search, selection, j),
         p_value=p_value,
+        known=known,
     )
 
 
@@ -150,16 +200,6 @@ def _gap(search: BoundarySearch, selection: Selection, j: int) -> tuple[float, f
     before = max((float(index[index <= place].max()) for index in own if (index <= place).any()), default=place - 0.5)
     after = min((float(index[index > place].min()) for index in own if (index > place).any()), default=place + 0.5)
     return before, after
-
-
-def _interval(places: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
-    """Return the 95 % interval of a place and its median; no narrower than the gap between two measurements."""
-    order = np.argsort(places, kind="stable")
-    below = np.cumsum(mass[order])
-    low, middle, high = (
-        float(places[order][min(int(np.searchsorted(below, q)), len(places) - 1)]) for q in (0.025, 0.5, 0.975)
-    )
-    return min(low, middle) - 0.5, middle, max(high, middle) + 0.5
 
 
 def _step_at(scaled: Scaled, place: float) -> float:

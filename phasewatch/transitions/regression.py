@@ -46,6 +46,8 @@ PLACES = 4.0
 # Width of a ramp that is tried where a step may be none.
 RAMP = 5.0
 ROUNDS = 3
+# Measurements that stand for a stage at least, even where they lie within a wide transition.
+LEAST_BESIDE = 3
 LOG_81 = math.log(81.0)
 
 
@@ -364,23 +366,31 @@ class Selection:
 class BoundarySearch:
     """Chooses among candidate boundaries, and moves and widens them."""
 
-    def __init__(self, signals: Sequence[SignalRegression], points: int, price: float) -> None:
-        """Take the signals, the number of measurements and the price of a boundary."""
+    def __init__(
+        self, signals: Sequence[SignalRegression], points: int, price: float, known: Sequence[Boundary] = ()
+    ) -> None:
+        """Take the signals, the number of measurements, the price of a boundary, and boundaries known beforehand.
+
+        Those that are known cost nothing, stay where they are, and are in every selection, in order.
+        """
         self.signals = signals
         self.points = points
         self.price = price
+        self.known = tuple(known)
 
     def best(self, candidates: Sequence[Sequence[int]]) -> Selection:
         """Return the best selection that starts from any of some segmentations, given by their inner bounds."""
-        usable = [[c for c in bounds if 3 <= c <= self.points - 3] for bounds in candidates]
+        usable = [
+            [c for c in bounds if 3 <= c <= self.points - 3 and self._is_another(c - 0.5)] for bounds in candidates
+        ]
         starts: dict[tuple[Boundary, ...], None] = {}
         for bounds in usable:
-            starts[tuple((c - 0.5, 0.0) for c in bounds)] = None
+            starts[self._with_known([(c - 0.5, 0.0) for c in bounds])] = None
             # What two or three boundaries cut up may be one ramp.
             merged = _merged(bounds, max(8.0, self.points / 8))
-            starts[tuple(merged)] = None
+            starts[self._with_known(merged)] = None
             # A row of ramps, each taken for a step, would look no better than a drift.
-            starts[tuple((place, max(width, RAMP)) for place, width in merged)] = None
+            starts[self._with_known([(place, max(width, RAMP)) for place, width in merged])] = None
         # A step half-way through a ramp is worth little: what would fall for that is given its place and width first.
         for start in list(starts):
             every = tuple(range(len(start)))
@@ -390,7 +400,7 @@ class BoundarySearch:
             moved = self.moved(best.boundaries, best.changes)
             trial = [*moved]
             for place in sorted({c - 0.5 for bounds in usable for c in bounds}):
-                if all(abs(place - b) > max(2.0, 0.6 * w) for b, w in trial):
+                if _is_apart(place, trial):
                     trial.append((place, 0.0))
             options = [self.prune(sorted(trial)), *(self.prune(joined) for joined in self._joined(moved))]
             better = min(options, key=lambda s: s.criterion)
@@ -399,16 +409,41 @@ class BoundarySearch:
             best = better
         return best
 
+    def _with_known(self, boundaries: Sequence[Boundary]) -> tuple[Boundary, ...]:
+        return tuple(sorted([*self.known, *(b for b in boundaries if self._is_another(b[0]))]))
+
+    def _is_another(self, place: float) -> bool:
+        """Whether a stage would part a boundary there from those that are known."""
+        return all(abs(place - known[0]) >= self._apart(known) for known in self.known)
+
+    def _apart(self, boundary: Boundary) -> float:
+        """How far the next boundary is away at least."""
+        return 0.5 * boundary[1] + LEAST_BESIDE if boundary in self.known else 2.0
+
     def prepare(self, selection: Selection) -> None:
         """Make the signals ready to be asked about a selection."""
         for signal in self.signals:
             signal.use(selection.boundaries)
 
+    def described(
+        self, selection: Selection, signals: Sequence[SignalRegression]
+    ) -> tuple[BoundarySearch, Selection]:
+        """Return the same for more signals: at which of the selected boundaries those change that were not searched."""
+        own = {id(signal): changes for signal, changes in zip(self.signals, selection.changes, strict=True)}
+        every = tuple(range(len(selection.boundaries)))
+        changes_of = []
+        for signal in signals:
+            signal.use(selection.boundaries)
+            changes_of.append(own[id(signal)] if id(signal) in own else signal.choose(every, every)[1])
+        search = BoundarySearch(signals, self.points, self.price, self.known)
+        return search, Selection(selection.criterion, selection.boundaries, tuple(changes_of))
+
     def gain(self, selection: Selection, which: int) -> float:
         """Return what one boundary of a selection brings beyond its price, in units of twice the log-likelihood."""
         self.prepare(selection)
         rest = tuple(j for j in range(len(selection.boundaries)) if j != which)
-        without = sum(signal.choose(rest, rest)[0] for signal in self.signals) + self.price * len(rest)
+        without = sum(signal.choose(rest, rest)[0] for signal in self.signals)
+        without += self.price * (len(rest) - len(self.known))
         return without - selection.criterion
 
     def prune(self, boundaries: Sequence[Boundary]) -> Selection:
@@ -416,21 +451,22 @@ class BoundarySearch:
         for signal in self.signals:
             signal.use(boundaries)
         kept = tuple(range(len(boundaries)))
+        known = {j for j in kept if boundaries[j] in self.known}
         allowed = [kept for _ in self.signals]
         best: tuple[float, tuple[int, ...], list[tuple[int, ...]]] | None = None
         while True:
             chosen = [signal.choose(kept, changes) for signal, changes in zip(self.signals, allowed, strict=True)]
-            criterion = sum(value for value, _ in chosen) + self.price * len(kept)
+            criterion = sum(value for value, _ in chosen) + self.price * (len(kept) - len(known))
             if best is None or criterion < best[0]:
                 best = (criterion, kept, [changes for _, changes in chosen])
-            if not kept:
+            if len(kept) == len(known):
                 break
             weight = dict.fromkeys(kept, 0.0)
             for signal, (_, changes) in zip(self.signals, chosen, strict=True):
                 if changes:
                     for j, strength in zip(changes, signal.strengths(kept, changes), strict=True):
                         weight[j] += max(strength - CHANGE_PRICE, 0.0)
-            weakest = min(kept, key=lambda j: weight[j])
+            weakest = min(set(kept) - known, key=lambda j: weight[j])
             kept = tuple(j for j in kept if j != weakest)
             # Only a signal that loses a change has to look at the others again.
             allowed = [kept if weakest in changes else changes for _, changes in chosen]
@@ -447,6 +483,8 @@ class BoundarySearch:
         everywhere = tuple(range(len(boundaries)))
         fits = [s.fit(everywhere, c) for s, c in zip(self.signals, changes_of, strict=True)]
         for j in everywhere:
+            if boundaries[j] in self.known:
+                continue
             candidates = self._around(boundaries, j)
             gain = np.array([-WIDTH_PRICE * (width > 0) for _, width in candidates])
             for signal, changes, fit in zip(self.signals, changes_of, fits, strict=True):
@@ -458,8 +496,10 @@ class BoundarySearch:
     def _around(self, boundaries: Sequence[Boundary], j: int) -> list[Boundary]:
         """Places and widths near those of a boundary, itself first."""
         place, width = boundaries[j]
-        low = boundaries[j - 1][0] + 2.0 if j else 2.5
-        high = boundaries[j + 1][0] - 2.0 if j + 1 < len(boundaries) else self.points - 3.5
+        low = boundaries[j - 1][0] + self._apart(boundaries[j - 1]) if j else 2.5
+        high = (
+            boundaries[j + 1][0] - self._apart(boundaries[j + 1]) if j + 1 < len(boundaries) else self.points - 3.5
+        )
         reach = max(4.0, 0.6 * width + 2.0)
         low, high = max(low, place - reach), min(high, place + reach)
         # What lies nearer than that would be under way in two transitions at once.
@@ -491,23 +531,46 @@ class BoundarySearch:
             own, changed[row] = signal.gains(candidates, others, signal.fit(every, changes))
             if j in changes:
                 gain += own
-        # Widths have unequal numbers of places; each width is to weigh alike.
-        widths = np.array([width for _, width in candidates])
-        spacing = np.where(widths > 0, np.maximum(0.5, widths / 8), 1.0)
-        mass = np.exp(0.5 * (gain - gain.max())) * spacing
+        mass = np.exp(0.5 * (gain - gain.max())) * _spacing(candidates)
         mass /= mass.sum()
         spread = np.sqrt(((changed - (changed @ mass)[:, None]) ** 2) @ mass)
         return np.array([place for place, _ in candidates]), mass, spread
+
+    def within(self, low: float, high: float) -> tuple[Boundary, tuple[float, float, float]]:
+        """Return the one boundary between two places that all signals most likely share, and the interval of it."""
+        candidates: list[Boundary] = []
+        for width in WIDTHS[max(14.0, self.points / 3) >= WIDTHS].tolist():
+            spacing = max(0.5, width / 8) if width else 1.0
+            inside = np.arange(max(math.floor(low) + 0.5, 2.5), min(high, self.points - 3.0) + 0.01, spacing)
+            candidates += [(float(p), width) for p in inside if width / 2 <= p <= self.points - 1 - width / 2]
+        best: tuple[Boundary, ...] = ()
+        # How correlated the noise is shows once the change is known.
+        for _ in range(2):
+            gain = np.array([-WIDTH_PRICE * (width > 0) for _, width in candidates])
+            every = tuple(range(len(best)))
+            for signal in self.signals:
+                signal.use(best)
+                gain += signal.gains(candidates, [], signal.fit(every, every))[0]
+            best = (candidates[int(gain.argmax())],)
+        mass = np.exp(0.5 * (gain - gain.max())) * _spacing(candidates)
+        return best[0], interval_of(np.array([p for p, _ in candidates]), mass / mass.sum())
 
     def _joined(self, boundaries: Sequence[Boundary]) -> list[list[Boundary]]:
         """The same boundaries with two neighbours made one ramp."""
         joined = []
         for j in range(len(boundaries) - 1):
             (a, wide_a), (b, wide_b) = boundaries[j], boundaries[j + 1]
+            if {boundaries[j], boundaries[j + 1]} & {*self.known}:
+                continue
             width = b - a + 0.5 * (wide_a + wide_b)
             if width <= max(8.0, self.points / 8):
                 joined.append([*boundaries[:j], (0.5 * (a + b), width), *boundaries[j + 2 :]])
         return joined
+
+
+def _is_apart(place: float, boundaries: Sequence[Boundary]) -> bool:
+    """Whether a boundary there would be another than these."""
+    return all(abs(place - b) > max(2.0, 0.6 * width) for b, width in boundaries)
 
 
 def _merged(bounds: Sequence[int], reach: float) -> list[Boundary]:
@@ -520,3 +583,19 @@ def _merged(bounds: Sequence[int], reach: float) -> list[Boundary]:
         merged.append((0.5 * (bounds[k] + bounds[last]) - 0.5, float(bounds[last] - bounds[k])))
         k = last + 1
     return merged
+
+
+def _spacing(candidates: Sequence[Boundary]) -> np.ndarray:
+    """Measurements between the places that are tried: widths have unequal numbers of them, and are to weigh alike."""
+    widths = np.array([width for _, width in candidates])
+    return np.where(widths > 0, np.maximum(0.5, widths / 8), 1.0)
+
+
+def interval_of(places: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
+    """Return the 95 % interval of a place and its median; no narrower than the gap between two measurements."""
+    order = np.argsort(places, kind="stable")
+    below = np.cumsum(mass[order])
+    low, middle, high = (
+        float(places[order][min(int(np.searchsorted(below, q)), len(places) - 1)]) for q in (0.025, 0.5, 0.975)
+    )
+    return min(low, middle) - 0.5, middle, max(high, middle) + 0.5

@@ -14,7 +14,7 @@ from ruptures.base import BaseEstimator
 from scipy.stats import chi2
 
 from phasewatch.record.signals import NORMAL_95
-from phasewatch.record.transition import Transition
+from phasewatch.record.transition import Transition, overlap
 from phasewatch.transitions.candidates import bounds_of
 from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.location import Ramp, locate_ramp
@@ -36,28 +36,39 @@ ROUNDS = 3
 
 
 def resolved_transitions(
-    scaled: Scaled, alpha: float, goes_on: bool = False, search: BaseEstimator | None = None
+    scaled: Scaled,
+    alpha: float,
+    goes_on: bool = False,
+    search: BaseEstimator | None = None,
+    known: Sequence[Transition] = (),
 ) -> list[Transition]:
     """Segment the signals into lines in log time and keep the stretches that are slow, fast and slow again.
+
+    What overlaps one that is ``known``, from other observations, is that one: these say where it is.
 
     Where the run goes on, the last one may be under way: slow, then fast to the last measurement. A search of
     ``ruptures`` may say where segments may end.
     """
-    return _Stretches(scaled, alpha, None if search is None else bounds_of(search, scaled)).transitions(goes_on)
+    stretches = _Stretches(scaled, alpha, None if search is None else bounds_of(search, scaled.searched_part), known)
+    return stretches.transitions(goes_on)
 
 
 class _Stretches:
-    def __init__(self, scaled: Scaled, alpha: float, candidates: Sequence[int] | None) -> None:
-        self.candidates = candidates
+    def __init__(
+        self, scaled: Scaled, alpha: float, candidates: Sequence[int] | None, known: Sequence[Transition] = ()
+    ) -> None:
+        self.candidates, self.known = candidates, known
         self.scaled, self.alpha = scaled, alpha
         self.time, self.y = scaled.time, scaled.y
-        n, count = self.y.shape
+        self.searched = scaled.searched
+        n, count = len(self.y), int(self.searched.sum())
         self.penalty = float(chi2.isf(alpha / max(1, n - 2 * MIN_STAGE + 1), 2 * count))
         white = scaled.weights
         # How correlated the noise is shows once the course is known, and the reverse. From much correlation one comes
         # to few segments, from none to many; both may explain themselves. Few stand unless many are plainly better.
         found = []
-        for inflation, bound in ((np.full(count, 6.0 if n < 200 else 12.0), np.minimum), (np.ones(count), np.maximum)):
+        every = np.ones(len(scaled.signals))
+        for inflation, bound in (((6.0 if n < 200 else 12.0) * every, np.minimum), (every, np.maximum)):
             for _ in range(ROUNDS + 1):
                 self.weights = white / inflation
                 self.ends = self._segment()
@@ -68,10 +79,10 @@ class _Stretches:
 
     def transitions(self, goes_on: bool) -> list[Transition]:
         found: list[Transition] = []
-        stretches = fast_stretches(self.scaled.steps, self.time, self.y, self.weights, self.ends, 1.0 + FASTER, goes_on)
+        y, weights = self.y[:, self.searched], self.weights[:, self.searched]
+        stretches = fast_stretches(self.scaled.steps, self.time, y, weights, self.ends, 1.0 + FASTER, goes_on)
         ramps = [
-            None if s.after is None else locate_ramp(self.time, self.y, self.weights, s.before, s.after)
-            for s in stretches
+            None if s.after is None else locate_ramp(self.time, y, weights, s.before, s.after) for s in stretches
         ]
         for stretch, ramp, neighbours in zip(stretches, ramps, _neighbours(ramps, len(self.time)), strict=True):
             if stretch.after is None or ramp is None:
@@ -87,8 +98,8 @@ class _Stretches:
         return found
 
     def _segment(self) -> list[int]:
-        search = OptimalPartition(CostWeightedLine(self.time, self.weights, MIN_STAGE), self.candidates)
-        return search.fit_predict(self.y, self.penalty)
+        cost = CostWeightedLine(self.time, self.weights[:, self.searched], MIN_STAGE)
+        return OptimalPartition(cost, self.candidates).fit_predict(self.y[:, self.searched], self.penalty)
 
     def _residuals(self, white: np.ndarray) -> np.ndarray:
         """What the segments leave, in standard deviations of the white noise."""
@@ -103,9 +114,9 @@ class _Stretches:
     def _criterion(self, white: np.ndarray) -> float:
         """Bayes information criterion of the segments with autoregressive noise; less noise than white is not asked."""
         residual = self._residuals(white)
-        count = self.y.shape[1]
-        total = (2 * count + 1) * len(self.ends) * math.log(len(self.y))
-        for column in range(count):
+        searched = np.flatnonzero(self.searched)
+        total = (2 * len(searched) + 1) * len(self.ends) * math.log(len(self.y))
+        for column in searched:
             r = residual[self.scaled.present[:, column], column]
             power = float(r @ r)
             rho = min(max(float(r[1:] @ r[:-1]) / power, 0.0), 0.95) if power > 0 else 0.0
@@ -153,6 +164,10 @@ class _Stretches:
         if p_value > self.alpha:
             return None
         steps = self.scaled.steps
+        extent = float(steps[ramp.start]), float(steps[ramp.end])
+        known = self._known_within(extent)
+        if len(known) > 1:
+            return None
         # Signals that show different sides of one change are half-way at different times: none of them is wrong.
         alone = [
             locate_ramp(self.time, self.y[:, [k]], self.weights[:, [k]], stage, next_stage).location
@@ -164,7 +179,7 @@ class _Stretches:
         last = max([ramp.interval[1], *alone, self.time[ramp.end] - quarter])
         return describe(
             self.scaled,
-            extent=(float(steps[ramp.start]), float(steps[ramp.end])),
+            extent=extent,
             step=self._step_at(ramp.location),
             interval=(self._step_at(first), self._step_at(last)),
             before=low,
@@ -178,6 +193,7 @@ class _Stretches:
                 (ramp.end, min(next_stage[1], max(neighbours[1] + 1, ramp.end + MIN_STAGE))),
             ),
             p_value=p_value,
+            known=known[0] if known else None,
         )
 
     def _describe_so_far(self, stage: tuple[int, int]) -> Transition | None:
@@ -194,6 +210,8 @@ class _Stretches:
         if p_value > self.alpha:
             return None
         extent = float(self.scaled.steps[start]), float(self.scaled.steps[-1])
+        if self._known_within(extent):
+            return None
         return describe(
             self.scaled,
             extent=extent,
@@ -210,12 +228,19 @@ class _Stretches:
             under_way=True,
         )
 
+    def _known_within(self, extent: tuple[float, float]) -> list[Transition]:
+        """Those that no stage parts from some extent."""
+        steps = self.scaled.steps
+        first, last = np.searchsorted(steps, extent)
+        around = steps[max(first - MIN_STAGE + 1, 0)], steps[min(last + MIN_STAGE - 1, len(steps) - 1)]
+        return [one for one in self.known if overlap((one.start, one.end), around)]
+
     def _significance(self, change: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         """Return changes in standard errors, whether each is worth while, and how likely chance makes one like it."""
         z = np.where(np.isfinite(variance), change / np.sqrt(np.where(np.isfinite(variance), variance, 1.0)), 0.0)
         worthwhile = (np.abs(change) >= LEAST_CHANGE) & (z != 0)
-        strength = float((z[worthwhile] ** 2).sum())
-        p_value = min(1.0, len(self.time) * float(chi2.sf(strength, self.y.shape[1])))
+        strength = float((z[worthwhile & self.searched] ** 2).sum())
+        p_value = min(1.0, len(self.time) * float(chi2.sf(strength, self.searched.sum())))
         return z, worthwhile & (np.abs(z) > 3.0), p_value
 
     def _slice(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
 
 import numpy as np
@@ -52,6 +53,11 @@ class Signal:
     span: float
     log_offset: float | None
 
+    @property
+    def own_sigma(self) -> np.ndarray:
+        """``sigma`` in own units, shape (n,)."""
+        return self.sigma if self.log_offset is None else self.sigma * (self.values + self.log_offset)
+
     def own_units(self, scaled: float) -> tuple[float, float]:
         """Return the value in own units and its derivative with respect to the searched scale."""
         if self.log_offset is None:
@@ -96,6 +102,7 @@ class Scaled:
         trusted: whether a value is known and reliable, shape (n, signals).
         middle: median of each signal on its scale.
         span: spread of each signal on its scale.
+        searched: of each signal whether transitions are looked for in it; what the others did is told.
         beside: what is only read, by name.
     """
 
@@ -107,6 +114,7 @@ class Scaled:
     trusted: np.ndarray
     middle: np.ndarray
     span: np.ndarray
+    searched: np.ndarray
     beside: Mapping[str, Column]
 
     @classmethod
@@ -116,15 +124,34 @@ class Scaled:
         time: np.ndarray,
         signals: list[Signal],
         trusted: np.ndarray,
+        searched: np.ndarray,
         beside: Mapping[str, Column],
     ) -> Scaled:
-        """Bring signals to one scale; ``trusted`` has shape (n, signals)."""
+        """Bring signals to one scale; ``trusted`` has shape (n, signals), ``searched`` (signals,)."""
         middle = np.array([np.nanmedian(signal.scaled) for signal in signals])
         span = np.array([signal.span for signal in signals])
         sigma = np.column_stack([signal.sigma for signal in signals]) / span
         present = np.isfinite(sigma)
         y = np.where(present, (np.column_stack([signal.scaled for signal in signals]) - middle) / span, 0.0)
-        return cls(steps, time, signals, y, sigma, trusted & present, middle, span, beside)
+        return cls(steps, time, signals, y, sigma, trusted & present, middle, span, searched, beside)
+
+    @cached_property
+    def searched_part(self) -> Scaled:
+        """The signals in which transitions are looked for."""
+        if self.searched.all():
+            return self
+        kept = self.searched
+        signals = [signal for signal, searched in zip(self.signals, kept, strict=True) if searched]
+        return replace(
+            self,
+            signals=signals,
+            y=self.y[:, kept],
+            sigma=self.sigma[:, kept],
+            trusted=self.trusted[:, kept],
+            middle=self.middle[kept],
+            span=self.span[kept],
+            searched=kept[kept],
+        )
 
     @property
     def present(self) -> np.ndarray:
@@ -138,8 +165,8 @@ class Scaled:
 
     @property
     def noise(self) -> float:
-        """Scatter of a typical point of a typical signal, in spans."""
-        typical = [np.median(column[np.isfinite(column)]) for column in self.sigma.T]
+        """Scatter of a typical point of a typical signal that is searched, in spans."""
+        typical = [np.median(column[np.isfinite(column)]) for column in self.sigma.T[self.searched]]
         return float(np.median(typical))
 
 
@@ -192,6 +219,18 @@ def checked_signals(
             trusted = flags == 1.0
         signals[name] = Column(array, errors, trusted)
     return signals
+
+
+def checked_course(name: str, steps: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and values of a signal that has steps of its own, or raise what is wrong with them.
+
+    A value that is not finite is one: the loss of a bad batch.
+    """
+    checked = checked_steps(steps)
+    array = _numeric(values, f"values of {name!r}")
+    if len(array) != len(checked):
+        raise ValueError(f"{name!r} has {len(array)} values at {len(checked)} steps; expected one for each")
+    return checked, array
 
 
 def checked_alpha(alpha: float) -> float:

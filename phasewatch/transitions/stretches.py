@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,11 +88,12 @@ def fast_stretches(
         right = min((k for k in accepted if k > peak), default=count)
         # Stages that all signals together blur may be plain in one of them.
         for view in (together, *alone):
-            before, after = view.slowest(range(left + 1, peak)), view.slowest(range(peak + 1, right))
+            # What is slow in log time alone, as the first steps of a run are, is not slower than a transition.
+            before = view.slowest(k for k in range(left + 1, peak) if view.slow_before(k, peak, ratio))
+            after = view.slowest(range(peak + 1, right))
             over = after is not None and view.slow_after(after, peak, ratio)
             if (
                 before is not None
-                and view.slow_before(before, peak, ratio)
                 and (over or (goes_on and right == count))
                 # A neighbour found earlier must keep its own slow stage on the side that faces this one.
                 and (left < 0 or view.slow_after(before, left, ratio))
@@ -123,7 +125,7 @@ class _Pieces:
     least_log_rate: np.ndarray
     most_log_rate: np.ndarray
 
-    def slowest(self, places: range) -> int | None:
+    def slowest(self, places: Iterable[int]) -> int | None:
         """Return the slowest segment among some places, or None if there is none."""
         return min((k for k in places if self.stage[k]), key=lambda k: float(self.most_log_rate[k]), default=None)
 

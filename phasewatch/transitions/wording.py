@@ -32,6 +32,7 @@ def describe(
     sides: tuple[tuple[int, int], tuple[int, int]],
     p_value: float,
     under_way: bool = False,
+    known: Transition | None = None,
 ) -> Transition:
     """Put a transition into words and own units.
 
@@ -50,8 +51,15 @@ def describe(
             lie among the points there that are nearest to the transition.
         p_value: of the transition.
         under_way: whether its end is still to come.
+        known: the same transition as it is known from what was observed at every step: it says where it is, and what
+            those signals did.
     """
-    changes, changed, speaking = {}, {}, {}
+    changes: dict[str, Change] = {} if known is None else dict(known.changes)
+    changed = {name: known is not None and name in known.seen_by for name in changes}
+    speaking = dict(changes)
+    if known is not None:
+        extent, step, interval, p_value = (known.start, known.end), known.step, known.interval, known.p_value
+        z = np.append(z, known.score)
     beside = changes_beside(scaled, sides)
     for k, signal in enumerate(scaled.signals):
         left, right = points_before(scaled, k, sides[0]), points_after(scaled, k, sides[1])

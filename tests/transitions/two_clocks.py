@@ -1,0 +1,113 @@
+"""Runs on two clocks, with known transitions: the training loss at every step, all else measured now and then.
+
+Used by the tests and by ``benchmarks/transitions.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+from synthetic import Run, Truth
+
+NOISES = ("white", "correlated", "heavy tails", "epochs")
+EPOCH = 47
+SIGMA = 0.1
+"""Standard deviation of the loss of a minibatch, as a share of the loss."""
+
+
+@dataclass(frozen=True)
+class TwoClocks:
+    """A run on two clocks.
+
+    Attributes:
+        measured: what was measured now and then, with the truth in its measurements.
+        steps: of the training loss, shape (total,).
+        loss: the training loss, shape (total,).
+        places: per transition its half-way step and its 10-90 % width in steps, 0 where it is abrupt.
+    """
+
+    measured: Run
+    steps: np.ndarray
+    loss: np.ndarray
+    places: tuple[tuple[float, float], ...]
+
+
+def minibatch_noise(rng: np.random.Generator, total: int, kind: str) -> np.ndarray:
+    """Noise of unit variance.
+
+    ``"correlated"``: a fifth of the variance has a correlation time of 20 steps. ``"heavy tails"``: Student t with three
+    degrees of freedom. ``"epochs"``: every epoch goes through the same batches, some harder than others, in an order of
+    its own.
+    """
+    white = rng.standard_normal(total)
+    if kind == "correlated":
+        slow = rng.standard_normal(total)
+        for k in range(1, total):
+            slow[k] = 0.95 * slow[k - 1] + np.sqrt(1 - 0.95**2) * slow[k]
+        return np.sqrt(0.8) * white + np.sqrt(0.2) * slow
+    if kind == "heavy tails":
+        return rng.standard_t(3, total) / np.sqrt(3.0)
+    if kind == "epochs":
+        hard = rng.standard_normal(EPOCH)
+        orders = [rng.permutation(EPOCH) for _ in range(-(-total // EPOCH))]
+        return 0.8 * hard[np.concatenate(orders)[:total]] + 0.6 * white
+    return white
+
+
+def two_clock_run(
+    seed: int, transitions: int = 0, noise: str = "white", total: int = 4000, measurements: int = 40, quiet: bool = False
+) -> TwoClocks:
+    """A loss that decays by a power law or an exponential, with transitions of kind A: it falls, λ and the trace rise.
+
+    Half of the falls are abrupt, half logistic and up to a twentieth of the run wide; each takes 10 to 40 % of the loss.
+    λ and the trace rise by 3 to 8 of their standard errors; the loss on a probe is measured to 3 %.
+
+    Args:
+        seed: of all that is random.
+        transitions: how many.
+        noise: of the training loss, see :func:`minibatch_noise`.
+        total: steps.
+        measurements: how many, evenly spaced.
+        quiet: whether only the training loss tells of the transitions.
+    """
+    rng = np.random.default_rng(seed)
+    steps = np.arange(total)
+    margin = total / 10
+    while True:
+        centres = np.sort(rng.uniform(margin, total - margin, transitions)).round() - 0.5
+        if np.all(np.diff(centres) > 1.5 * margin):
+            break
+    widths = [0.0 if rng.random() < 0.5 else float(rng.uniform(10.0, total / 20)) for _ in centres]
+    scale = total * 10 ** rng.uniform(-2.5, -0.5)
+    if rng.random() < 0.5:
+        course = 0.3 + 2.0 * (1.0 + steps / scale) ** -rng.uniform(0.2, 0.8)
+    else:
+        course = 0.5 + rng.uniform(0.5, 2.0) * np.exp(-steps / scale)
+    at = np.linspace(0, total - 1, measurements).round().astype(int)
+    raised = np.zeros(measurements)
+    for centre, width in zip(centres, widths, strict=True):
+        share = _share(steps, centre, width)
+        course = course * (1.0 - rng.uniform(0.1, 0.4) * share)
+        raised += (0.0 if quiet else rng.uniform(3.0, 8.0)) * share[at]
+    loss = course * (1.0 + SIGMA * minibatch_noise(rng, total, noise))
+    local = np.exp(0.15 * rng.standard_normal(measurements))
+    values = {
+        "loss": course[at] * (1.0 + 0.03 * rng.standard_normal(measurements)) if not quiet else np.full(measurements, 1.0),
+        "llc_behavioral": 20.0 + raised + rng.uniform(-2, 2) * steps[at] / total + local * rng.standard_normal(measurements),
+        "hessian_trace": 50.0 + 2.0 * raised + 2.0 * rng.standard_normal(measurements),
+    }
+    truth = []
+    for centre, width in zip(centres, widths, strict=True):
+        first = int(np.searchsorted(at, centre - width / 2)) - 1
+        last = int(np.searchsorted(at, centre + width / 2))
+        truth.append(Truth(max(first, 0), min(last, measurements - 1), (float(centre), float(centre)), "A"))
+    measured = Run(at.astype(float), values, {"llc_behavioral": local}, truth)
+    return TwoClocks(measured, steps, loss, tuple(zip(centres.tolist(), widths, strict=True)))
+
+
+def _share(steps: np.ndarray, centre: float, width: float) -> np.ndarray:
+    if width == 0:
+        return (steps >= centre).astype(float)
+    return np.asarray(expit(np.log(81.0) * (steps - centre) / width))
