@@ -30,6 +30,7 @@ from phasewatch.estimators import (
     HessianSpectrum,
     LearningCoefficient,
     SymmetryLedger,
+    checked_estimators,
 )
 from phasewatch.measure import Failure, Probe, measure
 from phasewatch.objective import LossFn, Objective, OutputsFn
@@ -119,7 +120,8 @@ class Monitor:
     next_visit: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Ask the schedule for its first step."""
+        """Check the estimators, and ask the schedule for its first step."""
+        self.estimators = checked_estimators(self.estimators)
         self.next_visit = self.schedule.next_visit(-1, Clock())
 
     def on_held_out(
