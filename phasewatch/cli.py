@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phasewatch import __version__
+from phasewatch._version import __version__
 
 if TYPE_CHECKING:
     from phasewatch.record import Run
