@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +32,7 @@ from phasewatch.objective.merging import one_batch_serves
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
+from phasewatch.report import analyze_run, verdict
 from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
@@ -728,17 +730,18 @@ def _say(trainer: Any, message: str) -> None:
 
 def _summary(watch: Watch) -> str:
     measured = len(watch.run.measurements)
-    text = f"phasewatch: {measured} measurements, {len(watch.transitions)} transitions flagged"
+    said = textwrap.indent(str(verdict(analyze_run(watch.run))), "  ")
+    text = f"phasewatch: {measured} measurements"
     if watch.clock.training_seconds:
         text += (
             f", {watch.clock.measuring_seconds:.1f} s measuring beside {watch.clock.training_seconds:.1f} s of training"
         )
     if watch.directory is None:
-        return text + "."
+        return f"{text}.\n{said}"
     # where several records share the directory, the file says which
     alone = watch.run.path is None or watch.run.path.name == FILE_NAME
     record = watch.directory if alone else watch.run.path
-    text += "."
+    text += f".\n{said}"
     if measured:
         text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
     budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]

@@ -168,7 +168,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def _analyze(arguments: argparse.Namespace) -> int:
     run, directory, signals = _loaded(arguments.run, arguments.tags)
-    from phasewatch.report import analyze_run, format_events, format_moved, format_table, write_report
+    from phasewatch.report import analyze_run, format_moved, format_table, verdict, write_report
 
     analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
     output = directory / _report_name(run.path) if arguments.output is None else arguments.output
@@ -178,10 +178,11 @@ def _analyze(arguments: argparse.Namespace) -> int:
         raise _Failure(
             f"the report cannot be written to {output} ({error.strerror or error}); give another --output."
         ) from error
-    print(analysis.note or format_table(analysis.transitions))
-    for told in (format_events(analysis.events), format_moved(run, analysis.transitions)):
-        if told:
-            print(f"\n{told}")
+    print(verdict(analysis))
+    if analysis.transitions:
+        print(f"\n{format_table(analysis.transitions)}")
+    if moved := format_moved(run, analysis.transitions):
+        print(f"\n{moved}")
     print()
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         print(f"{name + ':':<8}{path}")

@@ -81,7 +81,7 @@ def test_failures_and_what_the_user_named_are_escaped(tmp_path: Path) -> None:
     page = parsed(write_report(analyze_run(run), tmp_path / "out").html)
     assert "script" not in page.tags
     assert page.text.count(evil) == 2
-    assert "was not closed" in page.text
+    assert "The run is unfinished" in page.text
 
 
 def test_samples_that_moved_are_told_and_their_labels_listed_nowhere(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_damaged_lines_are_listed(tmp_path: Path) -> None:
         run = load_run(tmp_path)
     page = parsed(write_report(analyze_run(run), tmp_path / "out").html)
     assert "Damaged lines" in page.text and "\n4\n" in page.text
-    assert "1 lines of the record are missing" in page.text and "was not closed" not in page.text
+    assert "1 lines of the record are missing" in page.text and "unfinished" not in page.text
     assert analyze_run(run).to_dict()["missing_lines"] == [[3, 3]]
 
 
