@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"numpy", "pandas"},
     "updates": {"torch"},
     "schedule": set(),
+    "logs": {"record", "numpy"},
     "objective": {"isolation", "torch", "numpy"},
     "probe": {"isolation", "objective", "torch", "numpy"},
     "hessian": {"isolation", "objective", "torch", "numpy", "scipy"},
@@ -33,9 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("torch", "numpy", "ruptures"),
     },
     "report": {"record", "transitions", "numpy", "matplotlib", "ruptures"},
-    "tensorboard": {"record", "report", "numpy", "tensorboard", "torch", "matplotlib"},
+    "tensorboard": {"logs", "record", "report", "numpy", "tensorboard", "torch", "matplotlib"},
     "demo": {"callbacks", "record", "report", "torch", "pytorch_lightning", "sklearn", "tqdm"},
-    "cli": {"_version", "demo", "record", "report", "tensorboard", "transitions", "ruptures"},
+    "cli": {"_version", "demo", "logs", "record", "report", "tensorboard", "transitions", "ruptures"},
 }
 ADAPTERS = "callbacks"
 """May import all that is ours, and the framework that they adapt to; only the demo imports them."""
