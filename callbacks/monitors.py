@@ -8,11 +8,16 @@ from typing import Any, Literal
 from ruptures.base import BaseEstimator
 
 from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
-from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient, SymmetryLedger
-from phasewatch.llc.behavioral import COARSE, FINE
+from phasewatch.estimators import (
+    BehavioralCoefficient,
+    Estimator,
+    HessianSpectrum,
+    LearningCoefficient,
+    SymmetryLedger,
+)
 from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.probe import DEFAULT_SAMPLES
-from phasewatch.schedule import FREE_SECONDS, as_schedule
+from phasewatch.schedule import FREE_SECONDS
 from phasewatch.transitions import Flag, LiveDetector
 from phasewatch.watch import OnError
 
@@ -39,24 +44,18 @@ class PhaseWatch(MonitoringCallback):
         outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, where they cannot be seen in the calls of
             modules that the loss makes; needs ``loss_fn(outputs, batch) -> scalar mean loss``.
         n: Size of the training set, default as found; sets the temperature of λ, nβ = n / log n.
-        resolutions: How far, in nats, the function may move on average for the coarse and for the fine λ of the
-            function (``llc_behavioral_coarse``, ``llc_behavioral``).
-        nats_per_loss: The loss is taken for minus the log-likelihood of a sample in nats; where it is something else,
-            what one unit of it is in nats (1 / (2 σ²) for a squared error with noise σ).
-        chains: Chains for the λ of the loss (``llc``), which is measured at minima only.
-        draws: Minibatch gradients of each of them for its draws.
-        burn_in: Minibatch gradients of each before them, in which the sampler sets itself up.
-        nbeta: Inverse temperature times n for it; default n / log n.
-        localization: Strength γ of the pull towards the current weights for it.
-        refined: Names or globs of modules and parameters whose own λ is measured too, all else fixed:
-            ``llc_behavioral_<name>``, ``llc_<name>``.
+        behavioral: Settings of λ of the function, such as its resolutions and the parts that are measured alone; None
+            leaves it out, as for the next three.
+        llc: Settings of λ of the loss.
+        hessian: Settings of the Hessian spectrum.
+        zeros: Settings of the zeros by cause.
+        extra: Further estimators, of one's own (:class:`phasewatch.estimators.Estimator`).
         held_out: What λ of the function is measured on, with all that comes of its draws (``effective_rank``,
             ``llc_outputs``, ``misfit_change``, ``description_length``). True: ``probe_samples`` samples of the first
             validation loader, which need no labels for it but the form of training's batches; where there is none that
             can be drawn from, or the loss cannot be taken on them, the probe. False: the probe. Else batches of one's
             own.
         other_data: Name to batches of further data, on which λ is measured too, under names of the same form.
-        num_eigenvalues: Hessian eigenvalues to find at each end of the spectrum.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training while measuring.
         alpha: Wanted rate of false alarms in a run without transitions.
         search: A search of ``ruptures``, such as ``ruptures.Pelt(model="rbf")``, that says where transitions may lie;
@@ -71,8 +70,8 @@ class PhaseWatch(MonitoringCallback):
         on_error: What a failing measurement does: ``"warn"`` once and go on, ``"raise"``, or ``"disable"`` it.
 
     Raises:
-        TypeError: If ``schedule`` is none of the above, or ``search`` no search.
-        ValueError: If a setting is out of its range.
+        TypeError: If ``schedule`` is none of the above, ``search`` no search, or an estimator no estimator.
+        ValueError: If a setting is out of its range, or two estimators have the same name.
     """
 
     def __init__(
@@ -86,17 +85,13 @@ class PhaseWatch(MonitoringCallback):
         loss_fn: LossFn | None = None,
         outputs_fn: OutputsFn | None = None,
         n: int | None = None,
-        resolutions: tuple[float, float] = (COARSE, FINE),
-        nats_per_loss: float = 1.0,
-        chains: int = 4,
-        draws: int = 400,
-        burn_in: int = 200,
-        nbeta: float | None = None,
-        localization: float = 10.0,
-        refined: list[str] | None = None,
+        behavioral: BehavioralCoefficient | None = BehavioralCoefficient(),
+        llc: LearningCoefficient | None = LearningCoefficient(),
+        hessian: HessianSpectrum | None = HessianSpectrum(),
+        zeros: SymmetryLedger | None = SymmetryLedger(),
+        extra: list[Estimator] | None = None,
         held_out: Iterable[Any] | bool = True,
         other_data: dict[str, Any] | None = None,
-        num_eigenvalues: int = 5,
         mode: Literal["eval", "train"] = "eval",
         alpha: float = 0.05,
         search: BaseEstimator | None = None,
@@ -106,30 +101,28 @@ class PhaseWatch(MonitoringCallback):
         seed: int = 0,
         on_error: OnError = "warn",
     ) -> None:
-        super().__init__()
-        self.estimators = (
-            BehavioralCoefficient(resolutions, nats_per_loss, refined=tuple(refined or ())),
-            LearningCoefficient(chains, draws, burn_in, nbeta, localization, tuple(refined or ())),
-            HessianSpectrum(num_eigenvalues, nbeta=nbeta, localization=localization),
-            SymmetryLedger(),
+        super().__init__(
+            [behavioral, llc, hessian, zeros, *(extra or ())],
+            schedule,
+            max_overhead,
+            free_seconds,
+            probe,
+            probe_samples,
+            batch_size,
+            loss_fn,
+            outputs_fn,
+            n,
+            held_out,
+            other_data,
+            mode,
+            directory,
+            seed,
+            on_error,
         )
-        self.held_out = held_out
-        self.other_data = other_data
-        self.schedule = as_schedule(schedule, max_overhead, free_seconds)
-        self.probe = probe
-        self.probe_samples = probe_samples
-        self.batch_size = batch_size
-        self.loss_fn = loss_fn
-        self.outputs_fn = outputs_fn
-        self.n = n
-        self.mode = mode
         checked = LiveDetector(alpha, search)
         self.alpha, self.search = checked.alpha, checked.search
         self.on_transition = _checked_hook(on_transition)
         self.save_checkpoints = _checked_count(save_checkpoints)
-        self.directory = directory
-        self.seed = seed
-        self.on_error = on_error
 
     def detector(self) -> LiveDetector:
         """A detector at the rate asked for."""
@@ -137,86 +130,41 @@ class PhaseWatch(MonitoringCallback):
 
 
 class LLCMonitor(MonitoringCallback):
-    """Measures the learning coefficients λ of function and loss alone; arguments as for :class:`PhaseWatch`."""
+    """Measures the learning coefficients λ of function and loss alone.
+
+    Args:
+        behavioral: Settings of λ of the function; None leaves it out.
+        llc: Settings of λ of the loss; None leaves it out.
+        held_out: As for :class:`PhaseWatch`.
+        settings: Schedule, data and the rest, as for :class:`PhaseWatch`.
+    """
 
     def __init__(
         self,
-        schedule: int | list[int] | Literal["auto", "log"] = "auto",
-        max_overhead: float | None = 0.1,
-        free_seconds: float = FREE_SECONDS,
-        probe: Iterable[Any] | None = None,
-        probe_samples: int = DEFAULT_SAMPLES,
-        batch_size: int | None = None,
-        loss_fn: LossFn | None = None,
-        outputs_fn: OutputsFn | None = None,
-        n: int | None = None,
-        resolutions: tuple[float, float] = (COARSE, FINE),
-        nats_per_loss: float = 1.0,
-        chains: int = 4,
-        draws: int = 400,
-        burn_in: int = 200,
-        nbeta: float | None = None,
-        localization: float = 10.0,
-        refined: list[str] | None = None,
+        behavioral: BehavioralCoefficient | None = BehavioralCoefficient(),
+        llc: LearningCoefficient | None = LearningCoefficient(),
         held_out: Iterable[Any] | bool = True,
-        other_data: dict[str, Any] | None = None,
-        mode: Literal["eval", "train"] = "eval",
-        directory: str | None = None,
-        seed: int = 0,
-        on_error: OnError = "warn",
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.estimators = (
-            BehavioralCoefficient(resolutions, nats_per_loss, refined=tuple(refined or ())),
-            LearningCoefficient(chains, draws, burn_in, nbeta, localization, tuple(refined or ())),
-        )
-        self.held_out = held_out
-        self.other_data = other_data
-        self.schedule = as_schedule(schedule, max_overhead, free_seconds)
-        self.probe = probe
-        self.probe_samples = probe_samples
-        self.batch_size = batch_size
-        self.loss_fn = loss_fn
-        self.outputs_fn = outputs_fn
-        self.n = n
-        self.mode = mode
-        self.directory = directory
-        self.seed = seed
-        self.on_error = on_error
+        super().__init__([behavioral, llc], held_out=held_out, **settings)
 
 
 class HessianMonitor(MonitoringCallback):
-    """Measures the Hessian spectrum alone, zeros and their causes included; arguments as for :class:`PhaseWatch`."""
+    """Measures the Hessian spectrum and the causes of its zeros alone.
+
+    Args:
+        hessian: Settings of the spectrum; None leaves it out.
+        zeros: Settings of the zeros by cause; None leaves them out.
+        settings: Schedule, data and the rest, as for :class:`PhaseWatch`.
+    """
 
     def __init__(
         self,
-        schedule: int | list[int] | Literal["auto", "log"] = "auto",
-        max_overhead: float | None = 0.1,
-        free_seconds: float = FREE_SECONDS,
-        probe: Iterable[Any] | None = None,
-        probe_samples: int = DEFAULT_SAMPLES,
-        batch_size: int | None = None,
-        loss_fn: LossFn | None = None,
-        outputs_fn: OutputsFn | None = None,
-        num_eigenvalues: int = 5,
-        mode: Literal["eval", "train"] = "eval",
-        directory: str | None = None,
-        seed: int = 0,
-        on_error: OnError = "warn",
+        hessian: HessianSpectrum | None = HessianSpectrum(),
+        zeros: SymmetryLedger | None = SymmetryLedger(),
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.estimators = (HessianSpectrum(num_eigenvalues), SymmetryLedger())
-        self.schedule = as_schedule(schedule, max_overhead, free_seconds)
-        self.probe = probe
-        self.probe_samples = probe_samples
-        self.batch_size = batch_size
-        self.loss_fn = loss_fn
-        self.outputs_fn = outputs_fn
-        self.n = None
-        self.mode = mode
-        self.directory = directory
-        self.seed = seed
-        self.on_error = on_error
+        super().__init__([hessian, zeros], **settings)
 
 
 class TransitionDetector(WatchingCallback):

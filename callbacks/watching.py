@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,17 +23,18 @@ from phasewatch.callbacks.observing import TrainingSignals
 from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.progress import ShownProgress
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
-from phasewatch.estimators import BehavioralCoefficient, Estimator
+from phasewatch.estimators import BehavioralCoefficient, Estimator, checked_estimators
 from phasewatch.interruption import held_back
 from phasewatch.isolation import isolated
 from phasewatch.measure import Probe
 from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
-from phasewatch.probe import DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
+from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
-from phasewatch.schedule import Schedule, Spread
+from phasewatch.report import analyze_run, verdict
+from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
 from phasewatch.watch import CHECKED_AT_THE_START, Listener, Monitor, OnError, Watch
@@ -384,21 +386,41 @@ class WatchingCallback(CallbackBase):
 class MonitoringCallback(WatchingCallback):
     """A callback that measures: it has a probe, a loss and a schedule."""
 
-    probe: Iterable[Any] | None
-    probe_samples: int
-    batch_size: int | None
-    loss_fn: LossFn | None
-    outputs_fn: OutputsFn | None
-    n: int | None
-    schedule: Schedule
-    mode: Any
-    estimators: tuple[Estimator, ...]
-    held_out: Iterable[Any] | bool = False
-    other_data: dict[str, Iterable[Any]] | None = None
-
-    def __init__(self) -> None:
-        """Nothing is drawn before the run starts."""
+    def __init__(
+        self,
+        estimators: Iterable[Estimator | None],
+        schedule: int | list[int] | Literal["auto", "log"] = "auto",
+        max_overhead: float | None = 0.1,
+        free_seconds: float = FREE_SECONDS,
+        probe: Iterable[Any] | None = None,
+        probe_samples: int = DEFAULT_SAMPLES,
+        batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        outputs_fn: OutputsFn | None = None,
+        n: int | None = None,
+        held_out: Iterable[Any] | bool = False,
+        other_data: dict[str, Any] | None = None,
+        mode: Literal["eval", "train"] = "eval",
+        directory: str | None = None,
+        seed: int = 0,
+        on_error: OnError = "warn",
+    ) -> None:
+        """Check the settings; nothing is drawn before the run starts. ``None`` among the estimators is left out."""
         super().__init__()
+        self.estimators = checked_estimators(given for given in estimators if given is not None)
+        self.schedule = as_schedule(schedule, max_overhead, free_seconds)
+        self.probe = probe
+        self.probe_samples = probe_samples
+        self.batch_size = batch_size
+        self.loss_fn = loss_fn
+        self.outputs_fn = outputs_fn
+        self.n = n
+        self.held_out = held_out
+        self.other_data = other_data
+        self.mode = mode
+        self.directory = directory
+        self.seed = seed
+        self.on_error = on_error
         self._drawn: dict[str, DrawnProbe | None] = {}  # held-out samples, once drawn; None where there are none
 
     def state_dict(self) -> dict[str, Any]:
@@ -477,11 +499,13 @@ class MonitoringCallback(WatchingCallback):
 
     def _with_held_out(self, trainer: Any, monitor: Monitor) -> Sequence[Monitor]:
         """The monitor, its λ of the function on held-out samples where there are some."""
-        if not any(isinstance(e, BehavioralCoefficient) for e in monitor.estimators) or self.held_out is False:
+        if self.held_out is False:
             return [monitor]
         if self.held_out is not True:
             given = self._on_device(trainer, self._given(self.held_out, "held_out", "the validation loader"))
             return monitor.on_held_out(given.batches, "given", given.sizes)
+        if not any(isinstance(e, BehavioralCoefficient) for e in monitor.estimators):
+            return [monitor]
         if trainer.fit_loop.epoch_loop._batches_that_stepped == 0:
             self._drawn = {}
         if HELD_OUT not in self._drawn:
@@ -713,19 +737,18 @@ def _say(trainer: Any, message: str) -> None:
 
 def _summary(watch: Watch) -> str:
     measured = len(watch.run.measurements)
-    text = f"phasewatch: {measured} measurements, {len(watch.transitions)} transitions flagged"
-    if watch.run.told_ending:
-        text = f"phasewatch: {watch.run.told_ending} {text.removeprefix('phasewatch: ')}"
+    said = textwrap.indent(str(verdict(analyze_run(watch.run))), "  ")
+    text = f"phasewatch: {measured} measurements"
     if watch.clock.training_seconds:
         text += (
             f", {watch.clock.measuring_seconds:.1f} s measuring beside {watch.clock.training_seconds:.1f} s of training"
         )
     if watch.directory is None:
-        return text + "."
+        return f"{text}.\n{said}"
     # where several records share the directory, the file says which
     alone = watch.run.path is None or watch.run.path.name == FILE_NAME
     record = watch.directory if alone else watch.run.path
-    text += "."
+    text += f".\n{said}"
     if measured:
         text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
     budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]

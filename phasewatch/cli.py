@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from phasewatch import __version__
+from phasewatch._version import __version__
 from phasewatch.printable import printable
 
 if TYPE_CHECKING:
@@ -30,15 +30,17 @@ Find the transitions of a recorded run, print them as a table, and write a figur
 
 RUN is the log directory of a run watched by phasewatch, or its record (phasewatch.jsonl,
 or phasewatch-<id>.jsonl where another run was recorded there before). Of a directory that
-holds several runs, it is said which. A directory that holds TensorBoard event files and no
-record is read too: then the scalars that look like a loss are analysed, or those of --tags.
+holds several runs, it is said which. Runs that phasewatch did not watch are read too: from
+TensorBoard event files, Lightning's metrics.csv, or a table with a column of steps (CSV, JSONL,
+parquet). Then what looks like a loss is analysed, or what --signals names.
 """
 
 _ANALYZE_EXAMPLES = """\
 examples:
   phasewatch analyze lightning_logs/version_0
   phasewatch analyze lightning_logs/version_0 --alpha 0.01 --output report
-  phasewatch analyze runs/other --tags train/loss val/loss
+  phasewatch analyze runs/other --signals train/loss val/loss
+  phasewatch analyze metrics.csv --signals train_loss accuracy
 """
 
 _COMPARE = """\
@@ -112,10 +114,10 @@ def _parser() -> argparse.ArgumentParser:
         help="where the report is written (default: report/ beside the record)",
     )
     analyze.add_argument(
-        "--tags",
-        metavar="TAG",
+        "--signals",
+        metavar="NAME",
         nargs="+",
-        help="analyse these scalars of the TensorBoard event files instead",
+        help="analyse these signals, of the record, the event files or the table",
     )
     compare = commands.add_parser(
         "compare",
@@ -172,8 +174,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    run, directory, signals = _loaded(arguments.run, arguments.tags)
-    from phasewatch.report import analyze_run, format_events, format_moved, format_table, write_report
+    run, directory, signals = _loaded(arguments.run, arguments.signals)
+    from phasewatch.report import analyze_run, format_moved, format_table, verdict, write_report
 
     analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
     output = directory / _report_name(run.path) if arguments.output is None else arguments.output
@@ -183,10 +185,11 @@ def _analyze(arguments: argparse.Namespace) -> int:
         raise _Failure(
             f"the report cannot be written to {output} ({error.strerror or error}); give another --output."
         ) from error
-    _print(analysis.note or format_table(analysis.transitions))
-    for told in (run.told_ending, format_events(analysis.events), format_moved(run, analysis.transitions)):
-        if told:
-            _print(f"\n{told}")
+    _print(verdict(analysis))
+    if analysis.transitions:
+        _print(f"\n{format_table(analysis.transitions)}")
+    if moved := format_moved(run, analysis.transitions):
+        _print(f"\n{moved}")
     _print()
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         _print(f"{name + ':':<8}{path}")
@@ -229,50 +232,80 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _loaded(path: Path, tags: list[str] | None = None) -> tuple[Run, Path, list[str] | None]:
+def _loaded(path: Path, signals: list[str] | None = None) -> tuple[Run, Path, list[str] | None]:
     """What ``_load`` gives, or the failure to tell."""
     from phasewatch.record import RecordError
 
     try:
-        return _load(path, tags)
-    except (RecordError, OSError) as error:
+        return _load(path, signals)
+    except (RecordError, OSError, ImportError) as error:
         raise _Failure(error) from error
 
 
-def _load(path: Path, tags: list[str] | None) -> tuple[Run, Path, list[str] | None]:
-    """The run, the directory that it lies in, and which signals to look at (None: the usual ones)."""
-    from phasewatch.record import find_record, load_run
+def _load(path: Path, signals: list[str] | None) -> tuple[Run, Path, list[str] | None]:
+    """The run, the directory that it lies in, and which signals to look at (None: the usual ones).
 
-    is_event_file = path.is_file() and "tfevents" in path.name
-    if tags is None and not is_event_file:
+    A record comes first, then event files, then tables; what is named is looked for where it is.
+    """
+    from phasewatch.logs import find_table, is_table
+    from phasewatch.record import RecordError, find_record, load_run
+
+    if is_table(path) and not _is_record(path):
+        return _load_series(path, signals)
+    if not (path.is_file() and "tfevents" in path.name):
         try:
             record = find_record(path)
         except FileNotFoundError:
+            if not any(path.rglob("*tfevents*")) and (table := find_table(path)) is not None:
+                return _load_series(table, signals)
             if not any(path.rglob("*tfevents*")):
                 raise
         else:
-            return load_run(record), record.parent, None
-    return _load_event_files(path, tags)
+            run = load_run(record)
+            if signals is None or set(signals) <= set(run.names):
+                return run, record.parent, signals
+            if not any(path.rglob("*tfevents*")):
+                unknown = ", ".join(repr(name) for name in signals if name not in run.names)
+                raise RecordError(f"{record} has no series {unknown}; it has: {', '.join(run.names) or 'none'}.")
+    return _load_series(path, signals)
 
 
-def _load_event_files(path: Path, tags: list[str] | None) -> tuple[Run, Path, list[str]]:
+def _is_record(path: Path) -> bool:
+    """Whether a file of lines of JSON is a record, or was meant to be one."""
+    from phasewatch.record import FILE_NAME, RecordError, load_run
+
+    if path.name.startswith(Path(FILE_NAME).stem):
+        return True
+    try:
+        return path.suffix == Path(FILE_NAME).suffix and load_run(path) is not None
+    except RecordError:
+        return False
+
+
+def _load_series(path: Path, names: list[str] | None) -> tuple[Run, Path, list[str]]:
+    """A run out of a table or of event files."""
+    from phasewatch.logs import chosen, is_table, read_table, run_of_scalars, unprefixed
     from phasewatch.record import RecordError
-    from phasewatch.tensorboard.events import find_event_files, loss_tags, read_scalars, run_of_scalars
 
-    source = find_event_files(path)
-    scalars = read_scalars(source)
-    if tags is None:
-        tags = loss_tags(scalars)
-        if not tags:
+    if is_table(path):
+        source, scalars = path, unprefixed(read_table(path))
+    else:
+        from phasewatch.tensorboard.events import find_event_files, read_scalars
+
+        source = find_event_files(path)
+        scalars = unprefixed(read_scalars(source))
+    if names is None:
+        names, why = chosen(scalars)
+        if not names:
             raise RecordError(
-                f"{source} holds no phasewatch record and no scalar that looks like a loss; name some by "
-                f"--tags. It has: {', '.join(scalars) or 'none'}."
+                f"{source} holds no phasewatch record and nothing that looks like a loss; name some of its series by "
+                f"--signals. It has: {', '.join(scalars) or 'none'}."
             )
-        _print(f"No phasewatch record here; reading {', '.join(tags)} from the TensorBoard event files.\n")
-    run = run_of_scalars(scalars, tags, str(source))
-    finite = [tag for tag in tags if tag in run.names]
+        _print(f"No phasewatch record here; reading {', '.join(names)} ({why}) from {source}.\n")
+    run = run_of_scalars(scalars, names, str(source))
+    finite = [name for name in names if name in run.names]
     if not finite:
-        raise RecordError(f"{source} holds no finite value of {', '.join(tags)}; name other scalars by --tags.")
+        raise RecordError(f"{source} holds no finite value of {', '.join(names)}; name others by --signals.")
     return run, source if source.is_dir() else source.parent, finite
 
 

@@ -31,6 +31,7 @@ from phasewatch.estimators import (
     HessianSpectrum,
     LearningCoefficient,
     SymmetryLedger,
+    checked_estimators,
 )
 from phasewatch.interruption import Interrupted, held_back
 from phasewatch.measure import Failure, Probe, measure
@@ -128,7 +129,8 @@ class Monitor:
     last_taken: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
-        """Ask the schedule for its first step."""
+        """Check the estimators, and ask the schedule for its first step."""
+        self.estimators = checked_estimators(self.estimators)
         self.next_visit = self.schedule.next_visit(-1, Clock())
 
     def is_due(self, step: int, clock: Clock) -> bool:

@@ -127,7 +127,7 @@ def _other_event_files(tmp_path: Path) -> Path:
         (_newer, "schema version 99"),
         (_no_record, "is no run record"),
         (_binary, "is no run record"),
-        (_other_event_files, "no scalar that looks like a loss; name some by --tags. It has: accuracy"),
+        (_other_event_files, "nothing that looks like a loss; name some of its series by --signals. It has: accuracy"),
     ],
     ids=lambda case: getattr(case, "__name__", ""),
 )
@@ -166,7 +166,7 @@ def test_event_files_are_read_where_there_is_no_record(tmp_path: Path, capsys: p
     write_events(tmp_path / "version_0")
     assert main(["analyze", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "No phasewatch record here; reading train_loss from the TensorBoard event files" in printed
+    assert "No phasewatch record here; reading train_loss (they look like losses)" in printed
     assert "1,980-2,000" in printed
     assert (tmp_path / "version_0" / "report" / "phasewatch.html").is_file()
     [events] = (tmp_path / "version_0").glob("*tfevents*")
@@ -176,10 +176,18 @@ def test_event_files_are_read_where_there_is_no_record(tmp_path: Path, capsys: p
 def test_tags_are_read_beside_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path)
     write_events(tmp_path)
-    assert main(["analyze", str(tmp_path), "--tags", "accuracy"]) == 0
+    assert main(["analyze", str(tmp_path), "--signals", "accuracy"]) == 0
     assert "accuracy rises" in capsys.readouterr().out
-    assert main(["analyze", str(tmp_path), "--tags", "nothing"]) == 2
-    assert "no scalar 'nothing'; it has: train_loss, accuracy" in capsys.readouterr().err
+    assert main(["analyze", str(tmp_path), "--signals", "nothing"]) == 2
+    assert "no series 'nothing'; it has: train_loss, accuracy" in capsys.readouterr().err
+
+
+def test_signals_of_a_record_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path)
+    assert main(["analyze", str(tmp_path), "--signals", "loss"]) == 0
+    assert "1 transition" in capsys.readouterr().out
+    assert main(["analyze", str(tmp_path), "--signals", "loss", "accuracy"]) == 2
+    assert "has no series 'accuracy'; it has: loss." in capsys.readouterr().err
 
 
 def test_demo_is_given_its_output_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +251,7 @@ def test_a_tag_without_a_finite_value_is_left_out(tmp_path: Path, capsys: pytest
             writer.add_scalar("train/loss", float("nan"), step)
             writer.add_scalar("val $loss_$", 1.0 / (1 + step), step)
     assert main(["analyze", str(tmp_path)]) == 0
-    assert main(["analyze", str(tmp_path), "--tags", "train/loss"]) == 2
+    assert main(["analyze", str(tmp_path), "--signals", "train/loss"]) == 2
     assert "no finite value of train/loss" in capsys.readouterr().err
 
 

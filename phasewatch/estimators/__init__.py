@@ -4,7 +4,7 @@ from phasewatch.estimators.behavioral import BehavioralCoefficient
 from phasewatch.estimators.learning_coefficient import LearningCoefficient
 from phasewatch.estimators.price import Price, Priced, Size
 from phasewatch.estimators.probe_loss import ProbeLoss
-from phasewatch.estimators.reading import Estimator, Reading
+from phasewatch.estimators.reading import Estimator, Reading, checked_estimators
 from phasewatch.estimators.spectrum import HessianSpectrum
 from phasewatch.estimators.zeros import SymmetryLedger
 
@@ -19,4 +19,5 @@ __all__ = [
     "Reading",
     "Size",
     "SymmetryLedger",
+    "checked_estimators",
 ]

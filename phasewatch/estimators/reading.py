@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Histogram
@@ -25,6 +25,7 @@ class Reading:
     sample_losses: tuple[float, ...] = ()
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Anything that can be measured.
 
@@ -47,3 +48,23 @@ class Estimator(Protocol):
             seed: Seeds all randomness.
         """
         ...
+
+
+def checked_estimators(estimators: Iterable[Estimator]) -> tuple[Estimator, ...]:
+    """The same as a tuple.
+
+    Raises:
+        TypeError: If one is no estimator.
+        ValueError: If two have the same name.
+    """
+    checked = tuple(estimators)
+    for given in checked:
+        if isinstance(given, type) or not isinstance(given, Estimator):
+            raise TypeError(
+                f"{given!r} was given as an estimator; expected an object with a name and read(objective, n, seed), "
+                "such as LearningCoefficient(draws=800)"
+            )
+    names = [given.name for given in checked]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several estimators are called {twice}; expected names that tell them apart")
+    return checked

@@ -7,10 +7,12 @@ from phasewatch.report.figure import run_figure
 from phasewatch.report.html import ReportPaths, write_report
 from phasewatch.report.moved import format_moved
 from phasewatch.report.table import format_events, format_table
+from phasewatch.report.verdict import Verdict, verdict
 
 __all__ = [
     "Analysis",
     "ReportPaths",
+    "Verdict",
     "analyze_run",
     "comparison_figure",
     "density_figure",
@@ -19,5 +21,6 @@ __all__ = [
     "format_moved",
     "format_table",
     "run_figure",
+    "verdict",
     "write_report",
 ]

@@ -20,6 +20,7 @@ from phasewatch.report.figure import run_figure
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
+from phasewatch.report.verdict import verdict
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b;
@@ -32,6 +33,7 @@ th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; }
 td { overflow-wrap: anywhere; white-space: pre-line; }
 td:first-child { white-space: nowrap; }
 .transitions td:not(:nth-child(3)) { white-space: pre; } .transitions td:nth-child(3) { min-width: 9rem; }
+.verdict { padding-left: 1.2rem; } .verdict li:first-child { font-weight: 600; }
 .warning { border-left: 4px solid #d55e00; background: #fdf3ea; padding: .5rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; } summary { cursor: pointer; }
 """
@@ -103,14 +105,15 @@ def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> Repor
     image = io.BytesIO()
     run_figure(analysis).savefig(image, format="png")
     paths.png.write_bytes(image.getvalue())
-    paths.json.write_text(json.dumps(analysis.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    told = {"verdict": verdict(analysis).to_dict(), **analysis.to_dict()}
+    paths.json.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     paths.html.write_text(_page(analysis, image.getvalue()), encoding="utf-8")
     return paths
 
 
 def _page(analysis: Analysis, image: bytes) -> str:
     run = analysis.run
-    count = len(analysis.transitions)
+    count, said = len(analysis.transitions), verdict(analysis)
     encoded = base64.b64encode(image).decode()
     parts = [
         "<!DOCTYPE html>",
@@ -118,6 +121,7 @@ def _page(analysis: Analysis, image: bytes) -> str:
         f"<title>phasewatch: {count} transitions</title><style>{_STYLE}</style></head><body>",
         f"<h1>{count or 'No'} transition{'' if count == 1 else 's'}</h1>",
         f'<p class="where">{escape(_what(analysis))}</p>',
+        f'<ul class="verdict">{"".join(f"<li>{escape(sentence)}</li>" for sentence in said.sentences)}</ul>',
         "".join(f'<p class="warning">{escape(text)}</p>' for text in _warnings(analysis)),
         f'<img alt="The run, its stages and transitions" src="data:image/png;base64,{encoded}">',
         "<h2>Transitions</h2>",
@@ -179,8 +183,6 @@ def _warnings(analysis: Analysis) -> Iterable[str]:
     if analysis.run.gaps:
         missing = sum(map(len, analysis.run.gaps))
         yield f"{missing} lines of the record are missing: not all that the run measured is here."
-    if analysis.run.told_ending:
-        yield analysis.run.told_ending
     if analysis.run.damaged:
         yield f"{len(analysis.run.damaged)} damaged lines of the record were skipped."
 

@@ -10,16 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phasewatch.tensorboard.events import find_event_files, read_scalars, run_of_scalars
+    from phasewatch.tensorboard.events import find_event_files, read_scalars
     from phasewatch.tensorboard.writer import TensorBoardWriter
 
-__all__ = ["TensorBoardWriter", "find_event_files", "read_scalars", "run_of_scalars"]
+__all__ = ["TensorBoardWriter", "find_event_files", "read_scalars"]
 
 _HOME = {
     "TensorBoardWriter": "writer",
     "find_event_files": "events",
     "read_scalars": "events",
-    "run_of_scalars": "events",
 }
 
 

@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util.tensor_util import make_ndarray
 
-from phasewatch.record import Estimate, Measurement, RecordError, Run
-
-Scalars = dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
-
-# Detection takes quadratic memory; longer series are averaged in groups.
-MOST_POINTS = 240
+from phasewatch.logs import Scalars
+from phasewatch.record import RecordError
 
 
 def find_event_files(path: str | os.PathLike[str]) -> Path:
@@ -128,38 +123,3 @@ def _scalar(value: Summary.Value, kind: str) -> float | None:
         return float(make_ndarray(value.tensor).item())
     except (TypeError, ValueError):  # of text, for example
         return None
-
-
-def loss_tags(scalars: Mapping[str, object]) -> list[str]:
-    """The tags that look like a loss."""
-    return [tag for tag in scalars if "loss" in tag.lower()]
-
-
-def run_of_scalars(scalars: Scalars, tags: Sequence[str], source: str) -> Run:
-    """Scalars as a run, so that they can be analysed like one.
-
-    A series of more than 240 points is averaged in groups, each at its last step.
-
-    Args:
-        scalars: As given by :func:`read_scalars`.
-        tags: Those wanted; they become the names of the signals.
-        source: Where the scalars are from, for the header.
-
-    Raises:
-        RecordError: If there is no such tag.
-    """
-    unknown = [tag for tag in tags if tag not in scalars]
-    if unknown:
-        raise RecordError(
-            f"{source} has no scalar {', '.join(map(repr, unknown))}; it has: {', '.join(scalars) or 'none'}."
-        )
-    found: dict[int, dict[str, Estimate]] = {}
-    for tag in tags:
-        steps, column = scalars[tag]
-        finite = np.flatnonzero(np.isfinite(column))
-        if not len(finite):
-            continue
-        for group in np.array_split(finite, min(MOST_POINTS, len(finite))):
-            found.setdefault(int(steps[group[-1]]), {})[tag] = Estimate(column[group].mean())
-    measurements = tuple(Measurement(step, found[step]) for step in sorted(found))
-    return Run(None, {"source": source, "tags": list(tags)}, measurements, (), (), (), finished=True)

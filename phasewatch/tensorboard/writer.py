@@ -16,7 +16,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.record import Flag, Histogram, Measurement, Run, Signal, Transition
 from phasewatch.record.signals import NULLITY, SPECTRUM, detected, groups, is_one_of_several_counts
-from phasewatch.report import Analysis, analyze_run, density_figure, format_moved, format_table, run_figure
+from phasewatch.report import (
+    Analysis,
+    analyze_run,
+    density_figure,
+    format_moved,
+    format_table,
+    run_figure,
+    verdict,
+)
 
 CHILD_RUN = "phasewatch"
 BINS = 60
@@ -46,6 +54,7 @@ class TensorBoardWriter:
         self._writer = SummaryWriter(str(self.directory))
         self._measurements: list[Measurement] = []
         self._charted: set[str] = set()
+        self._standing: tuple[Transition, ...] = ()
 
     def on_resume(self, run: Run) -> None:
         """Take note of what was recorded before the run was cut off; nothing is written.
@@ -54,6 +63,7 @@ class TensorBoardWriter:
             run: The run so far.
         """
         self._measurements = list(run.measurements)
+        self._standing = run.transitions
 
     def on_measurement(self, measurement: Measurement) -> None:
         """Write scalars, the bands and the spectrum of one measurement."""
@@ -72,6 +82,7 @@ class TensorBoardWriter:
         number = len(self._measurements)
         if number & (number - 1) == 0:  # at 1, 2, 4, 8, ...: drawing costs as long as the run grows, and no more
             self._write_density(step)
+        self._verdict(self._so_far, step)
         self._writer.flush()
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
@@ -80,10 +91,11 @@ class TensorBoardWriter:
             if flag.action != "withdrawn":
                 self._scalar("transition_at", flag.transition.step, step)
         self._scalar("transitions", len(standing), step)
-        so_far = Run(None, {}, tuple(self._measurements), (), (), (), finished=False)
-        self._text("transitions_flagged", so_far, standing, None, step)
-        signals = tuple(detected(so_far.names))
-        self._figure("run_so_far", Analysis(so_far, tuple(standing), signals, math.nan, None), step)
+        self._standing = tuple(standing)
+        so_far = self._so_far
+        self._text("transitions_flagged", so_far.run, standing, None, step)
+        self._figure("run_so_far", so_far, step)
+        self._verdict(so_far, step)
         self._writer.flush()
 
     def on_end(self, run: Run) -> None:
@@ -92,6 +104,7 @@ class TensorBoardWriter:
             return
         analysis = analyze_run(run, alpha=run.header.get("alpha") or 0.05)
         step = run.measurements[-1].step
+        self._verdict(analysis, step)
         self._text("transitions_found", run, analysis.transitions, analysis.note, step)
         self._figure("run", analysis, step)
         self._write_density(step)
@@ -100,6 +113,16 @@ class TensorBoardWriter:
     def close(self) -> None:
         """Close the event file."""
         self._writer.close()
+
+    @property
+    def _so_far(self) -> Analysis:
+        run = Run(None, {}, tuple(self._measurements), (), (), (), finished=False)
+        note = None if self._standing else "No transition was flagged so far."
+        return Analysis(run, self._standing, tuple(detected(run.names)), math.nan, note)
+
+    def _verdict(self, analysis: Analysis, step: int) -> None:
+        sentences = verdict(analysis).sentences
+        self._writer.add_text("phasewatch/verdict", "\n".join(f"- {sentence}" for sentence in sentences), step)
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         if math.isfinite(value):

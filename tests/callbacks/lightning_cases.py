@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from phasewatch.callbacks import PhaseWatch
+from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient
 
-QUICK = {"chains": 2, "draws": 6, "burn_in": 20, "num_eigenvalues": 2, "probe_samples": 16, "on_error": "raise"}
+FEW_DRAWS: dict[str, Any] = {
+    "behavioral": BehavioralCoefficient(chains=2, draws=32, burn_in=20),
+    "llc": LearningCoefficient(chains=2, draws=6, burn_in=20),
+}
+QUICK: dict[str, Any] = {
+    **FEW_DRAWS,
+    "hessian": HessianSpectrum(num_eigenvalues=2),
+    "probe_samples": 16,
+    "on_error": "raise",
+}
 
 
 def data(samples: int = 48, seed: int = 3) -> TensorDataset:

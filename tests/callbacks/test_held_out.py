@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_cases import FEW_DRAWS
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from phasewatch.callbacks import HessianMonitor, LLCMonitor, PhaseWatch, watching
-from phasewatch.estimators import BehavioralCoefficient
+from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient
 from phasewatch.measure import seed_at
 from phasewatch.objective import Objective
 from phasewatch.record import load_run
 
 TRAINING, VALIDATION, SAMPLES = 96, 80, 64
-QUICK: dict[str, Any] = {"chains": 2, "draws": 6, "burn_in": 20, "probe_samples": SAMPLES, "on_error": "raise"}
+QUICK: dict[str, Any] = {**FEW_DRAWS, "probe_samples": SAMPLES, "on_error": "raise"}
 
 
 def samples(count: int, seed: int, width: int = 6) -> TensorDataset:
@@ -83,7 +84,7 @@ def fitted(
 
 
 def watch(path: Path, **settings: Any) -> PhaseWatch:
-    return PhaseWatch(**{"schedule": 3, "directory": str(path), "num_eigenvalues": 2, **QUICK, **settings})
+    return PhaseWatch(**{"schedule": 3, "directory": str(path), "hessian": HessianSpectrum(2), **QUICK, **settings})
 
 
 def cross_entropy(module: Any, batch: Any) -> Tensor:
@@ -98,14 +99,16 @@ def drawn_by_hand(dataset: TensorDataset, seed: int = 0) -> list[Any]:
 
 def test_lambda_of_the_function_is_that_of_validation_samples_and_all_else_that_of_the_probe(tmp_path: Path) -> None:
     """Beside an objective built by hand on the same samples, and the run that leaves them out."""
-    held = fitted(tmp_path / "held", watch(tmp_path / "held", refined=["network.0"]), training(), validation())
-    probe = fitted(
-        tmp_path / "probe", watch(tmp_path / "probe", refined=["network.0"], held_out=False), training(), validation()
-    )
+    estimator = BehavioralCoefficient(chains=2, draws=32, burn_in=20, refined=("network.0",))
+    settings = {
+        "behavioral": estimator,
+        "llc": LearningCoefficient(chains=2, draws=6, burn_in=20, refined=("network.0",)),
+    }
+    held = fitted(tmp_path / "held", watch(tmp_path / "held", **settings), training(), validation())
+    probe = fitted(tmp_path / "probe", watch(tmp_path / "probe", held_out=False, **settings), training(), validation())
     found, on_probe = held.run.measurements[0], probe.run.measurements[0]
     module, batches = Classifier(), drawn_by_hand(samples(VALIDATION, 1))
     objective = Objective(module, batches, loss_fn=cross_entropy)
-    estimator = BehavioralCoefficient(chains=2, draws=32, burn_in=20, refined=("network.0",))
     expected = estimator.read(objective, TRAINING, seed_at(0, 0)).estimates
     assert {"llc_behavioral", "llc_behavioral_coarse", "llc_behavioral_network.0", "llc_outputs"} <= expected.keys()
     assert {"effective_rank", "misfit_change", "description_length"} <= expected.keys()
@@ -266,8 +269,7 @@ def test_other_data_have_both_coefficients_beside_held_out_samples(tmp_path: Pat
 
 def test_the_other_callbacks(tmp_path: Path) -> None:
     settings = {"schedule": 3, "probe_samples": SAMPLES, "on_error": "raise"}
-    quick = {"chains": 2, "draws": 6, "burn_in": 20}
-    llc = LLCMonitor(directory=str(tmp_path / "1"), **settings, **quick)
+    llc = LLCMonitor(directory=str(tmp_path / "1"), **settings, **FEW_DRAWS)
     names = set(fitted(tmp_path / "1", llc, training(), validation()).run.names)
     assert {"loss", "loss_held_out", "llc", "llc_behavioral"} <= names
     hessian = HessianMonitor(directory=str(tmp_path / "2"), **settings)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from phasewatch import observer
 from phasewatch.callbacks import HessianMonitor, PhaseWatch
 from phasewatch.callbacks.observing import TrainingSignals
+from phasewatch.estimators import HessianSpectrum
 from phasewatch.record import Observed, load_run
 
 
@@ -236,7 +237,7 @@ def test_metrics_that_the_user_logs_at_validation(tmp_path: Path) -> None:
 
 
 def test_our_own_metrics_are_not_taken_for_the_users(tmp_path: Path) -> None:
-    kept: Any = HessianMonitor(schedule=4, num_eigenvalues=2, probe_samples=16, on_error="raise")
+    kept: Any = HessianMonitor(schedule=4, hessian=HessianSpectrum(2), probe_samples=16, on_error="raise")
     fit(tmp_path, Classifier, shuffled, kept, make_validation=lambda: DataLoader(data(), batch_size=8))
     own = {"loss", "learning_rate", "gradient_norm", "weight_norm", "update_norm", "gradient_variance"}
     logged = {"val_loss", "train_loss", "twice", "twice_step", "twice_epoch"}
@@ -270,7 +271,7 @@ def test_training_is_the_same_to_the_last_bit(case: str, tmp_path: Path) -> None
     plain = fit(tmp_path, make, shuffled, None, max_epochs=4, **options)
     watch: Any = HessianMonitor(
         schedule=[3],
-        num_eigenvalues=2,
+        hessian=HessianSpectrum(2),
         probe_samples=16,
         on_error="raise",
         loss_fn=of_the_first if make is TwoOptimizers else None,

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks import HessianMonitor
+from phasewatch.estimators import HessianSpectrum
 from phasewatch.record import RecordError, load_run
 
 
@@ -60,7 +61,7 @@ class OwnLogger(TensorBoardLogger):
 def train(root: Path, logger: Any, max_steps: int = 6, ckpt_path: Any = None, **options: Any) -> HessianMonitor:
     pl.seed_everything(3, verbose=False)
     watch = HessianMonitor(
-        schedule=2, num_eigenvalues=1, probe_samples=16, on_error=options.pop("on_error", "raise"), **options
+        schedule=2, hessian=HessianSpectrum(1), probe_samples=16, on_error=options.pop("on_error", "raise"), **options
     )
     trainer = pl.Trainer(
         max_steps=max_steps,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_cases import FEW_DRAWS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -53,7 +54,7 @@ class OfOneSize(Module):
 
 
 def fitted(module: pl.LightningModule, loader: Any, path: Path, epochs: int = 1, **settings: Any) -> PhaseWatch:
-    watch = PhaseWatch(schedule=10, directory=str(path), on_error="raise", chains=2, draws=20, burn_in=20, **settings)
+    watch = PhaseWatch(schedule=10, directory=str(path), on_error="raise", **FEW_DRAWS, **settings)
     watch.estimators = (ProbeLoss("again"),)  # the loss says all that is asked here
     trainer = pl.Trainer(
         max_epochs=epochs,

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_cases import QUICK, Classifier, data
+from lightning_cases import FEW_DRAWS, QUICK, Classifier, data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from phasewatch.callbacks import HessianMonitor, LLCMonitor, PhaseWatch, TransitionDetector
+from phasewatch.estimators import HessianSpectrum
 from phasewatch.record import load_run
 from phasewatch.record.reading import assemble, read_runs
 
@@ -151,8 +152,8 @@ def test_separate_callbacks_share_one_record_and_resume(tmp_path: Any) -> None:
     def callbacks() -> list[Any]:
         few = {"probe_samples": 16, "on_error": "raise"}
         return [
-            LLCMonitor(schedule=2, chains=2, draws=6, burn_in=20, **few),
-            HessianMonitor(schedule=3, num_eigenvalues=2, **few),
+            LLCMonitor(schedule=2, **FEW_DRAWS, **few),
+            HessianMonitor(schedule=3, hessian=HessianSpectrum(2), **few),
             TransitionDetector(),
         ]
 

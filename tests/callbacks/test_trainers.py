@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_cases import QUICK, Classifier, data
+from lightning_cases import FEW_DRAWS, QUICK, Classifier, data
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import FSDPStrategy
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks import HessianMonitor, LLCMonitor, PhaseWatch, TransitionDetector
+from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient
 from phasewatch.record import load_run
 
 NAMESPACES = ["pytorch_lightning", "lightning.pytorch"]
@@ -79,8 +80,8 @@ def test_each_namespace_takes_the_same_callbacks(namespace: str, tmp_path: Path)
     few = {"probe_samples": 16, "on_error": "raise", "schedule": 4}
     for callbacks in (
         [PhaseWatch(**{**QUICK, "schedule": 4})],
-        [LLCMonitor(chains=2, draws=6, burn_in=20, **few), HessianMonitor(num_eigenvalues=2, **few)],
-        [HessianMonitor(num_eigenvalues=2, **few), TransitionDetector()],
+        [LLCMonitor(**FEW_DRAWS, **few), HessianMonitor(HessianSpectrum(2), **few)],
+        [HessianMonitor(HessianSpectrum(2), **few), TransitionDetector()],
     ):
         trainer = lightning.Trainer(
             max_epochs=2, callbacks=callbacks, default_root_dir=str(tmp_path), enable_checkpointing=False, **QUIET
@@ -111,10 +112,13 @@ def test_lightning_cli_builds_it_from_yaml(namespace: str, tmp_path: Path) -> No
             - class_path: phasewatch.callbacks.PhaseWatch
               init_args:
                 schedule: [0, 3, 6]
-                chains: 2
-                draws: 6
-                burn_in: 20
-                num_eigenvalues: 2
+                behavioral: {{chains: 2, draws: 32, burn_in: 20}}
+                llc: {{chains: 2, draws: 6, burn_in: 20}}
+                hessian: {{num_eigenvalues: 2}}
+                zeros: null
+                extra:
+                  - class_path: phasewatch.estimators.LearningCoefficient
+                    init_args: {{chains: 2, draws: 6, burn_in: 20, localization: 1.0, data: near}}
                 probe_samples: 16
                 max_overhead: null
                 on_error: raise
@@ -130,6 +134,8 @@ def test_lightning_cli_builds_it_from_yaml(namespace: str, tmp_path: Path) -> No
     assert [m.step for m in watch.run.measurements] == [0, 3, 6]
     estimators = watch.run.header["monitors"][0]["estimators"]
     assert (estimators["llc"]["draws"], estimators["hessian"]["num_eigenvalues"]) == (6, 2)
+    assert "zeros" not in estimators and estimators["llc_near"]["localization"] == 1.0
+    assert {"llc", "llc_near", "hessian_max"} <= set(watch.run.names) and "nullity_ggn" not in watch.run.names
 
 
 def test_command_line_arguments_override_and_wrong_ones_are_refused(tmp_path: Path) -> None:
@@ -141,11 +147,19 @@ def test_command_line_arguments_override_and_wrong_ones_are_refused(tmp_path: Pa
         return LightningCLI(BoringModel, BoringDataModule, run=False, args=list(arguments))
 
     search = ("--trainer.callbacks.search=ruptures.Binseg", "--trainer.callbacks.search.model=rbf")
-    built = build("--trainer.callbacks.schedule=log", "--trainer.callbacks.draws=50", *search)
+    built = build("--trainer.callbacks.schedule=log", "--trainer.callbacks.llc.draws=50", *search)
     (watch,) = [c for c in built.trainer.callbacks if isinstance(c, PhaseWatch)]
     assert watch.detector().search.cost.model == "rbf"  # type: ignore[union-attr]
     assert {e.name: e for e in watch.estimators}["llc"].draws == 50  # type: ignore[attr-defined]
-    for wrong in ("draws=many", "on_error=ignore", "schedule=often", "search=torch.nn.ReLU"):
+    for wrong in (
+        "llc.draws=many",
+        "llc.drawss=50",
+        "hessian=many",
+        "extra=[torch.nn.ReLU]",
+        "on_error=ignore",
+        "schedule=often",
+        "search=torch.nn.ReLU",
+    ):
         with pytest.raises(SystemExit):
             build(f"--trainer.callbacks.{wrong}")
 
@@ -340,10 +354,8 @@ def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
     validation = list(DataLoader(data(16, seed=5), batch_size=8))
     callback = LLCMonitor(
         schedule=3,
-        chains=2,
-        draws=20,
-        burn_in=20,
-        refined=["*.bias"],
+        behavioral=BehavioralCoefficient(chains=2, draws=32, burn_in=20, refined=("*.bias",)),
+        llc=LearningCoefficient(chains=2, draws=20, burn_in=20, refined=("*.bias",)),
         other_data={"validation": validation},
         on_error="raise",
     )

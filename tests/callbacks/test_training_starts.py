@@ -72,9 +72,9 @@ def clock(monkeypatch: Any) -> Any:
 
 
 def slow(clock: Any, takes: float = SECONDS, free_seconds: float = 0, **options: Any) -> PhaseWatch:
-    watch = PhaseWatch(probe_samples=16, held_out=False, on_error="raise", free_seconds=free_seconds, **options)
-    watch.estimators = (Slow(clock, takes),)  # type: ignore[assignment]
-    return watch
+    nothing_else = dict.fromkeys(("behavioral", "llc", "hessian", "zeros"))
+    settings = {"probe_samples": 16, "held_out": False, "on_error": "raise", "free_seconds": free_seconds, **options}
+    return PhaseWatch(**nothing_else, extra=[Slow(clock, takes)], **settings)
 
 
 def train(root: Path, watch: PhaseWatch, *others: Any, max_steps: int = STEPS, ckpt_path: Any = None) -> pl.Trainer:

@@ -1,0 +1,141 @@
+"""The verdict on a run, in a few sentences: when it changed, how, how surely, and what may be trusted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from phasewatch.record import Run, Transition
+from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
+from phasewatch.report.analysis import Analysis
+from phasewatch.report.numbers import format_change, format_span, format_step
+from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
+
+Finding = Literal["transitions", "no transition", "undecided", "too little measured"]
+
+NAMES = {
+    LLC_BEHAVIORAL: "λ of the function (fine)",
+    LLC_COARSE: "λ of the function (coarse)",
+    LLC: "λ of the loss",
+}
+"""Of whose points it is said how many are reliable."""
+_TOLD = {LOSS: "loss", LLC_COARSE: "λ (coarse)", LLC_BEHAVIORAL: "λ (fine)", LLC: "λ of the loss"}
+"""What a transition did is told of these, where it did something to them."""
+MOST_REASONS = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What every view of a run says first.
+
+    Attributes:
+        finding: What came of looking for transitions.
+        sentences: The verdict in words.
+        reliable: Name of each λ that was measured to how many of its points are reliable, and how many there are.
+        not_borne_out: Steps at which a transition was flagged while the run went on that the whole run does not show.
+    """
+
+    finding: Finding
+    sentences: tuple[str, ...]
+    reliable: dict[str, tuple[int, int]]
+    not_borne_out: tuple[float, ...]
+
+    def __str__(self) -> str:
+        """The sentences, one a line."""
+        return "\n".join(self.sentences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values that JSON can hold."""
+        return {
+            "finding": self.finding,
+            "sentences": list(self.sentences),
+            "reliable": {name: list(counts) for name, counts in self.reliable.items()},
+            "not_borne_out": list(self.not_borne_out),
+        }
+
+
+def verdict(analysis: Analysis) -> Verdict:
+    """The verdict on an analysed run.
+
+    Args:
+        analysis: As given by :func:`phasewatch.report.analyze_run`.
+    """
+    run, found = analysis.run, analysis.transitions
+    reliable = {name: _reliable(run, name) for name in NAMES if name in run.names}
+    unseen = _not_borne_out(run, found)
+    sentences = [*_found(analysis), *format_events(analysis.events).splitlines()]
+    sentences += [_trusted(run, name, *counts) for name, counts in reliable.items()]
+    if run.measurements and not reliable:
+        sentences.append("No λ was measured.")
+    if unseen:
+        steps = ", ".join(map(format_step, unseen))
+        sentences.append(f"Flagged at step {steps} while the run went on, and not borne out by the whole of it.")
+    sentences += _state(run)
+    return Verdict(_finding(analysis), tuple(sentences), reliable, unseen)
+
+
+def _finding(analysis: Analysis) -> Finding:
+    if analysis.transitions:
+        return "transitions"
+    if analysis.note is None:
+        return "no transition"
+    return "undecided" if analysis.note.startswith("Undecided") else "too little measured"
+
+
+def _found(analysis: Analysis) -> list[str]:
+    found, run = analysis.transitions, analysis.run
+    if not found:
+        return [analysis.note or NONE_FOUND]
+    told = [f"{len(found)} transition{'s' if len(found) > 1 else ''}:", *map(_told, found)]
+    last = run.measurements[-1].step if run.measurements else found[-1].end
+    if last > found[-1].end:
+        told.append(f"Nothing since step {format_step(found[-1].end)}, up to step {format_step(last)}.")
+    return told
+
+
+def _told(one: Transition) -> str:
+    """Place, kind, what it did to loss and λ (else what changed most), and how many signals see it."""
+    changes = [
+        f"{name} {format_change(one.changes[signal].before, one.changes[signal].after, '→')}"
+        + ("" if one.changes[signal].reliable else " (unreliable)")
+        for signal, name in _TOLD.items()
+        if signal in one.changes and abs(one.changes[signal].z) >= LEAST_Z
+    ]
+    changes = changes or describe_changes(one, "→")[:MOST_REASONS]
+    place = f"step {format_step(one.step)} ({format_span(*one.interval)}): {one.label}"
+    seen = f"; seen by {len(one.seen_by)} signal{'s' if len(one.seen_by) > 1 else ''}" if one.seen_by else ""
+    return f"{place}: {', '.join(changes)}{seen}."
+
+
+def _reliable(run: Run, name: str) -> tuple[int, int]:
+    trusted = run.series(name).reliable
+    return int(trusted.sum()), len(trusted)
+
+
+def _trusted(run: Run, name: str, reliable: int, points: int) -> str:
+    sentence = f"{NAMES[name]}: {reliable} of {points} points are reliable"
+    reasons = Counter(
+        re.split(r"[:(]", doubt)[0].strip()
+        for measurement in run.measurements
+        if name in measurement.estimates
+        for doubt in measurement.estimates[name].doubts
+    )
+    counted = [f"{reason} {count}" for reason, count in reasons.most_common(MOST_REASONS)]
+    return f"{sentence} ({', '.join(counted)})." if counted else f"{sentence}."
+
+
+def _not_borne_out(run: Run, found: tuple[Transition, ...]) -> tuple[float, ...]:
+    """Steps of the flags that no transition of the whole run touches."""
+    return tuple(
+        flag.flagged_at if flag.flagged_at is not None else flag.step
+        for flag in run.transitions
+        if not any(flag.start <= one.end and one.start <= flag.end for one in found)
+    )
+
+
+def _state(run: Run) -> list[str]:
+    """What is missing, and how the run ended where it did not come to its end; of one in memory it is not known."""
+    missing = ["Part of the record is missing or damaged."] if run.gaps or run.damaged else []
+    return [*missing, run.told_ending] if run.told_ending and run.path is not None else missing

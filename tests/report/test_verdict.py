@@ -1,0 +1,98 @@
+"""One verdict, wherever one looks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from staircase import HEADER, measurements, recorded_run, with_lambda_of_function
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from phasewatch.cli import main
+from phasewatch.record import Run
+from phasewatch.record.ending import NOT_CLOSED
+from phasewatch.record.trace import pack
+from phasewatch.report import analyze_run, verdict, write_report
+from phasewatch.tensorboard import TensorBoardWriter
+
+STEPS = np.arange(0, 6000, 100)
+JUMPS = [2000.0, 4000.0]
+
+
+def plain(jumps: list[float], **settings: Any) -> Run:
+    found = with_lambda_of_function(measurements(STEPS, jumps), jumps)
+    return Run(None, HEADER, tuple(found), (), (), (), **{"finished": True, **settings})
+
+
+def test_it_says_when_how_and_what_may_be_trusted() -> None:
+    """Two jumps; of 60 points of λ each eleventh from the sixth on is doubted, λ of the loss has but the last six."""
+    said = verdict(analyze_run(plain(JUMPS)))
+    assert said.finding == "transitions" and said.not_borne_out == ()
+    assert said.sentences[0] == "2 transitions:"
+    first, second = said.sentences[1:3]
+    assert first.startswith("step 1,9") and ": A: loss " in first and "λ (fine) " in first and "λ (coarse) " in first
+    assert second.startswith("step 3,9") and ": A: loss " in second
+    assert said.sentences[3] == "Nothing since step 4,000, up to step 5,900."
+    doubted = sum(k % 11 == 5 for k in range(60))
+    assert said.reliable["llc_behavioral"] == said.reliable["llc_behavioral_coarse"] == (60 - doubted, 60)
+    assert "λ of the function (fine): 55 of 60 points are reliable (R-hat 1.4 is above 1.1 5)." in said.sentences
+    assert said.reliable["llc"][1] == 60 and said.reliable["llc"][0] <= 6
+
+
+@pytest.mark.parametrize(
+    ("run", "finding", "sentence"),
+    [
+        (plain([]), "no transition", "No transitions were found"),
+        (dataclasses.replace(plain([]), measurements=plain([]).measurements[:5]), "too little measured", "holds 5"),
+        (Run(None, {}, (), (), (), (), finished=False), "too little measured", "no usable measurements"),
+    ],
+)
+def test_nothing_found_and_too_little_measured_are_different_verdicts(run: Run, finding: str, sentence: str) -> None:
+    said = verdict(analyze_run(run))
+    assert said.finding == finding and sentence in said.sentences[0]
+
+
+def test_a_flag_that_the_whole_run_does_not_bear_out_is_told() -> None:
+    analysis = analyze_run(plain(JUMPS))
+    true = dataclasses.replace(analysis.transitions[0], flagged_at=2300.0)
+    elsewhere = {"start": 5000.0, "step": 5050.0, "end": 5100.0, "interval": (5000.0, 5100.0)}
+    false = dataclasses.replace(true, **elsewhere, flagged_at=5200.0)  # type: ignore[arg-type]
+    said = verdict(dataclasses.replace(analysis, run=dataclasses.replace(analysis.run, transitions=(true, false))))
+    assert said.not_borne_out == (5200.0,)
+    assert any(s.startswith("Flagged at step 5,200 while the run went on, and not borne out") for s in said.sentences)
+
+
+def test_what_the_schedule_did_is_told() -> None:
+    steps = np.arange(0, 6_000)
+    block = pack({"learning_rate": (steps.tolist(), np.where(steps < 3000, 0.1, 0.01).tolist())})
+    said = verdict(analyze_run(dataclasses.replace(plain(JUMPS), blocks=(block,))))
+    assert "step 3,000: learning-rate drop: the learning rate goes from 0.1 to 0.01 at step 3,000" in said.sentences
+
+
+@pytest.mark.parametrize("jumps", [[], [2000.0], JUMPS])
+@pytest.mark.parametrize("finished", [True, False])
+def test_all_views_say_the_same(
+    jumps: list[float], finished: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recorded_run(tmp_path, jumps=tuple(jumps), finished=finished)
+    expected = verdict(analyze_run(run)).sentences
+    assert (NOT_CLOSED in expected) is not finished
+    assert main(["analyze", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("\n".join(expected) + "\n")
+    paths = write_report(analyze_run(run), tmp_path / "out")
+    assert json.loads(paths.json.read_text())["verdict"]["sentences"] == list(expected)
+    assert "".join(f"<li>{escape(sentence)}</li>" for sentence in expected) in paths.html.read_text()
+    writer = TensorBoardWriter(tmp_path)
+    for measurement in run.measurements:
+        writer.on_measurement(measurement)
+    writer.on_end(run)
+    writer.close()
+    events = EventAccumulator(str(writer.directory), size_guidance={"tensors": 0}).Reload()
+    texts = [e.tensor_proto.string_val[0].decode() for e in events.Tensors("phasewatch/verdict/text_summary")]
+    assert len(texts) == len(run.measurements) + 1 and "flagged so far" in texts[0]
+    assert texts[-1] == "\n".join(f"- {sentence}" for sentence in expected)

@@ -1,0 +1,91 @@
+"""The layers of the house: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "phasewatch"
+
+# Each room, from the bottom up, with the rooms of ours and the libraries that it may import.
+MAY_IMPORT: dict[str, set[str]] = {
+    "_version": set(),
+    "isolation": {"numpy", "torch"},
+    "interruption": set(),
+    "printable": set(),
+    "record": {"interruption", "numpy", "pandas"},
+    "updates": {"torch"},
+    "schedule": set(),
+    "logs": {"record", "numpy"},
+    "objective": {"interruption", "isolation", "torch", "numpy"},
+    "probe": {"isolation", "objective", "torch", "numpy"},
+    "hessian": {"isolation", "objective", "torch", "numpy", "scipy"},
+    "llc": {"isolation", "objective", "torch", "numpy", "scipy"},
+    "symmetry": {"isolation", "objective", "hessian", "torch", "numpy", "scipy"},
+    "transitions": {"record", "numpy", "scipy", "ruptures"},
+    "estimators": {"objective", "hessian", "llc", "symmetry", "record", "torch", "numpy"},
+    "measure": {"estimators", "interruption", "isolation", "objective", "record", "torch", "numpy"},
+    "activity": {"numpy"},
+    "observer": {"activity", "record", "transitions", "updates", "torch", "numpy"},
+    "price": {"estimators", "isolation", "llc", "objective", "schedule", "transitions", "torch", "numpy"},
+    "watch": {
+        *("_version", "estimators", "measure", "objective", "observer", "price", "record", "schedule", "transitions"),
+        *("activity", "interruption", "torch", "numpy", "ruptures"),
+    },
+    "report": {"printable", "record", "transitions", "numpy", "matplotlib", "ruptures"},
+    "tensorboard": {"google", "logs", "record", "report", "numpy", "tensorboard", "torch", "matplotlib"},
+    "demo": {"callbacks", "record", "report", "torch", "pytorch_lightning", "sklearn", "tqdm"},
+    "cli": {"_version", "demo", "logs", "printable", "record", "report", "tensorboard", "transitions", "ruptures"},
+}
+ADAPTERS = "callbacks"
+"""May import all that is ours, and the framework that they adapt to; only the demo imports them."""
+
+
+def rooms() -> list[str]:
+    found = {path.name if path.is_dir() else path.stem for path in PACKAGE.iterdir() if path.name != "__init__.py"}
+    return sorted(found - {"__pycache__", "py", ADAPTERS})
+
+
+def files_of(room: str) -> list[Path]:
+    folder = PACKAGE / room
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Rooms of ours and top-level names of libraries, wherever in the file they are imported."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "phasewatch":
+                names = [f"phasewatch.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield parts[1] if parts[0] == "phasewatch" else parts[0]
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_a_room_imports_from_those_below_it_alone(room: str) -> None:
+    allowed = MAY_IMPORT[room] | {room} | sys.stdlib_module_names
+    for path in files_of(room):
+        beyond = sorted(set(imported(path)) - allowed)
+        assert not beyond, f"{path.relative_to(PACKAGE)} imports {beyond}; see CONTRIBUTING.md for who may import whom"
+
+
+def test_no_room_of_ours_is_above_one_that_it_is_below() -> None:
+    """The table itself has no circle: it is listed from the bottom up."""
+    order = [*MAY_IMPORT, ADAPTERS]
+    for room, allowed in MAY_IMPORT.items():
+        above = [other for other in allowed & set(order) if order.index(other) > order.index(room)]
+        assert above == ([ADAPTERS] if room == "demo" else []), room
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert set(rooms()) == set(MAY_IMPORT)
