@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transitions": {"record", "numpy", "scipy", "ruptures"},
     "estimators": {"objective", "hessian", "llc", "symmetry", "record", "torch", "numpy"},
     "measure": {"estimators", "interruption", "isolation", "objective", "record", "torch", "numpy"},
-    "activity": {"numpy"},
+    "activity": {"transitions", "numpy"},
     "observer": {"activity", "record", "transitions", "updates", "torch", "numpy"},
     "price": {"estimators", "isolation", "llc", "objective", "schedule", "transitions", "torch", "numpy"},
     "watch": {

@@ -21,20 +21,26 @@ class Estimate:
         value: The number.
         standard_error: Its standard error; NaN where none is known.
         doubts: Reasons not to trust the number; none where it is trusted.
+        notes: What else is to be known of it, as that it is limited by the probe: it may be compared with others on the
+            same probe, and would be another on a larger one.
 
     Raises:
-        TypeError: If ``doubts`` is a string, or value or standard error is no number.
+        TypeError: If ``doubts`` or ``notes`` is a string, or value or standard error is no number.
         ValueError: If the standard error is negative.
     """
 
     value: float
     standard_error: float = math.nan
     doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check, and make plain floats and strings of what is as good."""
-        if isinstance(self.doubts, str):
-            raise TypeError(f"doubts is the string {self.doubts!r}; expected a tuple of reasons: ({self.doubts!r},)")
+        for name in ("doubts", "notes"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise TypeError(f"{name} is the string {given!r}; expected a tuple of sentences: ({given!r},)")
+            object.__setattr__(self, name, tuple(str(sentence) for sentence in given))
         for name in ("value", "standard_error"):
             given = getattr(self, name)
             try:
@@ -45,7 +51,6 @@ class Estimate:
                 raise TypeError(f"{name} is {given!r}; expected a number") from error
         if self.standard_error < 0:
             raise ValueError(f"standard_error is {self.standard_error:g}; expected it to be >= 0, or NaN if unknown")
-        object.__setattr__(self, "doubts", tuple(str(reason) for reason in self.doubts))
 
     @property
     def reliable(self) -> bool:
@@ -61,9 +66,9 @@ class Estimate:
         return hash(self._key)
 
     @property
-    def _key(self) -> tuple[float | None, float | None, tuple[str, ...]]:
+    def _key(self) -> tuple[Any, ...]:
         value, error = (None if math.isnan(number) else number for number in (self.value, self.standard_error))
-        return value, error, self.doubts
+        return value, error, self.doubts, self.notes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python: the value (None if it is not finite), and the rest only where there is something to say."""
@@ -72,6 +77,8 @@ class Estimate:
             plain["standard_error"] = self.standard_error
         if self.doubts:
             plain["doubts"] = list(self.doubts)
+        if self.notes:
+            plain["notes"] = list(self.notes)
         return plain
 
     @classmethod
@@ -86,6 +93,7 @@ class Estimate:
             math.nan if value is None else number(value, "value"),
             number(plain.get("standard_error", math.nan), "standard_error"),
             tuple(texts(plain.get("doubts", ()), "doubts")),
+            tuple(texts(plain.get("notes", ()), "notes")),
         )
 
 

@@ -20,7 +20,7 @@ from phasewatch.report.figure import run_figure
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
-from phasewatch.report.verdict import verdict
+from phasewatch.report.verdict import count_notes, verdict
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b;
@@ -150,6 +150,13 @@ def _page(analysis: Analysis, image: bytes) -> str:
             (name, f"{bad} of {len(run.series(name))}", _reasons(analysis, name)) for name, bad in unreliable.items()
         ]
         parts += ["<h2>Points not to be trusted</h2>", _table(("signal", "points", "because"), doubts)]
+    noted = [
+        (name, f"{count} of {len(run.series(name))}", note)
+        for name in run.names
+        for note, count in count_notes(run, name)
+    ]
+    if noted:
+        parts += ["<h2>Points with a note</h2>", _table(("signal", "points", "note"), noted)]
     if run.failures:
         failed = [(_text(f.get("step")), _text(f.get("what")), _text(f.get("error"))) for f in run.failures]
         parts += ["<h2>What failed</h2>", _table(("step", "what", "error"), failed)]

@@ -123,7 +123,14 @@ def _trusted(run: Run, name: str, reliable: int, points: int) -> str:
         for doubt in measurement.estimates[name].doubts
     )
     counted = [f"{reason} {count}" for reason, count in reasons.most_common(MOST_REASONS)]
-    return f"{sentence} ({', '.join(counted)})." if counted else f"{sentence}."
+    sentence += f" ({', '.join(counted)})" if counted else ""
+    return ", ".join([sentence, *(f"{count} {note}" for note, count in count_notes(run, name))]) + "."
+
+
+def count_notes(run: Run, name: str) -> list[tuple[str, int]]:
+    """What is noted of points of a signal, without its figures, and of how many."""
+    found = (m.estimates[name].notes for m in run.measurements if name in m.estimates)
+    return Counter(note.split(":")[0] for notes in found for note in notes).most_common()
 
 
 def _not_borne_out(run: Run, found: tuple[Transition, ...]) -> tuple[float, ...]:

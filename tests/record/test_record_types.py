@@ -57,7 +57,7 @@ def test_equal_is_what_says_the_same() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((1.0, 0.1, "stuck"), TypeError, r"the string 'stuck'; expected a tuple of reasons: \('stuck',\)"),
+        ((1.0, 0.1, "stuck"), TypeError, r"the string 'stuck'; expected a tuple of sentences: \('stuck',\)"),
         ((None,), TypeError, "value is None; expected a number"),
         (("1.0",), TypeError, "value is '1.0'; expected a number"),
         ((np.ones(2),), TypeError, "value is .*; expected a number"),

@@ -67,6 +67,24 @@ def test_a_flag_that_the_whole_run_does_not_bear_out_is_told() -> None:
     assert any(s.startswith("Flagged at step 5,200 while the run went on, and not borne out") for s in said.sentences)
 
 
+def test_what_is_noted_of_points_is_counted_and_does_not_make_them_unreliable(tmp_path: Path) -> None:
+    run = plain(JUMPS)
+    found = []
+    for k, m in enumerate(run.measurements):
+        note = (f"limited by the probe: half of it shows {60 + k}% of the effective rank",) if k < 7 else ()
+        noted = dataclasses.replace(m.estimates["llc_behavioral"], notes=note)
+        found.append(dataclasses.replace(m, estimates={**m.estimates, "llc_behavioral": noted}))
+    run = dataclasses.replace(run, measurements=tuple(found))
+    analysis = analyze_run(run)
+    said = verdict(analysis)
+    assert said.reliable == verdict(analyze_run(plain(JUMPS))).reliable
+    expected = (
+        "λ of the function (fine): 55 of 60 points are reliable (R-hat 1.4 is above 1.1 5), 7 limited by the probe."
+    )
+    assert expected in said.sentences
+    assert "<td>7 of 60</td><td>limited by the probe</td>" in write_report(analysis, tmp_path).html.read_text()
+
+
 def test_what_the_schedule_did_is_told() -> None:
     steps = np.arange(0, 6_000)
     block = pack({"learning_rate": (steps.tolist(), np.where(steps < 3000, 0.1, 0.01).tolist())})
