@@ -58,7 +58,7 @@ def test_an_average_is_that_of_the_values_and_its_error_that_of_independent_ones
 
 @pytest.mark.parametrize("rho", [0.5, 0.8])
 def test_the_error_of_an_average_knows_of_correlated_neighbours(rho: float) -> None:
-    """Against the exact variance of a mean of 25 in first-order autoregressive noise; a fifth of it looks like a course.
+    """Against the exact variance of a mean of 25 in first-order autoregressive noise; some of it looks like a course.
 
     As of independent values it would be half and a third of that.
     """
