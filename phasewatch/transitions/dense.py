@@ -63,12 +63,13 @@ class Course:
         steps, values = steps[known], values[known]
         if len(values) < 2:
             return cls(steps, values, np.zeros(len(values)), np.ones(SCATTER_OVER))
-        pieces = np.array_split(np.arange(len(values)), max(len(values) // SCATTER_OVER, 1))
-        index = np.arange(len(values))
-        centres = np.array([piece.mean() for piece in pieces])
-        course = _between(index, centres, np.array([np.median(values[piece]) for piece in pieces]))
+        count = max(len(values) // SCATTER_OVER, 1)
+        size = len(values) // count
+        index, whole = np.arange(len(values)), slice(count * size)
+        centres = index[whole].reshape(count, size).mean(axis=1)
+        course = _between(index, centres, np.median(values[whole].reshape(count, size), axis=1))
         rest = values - course
-        sizes = np.array([_NORMAL_MAD * np.median(np.abs(rest[piece])) for piece in pieces])
+        sizes = _NORMAL_MAD * np.median(np.abs(rest[whole]).reshape(count, size), axis=1)
         scatter = np.interp(index, centres, sizes)
         kept = np.clip(rest, -OUTLYING * scatter, OUTLYING * scatter)
         return cls(steps, course + kept, scatter, _inflation(kept / np.where(scatter > 0, scatter, 1.0)))

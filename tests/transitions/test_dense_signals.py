@@ -107,8 +107,10 @@ def test_a_loss_without_transitions_changes_nothing_but_the_share_of_alpha() -> 
 
 
 def test_the_loss_alone_is_enough() -> None:
-    [found] = detect_transitions([0, 4_000], {"llc": [1.0, 2.0]}, dense={"training_loss": (STEPS, fall(2_345))})
-    assert abs(found.step - 2_344.5) <= 2 and set(found.changes) == {"training_loss"}
+    dense = {"training_loss": (STEPS, fall(2_345))}
+    for steps, values in (([], {}), ([0, 4_000], {"llc": [1.0, 2.0]})):
+        [found] = detect_transitions(steps, values, dense=dense)
+        assert abs(found.step - 2_344.5) <= 2 and set(found.changes) == {"training_loss"}
 
 
 def test_steps_without_a_number_are_left_out() -> None:
