@@ -388,7 +388,7 @@ def test_a_measurement_that_a_bad_batch_has_spoiled_is_no_phase_transition() -> 
     """The batch of step 2,345 throws the run onto another λ for good; the loss is back at the next step."""
     loss, llc = falling(0)
     loss[2_345] += 30.0
-    llc = llc + 10.0 * (MEASURED > 2_345)
+    llc = llc + 60.0 * (MEASURED > 2_345)
     said = watched(LiveDetector(), {"loss": loss}, llc)
     assert said and {flag.transition.kind for flag in said} == {"bad batch"}
 
