@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from phasewatch import observer, updates
 from phasewatch.observer import Observer
 from phasewatch.record import load_run, noise_scale
+from phasewatch.report import analyze_run
 from phasewatch.watch import Watch
 
 DATA = torch.Generator().manual_seed(1)
@@ -505,3 +506,28 @@ def test_nothing_is_observed_after_the_end(tmp_path: Path) -> None:
     watch.state_dict()
     run = load_run(tmp_path)
     assert run.finished and run.observed["loss"].steps.tolist() == [0]
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_the_detector_of_a_watch_sees_the_loss_at_every_step_and_what_befell_the_run(
+    tmp_path: Path, drops: bool
+) -> None:
+    """Flagged live, in a run cut in two, as the final analysis finds it."""
+    loss = 1.0 - 0.3 * (np.arange(1_200) >= 645) + 0.05 * np.random.default_rng(0).standard_normal(1_200)
+
+    def go_on(watch: Watch, steps: range) -> None:
+        for step in steps:
+            watch.at(step)
+            watch.observe(step, loss=float(loss[step]), learning_rate=0.01 if drops and step >= 645 else 0.1)
+
+    first = watching(directory=tmp_path / "first", schedule=50)
+    go_on(first, range(660))
+    second = watching(directory=tmp_path / "second", schedule=50)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    go_on(second, range(660, 1_200))
+    second.close(1_200)
+    [live] = second.transitions
+    [found] = analyze_run(load_run(tmp_path / "second")).transitions
+    assert abs(live.step - 644.5) <= 2 and abs(found.step - 644.5) <= 2
+    assert live.kind == found.kind == ("learning-rate drop" if drops else "loss falls")
+    assert live.flagged_at is not None and live.flagged_at <= 800

@@ -13,7 +13,7 @@ from phasewatch import Objective, Watch, load_run
 from phasewatch.estimators import Estimator, HessianSpectrum, SymmetryLedger
 from phasewatch.hessian import hessian_spectrum
 from phasewatch.record import Histogram, Measurement
-from phasewatch.record.signals import detected
+from phasewatch.record.signals import detected, searched
 from phasewatch.report import density_figure
 from phasewatch.symmetry import NON_GENERIC_KINDS, explain_zeros
 
@@ -36,9 +36,15 @@ def values_of(estimator: Estimator, objective: Objective) -> dict[str, float]:
     return {name: found.value for name, found in estimator.read(objective, 300, 0).estimates.items()}
 
 
-def test_transitions_are_looked_for_in_every_kind_of_the_ledger() -> None:
+def test_every_kind_of_the_ledger_is_told_across_a_transition() -> None:
     names = [f"zeros_{kind.replace(' ', '_')}" for kind in NON_GENERIC_KINDS]
-    assert detected(["zeros_generic", "zeros_certified", "zeros_unexplained", *names]) == names
+    assert detected(["zeros_generic", "zeros_certified", "zeros_unexplained", *names]) == ["zeros_certified", *names]
+
+
+def test_zeros_are_searched_in_sum_where_that_was_measured() -> None:
+    names = [f"zeros_{kind.replace(' ', '_')}" for kind in NON_GENERIC_KINDS]
+    assert searched(["zeros_certified", *names]) == ["zeros_certified"]
+    assert searched(names) == names
 
 
 def test_causes_are_counted_by_theory() -> None:

@@ -132,7 +132,6 @@ _ROWS = (
     *_of_function(LLC_COARSE, "coarse"),
     Signal(LOSS, "loss on the probe", _LOSS, "loss", detected=True, family=LOSS),
     Signal(f"{LOSS}_{HELD_OUT}", "loss on held-out samples", _LOSS, "loss", detected=True, searched_as=LOSS),
-    Signal(TRAINING_LOSS, "training loss, as computed at every step", _LOSS),
     Signal("gradient_norm", "length of the gradient on the probe", "loss / weight", family="gradient_norm"),
     Signal(f"gradient_norm_{HELD_OUT}", "length of the gradient on held-out samples", "loss / weight"),
     Signal(LLC_OUTPUTS, f"{_OUTPUTS}, fine", _DIMENSIONS, _OUTPUTS, linear=True, family=LLC_OUTPUTS),

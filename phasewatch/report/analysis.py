@@ -101,7 +101,7 @@ def analyze_run(
     looked_at = searched(run.names) if signals is None else [name for name in signals if name not in dense]
     others = [*(detected(run.names) if signals is None else ()), *(read_beside(run.names) if looked_at else ())]
     beside = [name for name in others if name not in looked_at]
-    names = [*dense, *looked_at]
+    names = [*looked_at, *dense]
     series = {name: run.series(name) for name in (*looked_at, *beside)}
     steps = np.array(sorted({step for s in series.values() for step in s.steps.tolist()}), dtype=np.int64)
     values, errors, reliable = {}, {}, {}

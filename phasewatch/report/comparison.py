@@ -82,7 +82,7 @@ def _draw_lane(axis: Axes, lane: int, name: str, analysis: Analysis) -> None:
     for t in analysis.transitions:
         axis.fill_between(t.interval, foot, top, color=ORANGE, alpha=0.28, linewidth=0, zorder=1)
         axis.plot([t.step] * 2, [foot, top], color=VERMILION, linewidth=1.2, zorder=3)
-    signal = analysis.signals[0] if analysis.signals else None
+    signal = next((name for name in analysis.signals if name in analysis.run.names), None)
     label = f"{name}: {signal or 'no signal'}" + ("" if analysis.note is None else f" ({analysis.note.split(':')[0]})")
     axis.annotate(
         label,

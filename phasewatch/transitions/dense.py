@@ -47,7 +47,8 @@ class Course:
         steps: increasing, shape (k,).
         values: shape (k,), those drawn in that lie far from all around them.
         scatter: standard deviation of each about the course, shape (k,).
-        inflation: of the variance of an average over so many values, beyond that of independent ones, shape (SCATTER_OVER,).
+        inflation: of the variance of an average over 1, 2, ... values, beyond that of independent ones, shape
+            (SCATTER_OVER,).
     """
 
     steps: np.ndarray
@@ -62,12 +63,13 @@ class Course:
         steps, values = steps[known], values[known]
         if len(values) < 2:
             return cls(steps, values, np.zeros(len(values)), np.ones(SCATTER_OVER))
-        pieces = np.array_split(np.arange(len(values)), max(len(values) // SCATTER_OVER, 1))
-        index = np.arange(len(values))
-        centres = np.array([piece.mean() for piece in pieces])
-        course = _between(index, centres, np.array([np.median(values[piece]) for piece in pieces]))
+        count = max(len(values) // SCATTER_OVER, 1)
+        size = len(values) // count
+        index, whole = np.arange(len(values)), slice(count * size)
+        centres = index[whole].reshape(count, size).mean(axis=1)
+        course = _between(index, centres, np.median(values[whole].reshape(count, size), axis=1))
         rest = values - course
-        sizes = np.array([_NORMAL_MAD * np.median(np.abs(rest[piece])) for piece in pieces])
+        sizes = _NORMAL_MAD * np.median(np.abs(rest[whole]).reshape(count, size), axis=1)
         scatter = np.interp(index, centres, sizes)
         kept = np.clip(rest, -OUTLYING * scatter, OUTLYING * scatter)
         return cls(steps, course + kept, scatter, _inflation(kept / np.where(scatter > 0, scatter, 1.0)))
@@ -124,9 +126,9 @@ def block_edges(first: float, last: float, blocks: int = BLOCKS) -> np.ndarray:
     even = np.interp(np.linspace(0.0, 1.0, blocks + 1), share, steps)
     edges = [0.0]
     for edge in np.ceil(even[1:]):
-        if edge - edges[-1] >= shortest or edge == length:
+        if edge - edges[-1] >= shortest and edge < length:
             edges.append(float(edge))
-    return first + np.array(edges)
+    return first + np.array([*edges, length])
 
 
 class DenseSignals:
@@ -215,10 +217,11 @@ class DenseSignals:
         """Look for its place in ever shorter blocks around it, as long as they become shorter."""
         if transition.under_way:
             return transition
-        scaled = self.scaled
+        scaled, finest = self.scaled, math.inf
         while True:
             at = int(np.clip(np.searchsorted(scaled.steps, transition.step), 1, len(scaled.steps) - 1))
-            length = float(scaled.steps[at] - scaled.steps[at - 1])
+            # Where steps were not observed, points are further apart than their blocks are long.
+            length = min(float(scaled.steps[at] - scaled.steps[at - 1]), finest)
             first = math.floor(max(low, transition.start - BESIDE * length))
             last = math.ceil(min(high, transition.end + BESIDE * length))
             shorter = max(1, math.ceil((last - first + 1) / BLOCKS))
@@ -228,7 +231,7 @@ class DenseSignals:
             if closer is None or not set(transition.seen_by) & {signal.name for signal in closer.signals}:
                 return transition
             around = transition.start - length, transition.end + length
-            scaled, transition = closer, _replaced(transition, closer, around)
+            scaled, finest, transition = closer, shorter, _replaced(transition, closer, around)
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ def _averaged(courses: Mapping[str, Course], edges: np.ndarray) -> Scaled | None
 
 
 def _replaced(transition: Transition, scaled: Scaled, around: tuple[float, float]) -> Transition:
-    """Where a transition is that lies among some averages, between two steps: a step or a ramp, as these make likely."""
+    """Where a transition between two steps is, by the averages there: a step or a ramp, as these make likely."""
     count = len(scaled.steps)
     seeing = [k for k, signal in enumerate(scaled.signals) if signal.name in transition.seen_by]
     regressions = [

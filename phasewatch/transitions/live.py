@@ -312,7 +312,9 @@ class LiveDetector:
         if scaled.noise < RESOLVED or self._waiting or count >= self._searched + self._searched // REFRESH:
             return True
         recent = len(scaled.steps) - RECENT
-        return any(bounds and bounds[-1] >= recent for bounds in candidate_bounds(scaled.searched_part, search=self.search))
+        return any(
+            bounds and bounds[-1] >= recent for bounds in candidate_bounds(scaled.searched_part, search=self.search)
+        )
 
     def _compare(
         self,

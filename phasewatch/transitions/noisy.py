@@ -108,7 +108,7 @@ class NoisySearch:
 
 
 def _among_measurements(steps: np.ndarray, known: Sequence[Transition]) -> dict[Boundary, list[Transition]]:
-    """Where transitions lie among the measurements; those that no measurement parts from one another are at one place."""
+    """Where transitions lie among the measurements; those that no measurement parts are at one place."""
     index = np.arange(len(steps))
     groups: list[list[Transition]] = []
     for transition in sorted(known, key=lambda transition: transition.start):

@@ -425,9 +425,7 @@ class BoundarySearch:
         for signal in self.signals:
             signal.use(selection.boundaries)
 
-    def described(
-        self, selection: Selection, signals: Sequence[SignalRegression]
-    ) -> tuple[BoundarySearch, Selection]:
+    def described(self, selection: Selection, signals: Sequence[SignalRegression]) -> tuple[BoundarySearch, Selection]:
         """Return the same for more signals: at which of the selected boundaries those change that were not searched."""
         own = {id(signal): changes for signal, changes in zip(self.signals, selection.changes, strict=True)}
         every = tuple(range(len(selection.boundaries)))
@@ -497,9 +495,7 @@ class BoundarySearch:
         """Places and widths near those of a boundary, itself first."""
         place, width = boundaries[j]
         low = boundaries[j - 1][0] + self._apart(boundaries[j - 1]) if j else 2.5
-        high = (
-            boundaries[j + 1][0] - self._apart(boundaries[j + 1]) if j + 1 < len(boundaries) else self.points - 3.5
-        )
+        high = boundaries[j + 1][0] - self._apart(boundaries[j + 1]) if j + 1 < len(boundaries) else self.points - 3.5
         reach = max(4.0, 0.6 * width + 2.0)
         low, high = max(low, place - reach), min(high, place + reach)
         # What lies nearer than that would be under way in two transitions at once.

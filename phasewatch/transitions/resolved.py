@@ -81,9 +81,7 @@ class _Stretches:
         found: list[Transition] = []
         y, weights = self.y[:, self.searched], self.weights[:, self.searched]
         stretches = fast_stretches(self.scaled.steps, self.time, y, weights, self.ends, 1.0 + FASTER, goes_on)
-        ramps = [
-            None if s.after is None else locate_ramp(self.time, y, weights, s.before, s.after) for s in stretches
-        ]
+        ramps = [None if s.after is None else locate_ramp(self.time, y, weights, s.before, s.after) for s in stretches]
         for stretch, ramp, neighbours in zip(stretches, ramps, _neighbours(ramps, len(self.time)), strict=True):
             if stretch.after is None or ramp is None:
                 transition = self._describe_so_far(stretch.before)

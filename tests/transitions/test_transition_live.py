@@ -19,6 +19,7 @@ from synthetic import (
     synthetic_run,
 )
 
+from phasewatch.record.trace import Observed
 from phasewatch.transitions import Flag, LiveDetector, detect_transitions, live, standing_transitions
 
 
@@ -331,6 +332,79 @@ def test_bad_measurements_are_named_and_not_taken(arguments: tuple[Any, ...], me
     with pytest.raises(ValueError, match=message):
         detector.update(*arguments)
     assert vars(detector) == before
+
+
+STEPS, MEASURED = np.arange(4_000), np.arange(0, 4_000, 100)
+
+
+def watched(
+    detector: LiveDetector, observed: dict[str, np.ndarray], llc: np.ndarray, start: int = 0, stop: int = 40
+) -> list[Flag]:
+    """Show it the loss at every step between measurements of λ, from one measurement to another."""
+    said = []
+    for k in range(start, stop):
+        since = MEASURED[k - 1] + 1 if k else 0
+        now = slice(since, MEASURED[k] + 1)
+        detector.observe({name: Observed(STEPS[now], values[now]) for name, values in observed.items()})
+        said += detector.update(int(MEASURED[k]), {"llc": float(llc[k])})
+    return said
+
+
+def falling(place: int) -> tuple[np.ndarray, np.ndarray]:
+    """A loss at every step that falls there by six of its standard deviations, and λ that rises by ten."""
+    rng = np.random.default_rng(0)
+    loss = 1.0 - 0.3 * (STEPS >= place) + 0.05 * rng.standard_normal(4_000)
+    return loss, 20.0 + 10.0 * (place <= MEASURED) + rng.standard_normal(40)
+
+
+def test_what_every_step_shows_is_flagged_at_the_next_measurements_and_placed_to_the_step() -> None:
+    loss, llc = falling(2_345)
+    [flag] = [flag for flag in watched(LiveDetector(), {"loss": loss}, llc) if flag.action == "flagged"]
+    assert flag.detected_at <= 2_600 and abs(flag.transition.step - 2_344.5) <= 2
+    assert flag.transition.kind == "A" and flag.transition.seen_by == ("training_loss", "llc")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        ("learning-rate drop", np.where(STEPS < 2_345, 0.1, 0.01)),
+        ("end of a warm-up", np.minimum(0.1, 0.1 * (1 + STEPS) / 2_346)),
+    ],
+)
+def test_a_flag_is_named_after_what_was_done_to_the_run(kind: str, rate: np.ndarray) -> None:
+    loss, llc = falling(2_345)
+    said = watched(LiveDetector(), {"loss": loss, "learning_rate": rate}, llc)
+    assert said and {flag.transition.kind for flag in said} == {kind}
+
+
+def test_a_flag_where_the_run_was_resumed_says_so() -> None:
+    loss, llc = falling(2_345)
+    detector = LiveDetector()
+    detector.observe({}, resumed=[2_345])
+    assert {flag.transition.kind for flag in watched(detector, {"loss": loss}, llc)} == {"resumed"}
+
+
+def test_a_measurement_that_a_bad_batch_has_spoiled_is_no_phase_transition() -> None:
+    """The batch of step 2,345 throws the run onto another λ for good; the loss is back at the next step."""
+    loss, llc = falling(0)
+    loss[2_345] += 30.0
+    llc = llc + 60.0 * (MEASURED > 2_345)
+    said = watched(LiveDetector(), {"loss": loss}, llc)
+    assert said and {flag.transition.kind for flag in said} == {"bad batch"}
+
+
+@pytest.mark.parametrize("pause", [20, 24, 30])
+def test_a_detector_resumed_with_what_was_observed_gives_the_same_flags(pause: int) -> None:
+    loss, llc = falling(2_345)
+    unbroken, first, second = LiveDetector(), LiveDetector(), LiveDetector()
+    expected = watched(unbroken, {"loss": loss}, llc)
+    said = watched(first, {"loss": loss}, llc, stop=pause)
+    state = json.loads(json.dumps(first.state_dict()))
+    seen = [(int(MEASURED[k]), {"llc": float(llc[k])}, {}, {}) for k in range(pause)]
+    second.load_state_dict(state, seen, first.flags)
+    second.observe({"loss": Observed(STEPS[: MEASURED[pause - 1] + 1], loss[: MEASURED[pause - 1] + 1])})
+    assert said + watched(second, {"loss": loss}, llc, start=pause) == expected
+    assert second.transitions == unbroken.transitions
 
 
 def test_bad_state_and_alpha() -> None:

@@ -5,6 +5,7 @@ Used by the tests and by ``benchmarks/transitions.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +38,9 @@ class TwoClocks:
 def minibatch_noise(rng: np.random.Generator, total: int, kind: str) -> np.ndarray:
     """Noise of unit variance.
 
-    ``"correlated"``: a fifth of the variance has a correlation time of 20 steps. ``"heavy tails"``: Student t with three
-    degrees of freedom. ``"epochs"``: every epoch goes through the same batches, some harder than others, in an order of
-    its own.
+    ``"correlated"``: a fifth of the variance has a correlation time of 20 steps. ``"heavy tails"``: Student t with
+    three degrees of freedom. ``"epochs"``: every epoch goes through the same batches, some harder than others, in an
+    order of its own.
     """
     white = rng.standard_normal(total)
     if kind == "correlated":
@@ -57,12 +58,18 @@ def minibatch_noise(rng: np.random.Generator, total: int, kind: str) -> np.ndarr
 
 
 def two_clock_run(
-    seed: int, transitions: int = 0, noise: str = "white", total: int = 4000, measurements: int = 40, quiet: bool = False
+    seed: int,
+    transitions: int = 0,
+    noise: str = "white",
+    total: int = 4000,
+    measurements: int = 40,
+    sigma: float = SIGMA,
 ) -> TwoClocks:
-    """A loss that decays by a power law or an exponential, with transitions of kind A: it falls, λ and the trace rise.
+    """A loss that decays by a power law or an exponential, with transitions of kind A.
 
-    Half of the falls are abrupt, half logistic and up to a twentieth of the run wide; each takes 10 to 40 % of the loss.
-    λ and the trace rise by 3 to 8 of their standard errors; the loss on a probe is measured to 3 %.
+    There it falls, λ and the trace rise. Half of the falls are abrupt, half logistic and up to a twentieth of the run
+    wide; each takes 10 to 40 % of the loss. λ and the trace rise by 3 to 8 of their standard errors; the loss on a
+    probe is measured to 3 %.
 
     Args:
         seed: of all that is random.
@@ -70,7 +77,7 @@ def two_clock_run(
         noise: of the training loss, see :func:`minibatch_noise`.
         total: steps.
         measurements: how many, evenly spaced.
-        quiet: whether only the training loss tells of the transitions.
+        sigma: standard deviation of the training loss, as a share of it.
     """
     rng = np.random.default_rng(seed)
     steps = np.arange(total)
@@ -90,12 +97,13 @@ def two_clock_run(
     for centre, width in zip(centres, widths, strict=True):
         share = _share(steps, centre, width)
         course = course * (1.0 - rng.uniform(0.1, 0.4) * share)
-        raised += (0.0 if quiet else rng.uniform(3.0, 8.0)) * share[at]
-    loss = course * (1.0 + SIGMA * minibatch_noise(rng, total, noise))
+        raised += rng.uniform(3.0, 8.0) * share[at]
+    loss = course * (1.0 + sigma * minibatch_noise(rng, total, noise))
     local = np.exp(0.15 * rng.standard_normal(measurements))
+    drift = rng.uniform(-2.0, 2.0) * steps[at] / total
     values = {
-        "loss": course[at] * (1.0 + 0.03 * rng.standard_normal(measurements)) if not quiet else np.full(measurements, 1.0),
-        "llc_behavioral": 20.0 + raised + rng.uniform(-2, 2) * steps[at] / total + local * rng.standard_normal(measurements),
+        "loss": course[at] * (1.0 + 0.03 * rng.standard_normal(measurements)),
+        "llc": 20.0 + raised + drift + local * rng.standard_normal(measurements),
         "hessian_trace": 50.0 + 2.0 * raised + 2.0 * rng.standard_normal(measurements),
     }
     truth = []
@@ -103,8 +111,31 @@ def two_clock_run(
         first = int(np.searchsorted(at, centre - width / 2)) - 1
         last = int(np.searchsorted(at, centre + width / 2))
         truth.append(Truth(max(first, 0), min(last, measurements - 1), (float(centre), float(centre)), "A"))
-    measured = Run(at.astype(float), values, {"llc_behavioral": local}, truth)
+    measured = Run(at.astype(float), values, {"llc": local}, truth)
     return TwoClocks(measured, steps, loss, tuple(zip(centres.tolist(), widths, strict=True)))
+
+
+def touching(found: Sequence[tuple[float, float]], run: TwoClocks, within: float) -> list[tuple[int, int]]:
+    """Pairs (found, true), each used once: what was found, from step to step, comes as near as that to a true one.
+
+    It reaches at most twice as far beyond it.
+    """
+    pairs: list[tuple[int, int]] = []
+    free = list(range(len(run.places)))
+    for number, (start, end) in enumerate(found):
+        for which in free:
+            centre, width = run.places[which]
+            low, high = centre - width / 2, centre + width / 2
+            if (
+                start <= high + within
+                and end >= low - within
+                and start >= low - 2 * within
+                and end <= high + 2 * within
+            ):
+                free.remove(which)
+                pairs.append((number, which))
+                break
+    return pairs
 
 
 def _share(steps: np.ndarray, centre: float, width: float) -> np.ndarray:
