@@ -297,8 +297,17 @@ class WatchingCallback(CallbackBase):
         return self._driver_state() if self._watch is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the run starts."""
+        """Keep the state until the run starts; what is none is warned of, and the run watched from here on."""
         self._restored = state_dict or None
+        if state_dict and not (
+            isinstance(state_dict.get("watch"), dict) and isinstance(state_dict.get("probes"), list)
+        ):
+            self._restored = None
+            warnings.warn(
+                f"phasewatch: the checkpoint holds no state of {type(self).__name__} that it can go on from "
+                f"(it has {', '.join(map(repr, state_dict))}; expected 'watch' and 'probes'). It begins anew.",
+                stacklevel=2,
+            )
 
     def _choose_directory(self, trainer: Any) -> Path | None:
         """Where the run is recorded, the same on every rank; all must ask."""
@@ -306,7 +315,7 @@ class WatchingCallback(CallbackBase):
             return Path(self.directory)
         chosen: Path | None = None
         if not trainer.fast_dev_run:
-            record = self._restored["watch"]["record"] if self._restored else None
+            record = self._restored["watch"].get("record") if self._restored else None
             chosen = directory_of_run(trainer, None if record is None else Path(record["path"]))
         return trainer.strategy.broadcast(chosen)
 
