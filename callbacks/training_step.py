@@ -119,7 +119,7 @@ class _ReadOnly:
         self._wrapped = wrapped
 
     @property
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # type: ignore[misc]
         return type(self._wrapped)
 
     @property

@@ -298,11 +298,9 @@ class WatchingCallback(CallbackBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the run starts; what is none is warned of, and the run watched from here on."""
-        self._restored = state_dict or None
-        if state_dict and not (
-            isinstance(state_dict.get("watch"), dict) and isinstance(state_dict.get("probes"), list)
-        ):
-            self._restored = None
+        is_whole = isinstance(state_dict.get("watch"), dict) and isinstance(state_dict.get("probes"), list)
+        self._restored = state_dict if is_whole else None
+        if state_dict and not is_whole:
             warnings.warn(
                 f"phasewatch: the checkpoint holds no state of {type(self).__name__} that it can go on from "
                 f"(it has {', '.join(map(repr, state_dict))}; expected 'watch' and 'probes'). It begins anew.",
