@@ -118,8 +118,8 @@ class _ReadOnly:
     def __init__(self, wrapped: Any) -> None:
         self._wrapped = wrapped
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         return type(self._wrapped)
 
     @property
