@@ -34,7 +34,7 @@ class TrainingStepLoss:
         """
         if not isinstance(module, _Inert):
             self._make_inert(module)
-        output = module.training_step(*((batch, 0) if _takes_index(module.training_step) else (batch,)))
+        output = module.training_step(*_arguments(module.training_step, batch))
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise ValueError(
@@ -58,13 +58,18 @@ def returns_nothing(training_step: Any) -> bool:
         tree = ast.parse(textwrap.dedent(inspect.getsource(training_step)))
     except (OSError, TypeError, SyntaxError):
         return False
+    if not any(isinstance(node, ast.FunctionDef) for node in tree.body):  # a lambda, which returns what it is
+        return False
     return not any(isinstance(node, ast.Return) and node.value is not None for node in ast.walk(tree))
 
 
-def _takes_index(training_step: Any) -> bool:
-    """Whether Lightning would pass the index of the batch: by position, whatever the name of the argument."""
-    parameters = inspect.signature(training_step).parameters.values()
-    return len(parameters) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+def _arguments(training_step: Any, batch: Any) -> tuple[Any, ...]:
+    """What Lightning would pass: an iterator to ``dataloader_iter``, else by position, whatever the names."""
+    parameters = inspect.signature(training_step).parameters
+    if "dataloader_iter" in parameters:
+        return (iter([(batch, 0, 0)]),)
+    takes_index = len(parameters) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    return (batch, 0) if takes_index else (batch,)
 
 
 class _Inert:
@@ -91,8 +96,9 @@ class _Inert:
     def toggled_optimizer(self, *_: Any, **__: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def optimizers(self, *_: Any, **__: Any) -> Any:
-        return _one_or_all([_ReadOnly(optimizer) for optimizer in self._trainer.optimizers])
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        wrapped, plain = self._trainer.strategy._lightning_optimizers, self._trainer.optimizers
+        return _one_or_all([_ReadOnly(optimizer) for optimizer in (wrapped if use_pl_optimizer else plain)])
 
     def lr_schedulers(self) -> Any:
         return _one_or_all([_ReadOnly(config.scheduler) for config in self._trainer.lr_scheduler_configs])
@@ -107,10 +113,18 @@ class _Inert:
 
 
 class _ReadOnly:
-    """An optimizer or scheduler that can be read and not moved."""
+    """An optimizer or scheduler that can be read and not moved; ``isinstance`` says of it what it says of that."""
 
     def __init__(self, wrapped: Any) -> None:
         self._wrapped = wrapped
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._wrapped)
+
+    @property
+    def optimizer(self) -> Any:
+        return _ReadOnly(self._wrapped.optimizer)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wrapped, name)

@@ -6,15 +6,18 @@ import importlib
 import importlib.util
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
@@ -30,6 +33,7 @@ from phasewatch.measure import Probe
 from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
+from phasewatch.price import spoken
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
@@ -60,6 +64,8 @@ SINCE_TRANSITION = "steps_since_transition"
 _SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _LARGEST_NETWORK_FOR_ONE_BATCH = 100_000
 _LARGEST_PROBE_IN_CHECKPOINT = 64 * 2**20
+SHARE_OF_TIMEOUT = 0.5
+"""Of the time after which processes give up waiting for one another; a measurement that takes longer is warned of."""
 LONGEST_COLLECTION = 0.1
 """Share of a run after which a stream's probe is what it has given so far."""
 
@@ -89,6 +95,9 @@ class WatchingCallback(CallbackBase):
         self._kept_back = 0
         self._began_at = 0
         self._alone = True
+        self._unprepared: Sequence[WatchingCallback] = ()
+        self._waited_for = ""
+        self._told_of_timeout = False
 
     @property
     def run(self) -> Run:
@@ -152,7 +161,7 @@ class WatchingCallback(CallbackBase):
             raise ValueError(f"training_step of {type(pl_module).__name__} returns no loss. {ADVICE}")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Draw the probes and begin the record; what is seen in seconds not to be measurable is an error here."""
+        """Choose where to record; all else waits until the hooks of the module that come first have been called."""
         family = [c for c in trainer.callbacks if isinstance(c, WatchingCallback)]
         if family[0] is not self:
             return
@@ -170,14 +179,10 @@ class WatchingCallback(CallbackBase):
         self._alone = trainer.world_size == 1
         if not trainer.is_global_zero:
             return
-        monitors = [monitor for callback in family for monitor in callback.monitors(trainer, pl_module)]
-        self._streams = [(m, m.probe.batches) for m in monitors if isinstance(m.probe.batches, StreamProbe)]
-        self._pending = monitors, next((d for c in family if (d := c.detector()) is not None), None)
         self._watch = self._signals = None
-        if self._restored is not None:
-            self._restore_probes(trainer)
-        if not self._streams:
-            self._start(trainer, pl_module)
+        self._streams = []
+        self._unprepared = family
+        self._waited_for = ""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure the weights before this batch is trained on, if a measurement is due."""
@@ -188,10 +193,42 @@ class WatchingCallback(CallbackBase):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         # All ranks handle a signal after what they do together: Lightning's handler of SIGTERM is such a thing too.
         with held_back():
+            if self._unprepared:
+                self._prepare(trainer, pl_module)
             if self._streams:
                 self._collect(trainer, pl_module, batch, step)
             if step >= self._next_visit:
                 self._visit(trainer, step)
+
+    def _prepare(self, trainer: Any, module: Any) -> None:
+        """Draw the probes and begin the record; what is seen in seconds not to be measurable is an error here.
+
+        Attributes and parameters that the first batch makes are waited for.
+        """
+        if not self._waited_for and any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+            self._waited_for = "a parameter was not initialised"
+            return
+        try:
+            monitors = [monitor for callback in self._unprepared for monitor in callback.monitors(trainer, module)]
+            self._streams = [(m, m.probe.batches) for m in monitors if isinstance(m.probe.batches, StreamProbe)]
+            self._pending = monitors, next((d for c in self._unprepared if (d := c.detector()) is not None), None)
+            if self._restored is not None:
+                self._restore_probes(trainer)
+            if not self._streams:
+                self._start(trainer, module)
+        except Exception as error:
+            cause = error if isinstance(error, AttributeError) else error.__cause__
+            if self._waited_for or not isinstance(cause, AttributeError):
+                raise
+            self._waited_for = str(cause)
+            return
+        self._unprepared = []
+        if self._waited_for:
+            _say(
+                trainer,
+                f"phasewatch: before the first batch {self._waited_for}, so that the loss cannot be computed there: "
+                "measuring begins after it.",
+            )
 
     def _visit(self, trainer: Any, step: int) -> None:
         """Measure if it is due, and tell the other ranks, which meet here."""
@@ -200,6 +237,8 @@ class WatchingCallback(CallbackBase):
             self._watch.at(step)
             measured = self._watch.last_taken == step
             self._next_visit = self._watch.next_visit
+            if measured:
+                self._warn_of_timeout(trainer, self._watch)
         elif trainer.is_global_zero:
             self._next_visit = step + 1
         measured = self._share(trainer, measured)
@@ -260,8 +299,15 @@ class WatchingCallback(CallbackBase):
         return self._driver_state() if self._watch is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the run starts."""
-        self._restored = state_dict or None
+        """Keep the state until the run starts; what is none is warned of, and the run watched from here on."""
+        is_whole = isinstance(state_dict.get("watch"), dict) and isinstance(state_dict.get("probes"), list)
+        self._restored = state_dict if is_whole else None
+        if state_dict and not is_whole:
+            warnings.warn(
+                f"phasewatch: the checkpoint holds no state of {type(self).__name__} that it can go on from "
+                f"(it has {', '.join(map(repr, state_dict))}; expected 'watch' and 'probes'). It begins anew.",
+                stacklevel=2,
+            )
 
     def _choose_directory(self, trainer: Any) -> Path | None:
         """Where the run is recorded, the same on every rank; all must ask."""
@@ -269,7 +315,7 @@ class WatchingCallback(CallbackBase):
             return Path(self.directory)
         chosen: Path | None = None
         if not trainer.fast_dev_run:
-            record = self._restored["watch"]["record"] if self._restored else None
+            record = self._restored["watch"].get("record") if self._restored else None
             chosen = directory_of_run(trainer, None if record is None else Path(record["path"]))
         return trainer.strategy.broadcast(chosen)
 
@@ -336,7 +382,9 @@ class WatchingCallback(CallbackBase):
                 say=partial(_say, trainer),
                 progress=ShownProgress(trainer),
             )
-        except (RuntimeError, AttributeError, KeyError, IndexError) as error:
+        except Exception as error:
+            if _is_own(error):
+                raise
             raise ValueError(
                 f"The loss of {type(module).__name__} cannot be recomputed ({type(error).__name__}: {error}). {ADVICE}"
             ) from error
@@ -348,6 +396,22 @@ class WatchingCallback(CallbackBase):
         self._signals = TrainingSignals(watch, trainer)
         self._own_metrics = metrics.names
         self._next_visit = watch.next_visit
+        self._warn_of_timeout(trainer, watch)
+
+    def _warn_of_timeout(self, trainer: Any, watch: Watch) -> None:
+        """Other processes wait while this one measures, and no longer than their group allows."""
+        limit = getattr(trainer.strategy, "_timeout", None)
+        if trainer.world_size == 1 or self._told_of_timeout or not isinstance(limit, timedelta):
+            return
+        if watch.clock.end_seconds > SHARE_OF_TIMEOUT * limit.total_seconds():
+            self._told_of_timeout = True
+            warnings.warn(
+                f"phasewatch: a measurement takes about {spoken(watch.clock.end_seconds)}, for which the other "
+                f"processes wait, and after {spoken(limit.total_seconds())} they give up, which ends training. "
+                "strategy=DDPStrategy(timeout=timedelta(...)) lets them wait for longer; a smaller probe or fewer "
+                "estimators take less.",
+                stacklevel=2,
+            )
 
     def _keep_checkpoint(self, trainer: Any, step: int) -> None:
         """Keep the state at a measurement back, and what lies around a transition; all ranks must ask."""
@@ -526,6 +590,8 @@ class MonitoringCallback(WatchingCallback):
         except NoOutputsError:  # nor will they be seen on the probe, of which the watch tells
             return None
         except Exception as error:
+            if isinstance(error, AttributeError) and not self._waited_for:
+                raise  # it may be there after the first batch
             found = f"the loss cannot be taken on them ({type(error).__name__}: {error})"
         if isinstance(found, str):
             _say(
@@ -728,6 +794,15 @@ def _is_plain(tree: Any) -> bool:
     if isinstance(tree, (list, tuple)):
         return type(tree) in (list, tuple) and all(_is_plain(v) for v in tree)
     return type(tree) is Tensor or isinstance(tree, (int, float, str, bool, type(None)))
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether it says by itself what to mend: raised by phasewatch, on purpose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return place.startswith("phasewatch.") and isinstance(error, (ValueError, TypeError, OSError))
 
 
 def _say(trainer: Any, message: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,46 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class CollectiveError(RuntimeError):
+    """A loss waits for other processes, which do not compute it now."""
+
+
+@contextmanager
+def _without_collectives() -> Iterator[None]:
+    """Refuse what this thread asks of other processes, which are not measuring: it would wait for ever.
+
+    All functions of ``torch.distributed`` that wait ask first whether this process takes part.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        yield
+        return
+    collectives: Any = torch.distributed.distributed_c10d
+    takes_no_part = collectives._rank_not_in_group
+
+    def refuse(group: Any) -> Any:
+        if _inside.get() and torch.distributed.get_world_size() > 1:
+            raise CollectiveError(
+                "the loss waits for other processes (all_gather, all_reduce, barrier or the like), and one process "
+                "alone measures it; give one that does without"
+            )
+        return takes_no_part(group)
+
+    collectives._rank_not_in_group = refuse
+    try:
+        yield
+    finally:
+        collectives._rank_not_in_group = takes_no_part
+
+
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Gradients on; inference mode, autocast and anomaly detection off; random streams restored at the end.
+    """Gradients on; all that might change what is computed off; random streams restored at the end.
+
+    Off are inference mode, autocast, anomaly detection, ``torch.compile`` (what is compiled has no second derivatives)
+    and collective communication.
 
     A measurement made inside may be started from any hook of a training framework (validation runs under
     ``inference_mode``, mixed precision under ``autocast``) and computes the same numbers in each. Anomaly detection
@@ -94,6 +129,8 @@ def isolated() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_without_collectives())
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

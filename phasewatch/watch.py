@@ -80,6 +80,23 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
 # is too long for a checkpoint.
 _IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
 _HISTORY: tuple[Kind, ...] = (*_IN_CHECKPOINTS, "observed")
+STATE = (
+    "run_id",
+    "record",
+    "lines",
+    "detector",
+    "next_visits",
+    "schedules",
+    "last_taken",
+    "start",
+    "planned_for",
+    "left_out",
+    "chains_in_each",
+    "until_chains",
+    "prices",
+    "clock",
+)
+"""What a state holds from which a watch goes on."""
 # Seconds: what takes longer shows in a progress bar what it is at.
 SHOWN_FROM = 2.0
 
@@ -872,10 +889,18 @@ class Watch:
             places: Further directories in which the record may lie, for example beside the checkpoint.
 
         Raises:
-            ValueError: If :meth:`at` was asked already.
+            ValueError: If :meth:`at` was asked already. A state that lacks something is none: a warning says so, and
+                the watch begins anew.
         """
         if self._recording:
             raise ValueError("load_state_dict came after the first step; call it right after creation.")
+        if missing := [name for name in STATE if name not in state]:
+            warnings.warn(
+                f"phasewatch: the state to resume from lacks {', '.join(missing)}: it is of another version, or was "
+                "changed. The watch begins anew; what was measured before is in the record of that run.",
+                stacklevel=2,
+            )
+            return
         self._recording = True
         self._last_taken = state["last_taken"]
         if state["planned_for"] == ([] if self._budget is None else _limits(self._budget)):

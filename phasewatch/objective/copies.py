@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,12 +41,28 @@ def structure_copy(module: nn.Module) -> nn.Module:
             "copy so as not to touch the original. Define __deepcopy__ on what cannot be copied, or keep it outside "
             "of the module."
         ) from error
+    copies = {id(one): other for one, other in zip(module.modules(), duplicate.modules(), strict=True)}
+    for submodule in module.modules():
+        _bind_uncompiled(vars(submodule), copies[id(submodule)], copies)
     for submodule in duplicate.modules():
+        if isinstance(submodule, (nn.Embedding, nn.EmbeddingBag)):
+            submodule.sparse = False  # the same numbers, and a gradient that fits into a vector
         submodule._backward_hooks.clear()
         submodule._backward_pre_hooks.clear()
         for name, child in submodule._modules.items():
             submodule._modules[name] = _uncompiled(child)
     return _uncompiled(duplicate)
+
+
+def _bind_uncompiled(attributes: Mapping[str, Any], own: nn.Module, copies: Mapping[int, nn.Module]) -> None:
+    """A method that was compiled, as in ``module.forward = torch.compile(module.forward)``, belongs to the original."""
+    for name, value in attributes.items():
+        if isinstance(value, types.FunctionType) and hasattr(value, "_torchdynamo_orig_callable"):
+            plain = value._torchdynamo_orig_callable
+            if plain.__globals__["__name__"] == "torch._dynamo.external_utils":  # around methods of torch's own modules
+                plain = plain.__wrapped__
+            owner = copies.get(id(getattr(plain, "__self__", None)))
+            vars(own)[name] = plain if owner is None else types.MethodType(plain.__func__, owner)
 
 
 def _uncompiled(module: Any) -> Any:

@@ -112,7 +112,7 @@ class Program:
     def _compile(self, vectors: Tensor, tensors: list[Tensor]) -> None:
         compiled = torch.compile(self._steps.each, dynamic=False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.compiler.set_stance("default"):
                 compiled(vectors, *self._steps.once(*tensors))
         except Exception as error:
             warnings.warn(
@@ -121,4 +121,4 @@ class Program:
                 stacklevel=2,
             )
         else:
-            self._steps = replace(self._steps, each=compiled)
+            self._steps = replace(self._steps, each=torch.compiler.set_stance("default")(compiled))

@@ -21,7 +21,7 @@ def number(value: Any, what: str) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise ValueError(f"{what} is a number of {value.bit_length()} bits; expected one that a float holds") from error
+        raise ValueError(f"{what} is {_shown(value)}; expected one that a float holds") from error
 
 
 def number_or_none(value: Any, what: str) -> float | None:

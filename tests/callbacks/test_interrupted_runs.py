@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from lightning_cases import QUICK, Classifier, data, same
+from lightning_cases import Classifier, data, same
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 import phasewatch.watch
-from phasewatch.callbacks import PhaseWatch
+from phasewatch.callbacks import HessianMonitor
 from phasewatch.record import Run, load_run
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -29,6 +29,12 @@ class At(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             self.act()
+
+
+def watching(tmp_path: Path) -> HessianMonitor:
+    return HessianMonitor(
+        schedule=2, num_eigenvalues=2, probe_samples=16, directory=str(tmp_path / "run"), on_error="raise"
+    )
 
 
 def cut_short(tmp_path: Path, callbacks: list[pl.Callback], expected: type[BaseException]) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def test_a_signal_in_a_measurement(
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     plain = cut_short(tmp_path, [At(4, lambda: signal.raise_signal(signum))], expected)
     send_while_measured(monkeypatch, 4, signum)
-    watch = PhaseWatch(schedule=2, directory=str(tmp_path / "run"), **QUICK)
+    watch = watching(tmp_path)
     with caplog.at_level(logging.INFO):
         watched = cut_short(tmp_path, [watch], expected)
     for number, handler in before.items():
@@ -93,7 +99,7 @@ def test_an_exception_of_the_training_itself(tmp_path: Path, caplog: pytest.LogC
     def broken() -> None:
         raise ZeroDivisionError("planted")
 
-    watch = PhaseWatch(schedule=2, directory=str(tmp_path / "run"), **QUICK)
+    watch = watching(tmp_path)
     with caplog.at_level(logging.INFO):
         cut_short(tmp_path, [watch, At(3, broken)], ZeroDivisionError)
     run = load_run(tmp_path / "run")

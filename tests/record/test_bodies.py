@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import random
@@ -20,22 +21,19 @@ from phasewatch.report import analyze_run, format_moved, format_table
 
 LOSS = Change(1.0, 2.0, 1.0, 0.1, (0.8, 1.2), 10.0)
 TRANSITION = Transition(
-    10.0,
-    20.0,
-    15.0,
-    (12.0, 18.0),
-    "A",
-    {"loss": LOSS},
-    9.0,
-    0.01,
-    0.01,
-    ("loss",),
-    1.0,
-    -1.0,
-    5.0,
-    False,
-    None,
-    ("fine",),
+    start=10.0,
+    end=20.0,
+    step=15.0,
+    interval=(12.0, 18.0),
+    kind="A",
+    changes={"loss": LOSS},
+    score=9.0,
+    p_value=0.01,
+    seen_by=("loss",),
+    consensus=1.0,
+    free_energy=-1.0,
+    equal_n=5.0,
+    resolutions=("fine",),
 )
 HOSTILE: list[Any] = [None, True, 0, -1, 1, 2**31, 2**63, 2**70, 10**40, -(10**400), 1e308, -1e308, 1e-320]
 HOSTILE += ["", "x", "\x1b[31mred", "NaN", [], {}, [[]], [None], {"a": 1}, [1] * 50, float("inf"), float("nan")]
@@ -148,7 +146,7 @@ def test_many_mutated_bodies_are_damaged_lines_or_our_own_error(tmp_path: Path) 
         (
             5,
             {"histograms": {"a": {"positions": [1.0], "weights": []}}},
-            r"weights is \[\]; expected a list of 1 numbers",
+            "weights is .*; expected a list of 1 numbers",
         ),
         (14, {"signals": [{"names": ["a"], "count": 2**50, "packed": ""}]}, "it says that it holds 1351.* bytes"),
         (14, {"signals": [{"names": ["a"], "count": 3, "packed": "x"}]}, "observed line"),
@@ -192,8 +190,6 @@ def test_a_line_that_is_none_is_said_to_be_none(text: str, reason: str, tmp_path
 
 
 def test_a_block_that_unpacks_to_more_than_it_says_takes_no_memory(tmp_path: Path) -> None:
-    import base64
-
     journal = begin(tmp_path)
     bomb = base64.b64encode(zlib.compress(bytes(2**28), 9)).decode()
     journal.append("observed", {"step": 0, "signals": [{"names": ["a"], "count": 3, "packed": bomb}]})

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.cli import main
 from phasewatch.record import RecordError
-from phasewatch.tensorboard import find_event_files, read_scalars
+from phasewatch.tensorboard import find_event_files, read_scalars, run_of_scalars
 
 
 def event_file(directory: Path, tag: str = "loss", points: int = 20) -> Path:
@@ -40,14 +40,12 @@ def test_a_flip_anywhere_and_a_cut_anywhere_is_said_and_what_is_before_it_is_kep
     for _ in range(150):
         at = rng.randrange(len(content))
         cut = rng.random() < 0.5
-        file.write_bytes(
-            content[:at] if cut else content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
-        )
+        flipped = bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+        file.write_bytes(content[:at] if cut else content[:at] + flipped)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             found = read_scalars(file).get("loss", (None, np.array([])))[1]
         assert found.tolist() == whole[: len(found)].tolist()
-        assert len(found) == len(whole) or len(told) == 1 or content[:at].endswith(record(b"")) or cut
         if told:
             assert "not to its end" in str(told[0].message)
         else:  # a cut between two events cannot be seen
@@ -115,6 +113,4 @@ def test_a_directory_without_any_scalar_that_can_be_read(tmp_path: Path, capsys:
     err = capsys.readouterr().err
     assert "not to its end" in err and "no scalar that looks like a loss" in err
     with pytest.warns(UserWarning, match="event 0"), pytest.raises(RecordError):
-        from phasewatch.tensorboard import run_of_scalars
-
         run_of_scalars(read_scalars(file), ["loss"], "here")
