@@ -178,10 +178,10 @@ class WatchingCallback(CallbackBase):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure the weights before this batch is trained on, if a measurement is due."""
-        if self._next_visit is None:
-            return
         if self._signals is not None:
             self._signals.batch_starts()
+        if self._next_visit is None:
+            return
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._streams:
             self._collect(trainer, pl_module, batch, step)
