@@ -28,12 +28,14 @@ from phasewatch.measure import Probe
 from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
+from phasewatch.price import what_would_help
 from phasewatch.probe import DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
 from phasewatch.schedule import Schedule, Spread
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
+from phasewatch.transitions.detect import MIN_POINTS
 from phasewatch.watch import CHECKED_AT_THE_START, Listener, Monitor, OnError, Watch
 
 if TYPE_CHECKING:
@@ -720,10 +722,9 @@ def _summary(watch: Watch) -> str:
     if measured:
         text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
     budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
-    if measured < 10 and budgets:
-        text += (
-            f"\n  A measurement takes {watch.clock.measurement_seconds:.1f} s; "
-            f"max_overhead={budgets[0].max_overhead:g} of {watch.clock.training_seconds:.1f} s of training, or "
-            f"free_seconds={budgets[0].free_seconds:g}, allows no more. max_overhead=None lifts the limit."
-        )
+    short = measured < MIN_POINTS and bool(budgets) and len(watch.prices) > 0
+    # where the seconds would have paid for one more, it is the run that was short
+    if short and budgets[0].left(watch.clock) < watch.clock.measurement_seconds:
+        helps = what_would_help(watch.prices, budgets[0], watch.clock.training_seconds)
+        text += f"\n  Little was measured: {helps}"
     return text

@@ -89,8 +89,8 @@ class Stretch:
         at_end = y.mean() + slope * (t[-1] - middle)
         scatter = ((y - y.mean() - slope * (t - middle)) ** 2).sum() / (len(t) - 2)
         noise = math.sqrt(max(scatter, np.mean([b.variance for b in blocks])))
-        fitted = (slope, t[-1], at_end, noise, np.abs(y).mean(), middle, spread)
-        return cls(*map(float, fitted), len(t))
+        level = float(np.abs(y).mean())
+        return cls(float(slope), float(t[-1]), float(at_end), noise, level, float(middle), float(spread), len(t))
 
     def is_left_by(self, blocks: Sequence[Block]) -> bool:
         """Whether blocks after it move away from where it ended, faster than it did and for certain."""
