@@ -1,10 +1,11 @@
 """What the signals at every step cost, as a share of the bare training step beside them.
 
-Plain loops train in turns of two hundred steps, with and without ``watch.observe`` at every step, so that whatever else
-the machine does falls on both; the share is that of the sums of processor time. Beside it stands what the observer
-counts of itself by the clock, which is what it keeps to its one per cent by. In Lightning, where one run cannot do
+Plain loops train in turns, with and without ``watch.at`` and ``watch.observe`` at every step, so that whatever else the
+machine does falls on both. The share taken is the time in these calls over that of the bare steps; beside it stands by
+how much the steps with them are longer, which has the wear of the caches in it and is known to within its standard
+error. What the observer counts of itself is what it keeps to its one per cent by. In Lightning, where one run cannot do
 without its callback for a while, the time spent in the callback's hooks is set beside that of the whole fit. No
-measurement is made. One thread.
+measurement is made. One thread; each row in a process of its own, whose peak of memory is told.
 Prints the table and writes benchmarks/results/overhead.md.
 """
 
@@ -12,16 +13,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import platform
+import resource
+import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from reference_runs import Transformer, token_cross_entropy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -30,81 +37,155 @@ from phasewatch.callbacks import HessianMonitor
 from phasewatch.callbacks.observing import TrainingSignals
 
 RESULTS = Path(__file__).parent / "results" / "overhead.md"
-TURN = 200
+TURNS = 25
+"""Of each kind."""
 Row = dict[str, Any]
 
-NETWORKS: dict[str, tuple[tuple[int, ...], int]] = {
-    "MLP (demo)": ((64, 16, 16, 10), 64),
-    "bare loop of 2 ms steps": ((64, 256, 256, 10), 192),
-}
-"""Widths and batch."""
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained in a plain loop.
+
+    Attributes:
+        make: Its network.
+        loss_fn: Its loss.
+        inputs: The shape of one sample; whole numbers below 96 where there is one length alone.
+        labels: The shape of the labels of a sample.
+        batch: Samples.
+        share: Of the steps asked for, so many are made.
+    """
+
+    make: Callable[[], nn.Module]
+    loss_fn: Callable[[nn.Module, Any], Tensor]
+    inputs: tuple[int, ...]
+    labels: tuple[int, ...]
+    batch: int
+    share: float = 1.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20_000, help="steps of each plain loop and of the fit")
+    parser.add_argument("--steps", type=int, default=10_000, help="steps with signals of each row that is quick")
     parser.add_argument("--no-results", action="store_true", help="print only")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = [plain_loop(name, *network, given.steps) for name, network in NETWORKS.items()]
-    rows.append(lightning(given.steps))
-    text = report(rows, given.steps)
+    rows = []
+    for name in (*TRAININGS, LIGHTNING):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            rows.append(process.submit(row, name, given.steps).result())
+    text = report(rows)
     print(text)
     if not given.no_results:
         RESULTS.write_text(text)
 
 
-def mlp(widths: tuple[int, ...]) -> nn.Sequential:
+def row(name: str, steps: int) -> Row:
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    found = lightning(steps) if name == LIGHTNING else plain_loop(TRAININGS[name], steps)
+    return found | {"name": name, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in zip(widths, widths[1:], strict=False):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
+def convnet() -> nn.Sequential:
+    """That of the reference run on Fashion-MNIST."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(), nn.Linear(64, 10)),
+    )
+
+
 def cross_entropy(module: nn.Module, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(module(batch[0]), batch[1])
 
 
-def plain_loop(name: str, widths: tuple[int, ...], batch: int, steps: int) -> Row:
-    module = mlp(widths)
+LIGHTNING = "MLP (demo) in Lightning"
+TRAININGS: dict[str, Training] = {
+    "MLP (demo)": Training(lambda: mlp(64, 16, 16, 10), cross_entropy, (64,), (), 64),
+    "bare loop of 2 ms steps": Training(lambda: mlp(64, 256, 256, 10), cross_entropy, (64,), (), 192, 0.2),
+    "convnet": Training(convnet, cross_entropy, (1, 28, 28), (), 64, 0.05),
+    "transformer": Training(Transformer, token_cross_entropy, (128,), (128,), 16, 0.005),
+}
+
+
+def resident() -> float:
+    """Memory of this process, in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def plain_loop(training: Training, steps: int) -> Row:
+    module = training.make()
     optimizer = torch.optim.Adam(module.parameters())
-    inputs, labels = torch.randn(4096, widths[0]), torch.randint(widths[-1], (4096,))
-    spent = {True: 0.0, False: 0.0}
+    samples = 8 * training.batch
+    tokens = training.loss_fn is token_cross_entropy
+    inputs = torch.randint(96, (samples, *training.inputs)) if tokens else torch.randn(samples, *training.inputs)
+    labels = torch.randint(96 if tokens else 10, (samples, *training.labels))
+    steps = max(round(steps * training.share), 2 * TURNS)
+    turn = steps // TURNS
+    spent, inside, empty, resident_early = [0.0], 0.0, _seconds_of_timing(), 0.0
     with tempfile.TemporaryDirectory() as directory:
         watch = Watch(
             module,
-            [(inputs[:64], labels[:64])],
-            loss_fn=cross_entropy,
+            [(inputs[:8], labels[:8])],
+            loss_fn=training.loss_fn,
             estimators=(),
             schedule=[10**9],
             directory=directory,
         )
-        for step in range(2 * steps):
-            observes = step // TURN % 2 == 1
+        observed = 0
+        for step in range(2 * turn * TURNS):
+            observes = step // turn % 2 == 1
+            if step % turn == 0:
+                spent.append(0.0)
+            if step == 2 * turn * TURNS // 10:
+                resident_early = resident()
             began, by_the_clock = time.process_time(), time.perf_counter()
-            first = step * batch % (4096 - batch)
+            rows = slice(step * training.batch % samples, step * training.batch % samples + training.batch)
+            if observes:
+                called = time.perf_counter()
+                watch.at(step)
+                inside += time.perf_counter() - called - empty
             optimizer.zero_grad()
-            loss = cross_entropy(module, (inputs[first : first + batch], labels[first : first + batch]))
+            loss = training.loss_fn(module, (inputs[rows], labels[rows]))
             loss.backward()
             if observes:
-                watch.observe(step, optimizer, loss=loss)
+                called = time.perf_counter()
+                watch.observe(observed, optimizer, loss=loss)
+                inside += time.perf_counter() - called - empty
+                observed += 1
             optimizer.step()
-            spent[observes] += time.process_time() - began
+            spent[-1] += time.process_time() - began
             if not observes:  # as if it had been a measurement: no time of the run that is watched
                 watch.clock.measuring_seconds += time.perf_counter() - by_the_clock
+        grown = resident() - resident_early
         watch.close()
         size = sum(len(line.encoded()) for line in watch._journal.lines if line.kind == "observed")
-        counted = watch.observer.seconds / watch.observer.training_seconds
+    without, with_signals = spent[1::2], spent[2::2]
+    longer = [a / b - 1 for a, b in zip(with_signals, without, strict=True)]
     return {
-        "name": name,
         "parameters": sum(p.numel() for p in module.parameters()),
-        "step ms": 1e3 * spent[False] / steps,
-        "share": spent[True] / spent[False] - 1,
-        "counted": counted,
+        "steps": observed,
+        "step ms": 1e3 * sum(without) / observed,
+        "share": inside / watch.observer.training_seconds,
+        "longer": f"{statistics.median(longer):+.1%} ± {1.25 * statistics.stdev(longer) / TURNS**0.5:.1%}",
+        "counted": watch.observer.seconds / watch.observer.training_seconds,
+        "losses": watch.observer.every,
         "interval": watch.observer.interval,
-        "MB": size / steps,
+        "MB": size / observed,
+        "grown": grown,
     }
+
+
+def _seconds_of_timing() -> float:
+    """What a pair of readings of the clock shows where nothing is between them."""
+    pairs = [-time.perf_counter() + time.perf_counter() for _ in range(10_000)]
+    return statistics.median(pairs)
 
 
 class Digits(pl.LightningModule):
@@ -112,7 +193,7 @@ class Digits(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = mlp((64, 16, 16, 10))
+        self.net = mlp(64, 16, 16, 10)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = cross_entropy(self.net, batch)
@@ -123,66 +204,85 @@ class Digits(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Resident(pl.Callback):
+    """Notes how much memory is taken after a tenth of the steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.early = step, 0.0
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.early = resident()
+
+
 def lightning(steps: int) -> Row:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    in_hooks = [0.0]
+    in_hooks, empty = [0.0], _seconds_of_timing()
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            began = time.process_time()
+            began = time.perf_counter()
             try:
                 return method(*arguments)
             finally:
-                in_hooks[0] += time.process_time() - began
+                in_hooks[0] += time.perf_counter() - began - empty
 
         return call
 
     for hook in ("batch_starts", "backward_starts", "optimizer_steps", "batch_ends"):
         setattr(TrainingSignals, hook, timed(getattr(TrainingSignals, hook)))
-    torch.manual_seed(0)
     data = TensorDataset(torch.randn(4096, 64), torch.randint(10, (4096,)))
+    memory = Resident(steps // 10)
     with tempfile.TemporaryDirectory() as directory:
         callback = HessianMonitor(schedule=[10**9], directory=directory)
         trainer = pl.Trainer(
             max_steps=steps,
             max_epochs=-1,
-            callbacks=[callback],
+            callbacks=[callback, memory],
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        began = time.process_time()
+        began = time.perf_counter()
         trainer.fit(Digits(), DataLoader(data, 64, shuffle=True))
-        whole = time.process_time() - began - in_hooks[0]
+        whole = time.perf_counter() - began - in_hooks[0]
+        grown = resident() - memory.early
         watch = callback.watch
         assert watch is not None
         size = sum(len(line.encoded()) for line in watch._journal.lines if line.kind == "observed")
     return {
-        "name": "MLP (demo) in Lightning",
         "parameters": sum(p.numel() for p in watch.module.parameters()),
+        "steps": steps,
         "step ms": 1e3 * whole / steps,
         "share": in_hooks[0] / whole,
+        "longer": "",
         "counted": watch.observer.seconds / watch.observer.training_seconds,
+        "losses": watch.observer.every,
         "interval": watch.observer.interval,
         "MB": size / steps,
+        "grown": grown,
     }
 
 
-def report(rows: list[Row], steps: int) -> str:
-    head = "| training | parameters | bare step | share taken | as counted | norms every | MB a million steps |"
+def report(rows: list[Row]) -> str:
+    head = (
+        "| training | parameters | steps | bare step | share taken | step longer by | as counted | losses every "
+        "| norms every | MB a million steps | peak memory | grown over the last 90 % |"
+    )
     lines = [
-        f"| {row['name']} | {row['parameters']:,} | {row['step ms']:.2f} ms | {row['share']:.2%} "
-        f"| {row['counted']:.2%} | {row['interval']:,} steps | {row['MB']:.1f} |"
+        f"| {row['name']} | {row['parameters']:,} | {row['steps']:,} | {row['step ms']:.2f} ms | {row['share']:.2%} "
+        f"| {row['longer']} | {row['counted']:.2%} | {row['losses']} | {row['interval']:,} | {row['MB']:.1f} "
+        f"| {row['peak']:.0f} MiB | {row['grown']:.1f} MiB |"
         for row in rows
     ]
-    table = "\n".join([head, "|---|---|---|---|---|---|---|", *lines])
+    table = "\n".join([head, "|" + "---|" * 12, *lines])
     return (
         "# What the signals at every step cost\n\n"
-        f"Made by `make bench-overhead`: {steps:,} steps with them and, in plain loops, as many without in turns of "
-        f"{TURN}, in processor time on one thread.\n"
+        f"Made by `make bench-overhead`: steps with them and, in plain loops, as many without, in {TURNS} turns of "
+        "each, on one thread.\n"
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}.\n\n{table}\n"
     )
 

@@ -33,17 +33,21 @@ class TrainingSignals:
         self._observe = watch.observe
         self._trainer = trainer
         self._step = self.steps_made = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._leaves_out = watch.observer.leaves_out
+        self._is_left_out = False
         self._returned: list[Tensor] = []
         self._backwards: list[Tensor] = []
         self._of_optimizers: dict[str, Tensor] = {}
+        self._losses: Collection[str] = ()
 
     def batch_starts(self) -> None:
         """A batch is about to be trained on."""
         self._step = self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._is_left_out = self._leaves_out(self._step, self._losses)
 
     def backward_starts(self, loss: Tensor) -> None:
         """A gradient is about to be taken of ``loss``."""
-        if self._trainer.lightning_module.automatic_optimization:
+        if self._is_left_out or self._trainer.lightning_module.automatic_optimization:
             return
         plain = loss.detach().clone()
         scaler = getattr(self._trainer.precision_plugin, "scaler", None)
@@ -52,6 +56,8 @@ class TrainingSignals:
 
     def optimizer_steps(self, optimizer: Any) -> None:
         """An optimizer is about to step with the gradients that are there."""
+        if self._is_left_out:
+            return
         self._observe(self._step, optimizer)
         if self._backwards:
             index = self._trainer.optimizers.index(optimizer) if optimizer in self._trainer.optimizers else 0
@@ -64,6 +70,10 @@ class TrainingSignals:
         Args:
             outputs: Of ``training_step``, as the trainer gives them to its callbacks.
         """
+        if self._is_left_out:
+            if not self._trainer.fit_loop.epoch_loop._should_accumulate():
+                self.steps_made = self._step + 1
+            return
         loop, module = self._trainer.fit_loop.epoch_loop, self._trainer.lightning_module
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
@@ -75,12 +85,12 @@ class TrainingSignals:
         self.steps_made = self._step + 1
         returned, of_optimizers = self._returned, self._of_optimizers
         self._returned, self._of_optimizers = [], {}
-        if len(returned) == 1:
-            self._observe(self._step, None, loss=returned[0])
-        elif returned:
-            self._observe(self._step, None, loss=sum(returned[1:], returned[0]) / len(returned))
-        elif of_optimizers:
-            self._observe(self._step, None, **of_optimizers)
+        losses = of_optimizers
+        if returned:
+            losses = {"loss": returned[0] if len(returned) == 1 else sum(returned[1:], returned[0]) / len(returned)}
+        if losses:
+            self._losses = losses.keys()
+            self._observe(self._step, None, **losses)
 
     def validation_ends(self, own: Collection[str]) -> None:
         """Pass on the metrics that the user has logged, by their names.

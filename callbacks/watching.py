@@ -33,7 +33,7 @@ from phasewatch.measure import Probe
 from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
-from phasewatch.price import spoken
+from phasewatch.price import spoken, what_would_help
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
@@ -41,6 +41,7 @@ from phasewatch.report import analyze_run, verdict
 from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
+from phasewatch.transitions.detect import MIN_POINTS
 from phasewatch.watch import CHECKED_AT_THE_START, Listener, Monitor, OnError, Watch
 
 if TYPE_CHECKING:
@@ -186,10 +187,10 @@ class WatchingCallback(CallbackBase):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure the weights before this batch is trained on, if a measurement is due."""
-        if self._next_visit is None:
-            return
         if self._signals is not None:
             self._signals.batch_starts()
+        if self._next_visit is None:
+            return
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         # All ranks handle a signal after what they do together: Lightning's handler of SIGTERM is such a thing too.
         with held_back():
@@ -827,10 +828,9 @@ def _summary(watch: Watch) -> str:
     if measured:
         text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
     budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
-    if measured < 10 and budgets:
-        text += (
-            f"\n  A measurement takes {watch.clock.measurement_seconds:.1f} s; "
-            f"max_overhead={budgets[0].max_overhead:g} of {watch.clock.training_seconds:.1f} s of training, or "
-            f"free_seconds={budgets[0].free_seconds:g}, allows no more. max_overhead=None lifts the limit."
-        )
+    short = measured < MIN_POINTS and bool(budgets) and len(watch.prices) > 0
+    # where the seconds would have paid for one more, it is the run that was short
+    if short and budgets[0].left(watch.clock) < watch.clock.measurement_seconds:
+        helps = what_would_help(watch.prices, budgets[0], watch.clock.training_seconds)
+        text += f"\n  Little was measured: {helps}"
     return text

@@ -158,6 +158,8 @@ class Observer:
             taking = UNCOUNTED * max(0.0, self.seconds - self._reading_seconds) / self._taken
             a_step = self.training_seconds / self._steps
             self.every = _rounded_up(taking / ((1 - LEAST_FOR_NORMS) * SHARE * a_step))
+        if self._activity is not None and self._last_step is not None:
+            self._looked_at = self._activity.every(self._last_step)
         often = GIVEN_AT_EVERY_STEP * self._taken
         self._at_every_step = frozenset(name for name, column in self._columns.items() if column.count >= often)
 
@@ -179,8 +181,6 @@ class Observer:
                 activity.take_rates(*news)
             elif not name.startswith(LEARNING_RATE):
                 activity.take(name, *news)
-        if self._last_step is not None:
-            self._looked_at = activity.every(self._last_step)
         self.seconds += time.perf_counter() - began
 
     @property

@@ -214,6 +214,27 @@ def together(prices: Mapping[str, float], left_out: Collection[str]) -> float:
     return sum(seconds for name, seconds in prices.items() if name not in left_out)
 
 
+def what_would_help(prices: Mapping[str, float], budget: Spread, training: float) -> str:
+    """What gives a run that got few measurements more of them, by what it costs or saves.
+
+    Args:
+        prices: Seconds for each part that is measured.
+        budget: The schedule that keeps to one.
+        training: Seconds of training in the whole run.
+    """
+    whole = sum(prices.values())
+    dearest = sorted(prices.items(), key=lambda part: -part[1])[:2]
+    parts = " and ".join(f"{spoken(seconds)} {name}" for name, seconds in dearest)
+    enough = MIN_POINTS * whole
+    share = f" or max_overhead={enough / training:.2g}" if training else ""
+    return (
+        f"a measurement takes {spoken(whole)}, of which {parts}; free_seconds={budget.free_seconds:g} and "
+        f"max_overhead={budget.max_overhead:g} of {spoken(training)} of training allow no more. A transition takes "
+        f"{MIN_POINTS}: free_seconds={math.ceil(enough)}{share} would pay for them, estimators= without the dearest "
+        f"part would take {spoken(whole - dearest[0][1])} each, and a smaller probe (probe_samples=) less of all."
+    )
+
+
 def spoken(seconds: float) -> str:
     """A duration as people say it."""
     for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (math.inf, 3600, "h")):

@@ -23,7 +23,7 @@ CLOSER = 4
 """Measurements in place of one where something is under way: three or four within its distance."""
 SCALES = 20
 """Of the length of a run, the part from which on its time is logarithmic: measurements are even in log(1 + 20 t)."""
-KEPT = 0.25
+KEPT = 0.4
 """Of an even spread over all of the run, so much is spread over what is left even where more was spent before."""
 
 

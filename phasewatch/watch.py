@@ -538,6 +538,11 @@ class Watch:
         return min((visit for visit in visits if visit is not None), default=None)
 
     @property
+    def prices(self) -> dict[str, float]:
+        """Seconds that each part of a measurement takes, as is known by now; what is left out is not among them."""
+        return {name: seconds for name, seconds in self._prices.items() if name not in self._left_out}
+
+    @property
     def last_taken(self) -> int:
         """The last step whose state was measured, or is kept to be measured; -1 before the first."""
         return self._last_taken
@@ -753,6 +758,8 @@ class Watch:
 
     def measure(self, step: int) -> Measurement | None:
         """Measure now with every monitor, whatever the schedule says; before that the first state, if it was kept.
+
+        At a step that is due it takes the place of the schedule's own.
 
         Returns:
             The measurement; None if every estimator failed.

@@ -243,3 +243,10 @@ def test_a_run_that_cannot_pay_for_one_is_told_what_would() -> None:
     assert "takes about 5.8 min, without zeros, hessian, llc still 1.7 min" in told and "nothing is measured" in told
     assert "free_seconds=200 or max_overhead=17 would pay for the start and the end" in told
     assert plan(350, 100, 17, 12).allowed > 2 and plan(350, 100, 0.1, 12, free=200).allowed == 2
+
+
+def test_what_would_help_is_said_by_price() -> None:
+    told = price.what_would_help({"zeros": 4.0, price.CHAINS: 9.0, "rest": 1.0}, Spread(0.1, free_seconds=20), 70.0)
+    assert "takes 14 s, of which 9 s the chains of λ of the function and 4 s zeros" in told
+    assert "free_seconds=112 or max_overhead=1.6 would pay" in told and "would take 5 s each" in told
+    assert "max_overhead=" not in price.what_would_help({"rest": 1.0}, Spread(0.1), 0.0).split("A transition")[1]

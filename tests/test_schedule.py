@@ -16,13 +16,16 @@ def visits(schedule: Schedule, last: int, clock: Clock | None = None) -> list[in
     return steps
 
 
-def simulate(schedule: Spread, step_seconds: float, cost: float, total: int) -> tuple[list[int], Clock]:
-    """A run in which every step and every measurement takes a known time."""
+def simulate(
+    schedule: Spread, step_seconds: float, cost: float, total: int, active: range = range(0)
+) -> tuple[list[int], Clock]:
+    """A run in which every step and every measurement takes a known time, and something is under way at some steps."""
     clock, measured, due, reached = Clock(total_steps=total), [], schedule.next_visit(-1, Clock()), 0
     while due is not None and due <= total:
         clock.training_seconds += (due - reached) * step_seconds
         clock.steps, reached = due, due
         clock.measurement_seconds = clock.measurement_seconds or cost
+        clock.last_active = min(due, active[-1]) if active and due >= active[0] else None
         if schedule.measures(due, clock):
             clock.measuring_seconds += cost
             clock.measurement_seconds = cost
@@ -109,6 +112,38 @@ def test_a_long_run_does_not_spend_its_free_seconds_at_once() -> None:
     assert 25 <= len(measured) <= 30 and clock.measuring_seconds + 10 <= 360
     gaps = [b - a for a, b in zip(measured, measured[1:], strict=False)]
     assert max(gaps) <= 3_000
+
+
+@pytest.mark.parametrize("total", [3_000, 200_000])
+@pytest.mark.parametrize(("begins", "ends"), [(0.1, 0.12), (0.3, 0.36), (0.7, 0.75)])
+def test_where_something_is_under_way_it_is_measured_more_often(begins: float, ends: float, total: int) -> None:
+    """At least three within and after; the even ones before were there already, and after it they go on."""
+    active = range(int(begins * total), int(ends * total))
+    quiet, _ = simulate(Spread(None), 1e-3, 1.0, total)
+    measured, _ = simulate(Spread(None), 1e-3, 1.0, total, active)
+    assert [s for s in measured if s < active[0]] == [s for s in quiet if s < active[0]]
+    within = [s for s in measured if s in active]
+    after = [s for s in measured if active[-1] < s <= 1.2 * active[-1]]
+    assert len(within) >= 3 and len(after) >= 3
+    assert len([s for s in measured if s > 1.2 * active[-1]]) >= 0.6 * len([s for s in quiet if s > 1.2 * active[-1]])
+    assert len(quiet) < len(measured) <= 75
+
+
+def test_what_is_always_under_way_does_not_spend_all_at_once() -> None:
+    measured, _ = simulate(Spread(None), 1e-3, 1.0, 20_000, range(20_000))
+    assert len(measured) <= 95  # half as many again as are planned
+    times = [math.log1p(s / 1000) / math.log(21) for s in measured]
+    assert max(b - a for a, b in zip(times, times[1:], strict=False)) < 4 / 60
+
+
+@pytest.mark.parametrize("free", [0, 60])
+@pytest.mark.parametrize("cost", [0.05, 1.0, 6.0, 20.0])
+@pytest.mark.parametrize("total", [2_000, 20_000])
+def test_the_budget_is_kept_where_something_is_always_under_way(total: int, cost: float, free: float) -> None:
+    for stopped in (total // 20, total // 2, total):
+        schedule = Spread(0.1, free_seconds=free)
+        measured, clock = simulate(schedule, 0.1, cost, stopped, range(total))
+        assert not measured or clock.measuring_seconds + cost <= max(0.1 * clock.training_seconds, free)
 
 
 def test_without_free_seconds_nothing_is_measured_that_is_not_paid() -> None:

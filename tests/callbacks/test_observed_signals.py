@@ -318,7 +318,8 @@ def test_a_loss_that_is_scaled_for_half_precision_is_scaled_back() -> None:
     )
     seen: list[Any] = []
     watch: Any = SimpleNamespace(
-        observer=SimpleNamespace(expect=lambda _: None), observe=lambda *what, **values: seen.append((what, values))
+        observer=SimpleNamespace(expect=lambda _: None, leaves_out=lambda *_: False),
+        observe=lambda *what, **values: seen.append((what, values)),
     )
     signals = TrainingSignals(watch, trainer)
     signals.batch_starts()

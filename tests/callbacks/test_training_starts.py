@@ -136,7 +136,11 @@ def test_where_nothing_was_paid_the_last_line_says_so_and_names_no_record(
     with pytest.warns(UserWarning, match="so nothing is measured"):
         train(tmp_path, watch, Outside(clock, watch), max_steps=6)
     assert clock.now == 6 * STEP_SECONDS
-    assert "0 measurements" in said[-1] and "free_seconds=0, allows no more" in said[-1] and "analyze" not in said[-1]
+    assert (
+        "0 measurements" in said[-1]
+        and "free_seconds=0 and max_overhead=0.1 of" in said[-1]
+        and "analyze" not in said[-1]
+    )
 
 
 def test_the_line_goes_where_the_trainer_says_things(clock: Any, tmp_path: Path, monkeypatch: Any) -> None:
