@@ -338,7 +338,8 @@ training is, a measurement would take, at the gradients measured on {row["parame
 
 Its parameters, gradients and Adam's state take {resident / 1e9:.0f} GB in float32. The largest part of a measurement
 took the memory of {copies:.0f} vectors of parameters here, activations among it, beside parameters and Adam's state:
-{4 * copies * PARAMETERS / 1e9:.0f} GB there, where {DEVICES} devices have {DEVICES * DEVICE_MEMORY / 1e9:.0f} GB. What stands in the way:
+{4 * copies * PARAMETERS / 1e9:.0f} GB there. {DEVICES} devices have {DEVICES * DEVICE_MEMORY / 1e9:.0f} GB, one of them
+{DEVICE_MEMORY / 1e9:.0f} GB. What stands in the way:
 
 - Sharded parameters (FSDP, DeepSpeed) are refused. The parameters are one flat vector on one device, and so is each
   vector of a Lanczos basis; both can be cut into pieces, as all that is done with them are products, sums and inner
