@@ -333,7 +333,7 @@ TFLOPS on each of {DEVICES} devices, a gradient takes {gradient:.2g} s. Were eve
 training is, a measurement would take, at the gradients measured on {row["parameters"] / 1e6:.0f} million parameters,
 
 - {whole(row):,.0f} gradients, {whole(row) * gradient:,.0f} s, for all but the chains of λ;
-- {chains:,.0f} gradients, {chains * gradient / 60:,.0f} min, for these (predicted): as long as so many steps of training.
+- {chains:,.0f} gradients, {chains * gradient / 60:,.0f} min, for these (predicted): so many steps of training.
 
 Its parameters, gradients and Adam's state take {resident / 1e9:.0f} GB in float32. The largest part of a measurement
 took the memory of {copies:.0f} vectors of parameters here, activations among it, beside parameters and Adam's state:
