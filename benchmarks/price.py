@@ -333,12 +333,12 @@ TFLOPS on each of {DEVICES} devices, a gradient takes {gradient:.2g} s. Were eve
 training is, a measurement would take, at the gradients measured on {row["parameters"] / 1e6:.0f} million parameters,
 
 - {whole(row):,.0f} gradients, {whole(row) * gradient:,.0f} s, for all but the chains of λ;
-- {chains:,.0f} gradients, {chains * gradient / 60:,.0f} min, for these (predicted; {chains * gradient / 3600:.1g} hours
-  for each point of λ, or {chains:,.0f} steps of training).
+- {chains:,.0f} gradients, {chains * gradient / 60:,.0f} min, for these (predicted): so many steps of training.
 
 Its parameters, gradients and Adam's state take {resident / 1e9:.0f} GB in float32. The largest part of a measurement
 took the memory of {copies:.0f} vectors of parameters here, activations among it, beside parameters and Adam's state:
-{4 * copies * PARAMETERS / 1e9:.0f} GB there, where {DEVICES} devices have {DEVICES * DEVICE_MEMORY / 1e9:.0f} GB. What stands in the way:
+{4 * copies * PARAMETERS / 1e9:.0f} GB there. {DEVICES} devices have {DEVICES * DEVICE_MEMORY / 1e9:.0f} GB, one of them
+{DEVICE_MEMORY / 1e9:.0f} GB. What stands in the way:
 
 - Sharded parameters (FSDP, DeepSpeed) are refused. The parameters are one flat vector on one device, and so is each
   vector of a Lanczos basis; both can be cut into pieces, as all that is done with them are products, sums and inner

@@ -192,6 +192,8 @@ class WatchingCallback(CallbackBase):
         if self._next_visit is None:
             return
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if not (self._unprepared or self._streams or step >= self._next_visit):
+            return
         # All ranks handle a signal after what they do together: Lightning's handler of SIGTERM is such a thing too.
         with held_back():
             if self._unprepared:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,12 @@ MOST_DENSE = 2000
 
 _MOST_ENTRIES = 3_000_000
 """Entries up to which directions are written out at all."""
+
+_ROUNDING = 1e-14
+"""Entries of unit directions up to which they are rounding: a million together stay far below the tolerance."""
+
+_AT_ONCE = 1_000_000
+"""Entries that are written out at a time where all of them are too many."""
 
 _SKETCH = 3
 """Rows kept for every column where a matrix with many more rows is compressed before its rank is taken."""
@@ -334,13 +340,12 @@ class _Structured:
         counts = [form.count for _, form in coupled]
         starts = np.cumsum([0, *counts])
         owner = np.repeat([position for position, _ in coupled], counts).astype(np.int64)
-        rows = np.concatenate([np.zeros(0, np.int64), *(form.rows for _, form in coupled)])
-        columns = np.concatenate(
-            [np.zeros(0, np.int64), *(f.columns + s for (_, f), s in zip(coupled, starts, strict=False))]
-        )
-        values = np.concatenate([np.zeros(0), *(form.values for _, form in coupled)])
-        kept = usable[rows] & (values != 0)
-        rows, columns, values = rows[kept], columns[kept], values[kept]
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+        for (_, form), start in zip(coupled, starts, strict=False):
+            kept = usable[form.rows] & (form.values != 0)
+            found.append((form.rows[kept], form.columns[kept] + start, form.values[kept]))
+        rows, columns, values = (np.concatenate(several) for several in zip(*found, strict=True))
+        del found
         waiting = list(self._mixed)
         while len(rows) or waiting:
             sharing = np.bincount(rows, minlength=len(usable))
@@ -438,34 +443,74 @@ class _Structured:
         return ranks, len(known) == 1
 
     def _decompose(self, rows: Indices, columns: Indices, values: Array, owner: Indices) -> None:
-        """Ranks of the last coupled directions, whose parts in the rows' subspaces are taken off."""
+        """Ranks of the last coupled directions, whose parts in the rows' subspaces are taken off.
+
+        What is left of a direction fills every row that it meets, so that it is only looked at row by row.
+        """
         numbers, columns = np.unique(columns, return_inverse=True)
-        line = self._lines.line[rows]
-        basis = self._basis_of[line]
-        found = [(rows[basis < 0], columns[basis < 0], values[basis < 0])]
-        for place in np.unique(line[basis >= 0]):
-            chosen = line == place
-            present, position = np.unique(columns[chosen], return_inverse=True)
-            parts = np.zeros((len(present), len(self._lines.rows[place])))
-            np.add.at(parts, (position, self._lines.column[rows[chosen]]), values[chosen])
-            vectors = self._bases[self._basis_of[place]]
-            parts -= (parts @ vectors) @ vectors.T
-            shape = parts.shape
-            found.append(
-                (
-                    np.broadcast_to(self._lines.rows[place], shape).ravel(),
-                    np.broadcast_to(present[:, None], shape).ravel(),
-                    parts.ravel(),
-                )
-            )
-        at, number, value = (np.concatenate(x) for x in zip(*found, strict=True))
-        matrix = scipy.sparse.csc_matrix((value, (at, number)), shape=(len(self._free), len(numbers)))
-        matrix.eliminate_zeros()
-        for part in _connected(matrix):
+        single = self._basis_of[self._lines.line[rows]] < 0
+        met = [(self._lines.count + rows[single], columns[single])]
+        for line, present, left in self._left_in_rows(rows, columns, values):
+            some = present[(np.abs(left) > _ROUNDING).any(1)]
+            met.append((np.full(len(some), line), some))
+        at, number = (np.concatenate(x) for x in zip(*met, strict=True))
+        shape = (self._lines.count + len(self._free), len(numbers))
+        parts = list(_connected(scipy.sparse.csc_matrix((np.ones(len(at)), (at, number)), shape=shape)))
+        part_of, place = np.full(len(numbers), -1), np.zeros(len(numbers), dtype=np.int64)
+        for index, part in enumerate(parts):
             self.left_out |= len(part) > MOST_DENSE
             few = part[:MOST_DENSE]
-            ranks = _ranks_of_parts(matrix, [few], owner[numbers], len(self.ranks), self._rng)
-            self.ranks += np.array(ranks, dtype=np.int64)
+            part_of[few], place[few] = index, np.arange(len(few))
+        order = np.argsort(part_of[columns], kind="stable")
+        ends = np.searchsorted(part_of[columns[order]], np.arange(len(parts) + 1))
+        for index, part in enumerate(parts):
+            own, few = order[ends[index] : ends[index + 1]], part[:MOST_DENSE]
+            matrix = self._combined_rows(rows[own], place[columns[own]], values[own], len(few))
+            for position, basis in _new_in_each(matrix, owner[numbers[few]]):
+                self.ranks[position] += basis.shape[1]
+
+    def _left_in_rows(self, rows: Indices, columns: Indices, values: Array) -> Iterator[tuple[int, Indices, Array]]:
+        """Each row that has a subspace, the directions that meet it, and what of them lies outside of the subspace."""
+        line = self._lines.line[rows]
+        order = np.argsort(line, kind="stable")
+        order = order[self._basis_of[line[order]] >= 0]
+        for own in np.split(order, np.flatnonzero(np.diff(line[order])) + 1):
+            if not len(own):
+                continue
+            number = int(line[own[0]])
+            present, position = np.unique(columns[own], return_inverse=True)
+            left = np.zeros((len(present), len(self._lines.rows[number])))
+            np.add.at(left, (position, self._lines.column[rows[own]]), values[own])
+            vectors = self._bases[self._basis_of[number]]
+            left -= (left @ vectors) @ vectors.T
+            yield number, present, left
+
+    def _combined_rows(self, rows: Indices, columns: Indices, values: Array, width: int) -> Array:
+        """What is left of some directions as dense columns, its rows combined at random where they are many more."""
+        single = self._basis_of[self._lines.line[rows]] < 0
+        places, at = np.unique(rows[single], return_inverse=True)
+        alone = scipy.sparse.csr_matrix((values[single], (at, columns[single])), shape=(len(places), width))
+        in_rows = np.unique(self._lines.line[rows[~single]])
+        kept = _SKETCH * width + 20
+        blocks: Iterator[Array] = self._blocks(rows, columns, values, width)
+        if len(places) + sum(len(self._lines.rows[line]) for line in in_rows) <= 2 * kept:
+            return np.vstack([alone.toarray(), *blocks])
+        total = np.asarray((_sketch(len(places), kept, self._rng) @ alone).todense())
+        for block in blocks:
+            total += _sketch(len(block), kept, self._rng) @ block
+        return total
+
+    def _blocks(self, rows: Indices, columns: Indices, values: Array, width: int) -> Iterator[Array]:
+        """What is left in the rows that have a subspace, some of them at a time, shape ``(coordinates, width)``."""
+        block: list[Array] = []
+        for _, present, left in self._left_in_rows(rows, columns, values):
+            block.append(np.zeros((left.shape[1], width)))
+            block[-1][:, present] = left.T
+            if sum(some.size for some in block) >= _AT_ONCE:
+                yield np.vstack(block)
+                block = []
+        if block:
+            yield np.vstack(block)
 
 
 def _rank(matrix: Array) -> int:
@@ -511,11 +556,15 @@ def _compressed(part: scipy.sparse.csr_matrix, rng: np.random.Generator) -> Arra
     kept = _SKETCH * columns + 20
     if rows <= 2 * kept:
         return np.asarray(part.todense())
+    return np.asarray((_sketch(rows, kept, rng) @ part).todense())
+
+
+def _sketch(rows: int, kept: int, rng: np.random.Generator) -> scipy.sparse.csr_matrix:
+    """Combines rows at random, each in four places with signs; the sum over blocks of rows is that of all of them."""
     copies = 4
     target = rng.integers(kept, size=(copies, rows)).ravel()
     signs = rng.choice([-1.0, 1.0], size=copies * rows) / np.sqrt(copies)
-    sketch = scipy.sparse.csr_matrix((signs, (target, np.tile(np.arange(rows), copies))), shape=(kept, rows))
-    return np.asarray((sketch @ part).todense())
+    return scipy.sparse.csr_matrix((signs, (target, np.tile(np.arange(rows), copies))), shape=(kept, rows))
 
 
 def _new_in_each(columns: Array, owner: NDArray[np.intp]) -> Iterable[tuple[int, Array]]:
