@@ -145,7 +145,8 @@ class BehavioralCoefficient:
         seen = enough(objective)
         spread = prior_spread(seen)
         coarse, fine = self._estimates(seen, spread, seed)
-        beside, noted = {}, [(), ()]
+        beside: dict[str, Estimate] = {}
+        noted: list[tuple[str, ...]] = [(), ()]
         if not self.data:
             rank = self._rank(seen, spread, fine, seed)
             noted = [self._limits(found, rank) for found in (coarse, fine)]
