@@ -35,8 +35,8 @@ FIRST_READ = 10
 LEAST_FOR_NORMS = 0.1
 """Of the share, where steps are so short that all else takes nearly all of it."""
 UNCOUNTED = 1.5
-"""Times what is counted is what a step is made longer by: calling, passing arguments, and the caches of the processor
-(make bench-overhead)."""
+"""Times what is counted is what a step is taken to be made longer by: calling, passing arguments, and the caches of the
+processor cannot be timed from inside. Chosen, not measured."""
 THINNED_ANEW = 64
 """Steps after which it is seen again how many can be afforded."""
 GIVEN_AT_EVERY_STEP = 0.5
