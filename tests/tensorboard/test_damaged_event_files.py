@@ -16,8 +16,9 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.cli import main
+from phasewatch.logs import run_of_scalars
 from phasewatch.record import RecordError
-from phasewatch.tensorboard import find_event_files, read_scalars, run_of_scalars
+from phasewatch.tensorboard import find_event_files, read_scalars
 
 
 def event_file(directory: Path, tag: str = "loss", points: int = 20) -> Path:
@@ -111,6 +112,6 @@ def test_a_directory_without_any_scalar_that_can_be_read(tmp_path: Path, capsys:
     file.write_bytes(b"no event at all, but long enough")
     assert main(["analyze", str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    assert "not to its end" in err and "no scalar that looks like a loss" in err
+    assert "not to its end" in err and "nothing that looks like a loss" in err
     with pytest.warns(UserWarning, match="event 0"), pytest.raises(RecordError):
         run_of_scalars(read_scalars(file), ["loss"], "here")
