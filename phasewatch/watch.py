@@ -87,6 +87,8 @@ STATE = (
     "detector",
     "next_visits",
     "schedules",
+    "taken",
+    "activity",
     "last_taken",
     "start",
     "planned_for",
