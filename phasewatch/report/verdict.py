@@ -12,6 +12,7 @@ from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
 from phasewatch.report.analysis import Analysis
 from phasewatch.report.numbers import format_change, format_span, format_step
 from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
+from phasewatch.transitions.detect import MIN_POINTS
 
 Finding = Literal["transitions", "no transition", "undecided", "too little measured"]
 
@@ -66,6 +67,9 @@ def verdict(analysis: Analysis) -> Verdict:
     reliable = {name: _reliable(run, name) for name in NAMES if name in run.names}
     unseen = _not_borne_out(run, found)
     sentences = [*_found(analysis), *format_events(analysis.events).splitlines()]
+    if analysis.note is None and len(run.measurements) < MIN_POINTS and run.observed:
+        searched = "only the loss at every step was searched for transitions"
+        sentences.append(f"Fewer than {MIN_POINTS} measurements, {len(run.measurements)}: {searched}.")
     sentences += [_trusted(run, name, *counts) for name, counts in reliable.items()]
     if run.measurements and not reliable:
         sentences.append("No λ was measured.")

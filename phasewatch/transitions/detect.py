@@ -116,8 +116,11 @@ def detect_transitions(
         alpha = 0.5 * alpha
         found = Search(observed.scaled, alpha, model, search).transitions
         known = [placed for placed in observed.placed(found) if placed is not None]
-    nothing_measured = observed is not None and not values
-    scaled = Detection() if nothing_measured else scaled_run(steps, values, standard_errors, reliable, read_beside)
+    scaled: Scaled | Detection
+    if dense and not values:
+        scaled = Detection(undecided=f"too few steps were observed; it takes {MIN_POINTS}: train for longer.")
+    else:
+        scaled = scaled_run(steps, values, standard_errors, reliable, read_beside)
     if isinstance(scaled, Detection):
         if observed is None:
             return scaled

@@ -85,7 +85,9 @@ def _rounded(detector: dict[str, Any]) -> dict[str, Any]:
     values = {
         name: [None if v is None else round(v, 9) for v in column] for name, column in detector["_values"].items()
     }
-    return {**detector, "_values": values, "_errors": detector["_errors"].keys()}
+    # At which steps losses were kept depends on the time that steps take; tests/test_resuming.py compares them.
+    beside = dict.fromkeys(("_observed", "_looked_until", "_resumed"))
+    return {**detector, **beside, "_values": values, "_errors": detector["_errors"].keys()}
 
 
 def test_a_checkpoint_loads_with_weights_only_and_holds_a_place_in_the_record(tmp_path: Any) -> None:
@@ -107,7 +109,7 @@ def test_a_checkpoint_loads_with_weights_only_and_holds_a_place_in_the_record(tm
         buffer = io.BytesIO()
         torch.save(state, buffer)
         sizes.append(buffer.tell())
-    assert sizes[1] - sizes[0] < 64  # two measurements are 5 kB
+    assert sizes[1] - sizes[0] < 512  # two measurements are 5 kB; what follows the losses fills its twenty blocks
 
 
 class InMemory(PhaseWatch):
