@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 import phasewatch.watch
 from phasewatch.callbacks import HessianMonitor
+from phasewatch.estimators import HessianSpectrum
 from phasewatch.record import Run, load_run
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -33,7 +34,7 @@ class At(pl.Callback):
 
 def watching(tmp_path: Path) -> HessianMonitor:
     return HessianMonitor(
-        schedule=2, num_eigenvalues=2, probe_samples=16, directory=str(tmp_path / "run"), on_error="raise"
+        schedule=2, hessian=HessianSpectrum(2), probe_samples=16, directory=str(tmp_path / "run"), on_error="raise"
     )
 
 

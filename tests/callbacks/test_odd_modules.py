@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from phasewatch.callbacks import HessianMonitor
+from phasewatch.estimators import HessianSpectrum
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(48, 6, generator=GENERATOR)
@@ -138,7 +139,7 @@ def trained(make: Any, tmp_path: Path, watch: HessianMonitor | None) -> dict[str
 
 
 def watching() -> HessianMonitor:
-    return HessianMonitor(schedule=2, num_eigenvalues=2, probe_samples=32, on_error="raise")
+    return HessianMonitor(schedule=2, hessian=HessianSpectrum(2), probe_samples=32, on_error="raise")
 
 
 @pytest.mark.parametrize(
