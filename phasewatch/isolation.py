@@ -78,31 +78,49 @@ class CollectiveError(RuntimeError):
     """A loss waits for other processes, which do not compute it now."""
 
 
+_COLLECTIVES = (
+    *("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "all_to_all_single"),
+    *(
+        "barrier",
+        "monitored_barrier",
+        "broadcast",
+        "broadcast_object_list",
+        "gather",
+        "gather_object",
+        "recv",
+        "reduce",
+    ),
+    *("reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list", "send"),
+)
+"""Functions of ``torch.distributed`` that wait for other processes."""
+
+
 @contextmanager
 def _without_collectives() -> Iterator[None]:
-    """Refuse what this thread asks of other processes, which are not measuring: it would wait for ever.
-
-    All functions of ``torch.distributed`` that wait ask first whether this process takes part.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    """Refuse what is asked of other processes, which are not measuring: it would wait for ever."""
+    distributed: Any = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         yield
         return
-    collectives: Any = torch.distributed.distributed_c10d
-    takes_no_part = collectives._rank_not_in_group
 
-    def refuse(group: Any) -> Any:
-        if _inside.get() and torch.distributed.get_world_size() > 1:
-            raise CollectiveError(
-                "the loss waits for other processes (all_gather, all_reduce, barrier or the like), and one process "
-                "alone measures it; give one that does without"
-            )
-        return takes_no_part(group)
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise CollectiveError(
+            "the loss waits for other processes (all_gather, all_reduce, barrier or the like), and one process "
+            "alone measures it; give one that does without"
+        )
 
-    collectives._rank_not_in_group = refuse
+    # torch's own functions call one another by their names in the second of these.
+    places = [
+        (m, name) for m in (distributed, distributed.distributed_c10d) for name in _COLLECTIVES if hasattr(m, name)
+    ]
+    before = [getattr(*place) for place in places]
+    for place in places:
+        setattr(*place, refuse)
     try:
         yield
     finally:
-        collectives._rank_not_in_group = takes_no_part
+        for place, function in zip(places, before, strict=True):
+            setattr(*place, function)
 
 
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
