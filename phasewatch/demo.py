@@ -36,7 +36,7 @@ def run(output: Path, seed: int = 0) -> None:
 
     from phasewatch.callbacks import PhaseWatch
     from phasewatch.record import load_run
-    from phasewatch.report import analyze_run, format_table, write_report
+    from phasewatch.report import analyze_run, format_table, verdict, write_report
 
     class Digits(pl.LightningModule):
         """Two hidden layers that start near zero, where every network is at a saddle of the loss."""
@@ -107,6 +107,6 @@ def run(output: Path, seed: int = 0) -> None:
 
     analysis = analyze_run(load_run(logger.log_dir))
     report = write_report(analysis, Path(logger.log_dir) / "report")
-    print(f"\n{format_table(analysis.transitions)}\n")
+    print(f"\n{verdict(analysis)}\n\n{format_table(analysis.transitions)}\n")
     print(f"Look at the report      {report.html}")
     print(f"and at the curves with  tensorboard --logdir {output}")
