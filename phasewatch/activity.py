@@ -22,7 +22,7 @@ NOW = (1, 2, 4)
 """Blocks that are held against it: an abrupt change shows in one, a slow one in four."""
 CERTAIN = 5.0
 """Standard errors that the loss is off the course of the stretch before. SGD noise about a power law makes that in less
-than one of sixty runs, with tails as heavy as Student's t with three degrees of freedom in one of fifteen
+than one of sixty runs, with tails as heavy as Student's t with three degrees of freedom in one of fourteen
 (tests/test_activity.py)."""
 FASTER = 2.0
 """Times as fast as in the stretch before, in log time."""
