@@ -52,7 +52,7 @@ def follow(losses: Any, portion: int = 50) -> list[int | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "share"), [("gauss", 0.015), ("ar0.5", 0.015), ("t3", 0.071)])
 def test_power_laws_with_sgd_noise_rarely_seem_to_have_something_under_way(kind: str, share: float) -> None:
-    """The shares of such runs that have a false alarm at all: of 200 others, 0 and 0 (so less than 1.5 %), of 1,500 107.
+    """The shares of such runs with a false alarm at all: of 200 others, 0 and 0 (so less than 1.5 %), of 1,500 107.
 
     Of 200 runs with as large a share, more than three standard deviations above it are seen in one of 500 tests.
     """
