@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from phasewatch.record.transition import Transition
 from phasewatch.transitions.regression import BoundarySearch, SignalRegression
-from phasewatch.transitions.series import Column, Scaled, checked_course, log_time, prepare
+from phasewatch.transitions.series import NORMAL_MAD, Column, Scaled, checked_course, log_time, prepare
 from phasewatch.transitions.stretches import fit_line
 
 BLOCKS = 240
@@ -36,7 +36,6 @@ BESIDE = 12
 """Blocks beside a transition, at least, whose rate it is held against, and within which it is placed more exactly."""
 WIDE = 6
 """Blocks across which a transition is so wide that shorter ones say no more of where it is."""
-_NORMAL_MAD = 1.4826  # standard deviations in a median absolute deviation, of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Course:
         centres = index[whole].reshape(count, size).mean(axis=1)
         course = _between(index, centres, np.median(values[whole].reshape(count, size), axis=1))
         rest = values - course
-        sizes = _NORMAL_MAD * np.median(np.abs(rest[whole]).reshape(count, size), axis=1)
+        sizes = NORMAL_MAD * np.median(np.abs(rest[whole]).reshape(count, size), axis=1)
         scatter = np.interp(index, centres, sizes)
         kept = np.clip(rest, -OUTLYING * scatter, OUTLYING * scatter)
         return cls(steps, course + kept, scatter, _inflation(kept / np.where(scatter > 0, scatter, 1.0)))

@@ -16,6 +16,7 @@ from scipy.ndimage import median_filter
 
 from phasewatch.record.signals import LOSS, TRAINING_LOSS
 from phasewatch.record.transition import Transition
+from phasewatch.transitions.series import NORMAL_MAD
 
 EventKind = Literal[
     "learning-rate drop", "learning-rate rise", "end of a warm-up", "resumed", "bad batch", "divergence"
@@ -40,7 +41,6 @@ LONGEST_SPIKE = 2
 """Steps after which the loss is back, or it is no bad batch."""
 DIVERGED = 2.0
 """A run has diverged where the loss ends at so many times what it was at the start of the run, or is no number."""
-_NORMAL_MAD = 1.4826  # standard deviations in a median absolute deviation, of a normal distribution
 
 Array = NDArray[np.float64]
 Course = tuple[NDArray[Any], NDArray[Any]]
@@ -167,7 +167,7 @@ def _bad_batches(steps: Array, losses: Array) -> list[Event]:
     if len(losses) < AROUND:
         return spoiled
     above = losses - median_filter(losses, size=2 * AROUND + 1, mode="nearest")
-    scale = _NORMAL_MAD * median_filter(np.abs(above), size=2 * AROUND + 1, mode="nearest")
+    scale = NORMAL_MAD * median_filter(np.abs(above), size=2 * AROUND + 1, mode="nearest")
     found = []
     for k in np.flatnonzero(above > OUTLYING * np.maximum(scale, np.finfo(float).tiny)):
         beside = np.r_[above[max(k - AROUND, 0) : max(k - LONGEST_SPIKE + 1, 0)], above[k + LONGEST_SPIKE : k + AROUND]]
@@ -203,7 +203,7 @@ def _divergence(steps: Array, losses: Array) -> Event | None:
     level = max(DIVERGED * began, began + (DIVERGED - 1) * (began - least))
     if len(losses) < AROUND or not ended > level:
         return None
-    scatter = _NORMAL_MAD * float(np.median(np.abs(losses - course)))
+    scatter = NORMAL_MAD * float(np.median(np.abs(losses - course)))
     first = int(np.flatnonzero(course <= least + OUTLYING * scatter)[-1]) + 1
     first = min(first, len(steps) - 1)
     words = f"the loss leaves {course[first - 1]:.3g} for {ended:.3g} from step {steps[first]:,.0f} on"

@@ -14,6 +14,8 @@ from scipy.ndimage import median_filter
 
 from phasewatch.record.signals import look_up
 
+NORMAL_MAD = 1.4826
+"""Standard deviations in a median absolute deviation, of a normal distribution."""
 # An unreliable point keeps a voice, a small one.
 UNRELIABLE_VARIANCE = 25.0
 # Differences below this share of a signal's range are of no interest, however exactly it is known.
