@@ -31,6 +31,13 @@ def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (module(batch[0]) - batch[1]).square().mean()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def ctrl_c_raises() -> None:
+    """In the background of a shell Ctrl-C is ignored from the start, and Python then leaves it so."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def arrived() -> Iterator[list[int]]:
     """What comes to handlers that let the run go on."""
