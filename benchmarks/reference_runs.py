@@ -128,14 +128,20 @@ def digits() -> tuple[Batch, Batch]:
     return (x[:1437], y[:1437]), (x[1437:], y[1437:])
 
 
-def demo_run() -> Iterator[Checkpoint]:
-    """The network of ``phasewatch demo``, with its start and its optimizer."""
-    training, held_out = digits()
+def demo_network() -> nn.Module:
+    """That of ``phasewatch demo``, with its start."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(SMALL_START)
+    return module
+
+
+def demo_run() -> Iterator[Checkpoint]:
+    """The network of ``phasewatch demo``, with its start and its optimizer."""
+    training, held_out = digits()
+    module = demo_network()
     keep = (0, STEPS // 8, STEPS // 4, STEPS // 2, STEPS)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for step, network in train(module, training, cross_entropy, optimizer, keep, BATCH, seed=0):

@@ -25,12 +25,12 @@ from reference_runs import (
     GENERALISED,
     MODES,
     PRIME,
-    SMALL_START,
     STEPS,
     TRAINED_ON,
     Batch,
     ModularAddition,
     cross_entropy,
+    demo_network,
     digits,
     half_squared_error,
 )
@@ -216,11 +216,7 @@ def linear_network() -> Course:
 def digits_network() -> Course:
     """The network of ``phasewatch demo``."""
     training, held_out = digits()
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(SMALL_START)
+    module = demo_network()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     return trained(module, training, cross_entropy, optimizer, STEPS, BATCH, held_out)
 

@@ -31,9 +31,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "transitions"))
 from superposition import superposition_runs  # noqa: E402
 from synthetic import SAMPLINGS, Run, Score, Truth, drawn_linear_network, strict_matches, synthetic_run  # noqa: E402
-from two_clocks import NOISES, TwoClocks, touching, two_clock_run  # noqa: E402
+from two_clocks import NOISES, TwoClocks, found_on_both, touching, two_clock_run  # noqa: E402
 
-from phasewatch.record.signals import TRAINING_LOSS  # noqa: E402
 from phasewatch.record.trace import Observed  # noqa: E402
 from phasewatch.transitions import (  # noqa: E402
     CostWeightedLine,
@@ -509,16 +508,6 @@ def gallery(by_cell: dict[str, list[Run]]) -> None:
     plt.close(figure)
 
 
-def both_clocks(run: TwoClocks) -> Detection:
-    measured = run.measured
-    return detect_transitions(
-        measured.steps,
-        measured.values,
-        standard_errors=measured.standard_errors,
-        dense={TRAINING_LOSS: (run.steps, run.loss)},
-    )
-
-
 def measured_alone(run: TwoClocks) -> Detection:
     return detect(run.measured)
 
@@ -551,7 +540,7 @@ def two_clocks(runs: int) -> list[str]:
         "| place covered | false alarms a null run | null runs with one | s a run |",
         "| --- |" + " --- |" * 9,
     ]
-    detectors: dict[str, Callable[[TwoClocks], Detection]] = {"both": both_clocks, "measurements": measured_alone}
+    detectors: dict[str, Callable[[TwoClocks], Detection]] = {"both": found_on_both, "measurements": measured_alone}
     for cell, noise in enumerate(NOISES):
         first = REPORTING_SEED + 2_000_000 + 100_000 * cell
         moving = [two_clock_run(first + k, 1 + k % 3, noise) for k in range(runs)]

@@ -256,10 +256,10 @@ def _load(path: Path, signals: list[str] | None) -> tuple[Run, Path, list[str] |
         try:
             record = find_record(path)
         except FileNotFoundError:
-            if not any(path.rglob("*tfevents*")) and (table := find_table(path)) is not None:
-                return _load_series(table, signals)
             if not any(path.rglob("*tfevents*")):
-                raise
+                if (table := find_table(path)) is None:
+                    raise
+                return _load_series(table, signals)
         else:
             run = load_run(record)
             if signals is None or set(signals) <= set(run.names):

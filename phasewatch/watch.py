@@ -1236,8 +1236,9 @@ def _agreed(first: Estimate, other: Estimate) -> Estimate:
 def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool], list[str]]:
     """What the detector sees of a measurement, just made or read back: the arguments of ``LiveDetector.update``."""
     names = measurement.estimates
-    beside = [name for name in (*detected(names), *read_beside(names)) if name not in searched(names)]
-    looked_at = {name: names[name] for name in (*searched(names), *beside)}
+    main = searched(names)
+    beside = [name for name in (*detected(names), *read_beside(names)) if name not in main]
+    looked_at = {name: names[name] for name in (*main, *beside)}
     return (
         measurement.step,
         {name: _finite(estimate.value) for name, estimate in looked_at.items()},

@@ -70,9 +70,7 @@ def text(value: Any, what: str) -> str:
     Raises:
         ValueError: If it is none.
     """
-    if not isinstance(value, str):
-        raise ValueError(f"{what} is {_shown(value)}; expected text")
-    return value
+    return _checked(value, str, what, "text")
 
 
 def texts(value: Any, what: str) -> list[str]:
@@ -92,9 +90,7 @@ def truth(value: Any, what: str) -> bool:
     Raises:
         ValueError: If it is neither.
     """
-    if not isinstance(value, bool):
-        raise ValueError(f"{what} is {_shown(value)}; expected true or false")
-    return value
+    return _checked(value, bool, what, "true or false")
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -103,9 +99,7 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
     Raises:
         ValueError: If it is none.
     """
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{what} is {_shown(value)}; expected names and values")
-    return value
+    return _checked(value, Mapping, what, "names and values")
 
 
 def member(plain: Mapping[str, Any], name: str) -> Any:
@@ -117,6 +111,12 @@ def member(plain: Mapping[str, Any], name: str) -> Any:
     if name not in plain:
         raise ValueError(f"has no {name!r}")
     return plain[name]
+
+
+def _checked(value: Any, kind: type, what: str, expected: str) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{what} is {_shown(value)}; expected {expected}")
+    return value
 
 
 def _shown(value: Any) -> str:

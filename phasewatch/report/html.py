@@ -20,7 +20,7 @@ from phasewatch.report.figure import run_figure
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
-from phasewatch.report.verdict import count_notes, verdict
+from phasewatch.report.verdict import Verdict, count_notes, verdict
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b;
@@ -105,15 +105,16 @@ def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> Repor
     image = io.BytesIO()
     run_figure(analysis).savefig(image, format="png")
     paths.png.write_bytes(image.getvalue())
-    told = {"verdict": verdict(analysis).to_dict(), **analysis.to_dict()}
+    said = verdict(analysis)
+    told = {"verdict": said.to_dict(), **analysis.to_dict()}
     paths.json.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    paths.html.write_text(_page(analysis, image.getvalue()), encoding="utf-8")
+    paths.html.write_text(_page(analysis, said, image.getvalue()), encoding="utf-8")
     return paths
 
 
-def _page(analysis: Analysis, image: bytes) -> str:
+def _page(analysis: Analysis, said: Verdict, image: bytes) -> str:
     run = analysis.run
-    count, said = len(analysis.transitions), verdict(analysis)
+    count = len(analysis.transitions)
     encoded = base64.b64encode(image).decode()
     parts = [
         "<!DOCTYPE html>",

@@ -6,23 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from two_clocks import NOISES, TwoClocks, touching, two_clock_run
+from two_clocks import NOISES, found_on_both, touching, two_clock_run
 
-from phasewatch.transitions import Detection, detect_transitions
+from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.dense import BLOCKS, SHORTEST, Course, block_edges
 
 STEPS = np.arange(4_000)
 MEASURED = np.arange(0, 4_000, 100)
-
-
-def detect(run: TwoClocks) -> Detection:
-    measured = run.measured
-    return detect_transitions(
-        measured.steps,
-        measured.values,
-        standard_errors=measured.standard_errors,
-        dense={"training_loss": (run.steps, run.loss)},
-    )
 
 
 def fall(place: int, seed: int = 0, height: float = 0.3) -> np.ndarray:
@@ -152,7 +142,7 @@ def test_bad_signals_are_named(dense: Any, message: str) -> None:
 @pytest.mark.parametrize("noise", NOISES)
 def test_runs_without_transitions_raise_few_alarms(noise: str) -> None:
     """At most 5 of 30 runs: at a rate of alpha = .05 more would come by chance once in 300."""
-    assert sum(bool(detect(two_clock_run(7_000 + seed, 0, noise))) for seed in range(30)) <= 5
+    assert sum(bool(found_on_both(two_clock_run(7_000 + seed, 0, noise))) for seed in range(30)) <= 5
 
 
 @pytest.mark.parametrize("noise", ["correlated", *(pytest.param(n, marks=pytest.mark.slow) for n in NOISES)])
@@ -165,7 +155,7 @@ def test_transitions_are_found_and_placed_closer_than_measurements_are_apart(noi
     off = []
     for seed in range(8):
         run = two_clock_run(8_000 + seed, 1 + seed % 3, noise)
-        transitions = detect(run)
+        transitions = found_on_both(run)
         pairs = touching([(t.start, t.end) for t in transitions], run, 100.0)
         hits, found, true = hits + len(pairs), found + len(transitions), true + len(run.places)
         off += [abs(transitions[one].step - run.places[which][0]) for one, which in pairs]

@@ -12,6 +12,9 @@ import numpy as np
 from scipy.special import expit
 from synthetic import Run, Truth
 
+from phasewatch.record.signals import TRAINING_LOSS
+from phasewatch.transitions import Detection, detect_transitions
+
 NOISES = ("white", "correlated", "heavy tails", "epochs")
 EPOCH = 47
 SIGMA = 0.1
@@ -33,6 +36,17 @@ class TwoClocks:
     steps: np.ndarray
     loss: np.ndarray
     places: tuple[tuple[float, float], ...]
+
+
+def found_on_both(run: TwoClocks) -> Detection:
+    """What is found in the measurements and in the loss at every step."""
+    measured = run.measured
+    return detect_transitions(
+        measured.steps,
+        measured.values,
+        standard_errors=measured.standard_errors,
+        dense={TRAINING_LOSS: (run.steps, run.loss)},
+    )
 
 
 def minibatch_noise(rng: np.random.Generator, total: int, kind: str) -> np.ndarray:
