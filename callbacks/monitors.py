@@ -57,6 +57,9 @@ class PhaseWatch(MonitoringCallback):
             own.
         other_data: Name to batches of further data, on which λ is measured too, under names of the same form.
         mode: Whether dropout and BatchNorm behave as in evaluation or as in training while measuring.
+        threads: Threads of the CPU that measure. On one the numbers are the same on every machine, and nothing waits
+            for cores on which something else is at work, such as a DataLoader's workers; for a large network on free
+            cores more are faster. None: as many as PyTorch uses.
         alpha: Wanted rate of false alarms in a run without transitions.
         search: A search of ``ruptures``, such as ``ruptures.Pelt(model="rbf")``, that says where transitions may lie;
             default our exact one. See :func:`phasewatch.detect_transitions`.
@@ -93,6 +96,7 @@ class PhaseWatch(MonitoringCallback):
         held_out: Iterable[Any] | bool = True,
         other_data: dict[str, Any] | None = None,
         mode: Literal["eval", "train"] = "eval",
+        threads: int | None = 1,
         alpha: float = 0.05,
         search: BaseEstimator | None = None,
         on_transition: Callable[[Flag], Any] | None = None,
@@ -115,6 +119,7 @@ class PhaseWatch(MonitoringCallback):
             held_out,
             other_data,
             mode,
+            threads,
             directory,
             seed,
             on_error,

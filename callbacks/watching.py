@@ -468,6 +468,7 @@ class MonitoringCallback(WatchingCallback):
         held_out: Iterable[Any] | bool = False,
         other_data: dict[str, Any] | None = None,
         mode: Literal["eval", "train"] = "eval",
+        threads: int | None = 1,
         directory: str | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
@@ -485,6 +486,7 @@ class MonitoringCallback(WatchingCallback):
         self.held_out = held_out
         self.other_data = other_data
         self.mode = mode
+        self.threads = threads
         self.directory = directory
         self.seed = seed
         self.on_error = on_error
@@ -521,7 +523,14 @@ class MonitoringCallback(WatchingCallback):
         loss_fn = self.loss_fn or TrainingStepLoss(trainer)
         batches, sizes, source, n = self._find_probe(trainer, loss_fn)
         probe = Probe(
-            batches, loss_fn, self.n or n, self.mode, source=source, batch_sizes=sizes, outputs_fn=self.outputs_fn
+            batches,
+            loss_fn,
+            self.n or n,
+            self.mode,
+            source=source,
+            batch_sizes=sizes,
+            outputs_fn=self.outputs_fn,
+            threads=self.threads,
         )
         monitor = Monitor(self.estimators, probe, replace(self.schedule))  # type: ignore[type-var]
         others = []

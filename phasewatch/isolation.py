@@ -1,4 +1,4 @@
-"""Keeping a measurement from leaving a trace: random streams and autograd modes as they were."""
+"""Keeping a measurement from leaving a trace: random streams, autograd modes and threads as they were."""
 
 from __future__ import annotations
 
@@ -127,7 +127,18 @@ _inside: ContextVar[bool] = ContextVar("inside", default=False)
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
+def _on_threads(count: int) -> Iterator[None]:
+    """Evaluate on so many threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def isolated(threads: int | None = None) -> Iterator[None]:
     """Gradients on; all that might change what is computed off; random streams restored at the end.
 
     Off are inference mode, autocast, anomaly detection, ``torch.compile`` (what is compiled has no second derivatives)
@@ -137,6 +148,9 @@ def isolated() -> Iterator[None]:
     ``inference_mode``, mixed precision under ``autocast``) and computes the same numbers in each. Anomaly detection
     watches the user's backward passes; ours are checked for finite values. Inside another one it does nothing: a
     product with a small matrix takes less time than setting all of this.
+
+    Args:
+        threads: Threads of the CPU to evaluate on; None for as many as there are.
     """
     if _inside.get():
         yield
@@ -149,6 +163,8 @@ def isolated() -> Iterator[None]:
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_without_collectives())
+        if threads is not None:
+            stack.enter_context(_on_threads(threads))
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

@@ -36,6 +36,11 @@ class Probe:
         source: Where they are from, for the record.
         batch_sizes: Samples in each batch; default what can be read off.
         outputs_fn: ``outputs_fn(module, batch)``: the network's outputs, for a ``loss_fn(outputs, batch)`` of them.
+        threads: Threads of the CPU that evaluate it; None for as many as PyTorch uses. On one the numbers are those of
+            every machine, and nothing waits for threads that have no core of their own.
+
+    Raises:
+        ValueError: If ``threads`` is not positive.
     """
 
     batches: Sequence[Any]
@@ -46,6 +51,12 @@ class Probe:
     source: str = "given"
     batch_sizes: Sequence[int] | None = None
     outputs_fn: OutputsFn | None = None
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Check what no evaluation would."""
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads!r}; expected a number of threads, or None for PyTorch's own")
 
     @property
     def sizes(self) -> list[int]:
@@ -159,7 +170,7 @@ def measure(
     sample_losses: tuple[float, ...] = ()
     failures: list[Failure] = []
     by_part: dict[str, float] = {}
-    with isolated():
+    with isolated(data.threads):
         try:
             objective = data.objective(module, seed)
         except Exception as error:

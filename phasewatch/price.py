@@ -69,16 +69,17 @@ class Pace:
     masses: float = 0.0
 
     @classmethod
-    def of(cls, objective: Objective, size: Size, chains: bool = False) -> Pace:
+    def of(cls, objective: Objective, size: Size, chains: bool = False, threads: int | None = None) -> Pace:
         """Time some on the first batches.
 
         Args:
             objective: The loss on the first batches of the probe.
             size: Of network and probe.
             chains: Whether chains of λ of the function will be drawn.
+            threads: Threads of the CPU that will evaluate it; None for as many as there are.
         """
         product = move = masses = 0.0
-        with isolated():
+        with isolated(threads):
             gradient = _shortest(lambda: objective.gradient(batch=0).sum().item())
             with suppress(Exception):  # what fails here will fail in the measurement, which says so
                 product = _shortest(_products(objective))

@@ -294,6 +294,7 @@ class Watch:
         other_data: Mapping[str, Iterable[Any]] | None = None,
         batch_sizes: Sequence[int] | None = None,
         mode: Literal["eval", "train"] = "eval",
+        threads: int | None = 1,
         alpha: float = 0.05,
         search: BaseEstimator | None = None,
         seed: int = 0,
@@ -323,6 +324,7 @@ class Watch:
             other_data: Name to batches of further data, on which the learning coefficient is measured too.
             batch_sizes: Samples in each batch of the probe; default what can be read off it.
             mode: Whether dropout and BatchNorm behave as in evaluation or as in training.
+            threads: Threads of the CPU that measure, see :class:`phasewatch.measure.Probe`.
             alpha: Wanted rate of false alarms in a run without transitions.
             search: A search of ``ruptures`` that says where transitions may lie; default our exact one. See
                 :func:`phasewatch.detect_transitions`.
@@ -338,7 +340,7 @@ class Watch:
                 setting is out of its range.
             RecordError: If the directory cannot be written.
         """
-        main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes, outputs_fn=outputs_fn)
+        main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes, outputs_fn=outputs_fn, threads=threads)
         monitor = Monitor(tuple(estimators), main, as_schedule(schedule, max_overhead, free_seconds))
         others = [monitor.on_other_data(name, batches) for name, batches in (other_data or {}).items()]
         on_probe = [monitor] if held_out is None else monitor.on_held_out(list(held_out))
@@ -520,7 +522,7 @@ class Watch:
         chains = any(price.chains_of(e) for monitor in self.monitors for e in monitor.estimators)
         for monitor, objective in zip(self.monitors, objectives, strict=True):
             size = price.size_of(objective, len(monitor.probe.batches))
-            pace = pace or price.Pace.of(objective, size, chains)
+            pace = pace or price.Pace.of(objective, size, chains, monitor.probe.threads)
             for name, seconds in price.predicted(monitor.estimators, size, pace).items():
                 prices[name] = prices.get(name, 0.0) + seconds
         return prices

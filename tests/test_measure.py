@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,6 +97,42 @@ def test_it_leaves_module_and_random_streams_alone() -> None:
     assert torch.equal(stream, torch.get_rng_state())
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert module.training
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("asked", "used"), [(1, 1), (3, 3), (None, 2)])
+def test_it_uses_the_threads_asked_for_and_leaves_training_its_own(asked: Any, used: int, two_threads: None) -> None:
+    found, failures = measure(
+        network(), [Own(lambda: number(torch.get_num_threads()))], replace(PROBE, threads=asked), 0
+    )
+    assert not failures and found.value("own") == used and torch.get_num_threads() == 2
+    measure(network(), [Own(fails)], replace(PROBE, threads=asked), 0)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_price_is_timed_on_the_threads_that_measure(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, gradient = set(), Objective.gradient
+
+    def noted(self: Objective, *arguments: Any, **options: Any) -> Any:
+        used.add(torch.get_num_threads())
+        return gradient(self, *arguments, **options)
+
+    monkeypatch.setattr(Objective, "gradient", noted)
+    Watch(network(), BATCHES, loss_fn=squared_error, estimators=[HessianSpectrum(2)])
+    assert used == {1} and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(threads: int) -> None:
+    with pytest.raises(ValueError, match=f"threads is {threads}; expected a number of threads, or None"):
+        Watch(network(), BATCHES, loss_fn=squared_error, threads=threads)
 
 
 def fails() -> Reading:

@@ -62,6 +62,17 @@ def test_watched_and_unwatched_runs_are_identical(case: str, tmp_path: Any) -> N
     assert torch.isfinite(torch.tensor(watch.run.series("llc_behavioral").values)).all()
 
 
+def test_training_keeps_its_threads(tmp_path: Any) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        plain = fit(tmp_path, Classifier, workers, None)
+        watched = fit(tmp_path, Classifier, workers, PhaseWatch(schedule=2, **QUICK))
+        assert same(plain, watched) and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_comparison_can_fail(tmp_path: Any) -> None:
     loader = CASES["plain"][1]
     once = fit(tmp_path, Classifier, loader, None)
