@@ -21,6 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
+from phasewatch.analysis import Analysis
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
 from phasewatch.callbacks.observing import TrainingSignals
 from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
@@ -37,7 +38,7 @@ from phasewatch.price import spoken, what_would_help
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
-from phasewatch.report import analyze_run, verdict
+from phasewatch.report import verdict
 from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
@@ -735,7 +736,7 @@ class _TrainerMetrics:
         ended = f" has ended by {transition.end:g}" if before == "under way" else ""
         return f"transition ({transition.full_kind}) {place}{ended}"
 
-    def on_end(self, run: Run) -> None: ...
+    def on_end(self, analysis: Analysis) -> None: ...
 
     def close(self) -> None: ...
 
@@ -824,18 +825,18 @@ def _say(trainer: Any, message: str) -> None:
 
 def _summary(watch: Watch) -> str:
     measured = len(watch.run.measurements)
-    said = textwrap.indent(str(verdict(analyze_run(watch.run))), "  ")
+    said = "" if watch.analysis is None else textwrap.indent(f"\n{verdict(watch.analysis)}", "  ")
     text = f"phasewatch: {measured} measurements"
     if watch.clock.training_seconds:
         text += (
             f", {watch.clock.measuring_seconds:.1f} s measuring beside {watch.clock.training_seconds:.1f} s of training"
         )
     if watch.directory is None:
-        return f"{text}.\n{said}"
+        return f"{text}.{said}"
     # where several records share the directory, the file says which
     alone = watch.run.path is None or watch.run.path.name == FILE_NAME
     record = watch.directory if alone else watch.run.path
-    text += f".\n{said}"
+    text += f".{said}"
     if measured:
         text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
     budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]

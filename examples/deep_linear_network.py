@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import phasewatch
-from phasewatch.report import analyze_run, write_report
+from phasewatch.analysis import analyze_run
+from phasewatch.report import write_report
 from phasewatch.tensorboard import TensorBoardWriter
 
 SINGULAR_VALUES = (4.0, 1.5, 0.6)

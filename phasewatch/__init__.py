@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from phasewatch._version import __version__
 
 if TYPE_CHECKING:
+    from phasewatch.analysis import Analysis, analyze_run
     from phasewatch.hessian import Eigenpairs, Spectrum, hessian_spectrum, hessian_trace, leading_eigenpairs
     from phasewatch.llc import (
         BehavioralLLC,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from phasewatch.watch import Watch
 
 _HOMES = {
+    "Analysis": "phasewatch.analysis",
     "BehavioralLLC": "phasewatch.llc",
     "Eigenpairs": "phasewatch.hessian",
     "LLCEstimate": "phasewatch.llc",
@@ -36,6 +38,7 @@ _HOMES = {
     "Transition": "phasewatch.transitions",
     "Detection": "phasewatch.transitions",
     "align_transitions": "phasewatch.transitions",
+    "analyze_run": "phasewatch.analysis",
     "Watch": "phasewatch.watch",
     "ZeroLedger": "phasewatch.symmetry",
     "detect_transitions": "phasewatch.transitions",
@@ -52,6 +55,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Analysis",
     "BehavioralLLC",
     "Detection",
     "Eigenpairs",
@@ -64,6 +68,7 @@ __all__ = [
     "ZeroLedger",
     "__version__",
     "align_transitions",
+    "analyze_run",
     "detect_transitions",
     "estimate_behavioral_llc",
     "estimate_llc",

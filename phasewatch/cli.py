@@ -175,7 +175,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def _analyze(arguments: argparse.Namespace) -> int:
     run, directory, signals = _loaded(arguments.run, arguments.signals)
-    from phasewatch.report import analyze_run, format_moved, format_table, verdict, write_report
+    from phasewatch.analysis import analyze_run
+    from phasewatch.report import format_moved, format_table, verdict, write_report
 
     analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
     output = directory / _report_name(run.path) if arguments.output is None else arguments.output
@@ -209,7 +210,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise _Failure(f"compare needs several different runs; given: {', '.join(map(str, arguments.runs))}.")
     directories = [directory.resolve() for _, directory, _ in loaded]
     named = directories if len(set(directories)) == len(directories) else places
-    from phasewatch.report import analyze_run, comparison_figure, format_comparison
+    from phasewatch.analysis import analyze_run
+    from phasewatch.report import comparison_figure, format_comparison
     from phasewatch.transitions import align_transitions
 
     together = Path(os.path.commonpath(directories))

@@ -34,9 +34,10 @@ def run(output: Path, seed: int = 0) -> None:
     from torch.utils.data import DataLoader, TensorDataset
     from tqdm import tqdm
 
+    from phasewatch.analysis import analyze_run
     from phasewatch.callbacks import PhaseWatch
     from phasewatch.record import load_run
-    from phasewatch.report import analyze_run, format_table, verdict, write_report
+    from phasewatch.report import format_table, verdict, write_report
 
     class Digits(pl.LightningModule):
         """Two hidden layers that start near zero, where every network is at a saddle of the loss."""

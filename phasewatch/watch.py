@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from phasewatch import price
 from phasewatch._version import __version__
 from phasewatch.activity import Activity
+from phasewatch.analysis import NOT_BORNE_OUT, Analysis, analyze_run
 from phasewatch.estimators import (
     BehavioralCoefficient,
     Estimator,
@@ -118,8 +119,8 @@ class Listener(Protocol):
         """The measurement at ``step`` flagged, revised or withdrew transitions; ``standing`` are all as of now."""
         ...
 
-    def on_end(self, run: Run) -> None:
-        """The run is over."""
+    def on_end(self, analysis: Analysis) -> None:
+        """The run is over, and was analysed as a whole."""
         ...
 
     def close(self) -> None:
@@ -274,6 +275,7 @@ class Watch:
         observer: What :meth:`observe` was told.
         activity: Whether something is under way, by what :meth:`observe` was told.
         on_transition: Called with every flag of the detector (see :class:`phasewatch.transitions.Flag`).
+        analysis: The transitions of the whole run, once it is over; what was flagged and is none of them is withdrawn.
     """
 
     def __init__(
@@ -450,6 +452,7 @@ class Watch:
         self._told_impossible: set[str] = set()
         self._undescribed: set[str] = set()
         self._closed = False
+        self.analysis: Analysis | None = None
         self._prices: dict[str, float] = {}
         with self._guarded("price", 0):
             self._prices = self._predict(objectives)
@@ -802,15 +805,31 @@ class Watch:
     def _finish_record(self, step: int, error: BaseException | None) -> None:
         self._record_observed(step)
         self._closed, self._start = True, None
+        analysis = None
+        with self._guarded("analysis", step):
+            analysis = self._analysis()
+            self._withdraw(analysis.not_borne_out)
         if self._recording:
             with self._guarded("record", step):
                 self._journal.append("end", {"time": time.time(), **Ending.by(error).to_dict()})
-        run = self.run
+        if analysis is not None:
+            self.analysis = analysis = replace(analysis, run=self.run)
         for listener in self.listeners:
             with self._guarded(type(listener).__name__, step):
-                listener.on_end(run)
+                if analysis is not None:
+                    listener.on_end(analysis)
                 listener.close()
         self._journal.close()
+
+    def _analysis(self) -> Analysis:
+        """The whole run, searched as it was while it went on."""
+        if self.detector is None:
+            return analyze_run(self.run)
+        return analyze_run(self.run, self.detector.alpha, search=self.detector.search)
+
+    def _withdraw(self, refuted: Sequence[Flag]) -> None:
+        if self.detector is not None:
+            self._say_flags(self._last_taken, self.detector.withdraw(refuted, self._last_taken, NOT_BORNE_OUT))
 
     def _measure_the_end(self, step: int) -> None:
         """Measure what the budget has left for: the end, of it what is not too dear, and before it the kept start."""
@@ -1105,11 +1124,12 @@ class Watch:
         return measurement
 
     def _detect(self, measurement: Measurement) -> None:
-        if self.detector is None:
-            return
-        step = measurement.step
-        flags = self.detector.update(*_seen(measurement))
-        if not flags:
+        if self.detector is not None:
+            self._say_flags(measurement.step, self.detector.update(*_seen(measurement)))
+
+    def _say_flags(self, step: int, flags: Sequence[Flag]) -> None:
+        """Record what the detector says, and tell the listeners and the user's own function."""
+        if self.detector is None or not flags:
             return
         for flag in flags:
             self._record(("transition", flag.to_dict()))

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llc": {"isolation", "objective", "torch", "numpy", "scipy"},
     "symmetry": {"isolation", "objective", "hessian", "torch", "numpy", "scipy"},
     "transitions": {"record", "numpy", "scipy", "ruptures"},
+    "analysis": {"record", "transitions", "numpy", "ruptures"},
     "estimators": {"objective", "hessian", "llc", "symmetry", "record", "torch", "numpy"},
     "measure": {"estimators", "interruption", "isolation", "objective", "record", "torch", "numpy"},
     "activity": {"transitions", "numpy"},
@@ -34,12 +35,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "price": {"estimators", "isolation", "llc", "objective", "schedule", "transitions", "torch", "numpy"},
     "watch": {
         *("_version", "estimators", "measure", "objective", "observer", "price", "record", "schedule", "transitions"),
-        *("activity", "interruption", "torch", "numpy", "ruptures"),
+        *("activity", "analysis", "interruption", "torch", "numpy", "ruptures"),
     },
-    "report": {"printable", "record", "transitions", "numpy", "matplotlib", "ruptures"},
-    "tensorboard": {"google", "logs", "record", "report", "numpy", "tensorboard", "torch", "matplotlib"},
-    "demo": {"callbacks", "record", "report", "torch", "pytorch_lightning", "sklearn", "tqdm"},
-    "cli": {"_version", "demo", "logs", "printable", "record", "report", "tensorboard", "transitions", "ruptures"},
+    "report": {"analysis", "printable", "record", "transitions", "numpy", "matplotlib"},
+    "tensorboard": {"analysis", "google", "logs", "record", "report", "numpy", "tensorboard", "torch", "matplotlib"},
+    "demo": {"analysis", "callbacks", "record", "report", "torch", "pytorch_lightning", "sklearn", "tqdm"},
+    "cli": {
+        "_version",
+        "analysis",
+        "demo",
+        "logs",
+        "printable",
+        "record",
+        "report",
+        "tensorboard",
+        "transitions",
+        "ruptures",
+    },
 }
 ADAPTERS = "callbacks"
 """May import all that is ours, and the framework that they adapt to; only the demo imports them."""

@@ -18,8 +18,8 @@ import torch
 
 import phasewatch
 from phasewatch import demo
+from phasewatch.analysis import analyze_run
 from phasewatch.record import load_run
-from phasewatch.report import analyze_run
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"

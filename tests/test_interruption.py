@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from phasewatch.analysis import analyze_run
 from phasewatch.estimators import BehavioralCoefficient, Estimator, HessianSpectrum, Reading
 from phasewatch.interruption import Interrupted, held_back, safe_point
 from phasewatch.objective import Objective
 from phasewatch.objective.vectorized import Vectorized
 from phasewatch.record import NOT_CLOSED, Ending, Estimate, Journal, Run, load_run
-from phasewatch.report import analyze_run, write_report
+from phasewatch.report import write_report
 from phasewatch.watch import Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:phasewatch. the catalogue has no row")

@@ -14,10 +14,10 @@ import torch
 from pytorch_lightning.demos.boring_classes import BoringDataModule, BoringModel
 from pytorch_lightning.loggers import CSVLogger
 
+from phasewatch.analysis import analyze_run
 from phasewatch.cli import main
 from phasewatch.logs import chosen, find_table, read_table, run_of_scalars, unprefixed
 from phasewatch.record import RecordError
-from phasewatch.report import analyze_run
 
 STEPS = np.arange(0, 4000, 50)
 LOSSES = np.where(STEPS < 2000, 2.0, 1.0) + 0.01 * np.random.default_rng(0).standard_normal(len(STEPS))

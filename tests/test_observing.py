@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch import observer, updates
+from phasewatch.analysis import analyze_run
 from phasewatch.observer import Observer
 from phasewatch.record import load_run, noise_scale
-from phasewatch.report import analyze_run
 from phasewatch.watch import Watch
 
 DATA = torch.Generator().manual_seed(1)

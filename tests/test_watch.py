@@ -17,11 +17,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from phasewatch.analysis import NOT_BORNE_OUT, Analysis, analyze_run
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Reading
 from phasewatch.measure import Probe
 from phasewatch.objective import Objective
 from phasewatch.record import Ending, Estimate, Flag, Measurement, RecordError, Run, Transition, load_run
-from phasewatch.schedule import as_schedule
+from phasewatch.report import verdict
+from phasewatch.schedule import Every, as_schedule
+from phasewatch.transitions import LiveDetector
 from phasewatch.watch import Monitor, Watch
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -88,8 +91,8 @@ class Listener:
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
         self.tell("transitions", step)
 
-    def on_end(self, run: Run) -> None:
-        self.tell("end", len(run.measurements))
+    def on_end(self, analysis: Analysis) -> None:
+        self.tell("end", len(analysis.run.measurements))
 
     def close(self) -> None:
         self.tell("close")
@@ -407,6 +410,8 @@ def test_a_jump_is_flagged_recorded_and_told(tmp_path: Path) -> None:
     assert ("transitions", recorded.flagged_at) in listener.told
     assert 20 <= recorded.flagged_at <= 25
 
+    assert watch.analysis is not None and len(watch.analysis.transitions) == 1 and watch.analysis.run.finished
+
     again = Listener()
     resumed = Watch(module, PROBE, loss_fn=half_mean_squared_error, estimators=(), listeners=[again])
     resumed.load_state_dict(watch.state_dict())
@@ -493,6 +498,41 @@ def test_continued_from_its_state_it_is_the_run_that_was_never_stopped(tmp_path:
     assert resumed.header["continues"]["run_id"] == first.run.header["run_id"] != resumed.header["run_id"]
     with pytest.raises(ValueError, match="after the first step"):
         second.load_state_dict(first.state_dict())
+
+
+class Hasty(LiveDetector):
+    """Flags at step 38 what is none, beside what it finds; too late to withdraw it by itself."""
+
+    def update(self, step: float, *arguments: Any, **options: Any) -> list[Flag]:
+        said = super().update(step, *arguments, **options)
+        if step == 38:
+            hasty = Transition(4.0, 8.0, 6.0, (4.0, 8.0), "A", {}, 9.0, 1e-6)
+            said = [*said, Flag(99, "flagged", hasty, step)]
+            self.flags.append(said[-1])
+        return said
+
+
+def test_what_the_whole_run_does_not_bear_out_is_withdrawn_at_its_end(tmp_path: Path) -> None:
+    """A jump at 20 stands; what was flagged at 38 is withdrawn at the end, and the record says why."""
+    told: list[Flag] = []
+    module = zeroed()
+    noise = torch.Generator().manual_seed(1)
+    monitor = Monitor((), Probe(PROBE, half_mean_squared_error), Every(1))
+    with Watch.from_monitors(
+        module, [monitor], detector=Hasty(), directory=tmp_path, on_error="raise", on_transition=told.append
+    ) as watch:
+        for step in range(40):
+            with torch.no_grad():
+                module.weight.fill_(0.0 if step < 20 else 0.9).add_(0.01 * torch.randn(1, 3, generator=noise))
+            watch.at(step)
+        assert len(watch.transitions) == 2
+    run = load_run(tmp_path)
+    (stands,) = run.transitions
+    assert stands.start <= 20 <= stands.end + 1 and watch.transitions == [stands]
+    last = run.flags[-1]
+    assert (last.number, last.action, last.detected_at, last.why) == (99, "withdrawn", 39, NOT_BORNE_OUT)
+    assert told == list(run.flags) and run.finished
+    assert verdict(analyze_run(run)).not_borne_out == (38,)
 
 
 def test_closing_twice_ends_once(tmp_path: Path) -> None:

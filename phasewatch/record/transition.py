@@ -183,12 +183,14 @@ class Flag:
             measurement) or is of another kind; ``"withdrawn"``: with more seen it is none.
         transition: as it is seen now; as it was last seen, where withdrawn.
         detected_at: the step of the measurement at which this was said.
+        why: the reason, where withdrawn.
     """
 
     number: int
     action: Action
     transition: Transition
     detected_at: float
+    why: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flag as plain Python values that JSON can hold."""
@@ -196,6 +198,7 @@ class Flag:
             "number": self.number,
             "action": self.action,
             "detected_at": self.detected_at,
+            "why": self.why,
             "transition": self.transition.to_dict(),
         }
 
@@ -214,6 +217,7 @@ class Flag:
             action,
             Transition.from_dict(member(plain, "transition")),
             place(member(plain, "detected_at"), "detected_at"),
+            text(member(plain, "why"), "why"),
         )
 
 
@@ -227,10 +231,10 @@ def overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return max(one[0], other[0]) <= min(one[1], other[1])
 
 
-def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
-    """The transitions that stand, in order of their steps.
+def standing_flags(flags: Iterable[Flag]) -> list[Flag]:
+    """The last flag of each transition that stands, in order of their steps.
 
-    Each is as its last flag has it, and ``flagged_at`` the step of its first; those withdrawn are left out.
+    Its transition's ``flagged_at`` is the step of the first; those withdrawn are left out.
 
     Args:
         flags: all that was said, in order.
@@ -241,8 +245,17 @@ def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
         first.setdefault(flag.number, flag.detected_at)
         last[flag.number] = flag
     standing = [
-        replace(flag.transition, flagged_at=first[number])
+        replace(flag, transition=replace(flag.transition, flagged_at=first[number]))
         for number, flag in last.items()
         if flag.action != "withdrawn"
     ]
-    return sorted(standing, key=lambda transition: transition.step)
+    return sorted(standing, key=lambda flag: flag.transition.step)
+
+
+def standing_transitions(flags: Iterable[Flag]) -> list[Transition]:
+    """The transitions that stand, as their last flags have them, in order of their steps.
+
+    Args:
+        flags: all that was said, in order.
+    """
+    return [flag.transition for flag in standing_flags(flags)]

@@ -1,6 +1,5 @@
 """What a person reads about a run: its transitions as a table, a figure and a page."""
 
-from phasewatch.report.analysis import Analysis, analyze_run
 from phasewatch.report.comparison import comparison_figure, format_comparison
 from phasewatch.report.density import density_figure
 from phasewatch.report.figure import run_figure
@@ -10,10 +9,8 @@ from phasewatch.report.table import format_events, format_table
 from phasewatch.report.verdict import Verdict, verdict
 
 __all__ = [
-    "Analysis",
     "ReportPaths",
     "Verdict",
-    "analyze_run",
     "comparison_figure",
     "density_figure",
     "format_comparison",

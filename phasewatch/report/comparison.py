@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from phasewatch.report.analysis import Analysis
+from phasewatch.analysis import Analysis
 from phasewatch.report.figure import BOTTOM, FAINT, INK, ORANGE, RIGHT, STAGE_TINTS, TOP, VERMILION, WIDE, scale_steps
 from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import WIDTH as TEXT_WIDTH

@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 from numpy.typing import NDArray
 
+from phasewatch.analysis import Analysis
 from phasewatch.record import Run, Signal, Transition
 from phasewatch.record.signals import CATALOGUE, DETAIL, NORMAL_95, is_one_of_several_counts, look_up
-from phasewatch.report.analysis import Analysis
 from phasewatch.transitions.events import Event
 
 # Okabe & Ito's palette, told apart by colour-blind readers.

@@ -12,10 +12,10 @@ from html import escape as escape_markup
 from pathlib import Path
 from typing import Any
 
+from phasewatch.analysis import Analysis
 from phasewatch.printable import printable
 from phasewatch.record import Transition
 from phasewatch.record.signals import look_up
-from phasewatch.report.analysis import Analysis
 from phasewatch.report.figure import run_figure
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.numbers import format_span, format_step

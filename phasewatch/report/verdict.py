@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from phasewatch.analysis import Analysis
 from phasewatch.record import Run, Transition
 from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
-from phasewatch.report.analysis import Analysis
 from phasewatch.report.numbers import format_change, format_span, format_step
 from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
 from phasewatch.transitions.detect import MIN_POINTS
@@ -63,9 +63,9 @@ def verdict(analysis: Analysis) -> Verdict:
     Args:
         analysis: As given by :func:`phasewatch.report.analyze_run`.
     """
-    run, found = analysis.run, analysis.transitions
+    run = analysis.run
     reliable = {name: _reliable(run, name) for name in NAMES if name in run.names}
-    unseen = _not_borne_out(run, found)
+    unseen = tuple(flag.transition.flagged_at or 0.0 for flag in analysis.not_borne_out)
     sentences = [*_found(analysis), *format_events(analysis.events).splitlines()]
     if analysis.note is None and len(run.measurements) < MIN_POINTS and run.observed:
         searched = "only the loss at every step was searched for transitions"
@@ -135,15 +135,6 @@ def count_notes(run: Run, name: str) -> list[tuple[str, int]]:
     """What is noted of points of a signal, without its figures, and of how many."""
     found = (m.estimates[name].notes for m in run.measurements if name in m.estimates)
     return Counter(note.split(":")[0] for notes in found for note in notes).most_common()
-
-
-def _not_borne_out(run: Run, found: tuple[Transition, ...]) -> tuple[float, ...]:
-    """Steps of the flags that no transition of the whole run touches."""
-    return tuple(
-        flag.flagged_at if flag.flagged_at is not None else flag.step
-        for flag in run.transitions
-        if not any(flag.start <= one.end and one.start <= flag.end for one in found)
-    )
 
 
 def _state(run: Run) -> list[str]:

@@ -14,17 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from phasewatch.analysis import Analysis
 from phasewatch.record import Flag, Histogram, Measurement, Run, Signal, Transition
 from phasewatch.record.signals import NULLITY, SPECTRUM, detected, groups, is_one_of_several_counts
-from phasewatch.report import (
-    Analysis,
-    analyze_run,
-    density_figure,
-    format_moved,
-    format_table,
-    run_figure,
-    verdict,
-)
+from phasewatch.report import density_figure, format_moved, format_table, run_figure, verdict
 
 CHILD_RUN = "phasewatch"
 BINS = 60
@@ -98,11 +91,11 @@ class TensorBoardWriter:
         self._verdict(so_far, step)
         self._writer.flush()
 
-    def on_end(self, run: Run) -> None:
-        """Analyse the whole run, at its own alpha, and write its table and figure at the last step."""
+    def on_end(self, analysis: Analysis) -> None:
+        """Write table and figure of the whole run at its last step."""
+        run = analysis.run
         if not run.measurements:
             return
-        analysis = analyze_run(run, alpha=run.header.get("alpha") or 0.05)
         step = run.measurements[-1].step
         self._verdict(analysis, step)
         self._text("transitions_found", run, analysis.transitions, analysis.note, step)

@@ -130,6 +130,18 @@ class LiveDetector:
                 pieces = [self._observed[name], new] if name in self._observed else [new]
                 self._observed[name] = joined(pieces)
 
+    def withdraw(self, refuted: Iterable[Flag], step: float, why: str) -> list[Flag]:
+        """Withdraw what something else than the detector has refuted, and return the flags that say so.
+
+        Args:
+            refuted: flags of transitions that stand.
+            step: of the last measurement.
+            why: the reason.
+        """
+        said = [Flag(flag.number, "withdrawn", flag.transition, step, why) for flag in refuted]
+        self.flags.extend(said)
+        return said
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the detector knows beside the measurements and its flags, as plain Python values.
 
@@ -347,7 +359,8 @@ class LiveDetector:
         missed = [flag for flag in open_flags if flag.action != "withdrawn" and flag.number not in there]
         self._missed = {flag.number: self._missed.get(flag.number, 0) + 1 for flag in missed}
         gone = [flag for flag in missed if self._missed[flag.number] == PATIENCE]
-        return said + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1]) for flag in gone]
+        why = f"not found in {PATIENCE} searches, one after another"
+        return said + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1], why) for flag in gone]
 
     @property
     def _first_in_window(self) -> int:

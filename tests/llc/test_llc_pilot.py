@@ -22,11 +22,11 @@ from exact import (
 from torch import Tensor, nn
 
 from phasewatch import Watch, estimate_llc
+from phasewatch.analysis import analyze_run
 from phasewatch.estimators import LearningCoefficient
 from phasewatch.llc import Thresholds, pilot_descent
 from phasewatch.llc import estimate as estimating
 from phasewatch.objective import Objective
-from phasewatch.report import analyze_run
 
 NBETA = 1_000.0
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from records import begin, measurement, write
 
+from phasewatch.analysis import analyze_run
 from phasewatch.record import Change, Flag, Journal, RecordError, Run, Transition, load_run
 from phasewatch.record.trace import pack
-from phasewatch.report import analyze_run, format_moved, format_table
+from phasewatch.report import format_moved, format_table
 
 LOSS = Change(1.0, 2.0, 1.0, 0.1, (0.8, 1.2), 10.0)
 TRANSITION = Transition(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from staircase import measurements, recorded_run
 
+from phasewatch.analysis import analyze_run
 from phasewatch.record import Estimate, Measurement, Run
 from phasewatch.record.trace import pack
-from phasewatch.report import analyze_run, format_events, run_figure, write_report
+from phasewatch.report import format_events, run_figure, write_report
 
 
 def test_finds_the_two_jumps_of_a_staircase(tmp_path: Path) -> None:

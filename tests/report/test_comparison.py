@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 from staircase import measurements, with_lambda_of_function
 
+from phasewatch.analysis import Analysis, analyze_run
 from phasewatch.record import Estimate, Measurement, Run
-from phasewatch.report import Analysis, analyze_run, comparison_figure, format_comparison
+from phasewatch.report import comparison_figure, format_comparison
 from phasewatch.transitions import Transition, align_transitions
 
 

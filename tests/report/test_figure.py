@@ -11,8 +11,9 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from staircase import measurements, recorded_run, with_lambda_of_function
 
+from phasewatch.analysis import Analysis, analyze_run
 from phasewatch.record import Estimate, Measurement, Run
-from phasewatch.report import Analysis, analyze_run, run_figure
+from phasewatch.report import run_figure
 
 
 def run_of(found: list[Measurement]) -> Run:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from staircase import recorded_run
 
+from phasewatch.analysis import analyze_run
 from phasewatch.record import load_run
-from phasewatch.report import analyze_run, format_moved, write_report
+from phasewatch.report import format_moved, write_report
 
 VOID = {"meta", "img", "br"}
 

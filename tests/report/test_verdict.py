@@ -13,11 +13,12 @@ import pytest
 from staircase import HEADER, measurements, recorded_run, with_lambda_of_function
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from phasewatch.analysis import NOT_BORNE_OUT, analyze_run
 from phasewatch.cli import main
-from phasewatch.record import Run
+from phasewatch.record import Flag, Run
 from phasewatch.record.ending import NOT_CLOSED
 from phasewatch.record.trace import pack
-from phasewatch.report import analyze_run, verdict, write_report
+from phasewatch.report import verdict, write_report
 from phasewatch.tensorboard import TensorBoardWriter
 
 STEPS = np.arange(0, 6000, 100)
@@ -57,12 +58,16 @@ def test_nothing_found_and_too_little_measured_are_different_verdicts(run: Run, 
     assert said.finding == finding and sentence in said.sentences[0]
 
 
-def test_a_flag_that_the_whole_run_does_not_bear_out_is_told() -> None:
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_a_flag_that_the_whole_run_does_not_bear_out_is_told(withdrawn: bool) -> None:
     analysis = analyze_run(plain(JUMPS))
-    true = dataclasses.replace(analysis.transitions[0], flagged_at=2300.0)
+    true = analysis.transitions[0]
     elsewhere = {"start": 5000.0, "step": 5050.0, "end": 5100.0, "interval": (5000.0, 5100.0)}
-    false = dataclasses.replace(true, **elsewhere, flagged_at=5200.0)  # type: ignore[arg-type]
-    said = verdict(dataclasses.replace(analysis, run=dataclasses.replace(analysis.run, transitions=(true, false))))
+    false = dataclasses.replace(true, **elsewhere)  # type: ignore[arg-type]
+    flags = [Flag(0, "flagged", true, 2300.0), Flag(1, "flagged", false, 5200.0)]
+    flags += [Flag(2, "flagged", false, 5400.0), Flag(2, "withdrawn", false, 5500.0, "not found any more")]
+    flags += [Flag(1, "withdrawn", false, 5900.0, NOT_BORNE_OUT)] if withdrawn else []
+    said = verdict(dataclasses.replace(analysis, run=dataclasses.replace(analysis.run, flags=tuple(flags))))
     assert said.not_borne_out == (5200.0,)
     assert any(s.startswith("Flagged at step 5,200 while the run went on, and not borne out") for s in said.sentences)
 
@@ -108,7 +113,7 @@ def test_all_views_say_the_same(
     writer = TensorBoardWriter(tmp_path)
     for measurement in run.measurements:
         writer.on_measurement(measurement)
-    writer.on_end(run)
+    writer.on_end(analyze_run(run))
     writer.close()
     events = EventAccumulator(str(writer.directory), size_guidance={"tensors": 0}).Reload()
     texts = [e.tensor_proto.string_val[0].decode() for e in events.Tensors("phasewatch/verdict/text_summary")]

@@ -15,6 +15,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from torch.utils.tensorboard import SummaryWriter
 
+from phasewatch.analysis import analyze_run
 from phasewatch.record import Estimate, Histogram, Measurement, Run
 from phasewatch.tensorboard import TensorBoardWriter, read_scalars
 from phasewatch.tensorboard.writer import spectrum_edges
@@ -241,7 +242,7 @@ def test_the_end_is_written_at_the_last_step_under_tags_of_its_own(tmp_path: Pat
     writer = TensorBoardWriter(tmp_path)
     for m in found:
         writer.on_measurement(m)
-    writer.on_end(Run(None, {"alpha": 0.01}, tuple(found), (), (), (), finished=True))
+    writer.on_end(analyze_run(Run(None, {}, tuple(found), (), (), (), finished=True), alpha=0.01))
     writer.close()
     [(step, table)] = texts(writer.directory, "transitions_found")
     assert step == 49 and "loss falls" in table
@@ -250,7 +251,7 @@ def test_the_end_is_written_at_the_last_step_under_tags_of_its_own(tmp_path: Pat
 
 def test_an_empty_run_ends_quietly(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path)
-    writer.on_end(Run(None, {}, (), (), (), (), finished=True))
+    writer.on_end(analyze_run(Run(None, {}, (), (), (), (), finished=True)))
     writer.close()
     assert read_scalars(writer.directory) == {}
 

@@ -12,11 +12,14 @@ from ruptures.base import BaseEstimator
 
 from phasewatch.record import Moved, Run, Transition
 from phasewatch.record.signals import LOSS, TRAINING_LOSS, detected, searched
+from phasewatch.record.transition import Flag, overlap, standing_flags
 from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.detect import MIN_POINTS
 from phasewatch.transitions.events import Event, find_events, named_by_events
 from phasewatch.transitions.kinds import read_beside
 
+NOT_BORNE_OUT = "not borne out by the whole run"
+"""Why what was flagged while a run went on is withdrawn at its end."""
 MOST_SAMPLES = 20
 """Of the samples that a transition moved, so many stand in the data of a report."""
 
@@ -41,6 +44,17 @@ class Analysis:
     alpha: float
     note: str | None
     events: tuple[Event, ...] = ()
+
+    @property
+    def not_borne_out(self) -> tuple[Flag, ...]:
+        """What was flagged while the run went on, and stood at its end or still stands, and the whole does not show."""
+        found = [(one.start, one.end) for one in self.transitions]
+        said = [flag for flag in self.run.flags if flag.why != NOT_BORNE_OUT]
+        return tuple(
+            flag
+            for flag in standing_flags(said)
+            if not any(overlap((flag.transition.start, flag.transition.end), one) for one in found)
+        )
 
     def unreliable(self) -> dict[str, int]:
         """Signal name to the number of its points that are not to be trusted, where there are any."""
