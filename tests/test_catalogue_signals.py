@@ -63,7 +63,7 @@ def test_every_signal_that_is_measured_has_a_row_and_no_row_is_stale() -> None:
     ) as watch:
         watch.at(0)
         watch.at(1)
-    of_layers = {"effective_rank_0", "effective_rank_2"}
+    of_layers = {f"effective_rank{at}_{layer}" for at in ("", "_coarse") for layer in (0, 2)}
     assert set(watch.run.names) == set(CATALOGUE) | of_layers
     assert all(is_described(name) and look_up(name).group == DETAIL for name in of_layers)
 

@@ -78,10 +78,12 @@ def test_the_chains_are_priced_by_themselves_and_left_out_by_a_twin_without() ->
     whole, lean = BehavioralCoefficient(), BehavioralCoefficient(sampled=False)
     size, pace = Size(1_482, 1, 512, 512), price.Pace(0.001, 0.002, 0.004, 0.01)
     found = price.predicted([whole], size, pace)
-    # four chains at two resolutions: 20 moves to find their start, 200 to settle, three quarters of 1,200 draws
-    assert found[price.CHAINS] == pytest.approx(2 * (4 * (20 + 200 + 900) * 0.004 + 20 * 0.01))
+    # four chains at two resolutions: 20 moves to find their start, 200 to settle, three quarters of 1,200 draws; with
+    # them go 48 products on half of the probe, and 512 in the outputs, of two and a half products with the Hessian
+    moved = 2 * (4 * (20 + 200 + 900) * 0.004 + 20 * 0.01)
+    assert found[price.CHAINS] == pytest.approx(moved + 2.5 * (48 + 512) * 0.002)
     assert price.predicted([lean], size, pace) == {n: s for n, s in found.items() if n != price.CHAINS}
-    assert found["llc_behavioral"] == pytest.approx(2.5 * 512 * 0.002)
+    assert found["llc_behavioral"] == pytest.approx(2.5 * 96 * 0.002)
     assert price.without(whole, [price.CHAINS]) == lean and price.without(whole, ["zeros"]) is whole
     other = BehavioralCoefficient(data="validation")
     assert price.without(other, [price.CHAINS]) is other

@@ -23,11 +23,9 @@ from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, L
 
 PRECISION = (0.09, 0.1)
 """Half-width of the interval at which chains end, as a share of lambda, below that and from there on."""
-MOST_PRODUCTS = 96
-"""Products with the Gauss-Newton matrix for an effective rank of a small network."""
-PRODUCTS_OF_BATCHES, LEAST_PRODUCTS = 32, 6
-"""Products for one of a large network, each with the matrix of one batch; and how many of the whole there are at least:
-where the price of a product is that of eight batches, a rank of some hundreds is known to a fifth, and marked so."""
+MOST_PRODUCTS = (96, 64)
+"""Products with the Gauss-Newton matrix for an effective rank, below 20,000 parameters and from there on: so many give
+a coarse one of 370, of a convnet of 106 thousand parameters, to 4 %, half as many to 12 %, a quarter to a factor."""
 RANK_TOLERANCE = 0.04
 """Monte-Carlo error wanted of a rank, relative to it; with 5 % two of them would exceed what counts as reliable."""
 DENSE_BELOW = 128
@@ -108,49 +106,52 @@ class BehavioralCoefficient:
         return self.price_of_chains(size) + self.price_of_ranks(size)
 
     def price_of_chains(self, size: Size) -> Price:
-        """Chains that end after three quarters of their draws, at both resolutions, of the whole and of each part."""
+        """Chains that end after three quarters of their draws, at both resolutions, of the whole and of each part.
+
+        With what is measured beside them alone: the ranks on half of the probe, and those in the outputs.
+        """
         if not self.sampled:
             return Price()
         chains, draws, burn_in = self._moves(size.num_parameters)
         each = Price(moves=chains * (APPROACH + burn_in + DRAWN * draws), masses=MASSES_FOUND)
-        return each * (len(self.resolutions) * (1 + len(self.refined)))
+        moved = each * (len(self.resolutions) * (1 + len(self.refined)))
+        return moved if self.data else moved + self.price_of_ranks(size) * 0.5 + self._price_in_the_outputs(size)
 
     def price_of_ranks(self, size: Size) -> Price:
-        """Products in the metric of the loss and in that of the outputs."""
-        if self.data:
-            return Price()
-        batches = size.batches_of(ROWS)
-        if size.num_parameters >= LARGE:
-            products = 2 * max(PRODUCTS_OF_BATCHES / max(batches, 1), LEAST_PRODUCTS)
-            return Price(gradients=IN_FORWARD_MODE * products) * batches
-        return Price(products=IN_REVERSE_MODE * PRODUCTS_IN_THE_OUTPUTS / 2) * batches
+        """Products in the metric of the loss."""
+        return Price() if self.data else _price_of_products(size, MOST_PRODUCTS[size.num_parameters >= LARGE])
+
+    def _price_in_the_outputs(self, size: Size) -> Price:
+        large = size.num_parameters >= LARGE
+        return _price_of_products(size, MOST_PRODUCTS[1] if large else PRODUCTS_IN_THE_OUTPUTS / 2)
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
 
         Besides ``effective_rank`` in all and by layer, ``misfit_change`` and ``description_length``, all three at the
-        fine resolution, ``probe_share`` (how much of the rank half of the probe shows), and ``llc_outputs`` and
-        ``llc_outputs_coarse``, half the effective rank in the metric of the outputs' own variance, whose resolutions
-        are of each output. Of parts, and on other data, the two coefficients alone. Where no chains are drawn, what can
-        be known without: ``effective_rank`` at the temperature at which a quadratic divergence is the fine resolution,
-        ``probe_share`` and ``llc_outputs``.
+        fine resolution, ``effective_rank_coarse``, ``probe_share`` (how much of the rank half of the probe shows), and
+        ``llc_outputs`` and ``llc_outputs_coarse``, half the effective rank in the metric of the outputs' own variance,
+        whose resolutions are of each output. Of parts, and on other data, the two coefficients alone. Where no chains
+        are drawn, the ranks where a quadratic divergence is the coarse and the fine resolution.
 
         Raises:
             NoOutputsError: If the network's outputs cannot be seen.
             ValueError: If a name in ``refined`` matches no module or parameter.
         """
-        if not self.sampled:
-            return Reading(self._without_chains(enough(objective), seed))
-        parts = self.parts(objective)
         seen = enough(objective)
+        if not self.sampled:
+            return Reading({} if self.data else self._at_both(self._rank(seen, prior_spread(seen), seed, False)))
+        parts = self.parts(objective)
         spread = prior_spread(seen)
         coarse, fine = self._estimates(seen, spread, seed)
         beside: dict[str, Estimate] = {}
         noted: list[tuple[str, ...]] = [(), ()]
         if not self.data:
-            rank = self._rank(seen, spread, fine, seed)
+            rank = self._rank(seen, spread, seed, check_probe=True)
             noted = [self._limits(found, rank) for found in (coarse, fine)]
-            beside = {**_ranks(rank), **self._in_the_outputs(seen, seed)}
+            beside = self._at_both(rank, fine.nbeta * self.nats_per_loss) | self._in_the_outputs(seen, seed)
+            if math.isfinite(rank.on_half) and rank.value:
+                beside["probe_share"] = Estimate(rank.on_half / rank.value)
         estimates = {
             **self._signals(LLC_COARSE, coarse, noted[0]),
             **self._signals(LLC_BEHAVIORAL, fine, noted[1]),
@@ -162,14 +163,6 @@ class BehavioralCoefficient:
             for name, one in zip((LLC_COARSE, LLC_BEHAVIORAL), found, strict=True):
                 estimates[named(name, "_".join(filter(None, (self.data, part))))] = _estimate(one)
         return Reading(estimates)
-
-    def _without_chains(self, seen: Objective, seed: int) -> dict[str, Estimate]:
-        """What the ranks alone say."""
-        if self.data:
-            return {}
-        resolution = self.resolutions[1] / self.nats_per_loss
-        rank = effective_rank(seen, prior_spread(seen), resolution=resolution, seed=seed, **_settings(seen))
-        return {**_ranks(rank), **self._in_the_outputs(seen, seed)}
 
     def _estimates(self, objective: Objective, spread: Tensor | None, seed: int) -> list[BehavioralLLC]:
         chains, draws, burn_in = self._moves(objective.num_parameters)
@@ -215,9 +208,17 @@ class BehavioralCoefficient:
             named("description_length", self.data): length,
         }
 
-    def _rank(self, objective: Objective, spread: Tensor, fine: BehavioralLLC, seed: int) -> EffectiveRank:
-        nbeta = fine.nbeta * self.nats_per_loss
-        return effective_rank(objective, spread, nbeta, seed=seed, **_settings(objective))
+    def _rank(self, objective: Objective, spread: Tensor, seed: int, check_probe: bool) -> EffectiveRank:
+        """From products that tell it at the fine resolution in a small network, and at the coarse one in a large."""
+        resolution = self.resolutions[objective.num_parameters < LARGE] / self.nats_per_loss
+        seen, settings = _in_double(objective), _settings(objective)
+        return effective_rank(seen, spread, resolution=resolution, seed=seed, check_probe=check_probe, **settings)
+
+    def _at_both(self, rank: EffectiveRank, nbeta: float | None = None) -> dict[str, Estimate]:
+        """The ranks where a quadratic divergence is each resolution, the fine one at another temperature if given."""
+        coarse, fine = (rank.at_resolution(resolution / self.nats_per_loss) for resolution in self.resolutions)
+        fine = fine if nbeta is None else rank.at(nbeta)
+        return {**_ranks("effective_rank_coarse", coarse), **_ranks("effective_rank", fine)}
 
     def _limits(self, found: BehavioralLLC, rank: EffectiveRank) -> tuple[str, ...]:
         """That more samples would show more, where half of the probe shows less."""
@@ -230,7 +231,7 @@ class BehavioralCoefficient:
         """Half the effective rank where each output moves by the resolutions in units of half its variance."""
         names = (LLC_OUTPUTS_COARSE, LLC_OUTPUTS)
         try:
-            moved = objective.behavioral("outputs")
+            moved = _in_double(objective).behavioral("outputs")
         except ConstantOutputsError as error:
             return {name: Estimate(math.nan, doubts=(str(error),)) for name in names}
         outputs = sum(
@@ -239,14 +240,11 @@ class BehavioralCoefficient:
         coarse, fine = (resolution * outputs for resolution in self.resolutions)
         spread = prior_spread(objective, "outputs")
         settings = _settings(objective)
-        if OUTPUTS_DENSE_BELOW < objective.num_parameters < LARGE:
-            # Single precision adds noise to each of many directions: a third of the rank where it looks this closely.
-            with suppress(Exception):  # the module's code fixes its type
-                moved = moved.to(torch.float64)
         if objective.num_parameters < LARGE:
             settings |= {"tolerance": OUTPUTS_TOLERANCE, "max_products": PRODUCTS_IN_THE_OUTPUTS}
             settings |= {"dense_below": OUTPUTS_DENSE_BELOW}
-        ranks = effective_rank(moved, spread, resolution=fine, seed=seed, check_probe=False, by_layer=False, **settings)
+        aim = fine if objective.num_parameters < LARGE else coarse
+        ranks = effective_rank(moved, spread, resolution=aim, seed=seed, check_probe=False, by_layer=False, **settings)
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = ranks.at_resolution(resolution)
@@ -254,19 +252,34 @@ class BehavioralCoefficient:
         return estimates
 
 
+def _price_of_products(size: Size, products: float) -> Price:
+    """With the Gauss-Newton matrix of the samples that are looked at."""
+    batches = size.batches_of(ROWS)
+    if size.num_parameters >= LARGE:
+        return Price(gradients=IN_FORWARD_MODE * products) * batches
+    return Price(products=IN_REVERSE_MODE * products) * batches
+
+
+def _in_double(objective: Objective) -> Objective:
+    """A small network in double precision: single adds to each of many directions, up to a third of some ranks."""
+    if DENSE_BELOW < objective.num_parameters < LARGE:
+        with suppress(Exception):  # the module's code fixes its type
+            return objective.to(torch.float64)
+    return objective
+
+
 def _settings(objective: Objective) -> dict[str, Any]:
     """Of an effective rank, so that it costs what a run can afford."""
-    products = MOST_PRODUCTS
-    if objective.num_parameters >= LARGE:
-        products = max(PRODUCTS_OF_BATCHES // objective.num_batches, LEAST_PRODUCTS)
+    products = MOST_PRODUCTS[objective.num_parameters >= LARGE]
     return {"tolerance": RANK_TOLERANCE, "max_products": products, "dense_below": DENSE_BELOW}
 
 
-def _ranks(found: EffectiveRank) -> dict[str, Estimate]:
+def _ranks(name: str, found: EffectiveRank) -> dict[str, Estimate]:
+    """A rank, and by layer where it is known: what is off for too short runs is not told apart by layer."""
+    layers = found.by_layer.items() if found.converged else ()
     return {
-        "effective_rank": Estimate(found.value, found.standard_error, found.reasons),
-        "probe_share": Estimate(found.on_half / found.value if found.value else math.nan),
-        **{f"effective_rank_{name}": Estimate(at.value, at.standard_error) for name, at in found.by_layer.items()},
+        name: Estimate(found.value, found.standard_error, found.reasons),
+        **{f"{name}_{layer}": Estimate(at.value, at.standard_error) for layer, at in layers},
     }
 
 

@@ -39,6 +39,10 @@ BASIS_MEMORY = 2**30
 _FOUND = 0.05
 """Residual of an eigenvector taken out, relative to h + 1/b: its term is right to the square of that, a 400th."""
 
+_ROUNDING = 2.0
+"""Units of the last place of the largest eigenvalue below which a Ritz value may be rounding alone: products in single
+precision add one or less in each direction (.02 to .2 on a convnet), which is seen once runs are long."""
+
 _LEAST_PRODUCTS = 4
 
 _LOOSER = 3.0
@@ -249,9 +253,10 @@ class _Eigensystem:
             return cls(diagonal, np.ones((1, 1)))
         return cls(*eigh_tridiagonal(diagonal, couplings))
 
-    def image(self, nbeta: float) -> Array:
-        """``f(T) e_1``."""
-        return np.asarray(self.vectors @ (_filter(self.values, nbeta) * self.vectors[0]))
+    def image(self, nbeta: float, rounding: float = 0.0) -> Array:
+        """``f(T) e_1``, eigenvalues up to ``rounding`` taken for none."""
+        values = np.where(self.values > rounding, self.values, 0.0)
+        return np.asarray(self.vectors @ (_filter(values, nbeta) * self.vectors[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +271,7 @@ class _Sample:
         overlaps: Inner products of the basis vectors in each layer, shape ``(layers, m, m)``.
         known: Eigenvalues of the eigenvectors taken out, shape ``(k,)``.
         known_shares: How much of the squared length of each lies in each layer, shape ``(layers, k)``.
+        rounding: What the rounding of products may pass for an eigenvalue.
         limit: The greatest rank that there can be outside of the known.
     """
 
@@ -276,7 +282,7 @@ class _Sample:
     overlaps: Array
     known: Array
     known_shares: Array
-
+    rounding: float = 0.0
     limit: int | None = None
 
     @classmethod
@@ -284,7 +290,8 @@ class _Sample:
         """What a run has seen, all parameters as one layer."""
         nothing = np.zeros(0)
         overlaps = np.eye(run.dimension)[None]
-        return cls(dimension, run.diagonal, run.off_diagonal, False, overlaps, nothing, nothing[None])
+        rounding = _rounding(run, float(np.abs(run.ritz_values).max()))
+        return cls(dimension, run.diagonal, run.off_diagonal, False, overlaps, nothing, nothing[None], rounding)
 
     @cached_property
     def gauss(self) -> _Eigensystem:
@@ -302,10 +309,10 @@ class _Sample:
 
     def images(self, nbeta: float) -> tuple[Array, float, float, float]:
         """``f(T) e_1`` as far as is known, and the trace outside of the known: the value, its bounds."""
-        above, below = self.gauss.image(nbeta), self.radau.image(nbeta)
+        above, below = self.gauss.image(nbeta), self.radau.image(nbeta, self.rounding)
         upper, lower = self.dimension * float(above[0]), self.dimension * float(below[0])
         if self.limit is not None:
-            upper = max(min(upper, self.limit), lower)
+            upper, lower = min(upper, self.limit), min(lower, self.limit)
         value = math.sqrt(upper * lower) if upper > 2 * lower > 0 else (upper + lower) / 2
         if above[0] - below[0] <= 0:
             return above, value, lower, upper
@@ -511,6 +518,7 @@ def _sampled(
                 overlaps=operator.overlaps(run.basis),
                 known=known,
                 known_shares=operator.shares(vectors),
+                rounding=_rounding(run, norm),
                 limit=max(limit - len(known), 0),
             )
         )
@@ -561,10 +569,15 @@ class _Stop:
         return directions < 1 or (len(self._expected) > 2 and self._expected[-1] > self._expected[-3])
 
 
+def _rounding(run: LanczosRun, norm: float) -> float:
+    """What may pass for an eigenvalue of a matrix of this norm."""
+    return _ROUNDING * torch.finfo(run.basis.dtype).eps * norm
+
+
 def _found(run: LanczosRun, nbeta: float) -> NDArray[np.intp]:
     """Ritz pairs that may be taken out as if they were eigenpairs, where that helps."""
     values = np.maximum(run.ritz_values, 0.0)
-    return np.flatnonzero((run.residuals <= _FOUND * (values + 1 / nbeta)) & (nbeta * values > _FOUND))
+    return np.flatnonzero((nbeta * run.residuals <= _FOUND * (nbeta * values + 1)) & (nbeta * values > _FOUND))
 
 
 def _hidden(outside: Array) -> Array:

@@ -18,6 +18,8 @@ TRAINING_LOSS = "training_loss"
 LLC_BEHAVIORAL, LLC_COARSE = "llc_behavioral", "llc_behavioral_coarse"
 """The learning coefficient of the function that the network computes, at a fine and at a coarse resolution."""
 
+EFFECTIVE_RANK_COARSE = "effective_rank_coarse"
+"""Half of it is the coarse coefficient were the divergence quadratic; it is told where that was not measured."""
 LLC_OUTPUTS, LLC_OUTPUTS_COARSE = "llc_outputs", "llc_outputs_coarse"
 """The same where outputs are compared in the metric of a fixed variance, so that margins that grow do not lower it."""
 
@@ -48,6 +50,8 @@ class Signal:
         detected: Whether transitions are looked for in it, and what it did across them is told.
         searched_as: Name of the signal that is searched in its place where that was measured too: what is read off the
             same weights wanders with them, and is no further witness.
+        stands_in_for: Name of the signal in whose place it is looked at, where that was not measured; otherwise it is a
+            detail.
         linear: Whether only differences of it mean something, so that no logarithm is taken of it.
         family: What its name begins with, if there is a signal like it for each part of a network or each set of data.
     """
@@ -60,6 +64,7 @@ class Signal:
     count: bool = False
     detected: bool = False
     searched_as: str = ""
+    stands_in_for: str = ""
     linear: bool = False
     family: str = ""
 
@@ -173,6 +178,15 @@ _ROWS = (
         NULLITY_GGN, "zero eigenvalues of the Gauss-Newton matrix", "zero eigenvalues of the Gauss-Newton matrix"
     ),
     Signal(
+        EFFECTIVE_RANK_COARSE,
+        "effective rank at the coarse resolution",
+        "directions",
+        "effective rank",
+        detected=True,
+        stands_in_for=LLC_COARSE,
+        family=EFFECTIVE_RANK_COARSE,
+    ),
+    Signal(
         "effective_rank",
         "effective rank at the fine resolution",
         "directions",
@@ -265,7 +279,8 @@ def is_described(name: str) -> bool:
 
 def detected(names: Collection[str]) -> list[str]:
     """Those of the names in whose signals transitions are looked for, in the order of the catalogue."""
-    return [row.name for row in CATALOGUE.values() if row.detected and row.name in names]
+    rows = [row for row in CATALOGUE.values() if row.detected and row.name in names]
+    return [row.name for row in rows if row.stands_in_for not in names]
 
 
 def searched(names: Collection[str]) -> list[str]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from phasewatch.analysis import Analysis
 from phasewatch.record import Run, Signal, Transition
-from phasewatch.record.signals import CATALOGUE, DETAIL, NORMAL_95, is_one_of_several_counts, look_up
+from phasewatch.record.signals import CATALOGUE, DETAIL, NORMAL_95, detected, is_one_of_several_counts, look_up
 from phasewatch.transitions.events import Event
 
 # Okabe & Ito's palette, told apart by colour-blind readers.
@@ -89,7 +89,8 @@ def _panels(analysis: Analysis) -> list[list[Signal]]:
 
     Those of one group share a panel where no logarithm is ever taken of them, so that they have one scale.
     """
-    shown = [row for row in CATALOGUE.values() if row.detected or row.name in analysis.signals]
+    names = {*detected(analysis.run.names), *analysis.signals}
+    shown = [row for row in CATALOGUE.values() if row.name in names]
     shown += [look_up(name) for name in analysis.signals if name not in CATALOGUE]
     panels: dict[str, list[Signal]] = {}
     for row in shown:

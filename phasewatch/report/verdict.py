@@ -7,9 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from phasewatch.analysis import Analysis
 from phasewatch.record import Run, Transition
-from phasewatch.record.signals import LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
+from phasewatch.record.signals import EFFECTIVE_RANK_COARSE, LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
 from phasewatch.report.numbers import format_change, format_span, format_step
 from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
 from phasewatch.transitions.detect import MIN_POINTS
@@ -22,7 +24,13 @@ NAMES = {
     LLC: "λ of the loss",
 }
 """Of whose points it is said how many are reliable."""
-_TOLD = {LOSS: "loss", LLC_COARSE: "λ (coarse)", LLC_BEHAVIORAL: "λ (fine)", LLC: "λ of the loss"}
+_TOLD = {
+    LOSS: "loss",
+    LLC_COARSE: "λ (coarse)",
+    LLC_BEHAVIORAL: "λ (fine)",
+    LLC: "λ of the loss",
+    EFFECTIVE_RANK_COARSE: "effective rank (coarse)",
+}
 """What a transition did is told of these, where it did something to them."""
 MOST_REASONS = 2
 
@@ -72,7 +80,7 @@ def verdict(analysis: Analysis) -> Verdict:
         sentences.append(f"Fewer than {MIN_POINTS} measurements, {len(run.measurements)}: {searched}.")
     sentences += [_trusted(run, name, *counts) for name, counts in reliable.items()]
     if run.measurements and not reliable:
-        sentences.append("No λ was measured.")
+        sentences.append(_without_lambda(run))
     if unseen:
         steps = ", ".join(map(format_step, unseen))
         sentences.append(f"Flagged at step {steps} while the run went on, and not borne out by the whole of it.")
@@ -129,6 +137,21 @@ def _trusted(run: Run, name: str, reliable: int, points: int) -> str:
     counted = [f"{reason} {count}" for reason, count in reasons.most_common(MOST_REASONS)]
     sentence += f" ({', '.join(counted)})" if counted else ""
     return ", ".join([sentence, *(f"{count} {note}" for note, count in count_notes(run, name))]) + "."
+
+
+def _without_lambda(run: Run) -> str:
+    """What there is in the place of λ."""
+    if EFFECTIVE_RANK_COARSE not in run.names:
+        return "No λ was measured."
+    rank = run.series(EFFECTIVE_RANK_COARSE)
+    known, halves = rank.reliable, rank.values / 2
+    counted = f"reliable at {known.sum()} of {len(known)} points"
+    told = f"No λ was measured; half the effective rank (coarse) stands in for it, {counted}"
+    if known.sum() < 2:
+        return f"{told}."
+    first, last = np.flatnonzero(known)[[0, -1]]
+    where = f"step {format_step(rank.steps[first])} to {format_step(rank.steps[last])}"
+    return f"{told}: {format_change(halves[first], halves[last], '→')} from {where}."
 
 
 def count_notes(run: Run, name: str) -> list[tuple[str, int]]:

@@ -190,6 +190,29 @@ def test_one_density_serves_all_resolutions() -> None:
         assert error <= 3 * sampled.at(nbeta).standard_error + sampled.at(nbeta).quadrature_error + rounding
 
 
+@pytest.mark.parametrize("nbeta", [1e5, 1e6])
+@pytest.mark.parametrize("max_products", [64, 200])
+def test_rounding_passes_for_no_rank(nbeta: float, max_products: int) -> None:
+    """400 samples of 3,000 inputs, with eigenvalues from 50 down to 1e-8; single precision adds noise beyond 1e-5.
+
+    Long runs see that noise in each of 3,000 directions, and took it for a rank of 1,025 in the place of 317.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(rows, 400, generator=generator, dtype=torch.float64))[0] for rows in (400, 3000)
+    )
+    eigenvalues = torch.logspace(np.log10(50), -8, 400, dtype=torch.float64)
+    inputs = (left * (400 * eigenvalues).sqrt()) @ right.T
+    module = nn.Linear(3000, 1, bias=False)
+    objective = Objective(module, [(inputs.float(), torch.zeros(400, 1))], loss_fn=squared_error)
+    exact = float((nbeta * eigenvalues / (1 + nbeta * eigenvalues)).sum())
+    found = effective_rank(
+        objective, torch.ones(3000), nbeta, max_products=max_products, check_probe=False, by_layer=False
+    )
+    assert abs(found.value - exact) <= 3 * found.standard_error + found.quadrature_error
+    assert found.value <= 400 and (not found.converged or abs(found.value - exact) <= 0.1 * exact)
+
+
 def test_rescaling_a_layer_with_its_spread_changes_nothing() -> None:
     torch.manual_seed(0)
     net = mlp(6, 8, 3, activation=nn.ReLU)
@@ -264,6 +287,16 @@ def test_a_resolution_stands_for_its_temperature() -> None:
     for settings in ({}, {"nbeta": 1.0, "resolution": 1e-3}):
         with pytest.raises(ValueError, match="expected one of the two"):
             effective_rank(objective, spread, **settings)
+
+
+def test_a_prior_that_moves_the_function_by_less_than_the_resolution_leaves_no_rank() -> None:
+    """Also of a network too large for a whole matrix, whose runs are asked whether they are long enough."""
+    torch.manual_seed(0)
+    module = nn.Linear(2000, 1)
+    objective = Objective(module, [(torch.randn(50, 2000), torch.zeros(50, 1))], loss_fn=squared_error)
+    found = effective_rank(objective, torch.full((2001,), 1e-4), resolution=0.1)
+    assert found.value == 0.0 and found.nbeta == 0.0 and found.converged
+    assert found.at_resolution(1e-6).value > 1
 
 
 def test_no_more_is_seen_than_the_outputs_are_many() -> None:
