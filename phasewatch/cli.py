@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from phasewatch._version import __version__
 from phasewatch.printable import printable
@@ -21,6 +21,7 @@ _EXAMPLES = """\
 examples:
   phasewatch demo                               train a small network, watched, and show what was found
   phasewatch analyze lightning_logs/version_0   find the transitions of a recorded run
+  phasewatch measure lightning_logs/version_0   measure the checkpoints of a run that was not watched
   phasewatch compare lightning_logs/version_*   which transitions do several runs have in common?
 """
 
@@ -41,6 +42,24 @@ examples:
   phasewatch analyze lightning_logs/version_0 --alpha 0.01 --output report
   phasewatch analyze runs/other --signals train/loss val/loss
   phasewatch analyze metrics.csv --signals train_loss accuracy
+"""
+
+_MEASURE = """\
+Measure every checkpoint of a finished run, as if phasewatch had watched it, and find its
+transitions. The numbers are those that it would have given then. They go into an ordinary
+run record, one checkpoint after another: started again, the command goes on where it was
+stopped.
+
+Network, data and loss come from one of:
+  --build train:build   a function of yours that returns (module, probe, loss_fn): the network,
+                        a list of batches and loss_fn(module, batch) -> scalar mean loss; or a
+                        phasewatch.Watch of them, for other settings. Modules are looked for in
+                        the current directory too.
+"""
+
+_MEASURE_EXAMPLES = """\
+examples:
+  phasewatch measure runs/checkpoints --build train:build
 """
 
 _COMPARE = """\
@@ -83,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Of other packages, to their developers.
             for category in (DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
-            return {"analyze": _analyze, "compare": _compare, "demo": _demo}[arguments.command](arguments)
+            return _COMMANDS[arguments.command](arguments)
     except _Failure as failure:
         _print(f"phasewatch: {failure}", file=sys.stderr)
         return 2
@@ -119,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="analyse these signals, of the record, the event files or the table",
     )
+    _add_measure(commands)
     compare = commands.add_parser(
         "compare",
         help="match the transitions of several runs",
@@ -150,6 +170,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_measure(commands: Any) -> None:
+    measure = commands.add_parser(
+        "measure",
+        help="measure the checkpoints of a finished run",
+        description=_MEASURE,
+        epilog=_MEASURE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    measure.add_argument(
+        "checkpoints", metavar="CKPT", type=Path, nargs="+", help="checkpoints, or a folder that they are in"
+    )
+    measure.add_argument("--build", metavar="MODULE:FUNCTION", help="what makes network, probe and loss")
+    measure.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="where the record and the report are written (default: measured/ beside the checkpoints)",
+    )
+    measure.add_argument(
+        "--trust", action="store_true", help="let checkpoints run code that they hold (default: refuse them)"
+    )
+    measure.add_argument("--retry", action="store_true", help="try those again that failed before")
+    measure.add_argument("--quiet", action="store_true", help="say nothing while it goes on")
+    _add_alpha(measure)
+
+
 def _add_alpha(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--alpha",
@@ -175,10 +221,16 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def _analyze(arguments: argparse.Namespace) -> int:
     run, directory, signals = _loaded(arguments.run, arguments.signals)
+    output = directory / _report_name(run.path) if arguments.output is None else arguments.output
+    _report(run, arguments.alpha, signals, output)
+    return 0
+
+
+def _report(run: Run, alpha: float, signals: list[str] | None, output: Path) -> None:
+    """Find transitions, print them and write the report."""
     from phasewatch.report import analyze_run, format_moved, format_table, verdict, write_report
 
-    analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
-    output = directory / _report_name(run.path) if arguments.output is None else arguments.output
+    analysis = analyze_run(run, alpha=alpha, signals=signals)
     try:
         paths = write_report(analysis, output)
     except OSError as error:
@@ -193,7 +245,42 @@ def _analyze(arguments: argparse.Namespace) -> int:
     _print()
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         _print(f"{name + ':':<8}{path}")
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    from phasewatch.sweep import FromBuild, measure_checkpoints
+
+    if arguments.build is None:
+        raise _Failure("it is not known what the checkpoints are of; give --build MODULE:FUNCTION.")
+    say = (lambda text: None) if arguments.quiet else (lambda text: _print(text, file=sys.stderr))
+    try:
+        run = measure_checkpoints(
+            FromBuild(arguments.build),
+            arguments.checkpoints,
+            directory=arguments.output,
+            trust=arguments.trust,
+            retry=arguments.retry,
+            say=say,
+        )
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise _Failure(error) from error
+    assert run.path is not None
+    directory = run.path.parent
+    _write_events(run, directory)
+    _report(run, arguments.alpha, None, directory / _report_name(run.path))
+    _print(f"record: {directory}")
     return 0
+
+
+def _write_events(run: Run, directory: Path) -> None:
+    """The run as TensorBoard shows it."""
+    from phasewatch.tensorboard import TensorBoardWriter
+
+    writer = TensorBoardWriter(directory)
+    for measurement in run.measurements:
+        writer.on_measurement(measurement)
+    writer.on_end(run)
+    writer.close()
 
 
 def _report_name(record: Path | None) -> str:
@@ -314,6 +401,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     run(arguments.output, arguments.seed)
     return 0
+
+
+_COMMANDS = {"analyze": _analyze, "measure": _measure, "compare": _compare, "demo": _demo}
 
 
 if __name__ == "__main__":

@@ -36,10 +36,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("_version", "estimators", "measure", "objective", "observer", "price", "record", "schedule", "transitions"),
         *("activity", "interruption", "torch", "numpy", "ruptures"),
     },
+    "sweep": {"measure", "price", "record", "watch", "torch", "numpy", "safetensors"},
     "report": {"printable", "record", "transitions", "numpy", "matplotlib", "ruptures"},
     "tensorboard": {"google", "logs", "record", "report", "numpy", "tensorboard", "torch", "matplotlib"},
     "demo": {"callbacks", "record", "report", "torch", "pytorch_lightning", "sklearn", "tqdm"},
-    "cli": {"_version", "demo", "logs", "printable", "record", "report", "tensorboard", "transitions", "ruptures"},
+    "cli": {
+        *("_version", "demo", "logs", "printable", "record", "report", "sweep", "tensorboard", "transitions"),
+        "ruptures",
+    },
 }
 ADAPTERS = "callbacks"
 """May import all that is ours, and the framework that they adapt to; only the demo imports them."""
