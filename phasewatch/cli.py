@@ -16,12 +16,14 @@ from phasewatch.printable import printable
 
 if TYPE_CHECKING:
     from phasewatch.record import Run
+    from phasewatch.sweep import Source
 
 _EXAMPLES = """\
 examples:
   phasewatch demo                               train a small network, watched, and show what was found
   phasewatch analyze lightning_logs/version_0   find the transitions of a recorded run
-  phasewatch measure lightning_logs/version_0   measure the checkpoints of a run that was not watched
+  phasewatch measure checkpoints --build train:build
+                                                measure the checkpoints of a run that was not watched
   phasewatch compare lightning_logs/version_*   which transitions do several runs have in common?
 """
 
@@ -50,15 +52,20 @@ transitions. The numbers are those that it would have given then. They go into a
 run record, one checkpoint after another: started again, the command goes on where it was
 stopped.
 
-Network, data and loss come from one of:
-  --build train:build   a function of yours that returns (module, probe, loss_fn): the network,
-                        a list of batches and loss_fn(module, batch) -> scalar mean loss; or a
-                        phasewatch.Watch of them, for other settings. Modules are looked for in
-                        the current directory too.
+Network, data and loss come from one of these; modules are looked for in the current
+directory too:
+  --config config.yaml        as LightningCLI saved it in the directory of the run
+  --module M:C --data M:D     a LightningModule class and a LightningDataModule class, made
+                              with the hyper-parameters in the first checkpoint
+  --build M:F                 a function of yours that returns (module, probe, loss_fn): the
+                              network, a list of batches, loss_fn(module, batch) -> scalar
+                              mean loss; or a phasewatch.Watch of them, for other settings
 """
 
 _MEASURE_EXAMPLES = """\
 examples:
+  phasewatch measure lightning_logs/version_0 --config lightning_logs/version_0/config.yaml
+  phasewatch measure lightning_logs/version_0 --module train:Net --data train:Digits
   phasewatch measure runs/checkpoints --build train:build
 """
 
@@ -181,7 +188,18 @@ def _add_measure(commands: Any) -> None:
     measure.add_argument(
         "checkpoints", metavar="CKPT", type=Path, nargs="+", help="checkpoints, or a folder that they are in"
     )
-    measure.add_argument("--build", metavar="MODULE:FUNCTION", help="what makes network, probe and loss")
+    measure.add_argument("--config", metavar="FILE", type=Path, help="config.yaml as LightningCLI saved it")
+    measure.add_argument("--module", metavar="MODULE:CLASS", help="the LightningModule")
+    measure.add_argument("--data", metavar="MODULE:CLASS", help="the LightningDataModule, or a function")
+    measure.add_argument(
+        "--watch",
+        metavar="MODULE:FUNCTION",
+        help="returns the PhaseWatch with the settings to measure by (default: that of the config, else PhaseWatch())",
+    )
+    measure.add_argument(
+        "--accelerator", metavar="NAME", help="of Lightning, such as cpu (default: that of the config, else its own)"
+    )
+    measure.add_argument("--build", metavar="MODULE:FUNCTION", help="returns (module, probe, loss_fn)")
     measure.add_argument(
         "--output",
         metavar="DIR",
@@ -248,14 +266,13 @@ def _report(run: Run, alpha: float, signals: list[str] | None, output: Path) -> 
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from phasewatch.sweep import FromBuild, measure_checkpoints
+    from phasewatch.sweep import measure_checkpoints
 
-    if arguments.build is None:
-        raise _Failure("it is not known what the checkpoints are of; give --build MODULE:FUNCTION.")
+    source = _source(arguments)
     say = (lambda text: None) if arguments.quiet else (lambda text: _print(text, file=sys.stderr))
     try:
         run = measure_checkpoints(
-            FromBuild(arguments.build),
+            source,
             arguments.checkpoints,
             directory=arguments.output,
             trust=arguments.trust,
@@ -270,6 +287,39 @@ def _measure(arguments: argparse.Namespace) -> int:
     _report(run, arguments.alpha, None, directory / _report_name(run.path))
     _print(f"record: {directory}")
     return 0
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    """Where network, data and settings come from."""
+    of_lightning = {name: getattr(arguments, name) for name in ("config", "module", "data", "watch", "accelerator")}
+    given = [f"--{name}" for name, value in of_lightning.items() if value is not None]
+    if arguments.build is not None:
+        if given:
+            raise _Failure(
+                f"--build says all, and {', '.join(given)} is for what Lightning has saved; give one of them."
+            )
+        from phasewatch.sweep import FromBuild
+
+        return FromBuild(arguments.build)
+    if arguments.config is None and arguments.module is None:
+        raise _Failure(
+            "it is not known of what network and on which data the checkpoints are to be measured; give --config "
+            "config.yaml (as LightningCLI saved it), --module package.module:Class --data package.module:Class, or "
+            f"--build package.module:function.{_config_beside(arguments.checkpoints)}"
+        )
+    accelerator = of_lightning.pop("accelerator")
+    try:
+        from phasewatch.callbacks import FinishedRun
+    except ImportError as error:
+        raise _Failure(error) from error
+    return FinishedRun(**of_lightning, trainer={} if accelerator is None else {"accelerator": accelerator})
+
+
+def _config_beside(paths: Sequence[Path]) -> str:
+    """A config that may be the one of these checkpoints. It names code to run, so it is not taken unasked."""
+    places = [place for path in paths for place in (path, *path.absolute().parents[:2])]
+    found = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
+    return "" if found is None else f" There is a {found}."
 
 
 def _write_events(run: Run, directory: Path) -> None:

@@ -157,9 +157,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> Any:
 def step_of(path: Path, content: Any) -> int | None:
     """The step of a checkpoint; None where nothing tells."""
     if isinstance(content, Mapping):
-        # Of several optimizers Lightning counts each in global_step; what is watched goes by batches.
-        steps = _at(content, "loops", "fit_loop", "epoch_loop.state_dict", "_batches_that_stepped")
-        for step in (steps, *(content.get(name) for name in STEPS)):
+        for step in (_batches_that_stepped(content), *(content.get(name) for name in STEPS)):
             if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
                 return step
     return step_in_name(path)
@@ -252,6 +250,22 @@ def _wanted(path: Path, error: Exception) -> list[str]:
         return sorted({*named, *torch.serialization.get_unsafe_globals_in_checkpoint(path)})
     except Exception:
         return named
+
+
+def _batches_that_stepped(content: Mapping[str, Any]) -> int | None:
+    """What a watch calls the step where Lightning's ``global_step`` counts the steps of several optimizers together.
+
+    The count in its checkpoints is one behind from the end of a batch until the next one, or the end of the epoch.
+    """
+    if len(content.get("optimizer_states") or ()) < 2:
+        return None
+    loop = _at(content, "loops", "fit_loop")
+    stepped = _at(loop, "epoch_loop.state_dict", "_batches_that_stepped")
+    batch, epoch = _at(loop, "epoch_loop.batch_progress", "current"), _at(loop, "epoch_progress", "current")
+    if not isinstance(stepped, int) or batch is None or epoch is None:
+        return None
+    is_behind = batch["processed"] == batch["ready"] and epoch["processed"] < epoch["ready"]
+    return stepped + is_behind
 
 
 def _same_weights(one: Path, other: Path, trust: bool) -> bool:

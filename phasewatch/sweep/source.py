@@ -13,9 +13,10 @@ from torch import nn
 
 from phasewatch.watch import Watch
 
-Restore = Callable[[Any], object]
-"""Given what is in a checkpoint before its weights are loaded: brings all else to where it was at that step."""
+Restore = Callable[[Any, int], object]
+"""Given what is in a checkpoint and its step, before its weights are loaded: brings all else to where it was then."""
 Take = Callable[[Watch, Restore], object]
+First = Callable[[], Any]
 Build = Callable[[], Any]
 """``build() -> (module, probe, loss_fn)``, or a :class:`phasewatch.Watch`."""
 
@@ -23,8 +24,13 @@ Build = Callable[[], Any]
 class Source(Protocol):
     """Gives what checkpoints are loaded into and what is measured of it."""
 
-    def give(self, take: Take) -> None:
-        """Make it, and have ``take`` use it: what it is made of may last for no longer than that."""
+    def give(self, take: Take, first: First) -> None:
+        """Make it, and have ``take`` use it: what it is made of may last for no longer than that.
+
+        Args:
+            take: Uses it.
+            first: Reads the first checkpoint, in which some frameworks say what they were made with.
+        """
         ...
 
 
@@ -38,7 +44,7 @@ class FromBuild:
 
     build: Build | str
 
-    def give(self, take: Take) -> None:
+    def give(self, take: Take, first: First) -> None:
         """Call it.
 
         Raises:
@@ -48,7 +54,14 @@ class FromBuild:
         build = imported(self.build, "a function that returns (module, probe, loss_fn)")
         if not callable(build):
             raise TypeError(f"{self.build} is {build!r}; expected a function that returns (module, probe, loss_fn).")
-        take(_watch(build(), getattr(build, "__qualname__", str(build))), lambda content: None)
+        take(_watch(build(), getattr(build, "__qualname__", str(build))), lambda content, step: None)
+
+
+def look_here() -> str:
+    """Let modules be found in the current directory, as ``python -m`` does and a command does not."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    return here
 
 
 def imported(name: Any, expected: str) -> Any:
@@ -66,8 +79,7 @@ def imported(name: Any, expected: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute) or "/" in module or module.endswith(".py"):
         raise ValueError(f"{name!r} was given; expected package.module:name of {expected}, such as my_code.train:name.")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    here = look_here()
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:

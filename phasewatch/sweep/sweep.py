@@ -6,8 +6,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from phasewatch.measure import Failure, measure, together
 from phasewatch.price import spoken
@@ -100,8 +102,20 @@ def measure_checkpoints(
             first = next(iter(record.failed.values()))
             raise CheckpointError(f"None of {len(checkpoints)} checkpoints could be measured. The first: {first}")
 
-    source.give(take)
+    source.give(take, lambda: _first(checkpoints, trust))
     return runs[0]
+
+
+def _first(checkpoints: list[Checkpoint], trust: bool) -> Any:
+    """What is in the first checkpoint that can be read.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    for checkpoint in checkpoints[:-1]:
+        with suppress(CheckpointError):
+            return read_checkpoint(checkpoint.path, trust)
+    return read_checkpoint(checkpoints[-1].path, trust)
 
 
 def folder_for(paths: Iterable[str | os.PathLike[str]]) -> Path:
@@ -159,7 +173,7 @@ def measured_at(watch: Watch, restore: Restore, checkpoint: Checkpoint, trust: b
     """
     content = read_checkpoint(checkpoint.path, trust)
     try:
-        restore(content)
+        restore(content, checkpoint.step)
     except Exception as error:
         raise CheckpointError(f"{checkpoint.path} cannot be gone back to ({type(error).__name__}: {error}).") from error
     load_weights(watch.module, content, checkpoint.path)
