@@ -48,13 +48,18 @@ class FromBuild:
         """Call it.
 
         Raises:
-            ValueError: If there is no such function.
+            ValueError: If there is no such function, or it fails.
             TypeError: If it returns something else than it should.
         """
         build = imported(self.build, "a function that returns (module, probe, loss_fn)")
         if not callable(build):
             raise TypeError(f"{self.build} is {build!r}; expected a function that returns (module, probe, loss_fn).")
-        take(_watch(build(), getattr(build, "__qualname__", str(build))), lambda content, step: None)
+        name = getattr(build, "__qualname__", str(build))
+        try:
+            made = build()
+        except Exception as error:
+            raise ValueError(f"{name}() failed ({type(error).__name__}: {error}).") from error
+        take(_watch(made, name), lambda content, step: None)
 
 
 def look_here() -> str:
