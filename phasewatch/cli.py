@@ -209,6 +209,13 @@ def _add_measure(commands: Any) -> None:
     measure.add_argument(
         "--trust", action="store_true", help="let checkpoints run code that they hold (default: refuse them)"
     )
+    measure.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        default=1,
+        help="processes that measure, each on one thread (default: %(default)s)",
+    )
     measure.add_argument("--retry", action="store_true", help="try those again that failed before")
     measure.add_argument("--quiet", action="store_true", help="say nothing while it goes on")
     _add_alpha(measure)
@@ -277,6 +284,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             directory=arguments.output,
             trust=arguments.trust,
             retry=arguments.retry,
+            workers=arguments.workers,
             say=say,
         )
     except (ValueError, TypeError, OSError, ImportError) as error:

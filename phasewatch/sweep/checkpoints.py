@@ -8,7 +8,8 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,18 @@ def read_checkpoint(path: Path, trust: bool = False) -> Any:
                 "state_dict() alone."
             ) from error
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({_first_line(error)}).") from error
+
+
+def first_content(checkpoints: Sequence[Checkpoint], trust: bool = False) -> Any:
+    """What is in the first checkpoint that can be read.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    for checkpoint in checkpoints[:-1]:
+        with suppress(CheckpointError):
+            return read_checkpoint(checkpoint.path, trust)
+    return read_checkpoint(checkpoints[-1].path, trust)
 
 
 def step_of(path: Path, content: Any) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from phasewatch.measure import Failure
 from phasewatch.record import Ending, Journal, Measurement, RecordError, Run
 from phasewatch.record.lines import Line
 from phasewatch.record.lock import LockedFile
 from phasewatch.record.reading import assemble, read_runs, records_in
+from phasewatch.sweep.one import FailedPart
 from phasewatch.watch import Watch
 
 SOURCE = "checkpoints"
@@ -37,6 +37,11 @@ def header_of(watch: Watch) -> dict[str, Any]:
     monitors = [{**monitor, "schedule": {"kind": SOURCE}} for monitor in header["monitors"]]
     probes = [fingerprint(monitor.probe.batches) for monitor in watch.monitors]
     return {**header, "source": SOURCE, "monitors": monitors, "probes": probes}
+
+
+def describes_the_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two headers are of the same measurements, on the same data."""
+    return all(one.get(name) == other.get(name) for name in _SAME)
 
 
 def fingerprint(batches: Iterable[Any]) -> str:
@@ -101,7 +106,7 @@ class SweepRecord:
             f["step"]: f["error"] for f in self.run.failures if f["what"] == CHECKPOINT and f["step"] not in measured
         }
 
-    def add(self, measurement: Measurement, failures: Sequence[Failure] = ()) -> None:
+    def add(self, measurement: Measurement, failures: Sequence[FailedPart] = ()) -> None:
         """Record a measurement, and what failed in it."""
         told = [
             ("failure", _told(failure.what, failure.error, failure.traceback, measurement.step)) for failure in failures
@@ -137,7 +142,7 @@ def _journal(directory: Path, header: dict[str, Any]) -> Journal:
         if lines[0].kind == "header" and lines[0].body.get("source") == SOURCE
     ]
     for path, run_id, known in sweeps:
-        if all(known.get(name) == header.get(name) for name in _SAME):
+        if describes_the_same(known, header):
             return Journal.reopen(path, run_id)
     if sweeps:
         path, _, known = sweeps[0]

@@ -5,38 +5,26 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from phasewatch.measure import Failure, measure, together
 from phasewatch.price import spoken
-from phasewatch.record import Measurement, Run
-from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, find_checkpoints, in_order, read_checkpoint
+from phasewatch.record import Run
+from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, find_checkpoints, first_content, in_order
+from phasewatch.sweep.one import Found, measured_at
 from phasewatch.sweep.record import SweepRecord, header_of
 from phasewatch.sweep.source import Build, FromBuild, Restore, Source
-from phasewatch.sweep.weights import load_weights
+from phasewatch.sweep.workers import Workers
 from phasewatch.watch import Watch
 
 FOLDER = "measured"
 """The folder beside the checkpoints that the record goes to."""
 
 Say = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What came of a checkpoint.
-
-    Attributes:
-        measurement: What was found.
-        failures: Estimators that failed in it.
-    """
-
-    measurement: Measurement
-    failures: list[Failure]
+Results = Callable[[Sequence[Checkpoint]], Iterable[tuple[Checkpoint, Found | CheckpointError]]]
+"""Measures checkpoints, and gives what came of each as soon as it is there, in any order."""
 
 
 def measure_checkpoints(
@@ -46,6 +34,7 @@ def measure_checkpoints(
     directory: str | os.PathLike[str] | None = None,
     trust: bool = False,
     retry: bool = False,
+    workers: int = 1,
     say: Say | None = None,
 ) -> Run:
     """Measure every checkpoint of a finished run, as if it had been watched at these steps.
@@ -62,6 +51,8 @@ def measure_checkpoints(
         directory: Where the record is written; default the folder ``measured`` beside the checkpoints.
         trust: Whether checkpoints may run code: what is not plain tensors, numbers and texts is refused otherwise.
         retry: Whether to try those again that failed in an earlier sweep.
+        workers: Processes to measure in, each on one thread, with a network and data of its own; ``build`` must be
+            importable then. 1 measures in this one.
         say: Given lines that tell how it goes on; default they go nowhere.
 
     Returns:
@@ -71,7 +62,7 @@ def measure_checkpoints(
         CheckpointError: If there is no checkpoint, none has a step, two of one step differ, one asks for code to be
             run, or none at all can be measured.
         RecordError: If the directory holds what was measured in another way, or is being written by another sweep.
-        ValueError: If what is built cannot be measured (see :class:`phasewatch.Watch`).
+        ValueError: If what is built cannot be measured (see :class:`phasewatch.Watch`), or workers are not positive.
 
     Example:
         >>> import tempfile, torch
@@ -85,6 +76,8 @@ def measure_checkpoints(
         >>> run.series("loss").steps.tolist()
         [0, 100]
     """
+    if workers < 1:
+        raise ValueError(f"workers is {workers!r}; expected a number of processes, 1 for this one alone")
     say = say or (lambda text: None)
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     found = find_checkpoints(listed)
@@ -92,30 +85,27 @@ def measure_checkpoints(
     for text in said:
         warnings.warn(f"phasewatch: {text}", stacklevel=2)
     source = FromBuild(build) if callable(build) else build
+    place = folder_for(listed) if directory is None else Path(directory)
     runs: list[Run] = []
 
-    def take(watch: Watch, restore: Restore) -> None:
-        with SweepRecord(folder_for(listed) if directory is None else Path(directory), header_of(watch)) as record:
-            _sweep(watch, restore, checkpoints, record, trust, retry, say)
+    def sweep(header: dict[str, Any], seconds: float, results: Results) -> None:
+        with SweepRecord(place, header) as record:
+            _sweep(record, checkpoints, results, retry, seconds / max(workers, 1), say)
         runs.append(record.run)
         if not record.run.measurements:
             first = next(iter(record.failed.values()))
             raise CheckpointError(f"None of {len(checkpoints)} checkpoints could be measured. The first: {first}")
 
-    source.give(take, lambda: _first(checkpoints, trust))
+    def take(watch: Watch, restore: Restore) -> None:
+        results = partial(_one_by_one, watch, restore, trust)
+        sweep(header_of(watch), sum(watch.prices.values()), results)
+
+    if workers == 1:
+        source.give(take, lambda: first_content(checkpoints, trust))
+    else:
+        with Workers(workers, source, checkpoints, trust) as processes:
+            sweep(processes.ready.header, processes.ready.seconds, processes.results)
     return runs[0]
-
-
-def _first(checkpoints: list[Checkpoint], trust: bool) -> Any:
-    """What is in the first checkpoint that can be read.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    for checkpoint in checkpoints[:-1]:
-        with suppress(CheckpointError):
-            return read_checkpoint(checkpoint.path, trust)
-    return read_checkpoint(checkpoints[-1].path, trust)
 
 
 def folder_for(paths: Iterable[str | os.PathLike[str]]) -> Path:
@@ -124,28 +114,29 @@ def folder_for(paths: Iterable[str | os.PathLike[str]]) -> Path:
     return Path(os.path.relpath(os.path.commonpath(places))) / FOLDER if places else Path(FOLDER)
 
 
+def _one_by_one(
+    watch: Watch, restore: Restore, trust: bool, left: Sequence[Checkpoint]
+) -> Iterator[tuple[Checkpoint, Found | CheckpointError]]:
+    for checkpoint in left:
+        try:
+            yield checkpoint, measured_at(watch, restore, checkpoint, trust)
+        except CheckpointError as error:
+            yield checkpoint, error
+
+
 def _sweep(
-    watch: Watch,
-    restore: Restore,
-    checkpoints: list[Checkpoint],
-    record: SweepRecord,
-    trust: bool,
-    retry: bool,
-    say: Say,
+    record: SweepRecord, checkpoints: Sequence[Checkpoint], results: Results, retry: bool, seconds: float, say: Say
 ) -> None:
     """Measure what is not there yet."""
     measured, failed = {m.step for m in record.run.measurements}, record.failed
     left = [c for c in checkpoints if c.step not in measured and (retry or c.step not in failed)]
-    progress = Progress(say, len(left), sum(watch.prices.values()))
-    progress.begin(len(checkpoints), sum(c.step in measured for c in checkpoints), 0 if retry else len(failed))
+    progress = Progress(say, len(left))
+    progress.begin(len(checkpoints), sum(c.step in measured for c in checkpoints), 0 if retry else len(failed), seconds)
     told: set[str] = set()
-    for checkpoint in left:
-        began = time.perf_counter()
-        try:
-            found = measured_at(watch, restore, checkpoint, trust)
-        except CheckpointError as error:
-            record.fail(checkpoint.step, error)
-            warnings.warn(f"phasewatch: step {checkpoint.step} is skipped: {error}", stacklevel=2)
+    for checkpoint, found in results(left) if left else ():
+        if isinstance(found, CheckpointError):
+            record.fail(checkpoint.step, found)
+            warnings.warn(f"phasewatch: step {checkpoint.step} is skipped: {found}", stacklevel=2)
         else:
             record.add(found.measurement, found.failures)
             for failure in found.failures:
@@ -156,68 +147,33 @@ def _sweep(
                         "measured; further failures are only recorded.",
                         stacklevel=2,
                     )
-        progress.done(checkpoint.step, time.perf_counter() - began)
-
-
-def measured_at(watch: Watch, restore: Restore, checkpoint: Checkpoint, trust: bool = False) -> Found:
-    """Measure a checkpoint.
-
-    Args:
-        watch: What is measured, on which data and by which seed; the checkpoint is loaded into its module.
-        restore: Brings all else to where it was.
-        checkpoint: The checkpoint.
-        trust: Whether it may run code.
-
-    Raises:
-        CheckpointError: If it cannot be read, is of another network, or every estimator fails on it.
-    """
-    content = read_checkpoint(checkpoint.path, trust)
-    try:
-        restore(content, checkpoint.step)
-    except Exception as error:
-        raise CheckpointError(f"{checkpoint.path} cannot be gone back to ({type(error).__name__}: {error}).") from error
-    load_weights(watch.module, content, checkpoint.path)
-    began = time.perf_counter()
-    failures: list[Failure] = []
-    by_monitor: list[Measurement] = []
-    of_main: Measurement | None = None
-    for monitor in watch.monitors:
-        one, failed = measure(watch.module, monitor.estimators, monitor.probe, checkpoint.step, seed=watch.seed)
-        failures += failed
-        by_monitor.append(one)
-        if monitor is watch.main:
-            of_main = one
-    found = together(checkpoint.step, by_monitor, of_main, time.perf_counter() - began)
-    if not found.estimates:
-        raise CheckpointError(f"{checkpoint.path} cannot be measured ({failures[0].error}).") from failures[0].exception
-    return Found(replace(found, time=time.time()), failures)
+        progress.done(checkpoint.step)
 
 
 class Progress:
     """Says how a sweep goes on, and how long it still takes."""
 
-    def __init__(self, say: Say, count: int, expected: float) -> None:
+    def __init__(self, say: Say, count: int) -> None:
         """Nothing is measured yet.
 
         Args:
             say: Given lines of text.
             count: Checkpoints to measure.
-            expected: Seconds that one is thought to take.
         """
-        self._say, self._count, self._expected = say, count, expected
-        self._done, self._seconds = 0, 0.0
+        self._say, self._count, self._done = say, count, 0
+        self._began = time.perf_counter()
 
-    def begin(self, checkpoints: int, measured: int, failed: int) -> None:
-        """Say what there is to do."""
+    def begin(self, checkpoints: int, measured: int, failed: int, seconds: float) -> None:
+        """Say what there is to do, at so many seconds for each."""
         before = f", {measured} measured before" if measured else ""
         if failed:
             before += f", {failed} failed before (--retry tries them again)"
-        duration = f", about {spoken(self._count * self._expected)}" if self._count and self._expected else ""
+        duration = f", about {spoken(self._count * seconds)}" if self._count and seconds else ""
         self._say(f"phasewatch: {checkpoints} checkpoints{before}; {self._count} to measure{duration}")
 
-    def done(self, step: int, seconds: float) -> None:
+    def done(self, step: int) -> None:
         """Say that a checkpoint is done, and how long the others will take."""
-        self._done, self._seconds = self._done + 1, self._seconds + seconds
-        left = (self._count - self._done) * self._seconds / self._done
+        self._done += 1
+        left = (self._count - self._done) * (time.perf_counter() - self._began) / self._done
         rest = f"; about {spoken(left)} left" if self._done < self._count else ""
-        self._say(f"phasewatch: {self._done} of {self._count}, step {step}, {spoken(seconds)}{rest}")
+        self._say(f"phasewatch: {self._done} of {self._count}, step {step}{rest}")

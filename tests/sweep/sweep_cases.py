@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch import Watch
-from phasewatch.estimators import HessianSpectrum
-from phasewatch.record import Measurement, Run
+from phasewatch.estimators import HessianSpectrum, Reading
+from phasewatch.objective import Objective
+from phasewatch.record import Estimate, Measurement, Run
 
 STEPS = (0, 4, 8, 16, 100)
 
@@ -36,6 +40,38 @@ def build() -> Watch:
 def plain_build() -> Any:
     """The three alone; a linear layer, so that all that is measured by default is quick."""
     return nn.Linear(3, 1), batches(), squared_error
+
+
+class Slow:
+    """An estimator that takes long enough for other processes to begin."""
+
+    name = "slow"
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        time.sleep(2.0)
+        return Reading({"slow": Estimate(1.0)})
+
+
+def unseeded_build() -> Watch:
+    probe = [(torch.randn(10, 3), torch.randn(10, 1))]
+    return Watch(nn.Linear(3, 1), probe, loss_fn=squared_error, estimators=[Slow()])
+
+
+FATAL = 77.0
+"""Weights that end the process which evaluates them, as a lack of memory does."""
+
+
+def fatal_build() -> Watch:
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if (next(module.parameters()) == FATAL).all():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return squared_error(module, batch)
+
+    return Watch(network(), batches(), loss_fn=loss_fn, n=500, estimators=[HessianSpectrum(2)], seed=3)
+
+
+def failing_build() -> Any:
+    raise KeyError("data.csv")
 
 
 def trained(folder: Path) -> Run:

@@ -70,7 +70,7 @@ def test_a_second_sweep_measures_only_what_is_new(checkpoints: Path, monkeypatch
     assert [m.step for m in second.measurements] == list(STEPS) and second.finished
     assert "5 checkpoints, 4 measured before; 1 to measure" in lines[0] and "1 of 1, step 100" in lines[1]
     before = (checkpoints / "measured" / "phasewatch.jsonl").read_bytes()
-    monkeypatch.setattr("phasewatch.sweep.sweep.read_checkpoint", None)  # nothing is left to read
+    monkeypatch.setattr("phasewatch.sweep.one.read_checkpoint", None)  # nothing is left to read
     assert measure_checkpoints(build, checkpoints).measurements == second.measurements
     assert (checkpoints / "measured" / "phasewatch.jsonl").read_bytes() == before
 
