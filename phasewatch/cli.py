@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,6 +218,12 @@ def _add_measure(commands: Any) -> None:
         default=1,
         help="processes that measure, each on one thread (default: %(default)s)",
     )
+    measure.add_argument(
+        "--budget",
+        metavar="TIME",
+        type=_seconds,
+        help="measure for so long, such as 2h, 30m or 90s: coarsely first, then where something changed (default: all)",
+    )
     measure.add_argument("--retry", action="store_true", help="try those again that failed before")
     measure.add_argument("--quiet", action="store_true", help="say nothing while it goes on")
     _add_alpha(measure)
@@ -237,6 +245,17 @@ def _probability(text: str) -> float:
         value = -1.0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no rate; give a number between 0 and 1, such as 0.05")
+    return value
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        value = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; give a number and its unit, such as 2h, 30m or 90s")
     return value
 
 
@@ -273,10 +292,12 @@ def _report(run: Run, alpha: float, signals: list[str] | None, output: Path) -> 
 
 
 def _measure(arguments: argparse.Namespace) -> int:
+    from phasewatch.record import FILE_NAME
     from phasewatch.sweep import measure_checkpoints
 
     source = _source(arguments)
     say = (lambda text: None) if arguments.quiet else (lambda text: _print(text, file=sys.stderr))
+    began = time.time()
     try:
         run = measure_checkpoints(
             source,
@@ -285,13 +306,16 @@ def _measure(arguments: argparse.Namespace) -> int:
             trust=arguments.trust,
             retry=arguments.retry,
             workers=arguments.workers,
+            budget=arguments.budget,
             say=say,
         )
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise _Failure(error) from error
     assert run.path is not None
     directory = run.path.parent
-    _write_events(run, directory)
+    # not beside the events of a run that was watched, and once
+    if run.path.name == FILE_NAME and any(measurement.time >= began for measurement in run.measurements):
+        _write_events(run, directory)
     _report(run, arguments.alpha, None, directory / _report_name(run.path))
     _print(f"record: {directory}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 
 from phasewatch.price import spoken
 from phasewatch.record import Run
+from phasewatch.sweep.agenda import Agenda
 from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, find_checkpoints, first_content, in_order
 from phasewatch.sweep.one import Found, measured_at
 from phasewatch.sweep.record import SweepRecord, header_of
@@ -23,8 +25,8 @@ FOLDER = "measured"
 """The folder beside the checkpoints that the record goes to."""
 
 Say = Callable[[str], object]
-Results = Callable[[Sequence[Checkpoint]], Iterable[tuple[Checkpoint, Found | CheckpointError]]]
-"""Measures checkpoints, and gives what came of each as soon as it is there, in any order."""
+Results = Callable[[Agenda], Iterable[tuple[Checkpoint, Found | CheckpointError]]]
+"""Measures what it is handed, and gives what came of each as soon as it is there, in any order."""
 
 
 def measure_checkpoints(
@@ -35,6 +37,7 @@ def measure_checkpoints(
     trust: bool = False,
     retry: bool = False,
     workers: int = 1,
+    budget: float | None = None,
     say: Say | None = None,
 ) -> Run:
     """Measure every checkpoint of a finished run, as if it had been watched at these steps.
@@ -53,6 +56,8 @@ def measure_checkpoints(
         retry: Whether to try those again that failed in an earlier sweep.
         workers: Processes to measure in, each on one thread, with a network and data of its own; ``build`` must be
             importable then. 1 measures in this one.
+        budget: Seconds to spend. The ends of the run are measured first, then a coarse selection, then what lies where
+            something changed; a later call goes on from there. Default all checkpoints.
         say: Given lines that tell how it goes on; default they go nowhere.
 
     Returns:
@@ -62,7 +67,8 @@ def measure_checkpoints(
         CheckpointError: If there is no checkpoint, none has a step, two of one step differ, one asks for code to be
             run, or none at all can be measured.
         RecordError: If the directory holds what was measured in another way, or is being written by another sweep.
-        ValueError: If what is built cannot be measured (see :class:`phasewatch.Watch`), or workers are not positive.
+        ValueError: If what is built cannot be measured (see :class:`phasewatch.Watch`), or ``workers`` or
+            ``budget`` is not positive.
 
     Example:
         >>> import tempfile, torch
@@ -76,6 +82,8 @@ def measure_checkpoints(
         >>> run.series("loss").steps.tolist()
         [0, 100]
     """
+    if budget is not None and not 0 < budget < math.inf:
+        raise ValueError(f"budget is {budget!r}; expected a positive number of seconds, or None for all checkpoints")
     if workers < 1:
         raise ValueError(f"workers is {workers!r}; expected a number of processes, 1 for this one alone")
     say = say or (lambda text: None)
@@ -90,7 +98,7 @@ def measure_checkpoints(
 
     def sweep(header: dict[str, Any], seconds: float, results: Results) -> None:
         with SweepRecord(place, header) as record:
-            _sweep(record, checkpoints, results, retry, seconds / max(workers, 1), say)
+            _sweep(record, checkpoints, results, retry, seconds / workers, budget, say)
         runs.append(record.run)
         if not record.run.measurements:
             first = next(iter(record.failed.values()))
@@ -115,9 +123,9 @@ def folder_for(paths: Iterable[str | os.PathLike[str]]) -> Path:
 
 
 def _one_by_one(
-    watch: Watch, restore: Restore, trust: bool, left: Sequence[Checkpoint]
+    watch: Watch, restore: Restore, trust: bool, agenda: Agenda
 ) -> Iterator[tuple[Checkpoint, Found | CheckpointError]]:
-    for checkpoint in left:
+    while (checkpoint := agenda.next()) is not None:
         try:
             yield checkpoint, measured_at(watch, restore, checkpoint, trust)
         except CheckpointError as error:
@@ -125,7 +133,13 @@ def _one_by_one(
 
 
 def _sweep(
-    record: SweepRecord, checkpoints: Sequence[Checkpoint], results: Results, retry: bool, seconds: float, say: Say
+    record: SweepRecord,
+    checkpoints: Sequence[Checkpoint],
+    results: Results,
+    retry: bool,
+    seconds: float,
+    budget: float | None,
+    say: Say,
 ) -> None:
     """Measure what is not there yet."""
     measured, failed = {m.step for m in record.run.measurements}, record.failed
@@ -133,12 +147,14 @@ def _sweep(
     progress = Progress(say, len(left))
     progress.begin(len(checkpoints), sum(c.step in measured for c in checkpoints), 0 if retry else len(failed), seconds)
     told: set[str] = set()
-    for checkpoint, found in results(left) if left else ():
+    agenda = Agenda(left, record.run.measurements, budget)
+    for checkpoint, found in results(agenda) if left else ():
         if isinstance(found, CheckpointError):
             record.fail(checkpoint.step, found)
             warnings.warn(f"phasewatch: step {checkpoint.step} is skipped: {found}", stacklevel=2)
         else:
             record.add(found.measurement, found.failures)
+            agenda.learn(found.measurement)
             for failure in found.failures:
                 if failure.what not in told:
                     told.add(failure.what)
@@ -148,6 +164,10 @@ def _sweep(
                         stacklevel=2,
                     )
         progress.done(checkpoint.step)
+    if agenda.is_spent:
+        say(
+            f"phasewatch: the budget is spent, {agenda.waiting} checkpoints are not measured; the same command goes on."
+        )
 
 
 class Progress:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from phasewatch.sweep.agenda import Agenda
 from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, first_content
 from phasewatch.sweep.one import Found, measured_at
 from phasewatch.sweep.record import describes_the_same, header_of
@@ -95,20 +96,19 @@ class Workers:
         """End them."""
         self._end()
 
-    def results(self, left: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Found | CheckpointError]]:
-        """Measure checkpoints, and give what comes of each as soon as it is there.
+    def results(self, agenda: Agenda) -> Iterator[tuple[Checkpoint, Found | CheckpointError]]:
+        """Measure what is handed out, and give what comes of each as soon as it is there.
 
         A worker that dies costs the checkpoint that it was at; another takes its place.
 
         Raises:
             ValueError: If the workers have built different things.
         """
-        waiting = list(reversed(left))
         at_work: dict[Connection, Checkpoint] = {}
-        for _ in left[1 : self._count]:
+        for _ in range(1, min(self._count, agenda.left)):
             self._start()
-        self._hand_out(self._first, waiting, at_work)
-        while at_work or waiting:
+        self._hand_out(self._first, agenda, at_work)
+        while at_work or (agenda.left and self._processes):
             for connection in wait(list(self._processes)):
                 assert isinstance(connection, Connection)
                 checkpoint = at_work.pop(connection, None)
@@ -119,7 +119,7 @@ class Workers:
                     if checkpoint is None:
                         raise CheckpointError(f"A worker ended before it had begun (exit code {code}).") from None
                     yield checkpoint, CheckpointError(_told_end(checkpoint, code))
-                    if waiting:
+                    if agenda.left:
                         self._start()
                     continue
                 if isinstance(message, Ready):
@@ -130,7 +130,7 @@ class Workers:
                         )
                 elif checkpoint is not None:
                     yield checkpoint, message
-                self._hand_out(connection, waiting, at_work)
+                self._hand_out(connection, agenda, at_work)
 
     def _start(self) -> Connection:
         context = multiprocessing.get_context("spawn")
@@ -147,17 +147,16 @@ class Workers:
             raise message.error
         return message
 
-    def _hand_out(
-        self, connection: Connection, waiting: list[Checkpoint], at_work: dict[Connection, Checkpoint]
-    ) -> None:
+    def _hand_out(self, connection: Connection, agenda: Agenda, at_work: dict[Connection, Checkpoint]) -> None:
         """Give a worker its next checkpoint, or let it end."""
-        if not waiting:
+        checkpoint = agenda.next()
+        if checkpoint is None:
             self._over.append(self._processes.pop(connection))
             connection.close()
         else:
-            at_work[connection] = waiting.pop()
+            at_work[connection] = checkpoint
             with suppress(BrokenPipeError):  # that it has ended is seen when it is heard
-                connection.send(at_work[connection])
+                connection.send(checkpoint)
 
     def _buried(self, connection: Connection) -> int | None:
         process = self._processes.pop(connection)

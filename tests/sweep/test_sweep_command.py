@@ -49,7 +49,7 @@ def test_it_measures_and_ends_with_what_analyze_says(capsys: pytest.CaptureFixtu
     assert f"5 of 5, step {STEPS[-1]}" in printed.err
     assert [m.step for m in load_run("checkpoints/measured").measurements] == list(STEPS)
     assert Path("checkpoints/measured/report/phasewatch.html").is_file()
-    assert list(Path("checkpoints/measured/phasewatch").glob("*tfevents*"))
+    events = list(Path("checkpoints/measured/phasewatch").glob("*tfevents*"))
     assert main(["analyze", "checkpoints/measured"]) == 0
     analyzed = capsys.readouterr().out
     assert printed.out.startswith(analyzed)
@@ -57,6 +57,7 @@ def test_it_measures_and_ends_with_what_analyze_says(capsys: pytest.CaptureFixtu
     assert main(command) == 0  # the same checkpoints by name: nothing is left to do
     printed = capsys.readouterr()
     assert printed.out.startswith(analyzed) and printed.err == ""
+    assert len(events) == 1 and list(Path("checkpoints/measured/phasewatch").glob("*tfevents*")) == events
 
 
 @pytest.mark.parametrize(
