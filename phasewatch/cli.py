@@ -260,7 +260,7 @@ def _seconds(text: str) -> float:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    _print(f"phasewatch: {message}", file=sys.stderr)
+    _print(f"phasewatch: {str(message).removeprefix('phasewatch: ')}", file=sys.stderr)
 
 
 def _analyze(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -125,8 +126,14 @@ class SweepRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Say how the sweep ended, and let others measure there."""
-        if self._journal.lines[-1].kind != "end":
+        """Say how the sweep ended, and let others measure there; of one that has measured nothing, nothing is left."""
+        path = self._journal.path
+        if path is not None and not any(line.kind == "measurement" for line in self._journal.lines):
+            path.unlink(missing_ok=True)
+            (self.directory / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # where it holds other things
+                self.directory.rmdir()
+        elif self._journal.lines[-1].kind != "end":
             self._journal.append("end", {"time": time.time(), **Ending.by(error).to_dict()})
         self._journal.close()
         self._lock.close()

@@ -181,6 +181,7 @@ def test_if_none_can_be_measured_it_says_why(tmp_path: Path) -> None:
         pytest.raises(CheckpointError, match=r"None of 2 checkpoints .* of another network than Sequential"),
     ):
         measure_checkpoints(build, tmp_path)
+    assert not (tmp_path / "measured").exists()  # so that the right network can be given next
 
 
 def test_two_sweeps_do_not_meet_in_one_directory(checkpoints: Path) -> None:

@@ -87,6 +87,13 @@ def test_bad_input_is_told_with_its_mend(
     assert not (directory / "checkpoints" / "measured").exists()
 
 
+def test_what_is_skipped_is_told_in_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nn.Linear(9, 1).state_dict(), "checkpoints/model-7.pt")
+    assert main(["measure", "checkpoints", "--build", "own_code:build", "--quiet"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("phasewatch: step 7 is skipped: ") and err.count("\n") == 1
+
+
 def test_what_would_run_code_is_refused_until_it_is_trusted(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Linear(3, 1), "checkpoints/model-7.pt")
     command = ["measure", "checkpoints/model-7.pt", "--build", "own_code:plain_build"]
