@@ -224,6 +224,12 @@ def _add_measure(commands: Any) -> None:
         type=_seconds,
         help="measure for so long, such as 2h, 30m or 90s: coarsely first, then where something changed (default: all)",
     )
+    measure.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=_shard,
+        help="measure as the I-th of N independent jobs; the command without it, at last, takes up what they found",
+    )
     measure.add_argument("--retry", action="store_true", help="try those again that failed before")
     measure.add_argument("--quiet", action="store_true", help="say nothing while it goes on")
     _add_alpha(measure)
@@ -246,6 +252,13 @@ def _probability(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no rate; give a number between 0 and 1, such as 0.05")
     return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; give I/N with I from 1 to N, such as 3/8")
+    return int(first), int(count)
 
 
 def _seconds(text: str) -> float:
@@ -307,6 +320,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             retry=arguments.retry,
             workers=arguments.workers,
             budget=arguments.budget,
+            shard=arguments.shard,
             say=say,
         )
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -27,6 +27,8 @@ SOURCE = "checkpoints"
 """What the header of such a record names as where it is from."""
 LOCK = "measuring.lock"
 """A file in the directory that whoever is measuring holds locked."""
+SHARD = "shard-"
+"""How the folders begin in which the jobs of one sweep record what each has measured."""
 CHECKPOINT = "checkpoint"
 """What failed, where it is a whole checkpoint and no single estimator."""
 _SAME = ("module", "num_parameters", "n", "seed", "monitors", "probes")
@@ -90,9 +92,21 @@ class SweepRecord:
             ) from error
         try:
             self._journal = _journal(directory, header)
+            self._take_up_shards()
         except BaseException:
             self._lock.close()
             raise
+
+    def _take_up_shards(self) -> None:
+        """Record what jobs have measured of this sweep, each in a folder of its own."""
+        measured, header = {m.step for m in self.run.measurements}, self._journal.lines[0].body
+        for path in sorted(self.directory.glob(f"{SHARD}*/*.jsonl")):
+            for lines in read_runs(path)[0].values():
+                if lines[0].kind == "header" and describes_the_same(lines[0].body, header):
+                    for measurement in assemble(lines).measurements:
+                        if measurement.step not in measured:
+                            measured.add(measurement.step)
+                            self.add(measurement)
 
     @property
     def run(self) -> Run:

@@ -16,7 +16,7 @@ from phasewatch.record import Run
 from phasewatch.sweep.agenda import Agenda
 from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, find_checkpoints, first_content, in_order
 from phasewatch.sweep.one import Found, measured_at
-from phasewatch.sweep.record import SweepRecord, header_of
+from phasewatch.sweep.record import SHARD, SweepRecord, header_of
 from phasewatch.sweep.source import Build, FromBuild, Restore, Source
 from phasewatch.sweep.workers import Workers
 from phasewatch.watch import Watch
@@ -38,6 +38,7 @@ def measure_checkpoints(
     retry: bool = False,
     workers: int = 1,
     budget: float | None = None,
+    shard: tuple[int, int] | None = None,
     say: Say | None = None,
 ) -> Run:
     """Measure every checkpoint of a finished run, as if it had been watched at these steps.
@@ -58,6 +59,8 @@ def measure_checkpoints(
             importable then. 1 measures in this one.
         budget: Seconds to spend. The ends of the run are measured first, then a coarse selection, then what lies where
             something changed; a later call goes on from there. Default all checkpoints.
+        shard: ``(i, n)``: measure each n-th checkpoint alone, from the i-th on, as one of n independent jobs. Its
+            record goes into a folder of its own in the directory; a last call without takes all of them up.
         say: Given lines that tell how it goes on; default they go nowhere.
 
     Returns:
@@ -67,8 +70,8 @@ def measure_checkpoints(
         CheckpointError: If there is no checkpoint, none has a step, two of one step differ, one asks for code to be
             run, or none at all can be measured.
         RecordError: If the directory holds what was measured in another way, or is being written by another sweep.
-        ValueError: If what is built cannot be measured (see :class:`phasewatch.Watch`), or ``workers`` or
-            ``budget`` is not positive.
+        ValueError: If what is built cannot be measured (see :class:`phasewatch.Watch`), or ``workers``,
+            ``budget`` or ``shard`` is out of its range.
 
     Example:
         >>> import tempfile, torch
@@ -84,6 +87,8 @@ def measure_checkpoints(
     """
     if budget is not None and not 0 < budget < math.inf:
         raise ValueError(f"budget is {budget!r}; expected a positive number of seconds, or None for all checkpoints")
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise ValueError(f"shard is {shard!r}; expected (i, n) with i from 1 to n")
     if workers < 1:
         raise ValueError(f"workers is {workers!r}; expected a number of processes, 1 for this one alone")
     say = say or (lambda text: None)
@@ -94,6 +99,11 @@ def measure_checkpoints(
         warnings.warn(f"phasewatch: {text}", stacklevel=2)
     source = FromBuild(build) if callable(build) else build
     place = folder_for(listed) if directory is None else Path(directory)
+    if shard is not None:
+        checkpoints = checkpoints[shard[0] - 1 :: shard[1]]
+        place = place / f"{SHARD}{shard[0]}-of-{shard[1]}"
+        if not checkpoints:
+            raise CheckpointError(f"There are fewer checkpoints than jobs: none is left for {shard[0]} of {shard[1]}.")
     runs: list[Run] = []
 
     def sweep(header: dict[str, Any], seconds: float, results: Results) -> None:

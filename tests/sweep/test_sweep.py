@@ -147,6 +147,26 @@ def test_a_torn_file_without_a_step_in_its_name_is_said_and_left_out(checkpoints
         assert len(measure_checkpoints(build, checkpoints).measurements) == len(STEPS)
 
 
+def test_jobs_that_know_nothing_of_each_other_make_one_record(
+    finished: tuple[Path, Run], checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [measure_checkpoints(build, checkpoints, shard=(i, 2)) for i in (1, 2)]
+    assert [[m.step for m in part.measurements] for part in parts] == [[0, 8, 100], [4, 16]]
+    measure_checkpoints(
+        other_seed, checkpoints, directory=checkpoints / "measured" / "shard-9-of-9"
+    )  # of another sweep
+    monkeypatch.setattr("phasewatch.sweep.one.read_checkpoint", None)  # nothing is left to read
+    run = measure_checkpoints(build, checkpoints)
+    assert what_was_found(run) == what_was_found(finished[1])
+    assert what_was_found(load_run(checkpoints / "measured")) == what_was_found(run)
+    assert len(run.failures) == 0 and run.header["seed"] == 3
+    for wrong in [(0, 2), (3, 2)]:
+        with pytest.raises(ValueError, match="expected .i, n. with i from 1 to n"):
+            measure_checkpoints(build, checkpoints, shard=wrong)
+    with pytest.raises(CheckpointError, match="none is left for 6 of 6"):
+        measure_checkpoints(build, checkpoints, shard=(6, 6))
+
+
 class Fragile:
     """An estimator that fails on one network."""
 

@@ -82,6 +82,13 @@ def test_a_budget_that_ends_leaves_a_record_that_goes_on(tmp_path: Path) -> None
         measure_checkpoints(build, tmp_path, budget=0)
 
 
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "-1/2"])
+def test_a_share_is_of_a_whole(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["measure", "x", "--build", "a:b", f"--shard={text}"])
+    assert "is no share; give I/N with I from 1 to N" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["2", "h", "-1h", "infh", "2d"])
 def test_a_duration_needs_its_unit(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
