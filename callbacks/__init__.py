@@ -3,6 +3,7 @@
 Works with ``pytorch_lightning`` and with ``lightning.pytorch``.
 """
 
+from phasewatch.callbacks.finished import FinishedRun
 from phasewatch.callbacks.monitors import HessianMonitor, LLCMonitor, PhaseWatch, TransitionDetector
 
-__all__ = ["HessianMonitor", "LLCMonitor", "PhaseWatch", "TransitionDetector"]
+__all__ = ["FinishedRun", "HessianMonitor", "LLCMonitor", "PhaseWatch", "TransitionDetector"]

@@ -80,6 +80,8 @@ class WatchingCallback(CallbackBase):
     on_error: OnError
     on_transition: Callable[[Flag], Any] | None = None
     save_checkpoints: int = 0
+    instead_of_training: Callable[[Watch], object] | None = None
+    """Set where a finished run is measured: it is given the watch before the first batch, once the probes are drawn."""
 
     def __init__(self) -> None:
         """Nothing is set up before the run starts."""
@@ -171,7 +173,7 @@ class WatchingCallback(CallbackBase):
         # A trainer that begins at zero begins a run of its own, whatever this callback has watched before.
         if self._watch is not None and self._restored is None and step > 0:
             self._restored = self._driver_state()
-        self._run_directory = self._choose_directory(trainer)
+        self._run_directory = None if self.instead_of_training else self._choose_directory(trainer)
         self._next_visit = 0
         self._flags = []
         self._hooks = [c.on_transition for c in family if c.on_transition is not None]
@@ -201,8 +203,10 @@ class WatchingCallback(CallbackBase):
                 self._prepare(trainer, pl_module)
             if self._streams:
                 self._collect(trainer, pl_module, batch, step)
-            if step >= self._next_visit:
+            if step >= self._next_visit and self.instead_of_training is None:
                 self._visit(trainer, step)
+        if self.instead_of_training is not None and self._watch is not None:
+            self.instead_of_training(self._watch)
 
     def _prepare(self, trainer: Any, module: Any) -> None:
         """Draw the probes and begin the record; what is seen in seconds not to be measurable is an error here.
@@ -281,6 +285,10 @@ class WatchingCallback(CallbackBase):
             return
         if self._watch is None and trainer.is_global_zero and any(s.batches for _, s in self._streams):
             self._finish_streams(trainer, pl_module)
+        if self.instead_of_training is not None:
+            if self._watch is not None:
+                self.instead_of_training(self._watch)
+            return
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self._watch is not None:
             if self._captured and not self._watch.run.measurements:
@@ -392,6 +400,9 @@ class WatchingCallback(CallbackBase):
             raise ValueError(
                 f"The loss of {type(module).__name__} cannot be recomputed ({type(error).__name__}: {error}). {ADVICE}"
             ) from error
+        if self.instead_of_training is not None:
+            self._watch = watch
+            return
         watch.listeners.extend(_tensorboard_writers(trainer, self._run_directory))
         if self._restored is not None:
             watch.load_state_dict(self._restored["watch"], _beside_checkpoint(trainer))

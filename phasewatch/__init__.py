@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from phasewatch.objective import Objective, split_off_misfit
     from phasewatch.record import Run, load_run
+    from phasewatch.sweep import measure_checkpoints
     from phasewatch.symmetry import ZeroLedger, explain_zeros
     from phasewatch.transitions import Detection, Transition, align_transitions, detect_transitions
     from phasewatch.watch import Watch
@@ -50,6 +51,7 @@ _HOMES = {
     "leading_eigenpairs": "phasewatch.hessian",
     "llc_by_temperature": "phasewatch.llc",
     "load_run": "phasewatch.record",
+    "measure_checkpoints": "phasewatch.sweep",
     "quadratic_llc": "phasewatch.llc",
     "split_off_misfit": "phasewatch.objective",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "leading_eigenpairs",
     "llc_by_temperature",
     "load_run",
+    "measure_checkpoints",
     "quadratic_llc",
     "split_off_misfit",
 ]

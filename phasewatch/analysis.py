@@ -23,6 +23,12 @@ NOT_BORNE_OUT = "not borne out by the whole run"
 MOST_SAMPLES = 20
 """Of the samples that a transition moved, so many stand in the data of a report."""
 
+_MORE = (
+    "Train for longer, or measure more often: max_overhead=None lifts the limit on the time for measuring, "
+    "schedule=100 measures at every 100th step."
+)
+_MORE_CHECKPOINTS = "Measure more checkpoints of the run."
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -131,10 +137,10 @@ def analyze_run(
     note = None
     transitions: list[Transition] = []
     if measured < MIN_POINTS and not dense:
+        mend = _MORE_CHECKPOINTS if run.header.get("source") == "checkpoints" else _MORE
         note = (
             f"Transitions were not looked for: the run holds {_counted(measured, 'usable measurement')}, and "
-            f"it takes at least {MIN_POINTS}. Train for longer, or measure more often: max_overhead=None lifts the "
-            "limit on the time for measuring, schedule=100 measures at every 100th step."
+            f"it takes at least {MIN_POINTS}. {mend}"
         )
     else:
         detection = detect_transitions(

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from phasewatch._version import __version__
 from phasewatch.printable import printable
 
 if TYPE_CHECKING:
+    from phasewatch.analysis import Analysis
     from phasewatch.record import Run
+    from phasewatch.sweep import Source
 
 _EXAMPLES = """\
 examples:
   phasewatch demo                               train a small network, watched, and show what was found
   phasewatch analyze lightning_logs/version_0   find the transitions of a recorded run
+  phasewatch measure checkpoints --build train:build
+                                                measure the checkpoints of a run that was not watched
   phasewatch compare lightning_logs/version_*   which transitions do several runs have in common?
 """
 
@@ -41,6 +47,29 @@ examples:
   phasewatch analyze lightning_logs/version_0 --alpha 0.01 --output report
   phasewatch analyze runs/other --signals train/loss val/loss
   phasewatch analyze metrics.csv --signals train_loss accuracy
+"""
+
+_MEASURE = """\
+Measure every checkpoint of a finished run, as if phasewatch had watched it, and find its
+transitions. The numbers are those that it would have given then. They go into an ordinary
+run record, one checkpoint after another: started again, the command goes on where it was
+stopped.
+
+Network, data and loss come from one of these; modules are looked for in the current
+directory too:
+  --config config.yaml        as LightningCLI saved it in the directory of the run
+  --module M:C --data M:D     a LightningModule class and a LightningDataModule class, made
+                              with the hyper-parameters in the first checkpoint
+  --build M:F                 a function of yours that returns (module, probe, loss_fn): the
+                              network, a list of batches, loss_fn(module, batch) -> scalar
+                              mean loss; or a phasewatch.Watch of them, for other settings
+"""
+
+_MEASURE_EXAMPLES = """\
+examples:
+  phasewatch measure lightning_logs/version_0 --config lightning_logs/version_0/config.yaml
+  phasewatch measure lightning_logs/version_0 --module train:Net --data train:Digits
+  phasewatch measure runs/checkpoints --build train:build
 """
 
 _COMPARE = """\
@@ -83,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Of other packages, to their developers.
             for category in (DeprecationWarning, FutureWarning):
                 warnings.simplefilter("ignore", category)
-            return {"analyze": _analyze, "compare": _compare, "demo": _demo}[arguments.command](arguments)
+            return _COMMANDS[arguments.command](arguments)
     except _Failure as failure:
         _print(f"phasewatch: {failure}", file=sys.stderr)
         return 2
@@ -119,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="analyse these signals, of the record, the event files or the table",
     )
+    _add_measure(commands)
     compare = commands.add_parser(
         "compare",
         help="match the transitions of several runs",
@@ -150,6 +180,62 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_measure(commands: Any) -> None:
+    measure = commands.add_parser(
+        "measure",
+        help="measure the checkpoints of a finished run",
+        description=_MEASURE,
+        epilog=_MEASURE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    measure.add_argument(
+        "checkpoints", metavar="CKPT", type=Path, nargs="+", help="checkpoints, or a folder that they are in"
+    )
+    measure.add_argument("--config", metavar="FILE", type=Path, help="config.yaml as LightningCLI saved it")
+    measure.add_argument("--module", metavar="MODULE:CLASS", help="the LightningModule")
+    measure.add_argument("--data", metavar="MODULE:CLASS", help="the LightningDataModule, or a function")
+    measure.add_argument(
+        "--watch",
+        metavar="MODULE:FUNCTION",
+        help="returns the PhaseWatch with the settings to measure by (default: that of the config, else PhaseWatch())",
+    )
+    measure.add_argument(
+        "--accelerator", metavar="NAME", help="of Lightning, such as cpu (default: that of the config, else its own)"
+    )
+    measure.add_argument("--build", metavar="MODULE:FUNCTION", help="returns (module, probe, loss_fn)")
+    measure.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="where the record and the report are written (default: measured/ beside the checkpoints)",
+    )
+    measure.add_argument(
+        "--trust", action="store_true", help="let checkpoints run code that they hold (default: refuse them)"
+    )
+    measure.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        default=1,
+        help="processes that measure, each on one thread (default: %(default)s)",
+    )
+    measure.add_argument(
+        "--budget",
+        metavar="TIME",
+        type=_seconds,
+        help="measure for so long, such as 2h, 30m or 90s: coarsely first, then where something changed (default: all)",
+    )
+    measure.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=_shard,
+        help="measure as the I-th of N independent jobs; the command without it, at last, takes up what they found",
+    )
+    measure.add_argument("--retry", action="store_true", help="try those again that failed before")
+    measure.add_argument("--quiet", action="store_true", help="say nothing while it goes on")
+    _add_alpha(measure)
+
+
 def _add_alpha(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--alpha",
@@ -169,17 +255,41 @@ def _probability(text: str) -> float:
     return value
 
 
+def _shard(text: str) -> tuple[int, int]:
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; give I/N with I from 1 to N, such as 3/8")
+    return int(first), int(count)
+
+
+def _seconds(text: str) -> float:
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        value = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; give a number and its unit, such as 2h, 30m or 90s")
+    return value
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    _print(f"phasewatch: {message}", file=sys.stderr)
+    _print(f"phasewatch: {str(message).removeprefix('phasewatch: ')}", file=sys.stderr)
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    run, directory, signals = _loaded(arguments.run, arguments.signals)
     from phasewatch.analysis import analyze_run
+
+    run, directory, signals = _loaded(arguments.run, arguments.signals)
+    output = directory / _report_name(run.path) if arguments.output is None else arguments.output
+    _report(analyze_run(run, alpha=arguments.alpha, signals=signals), output)
+    return 0
+
+
+def _report(analysis: Analysis, output: Path) -> None:
+    """Print what was found and write the report."""
     from phasewatch.report import format_moved, format_table, verdict, write_report
 
-    analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
-    output = directory / _report_name(run.path) if arguments.output is None else arguments.output
     try:
         paths = write_report(analysis, output)
     except OSError as error:
@@ -189,12 +299,87 @@ def _analyze(arguments: argparse.Namespace) -> int:
     _print(verdict(analysis))
     if analysis.transitions:
         _print(f"\n{format_table(analysis.transitions)}")
-    if moved := format_moved(run, analysis.transitions):
+    if moved := format_moved(analysis.run, analysis.transitions):
         _print(f"\n{moved}")
     _print()
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         _print(f"{name + ':':<8}{path}")
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    from phasewatch.analysis import analyze_run
+    from phasewatch.record import FILE_NAME
+    from phasewatch.sweep import measure_checkpoints
+
+    source = _source(arguments)
+    say = (lambda text: None) if arguments.quiet else (lambda text: _print(text, file=sys.stderr))
+    began = time.time()
+    try:
+        run = measure_checkpoints(
+            source,
+            arguments.checkpoints,
+            directory=arguments.output,
+            trust=arguments.trust,
+            retry=arguments.retry,
+            workers=arguments.workers,
+            budget=arguments.budget,
+            shard=arguments.shard,
+            say=say,
+        )
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise _Failure(error) from error
+    assert run.path is not None
+    directory, analysis = run.path.parent, analyze_run(run, alpha=arguments.alpha)
+    # not beside the events of a run that was watched, and once
+    if run.path.name == FILE_NAME and any(measurement.time >= began for measurement in run.measurements):
+        _write_events(analysis, directory)
+    _report(analysis, directory / _report_name(run.path))
+    _print(f"record: {directory}")
     return 0
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    """Where network, data and settings come from."""
+    of_lightning = {name: getattr(arguments, name) for name in ("config", "module", "data", "watch", "accelerator")}
+    given = [f"--{name}" for name, value in of_lightning.items() if value is not None]
+    if arguments.build is not None:
+        if given:
+            raise _Failure(
+                f"--build says all, and {', '.join(given)} is for what Lightning has saved; give one of them."
+            )
+        from phasewatch.sweep import FromBuild
+
+        return FromBuild(arguments.build)
+    if arguments.config is None and arguments.module is None:
+        raise _Failure(
+            "it is not known of what network and on which data the checkpoints are to be measured; give --config "
+            "config.yaml (as LightningCLI saved it), --module package.module:Class --data package.module:Class, or "
+            f"--build package.module:function.{_config_beside(arguments.checkpoints)}"
+        )
+    accelerator = of_lightning.pop("accelerator")
+    try:
+        from phasewatch.callbacks import FinishedRun
+    except ImportError as error:
+        raise _Failure(error) from error
+    return FinishedRun(**of_lightning, trainer={} if accelerator is None else {"accelerator": accelerator})
+
+
+def _config_beside(paths: Sequence[Path]) -> str:
+    """A config that may be the one of these checkpoints. It names code to run, so it is not taken unasked."""
+    places = [place for path in paths for place in (path, *path.absolute().parents[:2])]
+    found = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
+    return "" if found is None else f" There is a {found}."
+
+
+def _write_events(analysis: Analysis, directory: Path) -> None:
+    """The run as TensorBoard shows it."""
+    from phasewatch.tensorboard import TensorBoardWriter
+
+    writer = TensorBoardWriter(directory)
+    for measurement in analysis.run.measurements:
+        writer.on_measurement(measurement)
+    writer.on_end(analysis)
+    writer.close()
 
 
 def _report_name(record: Path | None) -> str:
@@ -316,6 +501,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     run(arguments.output, arguments.seed)
     return 0
+
+
+_COMMANDS = {"analyze": _analyze, "measure": _measure, "compare": _compare, "demo": _demo}
 
 
 if __name__ == "__main__":

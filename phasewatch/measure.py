@@ -201,6 +201,36 @@ def measure(
     return found, failures
 
 
+def together(step: int, found: Sequence[Measurement], of_main: Measurement | None, seconds: float) -> Measurement:
+    """What was found on several probes at one step, as one measurement.
+
+    Args:
+        step: The step.
+        found: What was found on each.
+        of_main: The one whose samples are those of the run; None where it was not measured.
+        seconds: Wall time that all of it took.
+    """
+    estimates: dict[str, Estimate] = {}
+    histograms: dict[str, Histogram] = {}
+    by_part: dict[str, float] = {}
+    for one in found:
+        for name, estimate in one.estimates.items():
+            estimates[name] = _agreed(estimates.get(name, estimate), estimate)
+        histograms.update(one.histograms)
+        for name, part in one.seconds_by_part.items():
+            by_part[name] = by_part.get(name, 0.0) + part
+    losses = () if of_main is None else of_main.sample_losses
+    return Measurement(step, estimates, histograms, seconds, sample_losses=losses, seconds_by_part=by_part)
+
+
+def _agreed(first: Estimate, other: Estimate) -> Estimate:
+    """What two monitors say of one signal: the first, in doubt where the other says something else."""
+    if first == other:
+        return first
+    doubt = f"two monitors measure this, and the other says {other.value:.6g}: their probes or settings differ"
+    return replace(first, doubts=(*first.doubts, doubt))
+
+
 def _read(
     estimator: Estimator, objective: Objective, n: int, seed: int, known: Mapping[str, Estimate]
 ) -> tuple[Reading | None, Exception | None]:

@@ -35,7 +35,7 @@ from phasewatch.estimators import (
     checked_estimators,
 )
 from phasewatch.interruption import Interrupted, held_back
-from phasewatch.measure import Failure, Probe, measure
+from phasewatch.measure import Failure, Probe, measure, together
 from phasewatch.objective import LossFn, Objective, OutputsFn
 from phasewatch.objective.copies import KeptState
 from phasewatch.objective.labels import integer_targets
@@ -45,7 +45,6 @@ from phasewatch.record import (
     Ending,
     Estimate,
     Flag,
-    Histogram,
     Journal,
     Measurement,
     RecordError,
@@ -472,7 +471,7 @@ class Watch:
                     "temperature n / log n. Give more samples in the probe, or n= where the probe is a part of it."
                 )
             num_parameters = objective.num_parameters
-            if monitor is self._main:
+            if monitor is self.main:
                 labels = integer_targets(probe.batches, sizes)
             for estimator in monitor.estimators:
                 if isinstance(estimator, COEFFICIENTS):
@@ -514,7 +513,7 @@ class Watch:
         }
 
     @property
-    def _main(self) -> Monitor | None:
+    def main(self) -> Monitor | None:
         """The monitor whose samples are those of the run: the first that measures on the main probe."""
         return next((monitor for monitor in self.monitors if not monitor.probe.name), None)
 
@@ -529,6 +528,11 @@ class Watch:
             for name, seconds in price.predicted(monitor.estimators, size, pace).items():
                 prices[name] = prices.get(name, 0.0) + seconds
         return prices
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What its record says of it in the first line: the network, the data, the settings."""
+        return dict(self._header)
 
     @property
     def _budget(self) -> Spread | None:
@@ -1037,10 +1041,8 @@ class Watch:
         draws_chains = at_the_end or self._draws_chains(monitors)
         left_out = {*self._left_out, *([] if draws_chains else [price.CHAINS])}
         self._until_chains = self._chains_in_each - 1 if draws_chains else self._until_chains - 1
-        estimates: dict[str, Estimate] = {}
-        histograms: dict[str, Histogram] = {}
-        sample_losses: tuple[float, ...] = ()
-        by_part: dict[str, float] = {}
+        by_monitor: list[Measurement] = []
+        of_main: Measurement | None = None
         measured: list[Estimator] = []
         is_long = self.clock.end_seconds > SHOWN_FROM
         for monitor in monitors:
@@ -1058,29 +1060,18 @@ class Watch:
             )
             for failure in failures:
                 self._note(failure, step)
-            for name, estimate in found.estimates.items():
-                estimates[name] = _agreed(estimates.get(name, estimate), estimate)
-            histograms.update(found.histograms)
-            for name, seconds in found.seconds_by_part.items():
-                by_part[name] = by_part.get(name, 0.0) + seconds
+            by_monitor.append(found)
             measured.extend(estimators)
-            if monitor is self._main:
-                sample_losses = found.sample_losses
-        found = Measurement(
-            step,
-            estimates,
-            histograms,
-            time.perf_counter() - began,
-            sample_losses=sample_losses,
-            seconds_by_part=by_part,
-        )
+            if monitor is self.main:
+                of_main = found
+        found = together(step, by_monitor, of_main, time.perf_counter() - began)
         if is_long:
             self._show(step, None)
-        measurement = self._conclude(found) if estimates else None
+        measurement = self._conclude(found) if found.estimates else None
         now = time.perf_counter()
         is_first = not self.clock.measuring_seconds
         self.clock.measuring_seconds += now - began
-        self._prices = price.measured(self._prices, measured, by_part, now - began)
+        self._prices = price.measured(self._prices, measured, found.seconds_by_part, now - began)
         self._expect()
         if is_first:
             self._plan_again()
@@ -1245,14 +1236,6 @@ def _told_loss(position: Position, history: History) -> list[str]:
             "the time of the checkpoint: this run goes on with what is left, and so does the detector."
         )
     return [f"{what} To mend it, put the whole record back and resume from the checkpoint once more."]
-
-
-def _agreed(first: Estimate, other: Estimate) -> Estimate:
-    """What two monitors say of one signal: the first, in doubt where the other says something else."""
-    if first == other:
-        return first
-    doubt = f"two monitors measure this, and the other says {other.value:.6g}: their probes or settings differ"
-    return replace(first, doubts=(*first.doubts, doubt))
 
 
 def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool], list[str]]:

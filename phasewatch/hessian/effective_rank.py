@@ -560,11 +560,11 @@ class _Stop:
         image, value, lower, upper = alone.images(nbeta)
         scale = value if self._scale is None else self._scale
         close = (upper - lower) / 2 <= self._tolerance * scale / 2
-        if self._scale is not None or not close:
+        if self._scale is not None or not close or not value:
             return close
         found = _filter(run.ritz_values[_found(run, nbeta)], nbeta)
         outside = max(self._dimension * float(image @ image) - float(found @ found), 0.0)
-        directions = 2 * outside / max(self._tolerance * value, 1e-300) ** 2
+        directions = 2 * outside / (self._tolerance * value) ** 2
         self._expected.append(run.dimension + directions * _STEPS_OF_A_SAMPLE)
         return directions < 1 or (len(self._expected) > 2 and self._expected[-1] > self._expected[-3])
 
