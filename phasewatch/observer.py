@@ -32,11 +32,16 @@ FETCHED = 1_024
 """Values that stay on a device until they are fetched together."""
 FIRST_READ = 10
 """Steps before the norms are read first: how long a step takes must be known, and its first ones take longer."""
+FIRST_SECONDS = 0.02
+"""What the first read is taken to take, which also loads what it calls: 4 to 17 ms in benchmarks/overhead.py."""
 LEAST_FOR_NORMS = 0.1
 """Of the share, where steps are so short that all else takes nearly all of it."""
 UNCOUNTED = 1.5
 """Times what is counted is what a step is taken to be made longer by: calling, passing arguments, and the caches of the
 processor cannot be timed from inside. Chosen, not measured."""
+ASKING = 4e-6
+"""Seconds that a step is longer where nothing is taken at it: a call of ``Watch.at`` and one of ``Watch.observe`` that
+return at once took 2 to 6 µs in loops whose steps had worn the caches (benchmarks/overhead.py)."""
 THINNED_ANEW = 64
 """Steps after which it is seen again how many can be afforded."""
 GIVEN_AT_EVERY_STEP = 0.5
@@ -49,7 +54,7 @@ class Observer:
     Values on a device stay there until a thousand of them, or a block, are fetched together. The norms of the updates
     are read every so many steps that, by the time this took so far, everything together takes at most ``SHARE`` of the
     training time. Where steps are so short that even losses and learning rates take more, they are taken at every
-    second, fifth, tenth ... step, and at those that ``activity`` is told of.
+    second, fifth, tenth ... step, and at those that ``activity`` is told of; that nothing is taken is known at once.
 
     Attributes:
         seconds: What all of it took in this process, host time; of the norms on a device at least what moving their
@@ -73,13 +78,13 @@ class Observer:
         self._looked_at = 1
         self._at_every_step: frozenset[str] = frozenset()
         self._taken = 0
-        self._last_taken: int | None = None
+        self._last_taken = -1
+        self._next = 0  # the step at which to take what comes at every step
         self._is_reading = False
         self._columns: dict[str, _Column] = {}
         self._refused: set[str] = set()
         self._errors: list[tuple[str, Exception]] = []
         self._steps = 0
-        self._last_step: int | None = None
         self._seen: tuple[float, float] | None = None
         self._block_began: float | None = None
         self._in_block = 0
@@ -112,54 +117,54 @@ class Observer:
         if not 0 <= step < 2**63:
             self._refuse("step", ValueError(f"step is {step}; expected the number of optimizer steps made before"))
             return
-        if step != self._last_step:
+        is_new = step != self._last_taken
+        if is_new:
             self._begin_step(step)
         if self._block_began is None:
             self._block_began = began
         if self._seen is not None:
-            self.training_seconds += began - self._seen[0] - (measuring_seconds - self._seen[1])
+            # whatever the clock does, training takes no less than nothing
+            self.training_seconds += max(0.0, began - self._seen[0] - (measuring_seconds - self._seen[1]))
         for name, value in values.items():
             if value is not None:
                 self._add(step, name, value)
         if optimizer is not None:
             self._observe_optimizer(step, optimizer)
-        if step != self._last_taken:
-            self._last_taken = step
-            self._taken += 1
-            if not self._taken % THINNED_ANEW:
-                self._thin()
+        if is_new and not self._taken % THINNED_ANEW:
+            self._thin()
+        every, looked_at = self.every, self._looked_at
+        self._next = step + 1 if self._is_reading else step + min(every - step % every, looked_at - step % looked_at)
         ended = time.perf_counter()
         self.seconds += ended - began
         self._seen = (ended, measuring_seconds)
 
     def leaves_out(self, step: int, values: Collection[str] = ()) -> bool:
-        """Whether these values, and the optimizer, are not to be taken at this step; it is counted as one in any case.
+        """Whether these values, and the optimizer, are not to be taken at this step, which comes after those taken.
 
         Args:
             step: Optimizer steps made before.
             values: Names.
         """
-        if self.every == 1 or self._is_reading or type(step) is not int:
-            return False
-        if not step % self.every or not step % self._looked_at or not self._at_every_step.issuperset(values):
-            return False
-        if step != self._last_step:
-            self._begin_step(step)
-        return True
+        return type(step) is int and self._last_taken < step < self._next and self._at_every_step.issuperset(values)
 
     def _begin_step(self, step: int) -> None:
-        self._steps += 1
-        self._in_block += 1
-        self._last_step = step
+        """Count it, and those that were left out before it."""
+        gone = step - self._last_taken if self._last_taken < step <= self._next else 1
+        self._last_taken = step
+        self._steps += gone
+        self._in_block += gone
+        self._taken += 1
 
     def _thin(self) -> None:
         """See at which steps to take what comes at every step, and what that is."""
+        if self._activity is not None:
+            self._looked_at = self._activity.every(self._last_taken)
         if self.training_seconds:
-            taking = UNCOUNTED * max(0.0, self.seconds - self._reading_seconds) / self._taken
-            a_step = self.training_seconds / self._steps
-            self.every = _rounded_up(taking / ((1 - LEAST_FOR_NORMS) * SHARE * a_step))
-        if self._activity is not None and self._last_step is not None:
-            self._looked_at = self._activity.every(self._last_step)
+            share = SHARE * self.training_seconds / self._steps
+            a_take = max(0.0, UNCOUNTED * self._taking_seconds / self._taken - ASKING)
+            for_activity = a_take / self._looked_at if self._looked_at > 1 else 0.0
+            allowed = (1 - LEAST_FOR_NORMS) * share - ASKING - for_activity
+            self.every = _rounded_up(a_take / max(allowed, LEAST_FOR_NORMS * share))
         often = GIVEN_AT_EVERY_STEP * self._taken
         self._at_every_step = frozenset(name for name, column in self._columns.items() if column.count >= often)
 
@@ -264,11 +269,11 @@ class Observer:
         """Whether reading the norms leaves all within the share, or them within what is theirs in any case."""
         if self._steps <= FIRST_READ:
             return False
-        if not reader.reads:  # what it takes is not known before
-            return True
-        a_read = self._a_read
+        a_read = self._a_read if reader.reads else FIRST_SECONDS
         allowed = SHARE * self.training_seconds
-        return self.seconds + a_read <= allowed or self._reading_seconds + a_read <= LEAST_FOR_NORMS * allowed
+        others = self._others_a_step * self._steps
+        reading = self._reading_seconds + a_read
+        return others + reading <= allowed or (reader.reads > 0 and reading <= LEAST_FOR_NORMS * allowed)
 
     def _keep_to_share(self, host_seconds: float, reader: UpdateReader, begins: bool) -> None:
         """Count what reading took, and choose how often to read from now on."""
@@ -282,9 +287,18 @@ class Observer:
         elif self._costs:
             self._costs[-1] += seconds
         a_step = self.training_seconds / self._steps
-        without = UNCOUNTED * max(0.0, self.seconds - self._reading_seconds) / self._steps
-        affordable = self._a_read / max(SHARE * a_step - without, LEAST_FOR_NORMS * SHARE * a_step)
+        affordable = self._a_read / max(SHARE * a_step - self._others_a_step, LEAST_FOR_NORMS * SHARE * a_step)
         self.interval = max(10, _rounded_up(affordable))
+
+    @property
+    def _taking_seconds(self) -> float:
+        """What was counted beside the norms."""
+        return max(0.0, self.seconds - self._reading_seconds)
+
+    @property
+    def _others_a_step(self) -> float:
+        """Seconds by which all but the norms makes a step longer, in the mean."""
+        return (UNCOUNTED * self._taking_seconds + ASKING * (self._steps - self._taken)) / self._steps
 
     @property
     def _a_read(self) -> float:

@@ -436,6 +436,7 @@ class Watch:
         self._header = self._describe(objectives)
         self._last_asked = -1
         self._requested = False
+        self._idle_until = 0.0  # before this step there is nothing to do
         self._recording = False
         self._last_seen: tuple[int, float] | None = None
         self._last_taken = -1
@@ -575,14 +576,22 @@ class Watch:
         Returns:
             The measurement, which may be that of the first state if it was kept; None if none was due.
         """
+        if step < self._idle_until:  # at nearly every step: it must cost next to nothing
+            self._last_asked = step
+            return None
         if self._last_asked < 0:
             with self._guarded("record", step):
                 self._record_header()  # a run that is killed in its first measurement has a record
             self._begin_to_count(step)
         self._last_asked = step
         due = self.next_visit
-        if due is None or step < due:
-            return None
+        measurement = self._at(step) if due is not None and step >= due else None
+        due = self.next_visit
+        self._idle_until = math.inf if due is None else due
+        return measurement
+
+    def _at(self, step: int) -> Measurement | None:
+        """Do what is due at a step to stop by at."""
         self._advance_clock(step)
         self._look_for_activity()
         visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
@@ -758,7 +767,7 @@ class Watch:
 
         Its time counts: what the schedule measures later has so much less left. May be called from ``on_transition``.
         """
-        self._requested = True
+        self._requested, self._idle_until = True, 0.0
 
     def measure(self, step: int) -> Measurement | None:
         """Measure now with every monitor, whatever the schedule says; before that the first state, if it was kept.
