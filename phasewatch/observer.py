@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import statistics
 import time
@@ -55,6 +56,8 @@ class Observer:
     are read every so many steps that, by the time this took so far, everything together takes at most ``SHARE`` of the
     training time. Where steps are so short that even losses and learning rates take more, they are taken at every
     second, fifth, tenth ... step, and at those that ``activity`` is told of; that nothing is taken is known at once.
+    Training leaves none of this in the processor's caches, so that each line that is run costs ten times what it does
+    when it is run again: numbers are held as they come, and put where they belong many at a time.
 
     Attributes:
         seconds: What all of it took in this process, host time; of the norms on a device at least what moving their
@@ -81,6 +84,8 @@ class Observer:
         self._last_taken = -1
         self._next = 0  # the step at which to take what comes at every step
         self._is_reading = False
+        self._may_read_from = 0.0  # by the clock: norms are not affordable before
+        self._held: list[tuple[int, dict[str, float], Optimizer | None, float]] = []
         self._columns: dict[str, _Column] = {}
         self._refused: set[str] = set()
         self._errors: list[tuple[str, Exception]] = []
@@ -99,7 +104,7 @@ class Observer:
 
     def take(
         self, step: int, values: Mapping[str, Any], optimizer: Optimizer | None = None, measuring_seconds: float = 0.0
-    ) -> None:
+    ) -> bool:
         """Take what was observed at a step; what cannot be taken is told by :meth:`errors`.
 
         Args:
@@ -107,16 +112,19 @@ class Observer:
             values: Name to number, or tensor with one element; None is no value.
             optimizer: Is about to use the gradients that its parameters have.
             measuring_seconds: What measurements have taken so far, which is no time of training.
+
+        Returns:
+            Whether there are errors to be told, or a block to be written.
         """
         began = time.perf_counter()
         try:
             step = operator.index(step)
         except TypeError:
             self._refuse("step", TypeError(f"step is {step!r}; expected an integer"))
-            return
+            return True
         if not 0 <= step < 2**63:
             self._refuse("step", ValueError(f"step is {step}; expected the number of optimizer steps made before"))
-            return
+            return True
         is_new = step != self._last_taken
         if is_new:
             self._begin_step(step)
@@ -125,18 +133,55 @@ class Observer:
         if self._seen is not None:
             # whatever the clock does, training takes no less than nothing
             self.training_seconds += max(0.0, began - self._seen[0] - (measuring_seconds - self._seen[1]))
-        for name, value in values.items():
-            if value is not None:
-                self._add(step, name, value)
-        if optimizer is not None:
-            self._observe_optimizer(step, optimizer)
+        if not self._hold(step, values, optimizer, began):
+            self._settle()
+            for name, value in values.items():
+                if value is not None:
+                    self._add(step, name, value)
+            if optimizer is not None:
+                self._observe_optimizer(step, optimizer, began)
         if is_new and not self._taken % THINNED_ANEW:
+            self._settle()
             self._thin()
         every, looked_at = self.every, self._looked_at
         self._next = step + 1 if self._is_reading else step + min(every - step % every, looked_at - step % looked_at)
         ended = time.perf_counter()
         self.seconds += ended - began
         self._seen = (ended, measuring_seconds)
+        return bool(self._errors) or self._in_block >= MOST_STEPS or ended - self._block_began >= LONGEST_WAIT
+
+    def _hold(self, step: int, values: Mapping[str, Any], optimizer: Optimizer | None, now: float) -> bool:
+        """Hold numbers of known names, and the learning rate of an optimizer whose norms are not read at this step.
+
+        Returns:
+            Whether that is all there is to take; else nothing was held.
+        """
+        rate = math.nan
+        if optimizer is not None:
+            if self._is_reading or (step % self.interval == 0 and now >= self._may_read_from):
+                return False
+            groups = optimizer.param_groups
+            rate = groups[0].get("lr")
+            if type(rate) is not float or len(groups) > 1 or id(optimizer) not in self._readers:
+                return False
+        numbers = {}
+        for name, value in values.items():
+            if type(value) is Tensor and value.is_cpu and value.numel() == 1:
+                value = value.item()
+            if type(value) is not float or name not in self._columns:
+                return False
+            numbers[name] = value
+        self._held.append((step, numbers, optimizer, rate))
+        return True
+
+    def _settle(self) -> None:
+        """Put what is held where it belongs; :meth:`_hold` has seen to it that nothing of it is refused."""
+        held, self._held = self._held, []
+        for step, numbers, optimizer, rate in held:
+            for name, number in numbers.items():
+                self._add(step, name, number)
+            if optimizer is not None:
+                self._add(step, self._readers[id(optimizer)].rate_name, rate)
 
     def leaves_out(self, step: int, values: Collection[str] = ()) -> bool:
         """Whether these values, and the optimizer, are not to be taken at this step, which comes after those taken.
@@ -174,6 +219,7 @@ class Observer:
         if activity is None:
             return
         began = time.perf_counter()
+        self._settle()
         for name, column in self._columns.items():
             if name.startswith(NORMS):  # time decides where they are read
                 continue
@@ -199,6 +245,7 @@ class Observer:
         """What was gathered since the last block, as the body of a line; None if that is nothing. Waits for devices."""
         self.look()
         began = time.perf_counter()
+        self._settle()
         self._block_began, self._in_block = None, 0
         signals = {}
         for name, column in self._columns.items():
@@ -245,14 +292,14 @@ class Observer:
         which = f"_{len(self._readers)}" if self._readers else ""
         return self._readers.setdefault(id(optimizer), UpdateReader(optimizer, which))
 
-    def _observe_optimizer(self, step: int, optimizer: Optimizer) -> None:
+    def _observe_optimizer(self, step: int, optimizer: Optimizer, now: float) -> None:
         reader = self._readers.get(id(optimizer))
         if reader is None:
             reader = self._meet(optimizer)
         for name, rate in reader.learning_rates():
             if rate is not None:
                 self._add(step, name, rate)
-        begins = step % self.interval == 0 and self._can_afford(reader)
+        begins = step % self.interval == 0 and self._can_afford(reader, now)
         if not (begins or reader.is_waiting) or reader.is_broken:
             return
         began = time.perf_counter()
@@ -265,15 +312,21 @@ class Observer:
         self._is_reading = any(r.is_waiting and not r.is_broken for r in self._readers.values())
         self._keep_to_share(time.perf_counter() - began, reader, begins)
 
-    def _can_afford(self, reader: UpdateReader) -> bool:
-        """Whether reading the norms leaves all within the share, or them within what is theirs in any case."""
+    def _can_afford(self, reader: UpdateReader, now: float) -> bool:
+        """Whether reading the norms leaves all within the share, or them within what is theirs in any case.
+
+        Where it does not, it cannot before training has gone on for as long as pays for what is lacking.
+        """
         if self._steps <= FIRST_READ:
             return False
         a_read = self._a_read if reader.reads else FIRST_SECONDS
         allowed = SHARE * self.training_seconds
-        others = self._others_a_step * self._steps
         reading = self._reading_seconds + a_read
-        return others + reading <= allowed or (reader.reads > 0 and reading <= LEAST_FOR_NORMS * allowed)
+        lacking = reading + self._others_a_step * self._steps - allowed
+        if reader.reads:
+            lacking = min(lacking, reading / LEAST_FOR_NORMS - allowed)
+        self._may_read_from = now + lacking / SHARE
+        return lacking <= 0
 
     def _keep_to_share(self, host_seconds: float, reader: UpdateReader, begins: bool) -> None:
         """Count what reading took, and choose how often to read from now on."""

@@ -648,7 +648,8 @@ class Watch:
         """
         if self._closed or self.observer.leaves_out(step, values):
             return
-        self.observer.take(step, values, optimizer, self.clock.measuring_seconds)
+        if not self.observer.take(step, values, optimizer, self.clock.measuring_seconds):
+            return
         for what, error in self.observer.errors():
             self._note(Failure(what, error), step)
         if self.observer.is_due:
@@ -990,7 +991,7 @@ class Watch:
         if self._last_seen is not None:
             last_step, last_time = self._last_seen
             self.clock.steps += step - last_step
-            self.clock.training_seconds += now - last_time
+            self.clock.training_seconds += max(0.0, now - last_time)  # the clock may have been set back
         self._last_seen = (step, now)
 
     def _draws_chains(self, monitors: Sequence[Monitor]) -> bool:
@@ -1069,8 +1070,9 @@ class Watch:
         measurement = self._conclude(found) if estimates else None
         now = time.perf_counter()
         is_first = not self.clock.measuring_seconds
-        self.clock.measuring_seconds += now - began
-        self._prices = price.measured(self._prices, measured, by_part, now - began)
+        took = max(0.0, now - began)
+        self.clock.measuring_seconds += took
+        self._prices = price.measured(self._prices, measured, by_part, took)
         self._expect()
         if is_first:
             self._plan_again()
