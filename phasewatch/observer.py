@@ -63,6 +63,7 @@ class Observer:
         seconds: What all of it took in this process, host time; of the norms on a device at least what moving their
             bytes takes.
         training_seconds: What training took in this process, from the first step observed on.
+        steps_taken: At how many steps something was taken.
         interval: The norms are read at multiples of it: every 10, 20, 50, 100 ... steps.
         every: What comes at every step is taken at multiples of it: every 1, 2, 5, 10 ... steps.
     """
@@ -80,7 +81,7 @@ class Observer:
         self._activity = activity
         self._looked_at = 1
         self._at_every_step: frozenset[str] = frozenset()
-        self._taken = 0
+        self.steps_taken = 0
         self._last_taken = -1
         self._next = 0  # the step at which to take what comes at every step
         self._is_reading = False
@@ -140,7 +141,7 @@ class Observer:
                     self._add(step, name, value)
             if optimizer is not None:
                 self._observe_optimizer(step, optimizer, began)
-        if is_new and not self._taken % THINNED_ANEW:
+        if is_new and not self.steps_taken % THINNED_ANEW:
             self._settle()
             self._thin()
         every, looked_at = self.every, self._looked_at
@@ -198,7 +199,7 @@ class Observer:
         self._last_taken = step
         self._steps += gone
         self._in_block += gone
-        self._taken += 1
+        self.steps_taken += 1
 
     def _thin(self) -> None:
         """See at which steps to take what comes at every step, and what that is."""
@@ -206,11 +207,11 @@ class Observer:
             self._looked_at = self._activity.every(self._last_taken)
         if self.training_seconds:
             share = SHARE * self.training_seconds / self._steps
-            a_take = max(0.0, UNCOUNTED * self._taking_seconds / self._taken - ASKING)
+            a_take = max(0.0, UNCOUNTED * self._taking_seconds / self.steps_taken - ASKING)
             for_activity = a_take / self._looked_at if self._looked_at > 1 else 0.0
             allowed = (1 - LEAST_FOR_NORMS) * share - ASKING - for_activity
             self.every = _rounded_up(a_take / max(allowed, LEAST_FOR_NORMS * share))
-        often = GIVEN_AT_EVERY_STEP * self._taken
+        often = GIVEN_AT_EVERY_STEP * self.steps_taken
         self._at_every_step = frozenset(name for name, column in self._columns.items() if column.count >= often)
 
     def look(self) -> None:
@@ -351,7 +352,7 @@ class Observer:
     @property
     def _others_a_step(self) -> float:
         """Seconds by which all but the norms makes a step longer, in the mean."""
-        return (UNCOUNTED * self._taking_seconds + ASKING * (self._steps - self._taken)) / self._steps
+        return (UNCOUNTED * self._taking_seconds + ASKING * (self._steps - self.steps_taken)) / self._steps
 
     @property
     def _a_read(self) -> float:

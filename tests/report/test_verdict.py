@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from phasewatch.cli import main
 from phasewatch.record import Run
 from phasewatch.record.ending import NOT_CLOSED
-from phasewatch.record.trace import pack
+from phasewatch.record.trace import Observed, pack
 from phasewatch.report import analyze_run, verdict, write_report
 from phasewatch.tensorboard import TensorBoardWriter
 
@@ -42,6 +42,29 @@ def test_it_says_when_how_and_what_may_be_trusted() -> None:
     assert said.reliable["llc_behavioral"] == said.reliable["llc_behavioral_coarse"] == (60 - doubted, 60)
     assert "λ of the function (fine): 55 of 60 points are reliable (R-hat 1.4 is above 1.1 5)." in said.sentences
     assert said.reliable["llc"][1] == 60 and said.reliable["llc"][0] <= 6
+
+
+@pytest.mark.parametrize(
+    ("rates", "headline"),
+    [
+        ({1950: 0.1}, "1 transition, and 1 change with a cause outside of the model:"),
+        ({1950: 0.1, 3950: 0.01}, "No transitions, and 2 changes with a cause outside of the model:"),
+    ],
+)
+def test_what_the_schedule_made_is_not_counted_among_the_transitions(
+    rates: dict[int, float], headline: str, tmp_path: Path
+) -> None:
+    """Two jumps, one or both where the learning rate drops by ten."""
+    every = np.arange(6000)
+    rate = np.full(6000, 1.0)
+    for step, value in rates.items():
+        rate[every >= step] = value
+    run = dataclasses.replace(plain(JUMPS), observed={"learning_rate": Observed(every, rate)})
+    analysis = analyze_run(run)
+    assert [one.kind for one in analysis.transitions].count("learning-rate drop") == len(rates)
+    assert verdict(analysis).sentences[0] == headline
+    write_report(analysis, tmp_path)
+    assert f"<h1>{headline[:-1]}</h1>" in (tmp_path / "phasewatch.html").read_text()
 
 
 @pytest.mark.parametrize(
