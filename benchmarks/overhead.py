@@ -41,6 +41,14 @@ from phasewatch.observer import SHARE
 from phasewatch.updates import UpdateReader
 
 RESULTS = Path(__file__).parent / "results" / "overhead.md"
+WHY = """\
+Where it is more than 1 %: training leaves nothing of this in the caches of the processor, so that a call that returns \
+at once takes microseconds (asking), and taking a loss and a learning rate tens of them, the more the larger what a \
+step goes through is. Losses are read at every second, fifth ... step where that is too dear, but not more rarely than \
+`schedule="auto"` looks at them, which must not depend on how fast a machine is: at 37 % of the steps of a run of \
+10,000, 20 % of 40,000, 13 % of 100,000 (`phasewatch.activity.looked_at`). A first read of the norms also loads what \
+it calls: 5 to 20 ms, and more where memory is short; it counts, and later reads wait for it.
+"""
 TURNS = 25
 """Of each kind."""
 Row = dict[str, Any]
@@ -305,7 +313,7 @@ def report(rows: list[Row], load: list[float]) -> str:
         f"Made by `make bench-overhead`: steps with them and, in plain loops, as many without, in {TURNS} turns of "
         "each, on one thread, of processor time. Asking is what calls take that have nothing to do.\n"
         f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}; {os.cpu_count()} "
-        f"cores at a load of {min(load):.1f} to {max(load):.1f}.\n\n{table}\n\n{verdict}\n"
+        f"cores at a load of {min(load):.1f} to {max(load):.1f}.\n\n{table}\n\n{verdict} {WHY}"
     )
 
 
