@@ -323,9 +323,7 @@ class Observer:
         a_read = self._a_read if reader.reads else FIRST_SECONDS
         allowed = SHARE * self.training_seconds
         reading = self._reading_seconds + a_read
-        lacking = reading + self._others_a_step * self._steps - allowed
-        if reader.reads:
-            lacking = min(lacking, reading / LEAST_FOR_NORMS - allowed)
+        lacking = min(reading + self._others_a_step * self._steps, reading / LEAST_FOR_NORMS) - allowed
         self._may_read_from = now + lacking / SHARE
         return lacking <= 0
 

@@ -275,14 +275,45 @@ def test_everything_together_keeps_to_its_share(limited: None, monkeypatch: pyte
         now[0] += 2e-3
         taken.take(step, {"loss": 1.0}, optimizer)
     assert taken.training_seconds == pytest.approx(40.0, rel=1e-3)
-    # 250 µs in 20 steps of 2 ms are .63 %, beside .2 % for the rest, counted for .3 %; not before .7 % are 20 ms
+    # 250 µs in 20 steps of 2 ms are .63 %, beside .2 % for the rest, counted for .3 %
     assert taken.interval == 20
-    assert taken.seconds / taken.training_seconds == pytest.approx(0.002 + 0.00625 * (1 - 0.02 / 0.007 / 40), rel=0.01)
+    before = observer.FIRST_SECONDS / 0.007  # .7 % of which pay for the first read
+    assert taken.seconds / taken.training_seconds == pytest.approx(0.002 + 0.00625 * (1 - before / 40), rel=0.01)
     for step in range(20_000, 24_000):
         now[0] += 0.2
         taken.take(step, {"loss": 1.0}, optimizer)
     assert taken.interval == 10
     assert taken.seconds / taken.training_seconds <= 0.01
+
+
+def test_where_all_else_takes_the_share_the_norms_have_a_tenth_of_it(
+    limited: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 1 ms, of which losses and learning rates take 20 µs, and norms of 200 µs."""
+    monkeypatch.setattr(observer, "FIRST_SECONDS", 0.005)
+    now = [0.0]
+    monkeypatch.setattr(observer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    read = updates.UpdateReader.read
+
+    def slowly(self: Any, *arguments: Any) -> Any:
+        now[0] += 1e-4
+        return read(self, *arguments)
+
+    monkeypatch.setattr(updates.UpdateReader, "read", slowly)
+    monkeypatch.setattr(Observer, "_add", lambda self, *_: now.__setitem__(0, now[0] + 1e-5))
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    parameter.grad = torch.ones(3)
+    taken = Observer()
+    reads = []
+    for step in range(20_000):
+        now[0] += 1e-3
+        taken.take(step, {"loss": 1.0}, optimizer)
+        if taken._is_reading:
+            reads.append(step)
+    assert reads[0] == 5_000  # a tenth of 1 % pays for the first
+    # 200 µs, and 10 µs for each of the five values, are a tenth of 1 % of 250 steps
+    assert 15_000 / 500 <= len(reads) <= 15_000 / 200
 
 
 def test_a_time_that_was_overspent_is_saved_again(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
