@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from phasewatch.cli import main
 from phasewatch.record import Run
 from phasewatch.record.ending import NOT_CLOSED
-from phasewatch.record.trace import Observed, pack
+from phasewatch.record.trace import pack
 from phasewatch.report import analyze_run, verdict, write_report
 from phasewatch.tensorboard import TensorBoardWriter
 
@@ -59,7 +59,8 @@ def test_what_the_schedule_made_is_not_counted_among_the_transitions(
     rate = np.full(6000, 1.0)
     for step, value in rates.items():
         rate[every >= step] = value
-    run = dataclasses.replace(plain(JUMPS), observed={"learning_rate": Observed(every, rate)})
+    block = pack({"learning_rate": (every.tolist(), rate.tolist())})
+    run = dataclasses.replace(plain(JUMPS), blocks=(block,))
     analysis = analyze_run(run)
     assert [one.kind for one in analysis.transitions].count("learning-rate drop") == len(rates)
     assert verdict(analysis).sentences[0] == headline
