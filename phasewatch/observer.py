@@ -157,7 +157,7 @@ class Observer:
         Returns:
             Whether that is all there is to take; else nothing was held.
         """
-        rate = math.nan
+        rate: Any = math.nan
         if optimizer is not None:
             if self._is_reading or (step % self.interval == 0 and now >= self._may_read_from):
                 return False

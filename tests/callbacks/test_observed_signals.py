@@ -28,6 +28,7 @@ def norms_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """At steps 0, 10, 20 ... however long they take on this machine."""
     monkeypatch.setattr(observer, "SHARE", 1e9)
     monkeypatch.setattr(observer, "FIRST_READ", 0)
+    monkeypatch.setattr(observer, "FIRST_SECONDS", 0.0)
 
 
 def shuffled() -> DataLoader[Any]:
@@ -183,6 +184,7 @@ def test_where_steps_are_left_out_those_that_are_taken_are_whole(
 ) -> None:
     """Every third optimizer step of two batches: no batch of another step is in its mean."""
     monkeypatch.setattr(observer, "SHARE", 1e-12)
+    monkeypatch.setattr(observer, "FIRST_SECONDS", 1.0)
     monkeypatch.setattr(observer, "THINNED_ANEW", 2)
     monkeypatch.setattr(Activity, "every", lambda *_: 3)
     validation = {"make_validation": lambda: DataLoader(data(), batch_size=8), "check_val_every_n_epoch": 1}
