@@ -1,7 +1,8 @@
 """What the signals at every step cost, as a share of the bare training step beside them.
 
 Plain loops train in turns, with and without ``watch.at`` and ``watch.observe`` at every step, so that whatever else the
-machine does falls on both. The share taken is the time in these calls over that of the bare steps; beside it stands by
+machine does falls on both. The share taken is the processor time in these calls over that of the bare steps, and of it
+what goes into calls that have nothing to do, into losses and learning rates, and into the norms; beside it stands by
 how much the steps with them are longer, which has the wear of the caches in it and is known to within its standard
 error. What the observer counts of itself is what it keeps to its one per cent by. In Lightning, where one run cannot do
 without its callback for a while, the time spent in the callback's hooks is set beside that of the whole fit. No
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -35,8 +37,18 @@ from torch.utils.data import DataLoader, TensorDataset
 from phasewatch import Watch
 from phasewatch.callbacks import HessianMonitor
 from phasewatch.callbacks.observing import TrainingSignals
+from phasewatch.observer import SHARE
+from phasewatch.updates import UpdateReader
 
 RESULTS = Path(__file__).parent / "results" / "overhead.md"
+WHY = """\
+Where it is more than 1 %: training leaves nothing of this in the caches of the processor, so that a call that returns \
+at once takes microseconds (asking), and taking a loss and a learning rate tens of them, the more the larger what a \
+step goes through is. Losses are read at every second, fifth ... step where that is too dear, but not more rarely than \
+`schedule="auto"` looks at them, which must not depend on how fast a machine is: at 37 % of the steps of a run of \
+10,000, 20 % of 40,000, 13 % of 100,000 (`phasewatch.activity.looked_at`). A first read of the norms also loads what \
+it calls: 5 to 20 ms, and more where memory is short; it counts, and later reads wait for it.
+"""
 TURNS = 25
 """Of each kind."""
 Row = dict[str, Any]
@@ -68,11 +80,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10_000, help="steps with signals of each row that is quick")
     parser.add_argument("--no-results", action="store_true", help="print only")
     given = parser.parse_args()
-    rows = []
+    rows, load = [], [os.getloadavg()[0]]
     for name in (*TRAININGS, LIGHTNING):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             rows.append(process.submit(row, name, given.steps).result())
-    text = report(rows)
+        load.append(os.getloadavg()[0])
+    text = report(rows, load)
     print(text)
     if not given.no_results:
         RESULTS.write_text(text)
@@ -108,9 +121,9 @@ def cross_entropy(module: nn.Module, batch: Any) -> Tensor:
 LIGHTNING = "MLP (demo) in Lightning"
 TRAININGS: dict[str, Training] = {
     "MLP (demo)": Training(lambda: mlp(64, 16, 16, 10), cross_entropy, (64,), (), 64),
-    "bare loop of 2 ms steps": Training(lambda: mlp(64, 256, 256, 10), cross_entropy, (64,), (), 192, 0.2),
-    "convnet": Training(convnet, cross_entropy, (1, 28, 28), (), 64, 0.05),
-    "transformer": Training(Transformer, token_cross_entropy, (128,), (128,), 16, 0.005),
+    "bare loop of 2 ms steps": Training(lambda: mlp(64, 256, 256, 10), cross_entropy, (64,), (), 192, 0.5),
+    "convnet": Training(convnet, cross_entropy, (1, 28, 28), (), 64, 0.2),
+    "transformer": Training(Transformer, token_cross_entropy, (128,), (128,), 16, 0.01),
 }
 
 
@@ -128,7 +141,9 @@ def plain_loop(training: Training, steps: int) -> Row:
     labels = torch.randint(96 if tokens else 10, (samples, *training.labels))
     steps = max(round(steps * training.share), 2 * TURNS)
     turn = steps // TURNS
-    spent, inside, empty, resident_early = [0.0], 0.0, _seconds_of_timing(), 0.0
+    in_norms = [0.0]
+    UpdateReader.read = timed(UpdateReader.read, in_norms)  # type: ignore[method-assign]
+    spent, asking, taking, empty, resident_early = [0.0], 0.0, 0.0, _seconds_of_timing(time.thread_time), 0.0
     with tempfile.TemporaryDirectory() as directory:
         watch = Watch(
             module,
@@ -148,16 +163,21 @@ def plain_loop(training: Training, steps: int) -> Row:
             began, by_the_clock = time.process_time(), time.perf_counter()
             rows = slice(step * training.batch % samples, step * training.batch % samples + training.batch)
             if observes:
-                called = time.perf_counter()
+                called = time.thread_time()
                 watch.at(step)
-                inside += time.perf_counter() - called - empty
+                asking += time.thread_time() - called - empty
             optimizer.zero_grad()
             loss = training.loss_fn(module, (inputs[rows], labels[rows]))
             loss.backward()
             if observes:
-                called = time.perf_counter()
+                taken = watch.observer.steps_taken
+                called = time.thread_time()
                 watch.observe(observed, optimizer, loss=loss)
-                inside += time.perf_counter() - called - empty
+                inside = time.thread_time() - called - empty
+                if watch.observer.steps_taken > taken:
+                    taking += inside
+                else:
+                    asking += inside
                 observed += 1
             optimizer.step()
             spent[-1] += time.process_time() - began
@@ -168,24 +188,40 @@ def plain_loop(training: Training, steps: int) -> Row:
         size = sum(len(line.encoded()) for line in watch._journal.lines if line.kind == "observed")
     without, with_signals = spent[1::2], spent[2::2]
     longer = [a / b - 1 for a, b in zip(with_signals, without, strict=True)]
+    bare, reading = sum(without), in_norms[0]
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
         "steps": observed,
-        "step ms": 1e3 * sum(without) / observed,
-        "share": inside / watch.observer.training_seconds,
+        "step ms": 1e3 * bare / observed,
+        "share": (asking + taking) / bare,
+        "parts": f"{asking / bare:.2%} + {(taking - reading) / bare:.2%} + {reading / bare:.2%}",
         "longer": f"{statistics.median(longer):+.1%} ± {1.25 * statistics.stdev(longer) / TURNS**0.5:.1%}",
         "counted": watch.observer.seconds / watch.observer.training_seconds,
-        "losses": watch.observer.every,
+        "kept": watch.observer.steps_taken,
         "interval": watch.observer.interval,
         "MB": size / observed,
         "grown": grown,
     }
 
 
-def _seconds_of_timing() -> float:
+def _seconds_of_timing(clock: Callable[[], float]) -> float:
     """What a pair of readings of the clock shows where nothing is between them."""
-    pairs = [-time.perf_counter() + time.perf_counter() for _ in range(10_000)]
+    pairs = [-clock() + clock() for _ in range(10_000)]
     return statistics.median(pairs)
+
+
+def timed(method: Callable[..., Any], total: list[float]) -> Callable[..., Any]:
+    """A method whose processor time is added to a total."""
+    empty = _seconds_of_timing(time.thread_time)
+
+    def call(*arguments: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return method(*arguments)
+        finally:
+            total[0] += time.thread_time() - began - empty
+
+    return call
 
 
 class Digits(pl.LightningModule):
@@ -218,20 +254,9 @@ class Resident(pl.Callback):
 def lightning(steps: int) -> Row:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    in_hooks, empty = [0.0], _seconds_of_timing()
-
-    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return method(*arguments)
-            finally:
-                in_hooks[0] += time.perf_counter() - began - empty
-
-        return call
-
+    in_hooks = [0.0]
     for hook in ("batch_starts", "backward_starts", "optimizer_steps", "batch_ends"):
-        setattr(TrainingSignals, hook, timed(getattr(TrainingSignals, hook)))
+        setattr(TrainingSignals, hook, timed(getattr(TrainingSignals, hook), in_hooks))
     data = TensorDataset(torch.randn(4096, 64), torch.randint(10, (4096,)))
     memory = Resident(steps // 10)
     with tempfile.TemporaryDirectory() as directory:
@@ -246,9 +271,9 @@ def lightning(steps: int) -> Row:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        began = time.perf_counter()
+        began = time.thread_time()
         trainer.fit(Digits(), DataLoader(data, 64, shuffle=True))
-        whole = time.perf_counter() - began - in_hooks[0]
+        whole = time.thread_time() - began - in_hooks[0]
         grown = resident() - memory.early
         watch = callback.watch
         assert watch is not None
@@ -258,32 +283,37 @@ def lightning(steps: int) -> Row:
         "steps": steps,
         "step ms": 1e3 * whole / steps,
         "share": in_hooks[0] / whole,
+        "parts": "",
         "longer": "",
         "counted": watch.observer.seconds / watch.observer.training_seconds,
-        "losses": watch.observer.every,
+        "kept": watch.observer.steps_taken,
         "interval": watch.observer.interval,
         "MB": size / steps,
         "grown": grown,
     }
 
 
-def report(rows: list[Row]) -> str:
+def report(rows: list[Row], load: list[float]) -> str:
     head = (
-        "| training | parameters | steps | bare step | share taken | step longer by | as counted | losses every "
-        "| norms every | MB a million steps | peak memory | grown over the last 90 % |"
+        "| training | parameters | steps | bare step | share taken | asking + losses + norms | step longer by "
+        "| as counted | losses kept | norms every | MB a million steps | peak memory | grown over the last 90 % |"
     )
     lines = [
         f"| {row['name']} | {row['parameters']:,} | {row['steps']:,} | {row['step ms']:.2f} ms | {row['share']:.2%} "
-        f"| {row['longer']} | {row['counted']:.2%} | {row['losses']} | {row['interval']:,} | {row['MB']:.1f} "
+        f"| {row['parts']} | {row['longer']} | {row['counted']:.2%} | {row['kept']:,} | {row['interval']:,} "
+        f"| {row['MB']:.1f} "
         f"| {row['peak']:.0f} MiB | {row['grown']:.1f} MiB |"
         for row in rows
     ]
-    table = "\n".join([head, "|" + "---|" * 12, *lines])
+    table = "\n".join([head, "|" + "---|" * 13, *lines])
+    beyond = [row["name"] for row in rows if row["share"] > SHARE]
+    verdict = f"More than {SHARE:.0%}: {', '.join(beyond)}." if beyond else f"No row takes more than {SHARE:.0%}."
     return (
         "# What the signals at every step cost\n\n"
         f"Made by `make bench-overhead`: steps with them and, in plain loops, as many without, in {TURNS} turns of "
-        "each, on one thread.\n"
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}.\n\n{table}\n"
+        "each, on one thread, of processor time. Asking is what calls take that have nothing to do.\n"
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}; {os.cpu_count()} "
+        f"cores at a load of {min(load):.1f} to {max(load):.1f}.\n\n{table}\n\n{verdict} {WHY}"
     )
 
 

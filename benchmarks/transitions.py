@@ -33,6 +33,7 @@ from superposition import superposition_runs  # noqa: E402
 from synthetic import SAMPLINGS, Run, Score, Truth, drawn_linear_network, strict_matches, synthetic_run  # noqa: E402
 from two_clocks import NOISES, TwoClocks, found_on_both, touching, two_clock_run  # noqa: E402
 
+from phasewatch.record.signals import TRAINING_LOSS  # noqa: E402
 from phasewatch.record.trace import Observed  # noqa: E402
 from phasewatch.transitions import (  # noqa: E402
     CostWeightedLine,
@@ -512,6 +513,10 @@ def measured_alone(run: TwoClocks) -> Detection:
     return detect(run.measured)
 
 
+def observed_alone(run: TwoClocks) -> Detection:
+    return detect_transitions([], {}, dense={TRAINING_LOSS: (run.steps, run.loss)})
+
+
 def loss_alone(run: TwoClocks) -> Extents:
     """Pelt with the l2 cost and jump 1, d log n, on the loss of every step (KernelCPD finds the same, in C)."""
     loss = (run.loss - run.loss.mean()) / run.loss.std()
@@ -533,18 +538,29 @@ def watched(run: TwoClocks, observing: bool) -> list[Flag]:
     return detector.flags
 
 
-def two_clocks(runs: int) -> list[str]:
+def clock_runs(cell: int, noise: str, moving: int, staying: int) -> tuple[list[TwoClocks], list[TwoClocks]]:
+    """Runs with one to three transitions, and runs without."""
+    first = REPORTING_SEED + 2_000_000 + 100_000 * cell
+    return (
+        [two_clock_run(first + k, 1 + k % 3, noise) for k in range(moving)],
+        [two_clock_run(first + 50_000 + k, 0, noise) for k in range(staying)],
+    )
+
+
+def two_clocks(runs: int, nulls: int) -> list[str]:
     """The loss at every step and 40 even measurements: found, made up and how far off, by what is looked at."""
     lines = [
         "| noise of the loss | looked at | F1 | precision | recall | place off by, steps: median (quartiles) "
         "| place covered | false alarms a null run | null runs with one | s a run |",
         "| --- |" + " --- |" * 9,
     ]
-    detectors: dict[str, Callable[[TwoClocks], Detection]] = {"both": found_on_both, "measurements": measured_alone}
+    detectors: dict[str, Callable[[TwoClocks], Detection]] = {
+        "both": found_on_both,
+        "measurements, evenly spaced": measured_alone,
+        "loss at every step": observed_alone,
+    }
     for cell, noise in enumerate(NOISES):
-        first = REPORTING_SEED + 2_000_000 + 100_000 * cell
-        moving = [two_clock_run(first + k, 1 + k % 3, noise) for k in range(runs)]
-        staying = [two_clock_run(first + 50_000 + k, 0, noise) for k in range(runs)]
+        moving, staying = clock_runs(cell, noise, runs, nulls)
         for name, detector in detectors.items():
             began = time.process_time()
             found = [detector(run) for run in moving]
@@ -557,7 +573,7 @@ def two_clocks(runs: int) -> list[str]:
         seconds = (time.process_time() - began) / runs
         told = [[(a, b, 0.5 * (a + b), (a, b)) for a, b in extents] for extents in places]
         alarms = [len(loss_alone(run)) for run in staying]
-        lines.append(two_clock_row(noise, "loss alone: ruptures l2, log n", told, moving, alarms, seconds))
+        lines.append(two_clock_row(noise, "loss at every step, by ruptures l2, log n", told, moving, alarms, seconds))
     return lines
 
 
@@ -588,17 +604,15 @@ def two_clock_row(
     return row
 
 
-def two_clocks_live(runs: int) -> list[str]:
+def two_clocks_live(runs: int, nulls: int) -> list[str]:
     lines = [
         "| noise of the loss, live | looked at | F1 as revised | delay of the first word, steps: median (quartiles) "
         "| flagged a null run | null runs with one |",
         "| --- |" + " --- |" * 5,
     ]
     for cell, noise in enumerate(NOISES):
-        first = REPORTING_SEED + 2_000_000 + 100_000 * cell
-        moving = [two_clock_run(first + k, 1 + k % 3, noise) for k in range(runs)]
-        staying = [two_clock_run(first + 50_000 + k, 0, noise) for k in range(runs)]
-        for name, observing in (("both", True), ("measurements", False)):
+        moving, staying = clock_runs(cell, noise, runs, nulls)
+        for name, observing in (("both", True), ("measurements, evenly spaced", False)):
             hits = true = found = 0
             delays = []
             for run in moving:
@@ -613,7 +627,7 @@ def two_clocks_live(runs: int) -> list[str]:
             low, middle, high = np.percentile(delays, [25, 50, 75]) if delays else (np.nan,) * 3
             lines.append(
                 f"| {noise} | {name} | {2 * hits / max(found + true, 1):.2f} | {middle:.0f} ({low:.0f}-{high:.0f}) "
-                f"| {np.mean(alarms):.2f} | {interval(sum(count > 0 for count in alarms), runs)} |"
+                f"| {np.mean(alarms):.2f} | {interval(sum(count > 0 for count in alarms), nulls)} |"
             )
             print(lines[-1], flush=True)
     return lines
@@ -642,18 +656,20 @@ def sections(arguments: argparse.Namespace) -> dict[str, Callable[[], list[str]]
             "",
             *alarms(every()[1]),
         ],
-        f"Two clocks: the loss at each of 4,000 steps, 40 measurements, {arguments.clock_runs} runs a cell": lambda: [
+        f"Two clocks: the loss at each of 4,000 steps, 40 measurements, {arguments.clock_runs} runs a cell and "
+        f"{arguments.clock_nulls} null runs": lambda: [
             "A loss of minibatches that scatters by a tenth, and falls by 10 to 40 % once to three times, in one step "
             "or over up to 200; beside it λ, the trace and the loss on a probe. A detection counts that comes within "
             "a spacing of the measurements of the truth, and reaches at most twice as far beyond it.",
             "",
-            *two_clocks(arguments.clock_runs),
+            *two_clocks(arguments.clock_runs, arguments.clock_nulls),
         ],
-        f"Two clocks, live, the first {arguments.live_clock_runs} runs of each cell": lambda: [
+        f"Two clocks, live, the first {arguments.live_clock_runs} runs of each cell and {arguments.live_clock_nulls} "
+        "null runs": lambda: [
             "The delay is counted from the step at which the true change began, for what stands at the end and is "
             "right.",
             "",
-            *two_clocks_live(arguments.live_clock_runs),
+            *two_clocks_live(arguments.live_clock_runs, arguments.live_clock_nulls),
         ],
         f"Toy model of superposition, {trained} trained runs": lambda: [
             "Counted is what the loss sees. Within a level the curvature may change too: neither a hit nor false.",
@@ -683,8 +699,10 @@ def main() -> None:
     parser.add_argument("--live-runs", type=int, default=60, help="runs a cell, live (default: %(default)s)")
     parser.add_argument("--trained-runs", type=int, default=80, help="runs of superposition (default: %(default)s)")
     parser.add_argument("--peer-runs", type=int, default=24, help="runs a cell beside peers (default: %(default)s)")
-    parser.add_argument("--clock-runs", type=int, default=100, help="runs a cell on two clocks (default: %(default)s)")
-    parser.add_argument("--live-clock-runs", type=int, default=20, help="of these live (default: %(default)s)")
+    parser.add_argument("--clock-runs", type=int, default=40, help="runs a cell on two clocks (default: %(default)s)")
+    parser.add_argument("--clock-nulls", type=int, default=80, help="null runs of these (default: %(default)s)")
+    parser.add_argument("--live-clock-runs", type=int, default=6, help="of these live (default: %(default)s)")
+    parser.add_argument("--live-clock-nulls", type=int, default=12, help="null runs live (default: %(default)s)")
     parser.add_argument(
         "--only", metavar="WORDS", help="measure the sections whose headings hold these words; the others stay"
     )

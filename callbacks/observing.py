@@ -32,7 +32,8 @@ class TrainingSignals:
         watch.observer.expect(trainer.optimizers)
         self._observe = watch.observe
         self._trainer = trainer
-        self._step = self.steps_made = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._epoch_loop = trainer.fit_loop.epoch_loop
+        self._step = self._epoch_loop._batches_that_stepped
         self._leaves_out = watch.observer.leaves_out
         self._is_left_out = False
         self._returned: list[Tensor] = []
@@ -42,7 +43,7 @@ class TrainingSignals:
 
     def batch_starts(self) -> None:
         """A batch is about to be trained on."""
-        self._step = self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._step = self._epoch_loop._batches_that_stepped
         self._is_left_out = self._leaves_out(self._step, self._losses)
 
     def backward_starts(self, loss: Tensor) -> None:
@@ -71,18 +72,15 @@ class TrainingSignals:
             outputs: Of ``training_step``, as the trainer gives them to its callbacks.
         """
         if self._is_left_out:
-            if not self._trainer.fit_loop.epoch_loop._should_accumulate():
-                self.steps_made = self._step + 1
             return
-        loop, module = self._trainer.fit_loop.epoch_loop, self._trainer.lightning_module
+        module = self._trainer.lightning_module
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             # the trainer has divided it by the number of batches that are accumulated
             parts = self._trainer.accumulate_grad_batches if module.automatic_optimization else 1
             self._returned.append(loss.detach() * parts if parts > 1 else loss.detach())
-        if loop._should_accumulate():
+        if self._epoch_loop._should_accumulate():
             return
-        self.steps_made = self._step + 1
         returned, of_optimizers = self._returned, self._of_optimizers
         self._returned, self._of_optimizers = [], {}
         losses = of_optimizers
@@ -100,4 +98,6 @@ class TrainingSignals:
         """
         logged = self._trainer.callback_metrics
         metrics = {name: value for name, value in logged.items() if name not in own and name not in AT_EVERY_STEP}
-        self._observe(self.steps_made, None, **metrics)
+        # the trainer counts the step that it has just made after this validation
+        made = self._epoch_loop._batches_that_stepped + (not self._epoch_loop._should_accumulate())
+        self._observe(made, None, **metrics)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from ruptures.base import BaseEstimator
 
-from phasewatch.record import Moved, Run, Transition
+from phasewatch.record import Moved, Run, Series, Transition
 from phasewatch.record.signals import LOSS, TRAINING_LOSS, detected, searched
 from phasewatch.record.transition import Flag, overlap, standing_flags
 from phasewatch.transitions import detect_transitions
+from phasewatch.transitions.dense import BLOCKS
 from phasewatch.transitions.detect import MIN_POINTS
 from phasewatch.transitions.events import Event, find_events, named_by_events
 from phasewatch.transitions.kinds import read_beside
@@ -104,9 +105,10 @@ def analyze_run(
     Args:
         run: The run, as given by :func:`phasewatch.load_run`.
         alpha: Wanted rate of false alarms in a run without transitions.
-        signals: Names of the signals to look at, ``"training_loss"`` among them for the loss at every step; by default
-            that one, and those of the run in which the catalogue (:mod:`phasewatch.record.signals`) says that
-            transitions are looked for. What the others did is told, and not searched.
+        signals: Names of the signals to look at, ``"training_loss"`` among them for the loss at every step, and those
+            of ``run.observed`` under which the user gave a loss or metric; by default the loss at every step, and those
+            of the run in which the catalogue (:mod:`phasewatch.record.signals`) says that transitions are looked for.
+            What the others did is told, and not searched.
         search: A search of ``ruptures`` that says where transitions may lie; default our exact one. See
             :func:`phasewatch.detect_transitions`.
 
@@ -118,11 +120,14 @@ def analyze_run(
     dense = {}
     if LOSS in run.observed and (signals is None or TRAINING_LOSS in signals):
         dense[TRAINING_LOSS] = run.observed[LOSS]
+    for name in signals or ():
+        if name not in run.names and name in run.observed and len(run.observed[name].steps) > BLOCKS:
+            dense[name] = run.observed[name]
     looked_at = searched(run.names) if signals is None else [name for name in signals if name not in dense]
     others = [*(detected(run.names) if signals is None else ()), *(read_beside(run.names) if looked_at else ())]
     beside = [name for name in others if name not in looked_at]
     names = [*looked_at, *dense]
-    series = {name: run.series(name) for name in (*looked_at, *beside)}
+    series = {name: _series(run, name) for name in (*looked_at, *beside)}
     steps = np.array(sorted({step for s in series.values() for step in s.steps.tolist()}), dtype=np.int64)
     values, errors, reliable = {}, {}, {}
     for name, s in series.items():
@@ -158,6 +163,14 @@ def analyze_run(
         note = None if detection.undecided is None else f"Undecided: {detection.undecided}"
     events = find_events(run.observed, run.resumed)
     return Analysis(run, tuple(named_by_events(transitions, events)), tuple(names), alpha, note, tuple(events))
+
+
+def _series(run: Run, name: str) -> Series:
+    """What was measured, or else what the user gave under this name."""
+    if name in run.names or name not in run.observed:
+        return run.series(name)
+    steps, values = run.observed[name]
+    return Series(name, steps, values.astype(float), np.full(len(steps), np.nan), np.ones(len(steps), dtype=bool))
 
 
 def _plain_moved(moved: Moved | None) -> dict[str, Any] | None:

@@ -436,6 +436,7 @@ def _load(path: Path, signals: list[str] | None) -> tuple[Run, Path, list[str] |
     """
     from phasewatch.logs import find_table, is_table
     from phasewatch.record import RecordError, find_record, load_run
+    from phasewatch.record.signals import LOSS, TRAINING_LOSS
 
     if is_table(path) and not _is_record(path):
         return _load_series(path, signals)
@@ -449,11 +450,13 @@ def _load(path: Path, signals: list[str] | None) -> tuple[Run, Path, list[str] |
                 return _load_series(table, signals)
         else:
             run = load_run(record)
-            if signals is None or set(signals) <= set(run.names):
+            known = [*run.names, *([TRAINING_LOSS] if LOSS in run.observed else []), *run.observed]
+            if signals is None or set(signals) <= set(known):
                 return run, record.parent, signals
             if not any(path.rglob("*tfevents*")):
-                unknown = ", ".join(repr(name) for name in signals if name not in run.names)
-                raise RecordError(f"{record} has no series {unknown}; it has: {', '.join(run.names) or 'none'}.")
+                unknown = ", ".join(repr(name) for name in signals if name not in known)
+                has = ", ".join(dict.fromkeys(known)) or "none"
+                raise RecordError(f"{record} has no series {unknown}; it has: {has}.")
     return _load_series(path, signals)
 
 

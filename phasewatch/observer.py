@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import statistics
 import time
@@ -32,11 +33,16 @@ FETCHED = 1_024
 """Values that stay on a device until they are fetched together."""
 FIRST_READ = 10
 """Steps before the norms are read first: how long a step takes must be known, and its first ones take longer."""
+FIRST_SECONDS = 0.02
+"""What the first read is taken to take, which also loads what it calls: 4 to 17 ms in benchmarks/overhead.py."""
 LEAST_FOR_NORMS = 0.1
 """Of the share, where steps are so short that all else takes nearly all of it."""
 UNCOUNTED = 1.5
 """Times what is counted is what a step is taken to be made longer by: calling, passing arguments, and the caches of the
 processor cannot be timed from inside. Chosen, not measured."""
+ASKING = 4e-6
+"""Seconds that a step is longer where nothing is taken at it: a call of ``Watch.at`` and one of ``Watch.observe`` that
+return at once took 2 to 6 µs in loops whose steps had worn the caches (benchmarks/overhead.py)."""
 THINNED_ANEW = 64
 """Steps after which it is seen again how many can be afforded."""
 GIVEN_AT_EVERY_STEP = 0.5
@@ -49,12 +55,15 @@ class Observer:
     Values on a device stay there until a thousand of them, or a block, are fetched together. The norms of the updates
     are read every so many steps that, by the time this took so far, everything together takes at most ``SHARE`` of the
     training time. Where steps are so short that even losses and learning rates take more, they are taken at every
-    second, fifth, tenth ... step, and at those that ``activity`` is told of.
+    second, fifth, tenth ... step, and at those that ``activity`` is told of; that nothing is taken is known at once.
+    Training leaves none of this in the processor's caches, so that each line that is run costs ten times what it does
+    when it is run again: numbers are held as they come, and put where they belong many at a time.
 
     Attributes:
         seconds: What all of it took in this process, host time; of the norms on a device at least what moving their
             bytes takes.
         training_seconds: What training took in this process, from the first step observed on.
+        steps_taken: At how many steps something was taken.
         interval: The norms are read at multiples of it: every 10, 20, 50, 100 ... steps.
         every: What comes at every step is taken at multiples of it: every 1, 2, 5, 10 ... steps.
     """
@@ -72,14 +81,16 @@ class Observer:
         self._activity = activity
         self._looked_at = 1
         self._at_every_step: frozenset[str] = frozenset()
-        self._taken = 0
-        self._last_taken: int | None = None
+        self.steps_taken = 0
+        self._last_taken = -1
+        self._next = 0  # the step at which to take what comes at every step
         self._is_reading = False
+        self._may_read_from = 0.0  # by the clock: norms are not affordable before
+        self._held: list[tuple[int, dict[str, float], Optimizer | None, float]] = []
         self._columns: dict[str, _Column] = {}
         self._refused: set[str] = set()
         self._errors: list[tuple[str, Exception]] = []
         self._steps = 0
-        self._last_step: int | None = None
         self._seen: tuple[float, float] | None = None
         self._block_began: float | None = None
         self._in_block = 0
@@ -94,7 +105,7 @@ class Observer:
 
     def take(
         self, step: int, values: Mapping[str, Any], optimizer: Optimizer | None = None, measuring_seconds: float = 0.0
-    ) -> None:
+    ) -> bool:
         """Take what was observed at a step; what cannot be taken is told by :meth:`errors`.
 
         Args:
@@ -102,65 +113,105 @@ class Observer:
             values: Name to number, or tensor with one element; None is no value.
             optimizer: Is about to use the gradients that its parameters have.
             measuring_seconds: What measurements have taken so far, which is no time of training.
+
+        Returns:
+            Whether there are errors to be told, or a block to be written.
         """
         began = time.perf_counter()
         try:
             step = operator.index(step)
         except TypeError:
             self._refuse("step", TypeError(f"step is {step!r}; expected an integer"))
-            return
+            return True
         if not 0 <= step < 2**63:
             self._refuse("step", ValueError(f"step is {step}; expected the number of optimizer steps made before"))
-            return
-        if step != self._last_step:
+            return True
+        is_new = step != self._last_taken
+        if is_new:
             self._begin_step(step)
         if self._block_began is None:
             self._block_began = began
         if self._seen is not None:
-            self.training_seconds += began - self._seen[0] - (measuring_seconds - self._seen[1])
-        for name, value in values.items():
-            if value is not None:
-                self._add(step, name, value)
-        if optimizer is not None:
-            self._observe_optimizer(step, optimizer)
-        if step != self._last_taken:
-            self._last_taken = step
-            self._taken += 1
-            if not self._taken % THINNED_ANEW:
-                self._thin()
+            # whatever the clock does, training takes no less than nothing
+            self.training_seconds += max(0.0, began - self._seen[0] - (measuring_seconds - self._seen[1]))
+        if not self._hold(step, values, optimizer, began):
+            self._settle()
+            for name, value in values.items():
+                if value is not None:
+                    self._add(step, name, value)
+            if optimizer is not None:
+                self._observe_optimizer(step, optimizer, began)
+        if is_new and not self.steps_taken % THINNED_ANEW:
+            self._settle()
+            self._thin()
+        every, looked_at = self.every, self._looked_at
+        self._next = step + 1 if self._is_reading else step + min(every - step % every, looked_at - step % looked_at)
         ended = time.perf_counter()
         self.seconds += ended - began
         self._seen = (ended, measuring_seconds)
+        return bool(self._errors) or self._in_block >= MOST_STEPS or ended - self._block_began >= LONGEST_WAIT
+
+    def _hold(self, step: int, values: Mapping[str, Any], optimizer: Optimizer | None, now: float) -> bool:
+        """Hold numbers of known names, and the learning rate of an optimizer whose norms are not read at this step.
+
+        Returns:
+            Whether that is all there is to take; else nothing was held.
+        """
+        rate: Any = math.nan
+        if optimizer is not None:
+            if self._is_reading or (step % self.interval == 0 and now >= self._may_read_from):
+                return False
+            groups = optimizer.param_groups
+            rate = groups[0].get("lr")
+            if type(rate) is not float or len(groups) > 1 or id(optimizer) not in self._readers:
+                return False
+        numbers = {}
+        for name, value in values.items():
+            if type(value) is Tensor and value.is_cpu and value.numel() == 1:
+                value = value.item()
+            if type(value) is not float or name not in self._columns:
+                return False
+            numbers[name] = value
+        self._held.append((step, numbers, optimizer, rate))
+        return True
+
+    def _settle(self) -> None:
+        """Put what is held where it belongs; :meth:`_hold` has seen to it that nothing of it is refused."""
+        held, self._held = self._held, []
+        for step, numbers, optimizer, rate in held:
+            for name, number in numbers.items():
+                self._add(step, name, number)
+            if optimizer is not None:
+                self._add(step, self._readers[id(optimizer)].rate_name, rate)
 
     def leaves_out(self, step: int, values: Collection[str] = ()) -> bool:
-        """Whether these values, and the optimizer, are not to be taken at this step; it is counted as one in any case.
+        """Whether these values, and the optimizer, are not to be taken at this step, which comes after those taken.
 
         Args:
             step: Optimizer steps made before.
             values: Names.
         """
-        if self.every == 1 or self._is_reading or type(step) is not int:
-            return False
-        if not step % self.every or not step % self._looked_at or not self._at_every_step.issuperset(values):
-            return False
-        if step != self._last_step:
-            self._begin_step(step)
-        return True
+        return type(step) is int and self._last_taken < step < self._next and self._at_every_step.issuperset(values)
 
     def _begin_step(self, step: int) -> None:
-        self._steps += 1
-        self._in_block += 1
-        self._last_step = step
+        """Count it, and those that were left out before it."""
+        gone = step - self._last_taken if self._last_taken < step <= self._next else 1
+        self._last_taken = step
+        self._steps += gone
+        self._in_block += gone
+        self.steps_taken += 1
 
     def _thin(self) -> None:
         """See at which steps to take what comes at every step, and what that is."""
+        if self._activity is not None:
+            self._looked_at = self._activity.every(self._last_taken)
         if self.training_seconds:
-            taking = UNCOUNTED * max(0.0, self.seconds - self._reading_seconds) / self._taken
-            a_step = self.training_seconds / self._steps
-            self.every = _rounded_up(taking / ((1 - LEAST_FOR_NORMS) * SHARE * a_step))
-        if self._activity is not None and self._last_step is not None:
-            self._looked_at = self._activity.every(self._last_step)
-        often = GIVEN_AT_EVERY_STEP * self._taken
+            share = SHARE * self.training_seconds / self._steps
+            a_take = max(0.0, UNCOUNTED * self._taking_seconds / self.steps_taken - ASKING)
+            for_activity = a_take / self._looked_at if self._looked_at > 1 else 0.0
+            allowed = (1 - LEAST_FOR_NORMS) * share - ASKING - for_activity
+            self.every = _rounded_up(a_take / max(allowed, LEAST_FOR_NORMS * share))
+        often = GIVEN_AT_EVERY_STEP * self.steps_taken
         self._at_every_step = frozenset(name for name, column in self._columns.items() if column.count >= often)
 
     def look(self) -> None:
@@ -169,6 +220,7 @@ class Observer:
         if activity is None:
             return
         began = time.perf_counter()
+        self._settle()
         for name, column in self._columns.items():
             if name.startswith(NORMS):  # time decides where they are read
                 continue
@@ -194,6 +246,7 @@ class Observer:
         """What was gathered since the last block, as the body of a line; None if that is nothing. Waits for devices."""
         self.look()
         began = time.perf_counter()
+        self._settle()
         self._block_began, self._in_block = None, 0
         signals = {}
         for name, column in self._columns.items():
@@ -240,14 +293,14 @@ class Observer:
         which = f"_{len(self._readers)}" if self._readers else ""
         return self._readers.setdefault(id(optimizer), UpdateReader(optimizer, which))
 
-    def _observe_optimizer(self, step: int, optimizer: Optimizer) -> None:
+    def _observe_optimizer(self, step: int, optimizer: Optimizer, now: float) -> None:
         reader = self._readers.get(id(optimizer))
         if reader is None:
             reader = self._meet(optimizer)
         for name, rate in reader.learning_rates():
             if rate is not None:
                 self._add(step, name, rate)
-        begins = step % self.interval == 0 and self._can_afford(reader)
+        begins = step % self.interval == 0 and self._can_afford(reader, now)
         if not (begins or reader.is_waiting) or reader.is_broken:
             return
         began = time.perf_counter()
@@ -260,15 +313,19 @@ class Observer:
         self._is_reading = any(r.is_waiting and not r.is_broken for r in self._readers.values())
         self._keep_to_share(time.perf_counter() - began, reader, begins)
 
-    def _can_afford(self, reader: UpdateReader) -> bool:
-        """Whether reading the norms leaves all within the share, or them within what is theirs in any case."""
+    def _can_afford(self, reader: UpdateReader, now: float) -> bool:
+        """Whether reading the norms leaves all within the share, or them within what is theirs in any case.
+
+        Where it does not, it cannot before training has gone on for as long as pays for what is lacking.
+        """
         if self._steps <= FIRST_READ:
             return False
-        if not reader.reads:  # what it takes is not known before
-            return True
-        a_read = self._a_read
+        a_read = self._a_read if reader.reads else FIRST_SECONDS
         allowed = SHARE * self.training_seconds
-        return self.seconds + a_read <= allowed or self._reading_seconds + a_read <= LEAST_FOR_NORMS * allowed
+        reading = self._reading_seconds + a_read
+        lacking = min(reading + self._others_a_step * self._steps, reading / LEAST_FOR_NORMS) - allowed
+        self._may_read_from = now + lacking / SHARE
+        return lacking <= 0
 
     def _keep_to_share(self, host_seconds: float, reader: UpdateReader, begins: bool) -> None:
         """Count what reading took, and choose how often to read from now on."""
@@ -282,9 +339,18 @@ class Observer:
         elif self._costs:
             self._costs[-1] += seconds
         a_step = self.training_seconds / self._steps
-        without = UNCOUNTED * max(0.0, self.seconds - self._reading_seconds) / self._steps
-        affordable = self._a_read / max(SHARE * a_step - without, LEAST_FOR_NORMS * SHARE * a_step)
+        affordable = self._a_read / max(SHARE * a_step - self._others_a_step, LEAST_FOR_NORMS * SHARE * a_step)
         self.interval = max(10, _rounded_up(affordable))
+
+    @property
+    def _taking_seconds(self) -> float:
+        """What was counted beside the norms."""
+        return max(0.0, self.seconds - self._reading_seconds)
+
+    @property
+    def _others_a_step(self) -> float:
+        """Seconds by which all but the norms makes a step longer, in the mean."""
+        return (UNCOUNTED * self._taking_seconds + ASKING * (self._steps - self.steps_taken)) / self._steps
 
     @property
     def _a_read(self) -> float:

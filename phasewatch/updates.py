@@ -43,6 +43,7 @@ class UpdateReader:
     Attributes:
         optimizer: What is read.
         which: Stands behind the names of its signals.
+        rate_name: Of its learning rate, that of its first group.
         is_broken: Whether reading has failed; for the owner to keep.
         reads: How many times the norms were read.
     """
@@ -56,7 +57,7 @@ class UpdateReader:
         """
         self.optimizer = optimizer
         self.which = which
-        self._rate = f"learning_rate{which}"
+        self.rate_name = f"learning_rate{which}"
         self.is_broken = False
         self.reads = 0
         self._kept: _Kept | None = None
@@ -78,13 +79,13 @@ class UpdateReader:
         """That of the first group as ``learning_rate``, and ``learning_rate_group_<k>`` where one ever differed."""
         groups = self.optimizer.param_groups
         first = groups[0].get("lr")
-        rates = [(self._rate, first)]
+        rates = [(self.rate_name, first)]
         for k, group in enumerate(groups[1:], start=1) if len(groups) > 1 else ():
             rate = group.get("lr")
             # comparing tensors would wait for their device
             if k in self._differing or isinstance(rate, Tensor) or isinstance(first, Tensor) or rate != first:
                 self._differing.add(k)
-                rates.append((f"{self._rate}_group_{k}", rate))
+                rates.append((f"{self.rate_name}_group_{k}", rate))
         return rates
 
     @torch.no_grad()

@@ -437,6 +437,7 @@ class Watch:
         self._header = self._describe(objectives)
         self._last_asked = -1
         self._requested = False
+        self._idle_until = 0.0  # before this step there is nothing to do
         self._recording = False
         self._last_seen: tuple[int, float] | None = None
         self._last_taken = -1
@@ -582,14 +583,22 @@ class Watch:
         Returns:
             The measurement, which may be that of the first state if it was kept; None if none was due.
         """
+        if step < self._idle_until:  # at nearly every step: it must cost next to nothing
+            self._last_asked = step
+            return None
         if self._last_asked < 0:
             with self._guarded("record", step):
                 self._record_header()  # a run that is killed in its first measurement has a record
             self._begin_to_count(step)
         self._last_asked = step
         due = self.next_visit
-        if due is None or step < due:
-            return None
+        measurement = self._at(step) if due is not None and step >= due else None
+        due = self.next_visit
+        self._idle_until = math.inf if due is None else due
+        return measurement
+
+    def _at(self, step: int) -> Measurement | None:
+        """Do what is due at a step to stop by at."""
         self._advance_clock(step)
         self._look_for_activity()
         visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
@@ -646,7 +655,8 @@ class Watch:
         """
         if self._closed or self.observer.leaves_out(step, values):
             return
-        self.observer.take(step, values, optimizer, self.clock.measuring_seconds)
+        if not self.observer.take(step, values, optimizer, self.clock.measuring_seconds):
+            return
         for what, error in self.observer.errors():
             self._note(Failure(what, error), step)
         if self.observer.is_due:
@@ -765,7 +775,7 @@ class Watch:
 
         Its time counts: what the schedule measures later has so much less left. May be called from ``on_transition``.
         """
-        self._requested = True
+        self._requested, self._idle_until = True, 0.0
 
     def measure(self, step: int) -> Measurement | None:
         """Measure now with every monitor, whatever the schedule says; before that the first state, if it was kept.
@@ -1004,7 +1014,7 @@ class Watch:
         if self._last_seen is not None:
             last_step, last_time = self._last_seen
             self.clock.steps += step - last_step
-            self.clock.training_seconds += now - last_time
+            self.clock.training_seconds += max(0.0, now - last_time)  # the clock may have been set back
         self._last_seen = (step, now)
 
     def _draws_chains(self, monitors: Sequence[Monitor]) -> bool:
@@ -1070,8 +1080,9 @@ class Watch:
         measurement = self._conclude(found) if found.estimates else None
         now = time.perf_counter()
         is_first = not self.clock.measuring_seconds
-        self.clock.measuring_seconds += now - began
-        self._prices = price.measured(self._prices, measured, found.seconds_by_part, now - began)
+        took = max(0.0, now - began)
+        self.clock.measuring_seconds += took
+        self._prices = price.measured(self._prices, measured, found.seconds_by_part, took)
         self._expect()
         if is_first:
             self._plan_again()

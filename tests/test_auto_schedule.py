@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch import observer
+from phasewatch import watch as watch_module
 from phasewatch.watch import Watch
 
 PROBE = [(torch.randn(8, 3), torch.randn(8, 1))]
@@ -72,6 +74,31 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_steps(tmp_path: Path) -> None
         again = make()
         again.load_state_dict(state, [tmp_path / str(cut)])
         assert steps_of(train(again, cut)) == expected
+
+
+def test_a_run_of_unknown_length_is_measured_more_often_where_its_loss_falls() -> None:
+    unobserved = make(total_steps=None)
+    for step in range(TOTAL):
+        unobserved.at(step)
+    observed, even = steps_of(train(make(total_steps=None))), steps_of(unobserved)
+    assert [s for s in observed if s < 1900] == [s for s in even if s < 1900]
+    assert len([s for s in observed if 1900 <= s < 2400]) >= 3 + len([s for s in even if 1900 <= s < 2400])
+    assert even[-1] > TOTAL / 2
+
+
+def test_clocks_that_jump_cost_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hours ahead, as on a machine that slept, and back again; the share alone pays."""
+    now = [0.0]
+    monkeypatch.setattr(watch_module, "time", SimpleNamespace(perf_counter=lambda: now[0], time=lambda: 0.0))
+    watch = make(max_overhead=0.1, free_seconds=0)
+    for step in range(TOTAL):
+        now[0] += 1.0 + (7_200.0 if step == 1_000 else -7_200.0 if step == 3_000 else 0.0)
+        watch.at(step)
+        watch.observe(step, loss=float(LOSSES[step]))
+    assert watch.clock.training_seconds == pytest.approx(TOTAL + 7_200.0, rel=0.05)
+    steps = steps_of(watch)
+    assert steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] > 0.9 * TOTAL
+    assert not watch.run.failures
 
 
 def test_a_longer_run_is_measured_on_after_what_was_planned_is_spent() -> None:

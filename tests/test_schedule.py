@@ -17,10 +17,14 @@ def visits(schedule: Schedule, last: int, clock: Clock | None = None) -> list[in
 
 
 def simulate(
-    schedule: Spread, step_seconds: float, cost: float, total: int, active: range = range(0)
+    schedule: Spread, step_seconds: float, cost: float, total: int, active: range = range(0), is_known: bool = True
 ) -> tuple[list[int], Clock]:
-    """A run in which every step and every measurement takes a known time, and something is under way at some steps."""
-    clock, measured, due, reached = Clock(total_steps=total), [], schedule.next_visit(-1, Clock()), 0
+    """A run in which every step and every measurement takes a known time, and something is under way at some steps.
+
+    How long it will be may not be known.
+    """
+    clock = Clock(total_steps=total if is_known else None)
+    measured, due, reached = [], schedule.next_visit(-1, Clock()), 0
     while due is not None and due <= total:
         clock.training_seconds += (due - reached) * step_seconds
         clock.steps, reached = due, due
@@ -144,6 +148,18 @@ def test_the_budget_is_kept_where_something_is_always_under_way(total: int, cost
         schedule = Spread(0.1, free_seconds=free)
         measured, clock = simulate(schedule, 0.1, cost, stopped, range(total))
         assert not measured or clock.measuring_seconds + cost <= max(0.1 * clock.training_seconds, free)
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.5, 5.0])
+def test_a_run_of_unknown_length_is_measured_as_long_as_it_goes_on_and_within_its_budget(cost: float) -> None:
+    """A quarter of an hour; wherever it ends there is enough left to measure the end."""
+    measured, clock = simulate(Spread(0.1, free_seconds=20), 0.01, cost, 100_000, is_known=False)
+    assert clock.total_steps is None
+    for count, step in enumerate(measured, start=1):
+        assert (count + 1) * cost <= max(0.1 * step * 0.01, 20) + 1e-9
+    while_free = [s for s in measured if s <= 20_000]  # 20 s are a tenth of 200
+    assert len(while_free) >= min(30, 0.5 * (20 / cost - 1))
+    assert len([s for s in measured if s >= 50_000]) >= 4
 
 
 def test_without_free_seconds_nothing_is_measured_that_is_not_paid() -> None:

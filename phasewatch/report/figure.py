@@ -57,7 +57,7 @@ def run_figure(analysis: Analysis) -> Figure:
     run = analysis.run
     panels = _panels(analysis)
     steps = np.array([m.step for m in run.measurements], dtype=np.int64)
-    rows = _label_rows(analysis.transitions, steps)
+    rows = _label_rows(analysis.transitions, steps) if panels else []
     strip = LABEL_HEIGHT * (len(set(rows)) + 0.6) if rows else 0.0
     height = TOP + strip + PANEL_HEIGHT * max(len(panels), 1) + BOTTOM
     figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")

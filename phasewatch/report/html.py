@@ -20,7 +20,7 @@ from phasewatch.report.figure import run_figure
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
-from phasewatch.report.verdict import Verdict, count_notes, verdict
+from phasewatch.report.verdict import Verdict, count_notes, counted_changes, verdict
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b;
@@ -119,8 +119,8 @@ def _page(analysis: Analysis, said: Verdict, image: bytes) -> str:
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f"<title>phasewatch: {count} transitions</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{count or 'No'} transition{'' if count == 1 else 's'}</h1>",
+        f"<title>phasewatch: {counted_changes(analysis.transitions)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{counted_changes(analysis.transitions)}</h1>",
         f'<p class="where">{escape(_what(analysis))}</p>',
         f'<ul class="verdict">{"".join(f"<li>{escape(sentence)}</li>" for sentence in said.sentences)}</ul>',
         "".join(f'<p class="warning">{escape(text)}</p>' for text in _warnings(analysis)),

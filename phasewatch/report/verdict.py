@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from phasewatch.record.signals import EFFECTIVE_RANK_COARSE, LLC, LLC_BEHAVIORAL
 from phasewatch.report.numbers import format_change, format_span, format_step
 from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
 from phasewatch.transitions.detect import MIN_POINTS
+from phasewatch.transitions.events import EventKind
 
 Finding = Literal["transitions", "no transition", "undecided", "too little measured"]
+EVENT_KINDS = get_args(EventKind)
 
 NAMES = {
     LLC_BEHAVIORAL: "λ of the function (fine)",
@@ -100,11 +103,21 @@ def _found(analysis: Analysis) -> list[str]:
     found, run = analysis.transitions, analysis.run
     if not found:
         return [analysis.note or NONE_FOUND]
-    told = [f"{len(found)} transition{'s' if len(found) > 1 else ''}:", *map(_told, found)]
+    told = [f"{counted_changes(found)}:", *map(_told, found)]
     last = run.measurements[-1].step if run.measurements else found[-1].end
     if last > found[-1].end:
         told.append(f"Nothing since step {format_step(found[-1].end)}, up to step {format_step(last)}.")
     return told
+
+
+def counted_changes(found: Sequence[Transition]) -> str:
+    """How many transitions there are; what was done to the run or befell it made the others, which are none."""
+    caused = sum(one.kind in EVENT_KINDS for one in found)
+    own = len(found) - caused
+    transitions = f"{own or 'No'} transition{'' if own == 1 else 's'}"
+    if not caused:
+        return transitions
+    return f"{transitions}, and {caused} change{'s' if caused > 1 else ''} with a cause outside of the model"
 
 
 def _told(one: Transition) -> str:

@@ -41,6 +41,9 @@ LONGEST_SPIKE = 2
 """Steps after which the loss is back, or it is no bad batch."""
 DIVERGED = 2.0
 """A run has diverged where the loss ends at so many times what it was at the start of the run, or is no number."""
+LOST = 0.9
+"""It has diverged as well where so much is lost again of a fall by ``DIVERGED``: a network whose units have all died
+ends at the loss of chance, where it began."""
 
 Array = NDArray[np.float64]
 Course = tuple[NDArray[Any], NDArray[Any]]
@@ -186,7 +189,7 @@ def _lone(flags: NDArray[np.bool_]) -> list[int]:
 
 
 def _divergence(steps: Array, losses: Array) -> Event | None:
-    """Where the loss leaves for good: it ends as no number, or far above where it began."""
+    """Where the loss leaves for good: it ends as no number, or above where it began or nearly there."""
     if not len(losses):
         return None
     finite = np.isfinite(losses)
@@ -201,9 +204,11 @@ def _divergence(steps: Array, losses: Array) -> Event | None:
     began, ended, least = float(course[0]), float(course[-1]), float(course.min())
     # A loss may be negative: what it has to exceed is told by how far it had fallen, too.
     level = max(DIVERGED * began, began + (DIVERGED - 1) * (began - least))
+    scatter = NORMAL_MAD * float(np.median(np.abs(losses - course)))
+    if began > DIVERGED * least and began - least > OUTLYING * scatter:
+        level = least + LOST * (began - least)
     if len(losses) < AROUND or not ended > level:
         return None
-    scatter = NORMAL_MAD * float(np.median(np.abs(losses - course)))
     first = int(np.flatnonzero(course <= least + OUTLYING * scatter)[-1]) + 1
     first = min(first, len(steps) - 1)
     words = f"the loss leaves {course[first - 1]:.3g} for {ended:.3g} from step {steps[first]:,.0f} on"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from phasewatch import observer
+from phasewatch.activity import Activity
 from phasewatch.callbacks import HessianMonitor, PhaseWatch
 from phasewatch.callbacks.observing import TrainingSignals
 from phasewatch.estimators import HessianSpectrum
@@ -27,6 +28,7 @@ def norms_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """At steps 0, 10, 20 ... however long they take on this machine."""
     monkeypatch.setattr(observer, "SHARE", 1e9)
     monkeypatch.setattr(observer, "FIRST_READ", 0)
+    monkeypatch.setattr(observer, "FIRST_SECONDS", 0.0)
 
 
 def shuffled() -> DataLoader[Any]:
@@ -175,6 +177,22 @@ def test_accumulation(batches: int, groups: list[int], tmp_path: Path) -> None:
     np.testing.assert_allclose(found["loss"].values, means, rtol=1e-6)
     assert found["learning_rate"].steps.tolist() == list(range(len(means)))
     assert found["gradient_norm"].values[0] == pytest.approx(module.gradients[0].norm().item(), rel=1e-5)
+
+
+def test_where_steps_are_left_out_those_that_are_taken_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third optimizer step of two batches: no batch of another step is in its mean."""
+    monkeypatch.setattr(observer, "SHARE", 1e-12)
+    monkeypatch.setattr(observer, "FIRST_SECONDS", 1.0)
+    monkeypatch.setattr(observer, "THINNED_ANEW", 2)
+    monkeypatch.setattr(Activity, "every", lambda *_: 3)
+    validation = {"make_validation": lambda: DataLoader(data(), batch_size=8), "check_val_every_n_epoch": 1}
+    module, found = run_of(Told, tmp_path, accumulate_grad_batches=2, max_epochs=4, **validation)
+    means = np.reshape(module.losses, (-1, 2)).mean(axis=1)
+    assert found["loss"].steps.tolist() == found["learning_rate"].steps.tolist() == [0, 1, 3, 6, 9]
+    np.testing.assert_allclose(found["loss"].values, means[[0, 1, 3, 6, 9]], rtol=1e-6)
+    np.testing.assert_array_equal(found["learning_rate"].values, np.float32(np.array(module.rates)[[0, 1, 3, 6, 9]]))
 
 
 def test_steps_without_a_loss(tmp_path: Path) -> None:

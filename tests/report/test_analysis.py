@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from staircase import measurements, recorded_run
+from torch import nn
 
 from phasewatch.analysis import analyze_run
-from phasewatch.record import Estimate, Measurement, Run
+from phasewatch.cli import main
+from phasewatch.record import Estimate, Measurement, Run, load_run
 from phasewatch.record.trace import pack
 from phasewatch.report import format_events, run_figure, write_report
+from phasewatch.watch import Watch
 
 
 def test_finds_the_two_jumps_of_a_staircase(tmp_path: Path) -> None:
@@ -85,3 +89,33 @@ def test_a_jump_at_a_learning_rate_drop_is_named_so_everywhere(tmp_path: Path) -
     assert analysis.to_dict()["events"][0] == {"kind": "learning-rate drop", "step": 1950.0, "description": told}
     drawn = [line.get_linestyle() for line in run_figure(analysis).axes[0].lines]
     assert drawn.count(":") == 2
+
+
+def test_what_the_user_gave_under_a_name_of_their_own_is_looked_at_by_name(tmp_path: Path) -> None:
+    """A loss at every step that falls at 2,500 by six of its standard deviations, and an accuracy now and then."""
+    rng = np.random.default_rng(0)
+    every, now_and_then = np.arange(6_000), np.arange(0, 6_000, 100)
+    loss = 1.0 - 0.3 * (every >= 2_500) + 0.05 * rng.standard_normal(6_000)
+    accuracy = 0.5 + 0.3 * (now_and_then >= 4_000) + 0.02 * rng.standard_normal(60)
+    watch = Watch(
+        nn.Linear(1, 1),
+        [(torch.zeros(4, 1), torch.zeros(4, 1))],
+        loss_fn=lambda module, batch: module(batch[0]).square().mean(),
+        estimators=(),
+        schedule=[10**6],
+        directory=tmp_path,
+    )
+    for step in every.tolist():
+        watch.observe(step, my_own=float(loss[step]))
+        if step % 100 == 0:
+            watch.observe(step, **{"val/accuracy": float(accuracy[step // 100])})
+    watch.close()
+    run = load_run(tmp_path)
+    [found] = analyze_run(run, signals=["my_own"]).transitions
+    assert found.seen_by == ("my_own",) and abs(found.step - 2_499.5) <= 10
+    [found] = analyze_run(run, signals=["val/accuracy"]).transitions
+    assert (found.start, found.end) == (3_900, 4_000)
+    assert len(analyze_run(run, signals=["my_own", "val/accuracy"]).transitions) == 2
+    with pytest.raises(KeyError, match="no series 'another'"):
+        analyze_run(run, signals=["another"])
+    assert main(["analyze", str(tmp_path), "--signals", "val/accuracy", "--output", str(tmp_path / "report")]) == 0

@@ -46,6 +46,30 @@ def test_it_says_when_how_and_what_may_be_trusted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rates", "headline"),
+    [
+        ({1950: 0.1}, "1 transition, and 1 change with a cause outside of the model:"),
+        ({1950: 0.1, 3950: 0.01}, "No transitions, and 2 changes with a cause outside of the model:"),
+    ],
+)
+def test_what_the_schedule_made_is_not_counted_among_the_transitions(
+    rates: dict[int, float], headline: str, tmp_path: Path
+) -> None:
+    """Two jumps, one or both where the learning rate drops by ten."""
+    every = np.arange(6000)
+    rate = np.full(6000, 1.0)
+    for step, value in rates.items():
+        rate[every >= step] = value
+    block = pack({"learning_rate": (every.tolist(), rate.tolist())})
+    run = dataclasses.replace(plain(JUMPS), blocks=(block,))
+    analysis = analyze_run(run)
+    assert [one.kind for one in analysis.transitions].count("learning-rate drop") == len(rates)
+    assert verdict(analysis).sentences[0] == headline
+    write_report(analysis, tmp_path)
+    assert f"<h1>{headline[:-1]}</h1>" in (tmp_path / "phasewatch.html").read_text()
+
+
+@pytest.mark.parametrize(
     ("run", "finding", "sentence"),
     [
         (plain([]), "no transition", "No transitions were found"),

@@ -92,6 +92,17 @@ def test_divergence() -> None:
     assert kinds({"loss": falling()[::-1].copy()}) == [("divergence", pytest.approx(1_000, abs=900))]
 
 
+def test_a_network_that_dies_has_diverged_though_it_began_at_the_same_loss() -> None:
+    """As where a learning rate grows too large and the outputs become constant: the loss of chance, at both ends."""
+    noise = 0.02 * np.random.default_rng(3).standard_normal(2_000)
+    loss = np.where(STEPS < 1_200, 0.1 + 2.2 * np.exp(-STEPS / 150), 2.3) + noise
+    assert kinds({"loss": loss}) == [("divergence", pytest.approx(1_200, abs=3))]
+    # What comes back by half has not, nor has what never learnt, nor what falls by little and is back.
+    assert kinds({"loss": np.where(STEPS < 1_200, loss, 1.2 + noise)}) == []
+    assert kinds({"loss": 2.3 + noise}) == []
+    assert kinds({"loss": 2.3 - 0.5 * ((STEPS > 600) & (STEPS < 1_200)) + noise}) == []
+
+
 def test_nothing_observed() -> None:
     assert find_events({}) == []
     assert find_events({"loss": (STEPS[:0], STEPS[:0])}) == []

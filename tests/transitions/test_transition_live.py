@@ -393,6 +393,21 @@ def test_a_measurement_that_a_bad_batch_has_spoiled_is_no_phase_transition() -> 
     assert said and {flag.transition.kind for flag in said} == {"bad batch"}
 
 
+def test_losses_that_are_no_numbers_or_come_twice_and_late_change_no_flag() -> None:
+    """Every seventh loss is NaN; of the others each piece repeats the end of the one before it, backwards."""
+    loss, llc = falling(2_345)
+    expected = watched(LiveDetector(), {"loss": np.where(STEPS % 7 == 3, np.nan, loss)}, llc)
+    detector, said = LiveDetector(), []
+    for k, step in enumerate(MEASURED):
+        now = np.arange(max(step - 150, 0), step + 1)[::-1]
+        now = now[now % 7 != 3]
+        detector.observe({"loss": Observed(now, loss[now])})
+        said += detector.update(int(step), {"llc": float(llc[k])})
+    assert said == expected
+    [flag] = [flag for flag in said if flag.action == "flagged"]
+    assert abs(flag.transition.step - 2_344.5) <= 3 and flag.transition.kind == "A"
+
+
 @pytest.mark.parametrize("pause", [20, 24, 30])
 def test_a_detector_resumed_with_what_was_observed_gives_the_same_flags(pause: int) -> None:
     loss, llc = falling(2_345)
