@@ -318,7 +318,7 @@ class Plan:
             f"{spoken(self.training)} of training allows in the whole run, so nothing is measured. "
             f"{self._mended(2 * self.rest)} would pay for the start and the end; more points take more (max_overhead="
             "None: no limit), a longer run or a smaller probe. Or save checkpoints, and measure them afterwards with "
-            "phasewatch.measure.measure."
+            "the command phasewatch measure."
         )
 
     @property

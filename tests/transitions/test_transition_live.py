@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from synthetic import (
 )
 
 from phasewatch.record.trace import Observed
-from phasewatch.transitions import Flag, LiveDetector, detect_transitions, live, standing_transitions
+from phasewatch.transitions import Flag, LiveDetector, Transition, detect_transitions, live, standing_transitions
 
 
 def feed(detector: LiveDetector, run: Run, start: int = 0, stop: int | None = None) -> list[tuple[int, Flag]]:
@@ -427,3 +428,33 @@ def test_bad_state_and_alpha() -> None:
         LiveDetector(alpha=1.5)
     with pytest.raises(ValueError, match="state_dict"):
         LiveDetector().load_state_dict({"alpha": 0.05}, [], [])
+
+
+@pytest.mark.parametrize(
+    ("looks", "flagged"),
+    [
+        ("..xxx", True),
+        ("xx.xx", False),
+        ("x.x.x", False),
+        ("xxx..", True),
+    ],
+)
+def test_what_the_losses_show_is_flagged_once_three_looks_in_a_row_have_seen_it(
+    looks: str, flagged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each look finds is scripted: one transition, or none."""
+    seen = iter(looks)
+    one = Transition(100.0, 110.0, 105.0, (100.0, 110.0), "loss falls", {}, 9.0, 1e-6)
+
+    def found(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(transitions=[one] if next(seen) == "x" else [])
+
+    monkeypatch.setattr(live, "Search", found)
+    monkeypatch.setattr(live, "dense_signals", lambda *_: SimpleNamespace(scaled=None, placed=lambda found: found))
+    monkeypatch.setattr(LiveDetector, "_convincing", lambda self, search, alpha, every, known: list(every))
+    detector, said = LiveDetector(), []
+    for k in range(len(looks)):
+        now = np.arange(200 * k, 200 * (k + 1))
+        detector.observe({"loss": Observed(now, np.zeros(200))})
+        said += detector.update(200 * (k + 1), {})
+    assert any(flag.action == "flagged" for flag in said) is flagged
