@@ -223,7 +223,7 @@ class BehavioralCoefficient:
     def _limits(self, found: BehavioralLLC, rank: EffectiveRank) -> tuple[str, ...]:
         """That more samples would show more, where half of the probe shows less."""
         there = rank.at(found.nbeta * self.nats_per_loss)
-        if not there.value or not there.on_half / there.value < LEAST_PROBE_SHARE:
+        if not (there.converged and there.value and there.on_half / there.value < LEAST_PROBE_SHARE):
             return ()
         return (f"limited by the probe: half of it shows {there.on_half / there.value:.0%} of the effective rank",)
 
