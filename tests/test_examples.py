@@ -103,7 +103,7 @@ def test_the_lightning_script(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(script.pl, "Trainer", short)
     # Two epochs take no time, in which a busy machine might not get its minute of measuring done.
-    monkeypatch.setattr(script, "PhaseWatch", partial(script.PhaseWatch, free_seconds=3600.0))
+    monkeypatch.setattr(script, "PhaseWatch", partial(script.PhaseWatch, free_seconds=300.0))
     script.main()
     run = phasewatch.load_run("lightning_logs/version_0")
     assert run.measurements[0].step == 0 and run.measurements[-1].step == 2 * math.ceil(1797 / 64)
