@@ -255,21 +255,26 @@ def test_a_device_that_fails_costs_only_what_is_on_it(tmp_path: Path) -> None:
     assert run.observed.keys() == {"loss"} and len(run.observed["loss"].steps) == 21
 
 
-def test_everything_together_keeps_to_its_share(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 2 ms, norms of 250 µs, all else 4 µs a step; then steps of 200 ms."""
+def on_a_clock(monkeypatch: pytest.MonkeyPatch, reading: float, adding: float) -> tuple[list[float], torch.optim.SGD]:
+    """A clock that goes on by what reading norms and adding a value take, and an optimizer with gradients."""
     now = [0.0]
     monkeypatch.setattr(observer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     read = updates.UpdateReader.read
 
     def slowly(self: Any, *arguments: Any) -> Any:
-        now[0] += 1.2e-4
+        now[0] += reading
         return read(self, *arguments)
 
     monkeypatch.setattr(updates.UpdateReader, "read", slowly)
-    monkeypatch.setattr(Observer, "_add", lambda self, *_: now.__setitem__(0, now[0] + 2e-6))
+    monkeypatch.setattr(Observer, "_add", lambda self, *_: now.__setitem__(0, now[0] + adding))
     parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=0.0)
     parameter.grad = torch.ones(3)
+    return now, torch.optim.SGD([parameter], lr=0.0)
+
+
+def test_everything_together_keeps_to_its_share(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 2 ms, norms of 250 µs, all else 4 µs a step; then steps of 200 ms."""
+    now, optimizer = on_a_clock(monkeypatch, reading=1.2e-4, adding=2e-6)
     taken = Observer()
     for step in range(20_000):
         now[0] += 2e-3
@@ -291,19 +296,7 @@ def test_where_all_else_takes_the_share_the_norms_have_a_tenth_of_it(
 ) -> None:
     """Steps of 1 ms, of which losses and learning rates take 20 µs, and norms of 200 µs."""
     monkeypatch.setattr(observer, "FIRST_SECONDS", 0.005)
-    now = [0.0]
-    monkeypatch.setattr(observer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    read = updates.UpdateReader.read
-
-    def slowly(self: Any, *arguments: Any) -> Any:
-        now[0] += 1e-4
-        return read(self, *arguments)
-
-    monkeypatch.setattr(updates.UpdateReader, "read", slowly)
-    monkeypatch.setattr(Observer, "_add", lambda self, *_: now.__setitem__(0, now[0] + 1e-5))
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=0.0)
-    parameter.grad = torch.ones(3)
+    now, optimizer = on_a_clock(monkeypatch, reading=1e-4, adding=1e-5)
     taken = Observer()
     reads = []
     for step in range(20_000):

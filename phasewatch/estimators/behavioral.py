@@ -216,9 +216,9 @@ class BehavioralCoefficient:
 
     def _at_both(self, rank: EffectiveRank, nbeta: float | None = None) -> dict[str, Estimate]:
         """The ranks where a quadratic divergence is each resolution, the fine one at another temperature if given."""
-        coarse, fine = (rank.at_resolution(resolution / self.nats_per_loss) for resolution in self.resolutions)
-        fine = fine if nbeta is None else rank.at(nbeta)
-        return {**_ranks("effective_rank_coarse", coarse), **_ranks("effective_rank", fine)}
+        coarse, fine = (resolution / self.nats_per_loss for resolution in self.resolutions)
+        at_fine = rank.at_resolution(fine) if nbeta is None else rank.at(nbeta)
+        return {**_ranks("effective_rank_coarse", rank.at_resolution(coarse)), **_ranks("effective_rank", at_fine)}
 
     def _limits(self, found: BehavioralLLC, rank: EffectiveRank) -> tuple[str, ...]:
         """That more samples would show more, where half of the probe shows less."""

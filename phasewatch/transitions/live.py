@@ -350,7 +350,7 @@ class LiveDetector:
         open_flags = [flag for flag in current.values() if flag.number not in settled]
         standing = [current[number].transition for number in settled if current[number].action != "withdrawn"]
         # What is found of it in the rest of the window is nothing new.
-        free = [k for k in range(len(found)) if not any(self._same(old, found[k]) for old in standing)]
+        free = [k for k in range(len(found)) if not self._was_seen(found[k], standing)]
         known = self._matched(open_flags, found, free)
         said: list[Flag] = []
         for k, flag in known.items():
