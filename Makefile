@@ -67,14 +67,14 @@ bench-llc: $(PEERS)/.done
 bench-live: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/live.py
 
-bench-overhead: $(PEERS)/.done
-	$(PEERS)/bin/python benchmarks/overhead.py
+bench-overhead: $(BIN)/phasewatch
+	$(BIN)/python benchmarks/overhead.py
 
-bench-price: $(PEERS)/.done
-	$(PEERS)/bin/python benchmarks/price.py
+bench-price: $(BIN)/phasewatch
+	$(BIN)/python benchmarks/price.py
 
-bench-schedule: $(PEERS)/.done
-	$(PEERS)/bin/python benchmarks/schedule.py
+bench-schedule: $(BIN)/phasewatch
+	$(BIN)/python benchmarks/schedule.py
 
 bench-transitions: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/transitions.py
