@@ -30,7 +30,9 @@ from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns
 from phasewatch.estimators import BehavioralCoefficient, Estimator, checked_estimators
 from phasewatch.interruption import held_back
 from phasewatch.isolation import isolated
+from phasewatch.listener import Listener
 from phasewatch.measure import Probe
+from phasewatch.monitor import Monitor
 from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
@@ -43,7 +45,7 @@ from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.detect import MIN_POINTS
-from phasewatch.watch import CHECKED_AT_THE_START, Listener, Monitor, OnError, Watch
+from phasewatch.watch import CHECKED_AT_THE_START, OnError, Watch
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as CallbackBase

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from ruptures.base import BaseEstimator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from phasewatch import price
-from phasewatch._version import __version__
 from phasewatch.activity import Activity
 from phasewatch.analysis import NOT_BORNE_OUT, Analysis, analyze_run
 from phasewatch.estimators import (
@@ -32,32 +28,22 @@ from phasewatch.estimators import (
     HessianSpectrum,
     LearningCoefficient,
     SymmetryLedger,
-    checked_estimators,
 )
+from phasewatch.header import header_of, main_of
 from phasewatch.interruption import Interrupted, held_back
+from phasewatch.listener import Listener
 from phasewatch.measure import Failure, Probe, measure, together
+from phasewatch.monitor import Monitor
 from phasewatch.objective import LossFn, Objective, OutputsFn
 from phasewatch.objective.copies import KeptState
-from phasewatch.objective.labels import integer_targets
 from phasewatch.observer import Observer
-from phasewatch.record import (
-    SCHEMA_VERSION,
-    Ending,
-    Estimate,
-    Flag,
-    Journal,
-    Measurement,
-    RecordError,
-    Run,
-    Transition,
-)
+from phasewatch.record import Ending, Estimate, Flag, Journal, Measurement, Run, Transition
 from phasewatch.record.lines import Kind
-from phasewatch.record.position import History, Position, find_history
 from phasewatch.record.reading import assemble, standing_lines
-from phasewatch.record.signals import HELD_OUT, detected, is_described, searched
-from phasewatch.record.signals import described as signals_described
+from phasewatch.record.signals import detected, is_described, searched
 from phasewatch.record.trace import unpack
-from phasewatch.schedule import FREE_SECONDS, PROMPT, Clock, Schedule, ScheduleLike, Spread, as_schedule
+from phasewatch.resuming import taken_up
+from phasewatch.schedule import FREE_SECONDS, PROMPT, Clock, ScheduleLike, Spread, as_schedule
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.kinds import read_beside
 
@@ -67,8 +53,6 @@ CHECKED_AT_THE_START = 2
 are in every measurement."""
 TIMED_STEPS = 10
 """Training steps after which it is known how long the run takes, and with it what it can pay for."""
-COEFFICIENTS = (BehavioralCoefficient, LearningCoefficient)
-"""What is measured on other data too, and of parts of the network."""
 DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
     BehavioralCoefficient(),
     LearningCoefficient(),
@@ -76,10 +60,9 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
     SymmetryLedger(),
 )
 
-# The lines of a record that tell what happened in the run, and not how it was written; what was observed at every step
-# is too long for a checkpoint.
-_IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
-_HISTORY: tuple[Kind, ...] = (*_IN_CHECKPOINTS, "observed")
+IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
+"""The lines of a record that a checkpoint holds where they are in memory alone: what happened in the run, without what
+was observed at every step, which is too long."""
 STATE = (
     "run_id",
     "record",
@@ -101,125 +84,6 @@ STATE = (
 """What a state holds from which a watch goes on."""
 # Seconds: what takes longer shows in a progress bar what it is at.
 SHOWN_FROM = 2.0
-
-
-class Listener(Protocol):
-    """Takes what a watch has found, for example :class:`phasewatch.tensorboard.TensorBoardWriter`."""
-
-    def on_resume(self, run: Run) -> None:
-        """The watch goes on from an earlier process; ``run`` holds what that one recorded."""
-        ...
-
-    def on_measurement(self, measurement: Measurement) -> None:
-        """A measurement was recorded."""
-        ...
-
-    def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
-        """The measurement at ``step`` flagged, revised or withdrew transitions; ``standing`` are all as of now."""
-        ...
-
-    def on_end(self, analysis: Analysis) -> None:
-        """The run is over, and was analysed as a whole."""
-        ...
-
-    def close(self) -> None:
-        """Release files."""
-        ...
-
-
-@dataclass(eq=False)
-class Monitor:
-    """What to measure, on which data and when.
-
-    Attributes:
-        estimators: What to measure.
-        probe: On which data, and by which loss.
-        schedule: When to measure.
-        next_visit: The next step at which the schedule stops by.
-        taken: Measurements made of it.
-        last_taken: The step of the last one, or the first one where that is kept to be measured; -1 before.
-    """
-
-    estimators: tuple[Estimator, ...]
-    probe: Probe
-    schedule: Schedule
-    next_visit: int | None = field(default=None, init=False)
-    taken: int = field(default=0, init=False)
-    last_taken: int = field(default=-1, init=False)
-
-    def __post_init__(self) -> None:
-        """Check the estimators, and ask the schedule for its first step."""
-        self.estimators = checked_estimators(self.estimators)
-        self.next_visit = self.schedule.next_visit(-1, Clock())
-
-    def is_due(self, step: int, clock: Clock) -> bool:
-        """Whether the schedule measures here."""
-        return self.schedule.measures(step, self._own(clock))
-
-    def go_on(self, step: int, clock: Clock) -> None:
-        """Ask the schedule for its next step after this one."""
-        self.next_visit = self.schedule.next_visit(step, self._own(clock))
-
-    def _own(self, clock: Clock) -> Clock:
-        return replace(clock, taken=self.taken, last_taken=self.last_taken)
-
-    def on_held_out(
-        self, batches: Sequence[Any], source: str = "given", batch_sizes: Sequence[int] | None = None
-    ) -> tuple[Monitor, Monitor]:
-        """Measures λ of the function on samples that the network is not trained on, and all else as before.
-
-        That λ needs inputs alone, no labels; those that a network was fitted to are no fair sample of what its function
-        does elsewhere. Its signals keep their names.
-
-        Args:
-            batches: The samples.
-            source: Where they are from, for the record.
-            batch_sizes: Samples in each batch; default what can be read off.
-
-        Returns:
-            What is measured on the probe, and what on the held-out samples, at the same steps.
-
-        Raises:
-            ValueError: If there is no batch, or λ of the function is not measured.
-        """
-        if not batches:
-            raise ValueError("held_out is empty; give at least one batch to measure on.")
-        of_function = tuple(e for e in self.estimators if isinstance(e, BehavioralCoefficient))
-        if not of_function:
-            raise ValueError("held_out was given, but no BehavioralCoefficient to measure on it among the estimators.")
-        rest = tuple(e for e in self.estimators if e not in of_function)
-        held_out = replace(self.probe, batches=batches, batch_sizes=batch_sizes, name=HELD_OUT, source=source)
-        return (
-            Monitor(rest, self.probe, replace(self.schedule)),  # type: ignore[type-var]
-            Monitor(of_function, held_out, replace(self.schedule)),  # type: ignore[type-var]
-        )
-
-    def on_other_data(self, name: str, probe: Iterable[Any]) -> Monitor:
-        """Measures the learning coefficient on other batches, at the same steps and the same temperature.
-
-        Args:
-            name: What the signals are called: ``llc_<name>``, ``loss_<name>``.
-            probe: The batches.
-
-        Raises:
-            ValueError: If the name is no identifier, there is no batch, or no learning coefficient is measured.
-        """
-        if name == HELD_OUT:
-            raise ValueError(
-                f"{name!r} is what signals on the samples given as held_out are called; name the data otherwise."
-            )
-        if not name.isidentifier():
-            raise ValueError(
-                f"{name!r} is no name for data; expected letters, digits and underscores, as 'validation'."
-            )
-        estimators = tuple(replace(e, data=name) for e in self.estimators if isinstance(e, COEFFICIENTS))
-        if not estimators:
-            raise ValueError(f"The learning coefficient on {name!r} was asked for, but none is among the estimators.")
-        batches = list(probe)
-        if not batches:
-            raise ValueError(f"other_data[{name!r}] is empty; give at least one batch to measure on.")
-        other = replace(self.probe, batches=batches, batch_sizes=None, name=name, source="given")
-        return Monitor(estimators, other, replace(self.schedule))  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -434,7 +298,14 @@ class Watch:
         self.observer = Observer(self.activity)
         self._journal = Journal(directory)
         objectives = [monitor.probe.first(CHECKED_AT_THE_START).objective(module, seed) for monitor in monitors]
-        self._header = self._describe(objectives)
+        self._header = header_of(
+            module,
+            monitors,
+            objectives,
+            seed=seed,
+            total_steps=total_steps,
+            alpha=detector.alpha if detector else None,
+        )
         self._last_asked = -1
         self._requested = False
         self._idle_until = 0.0  # before this step there is nothing to do
@@ -458,65 +329,10 @@ class Watch:
             self._prices = self._predict(objectives)
         self._expect()
 
-    def _describe(self, objectives: Sequence[Objective]) -> dict[str, Any]:
-        """The header of the record."""
-        described: list[dict[str, Any]] = []
-        num_parameters = 0
-        labels = None
-        for monitor, objective in zip(self.monitors, objectives, strict=True):
-            probe, sizes = monitor.probe, monitor.probe.sizes
-            n = probe.n or sum(sizes)
-            if n < 2 and any(isinstance(e, (*COEFFICIENTS, HessianSpectrum)) for e in monitor.estimators):
-                raise ValueError(
-                    f"n is {n}, the size of the training set; expected at least 2, as λ is measured at the inverse "
-                    "temperature n / log n. Give more samples in the probe, or n= where the probe is a part of it."
-                )
-            num_parameters = objective.num_parameters
-            if monitor is self.main:
-                labels = integer_targets(probe.batches, sizes)
-            for estimator in monitor.estimators:
-                if isinstance(estimator, COEFFICIENTS):
-                    estimator.parts(objective)
-            described.append(
-                {
-                    "estimators": {e.name: _settings(e) for e in monitor.estimators},
-                    "schedule": {"kind": type(monitor.schedule).__name__, **_settings(monitor.schedule)},
-                    "n": n,
-                    "probe": {
-                        "source": probe.source,
-                        "samples": sum(sizes),
-                        "batches": len(sizes),
-                        "mode": probe.mode,
-                        "data": probe.name,
-                    },
-                }
-            )
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "created": time.time(),
-            "versions": {
-                "phasewatch": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "module": type(self.module).__name__,
-            "num_parameters": num_parameters,
-            "n": described[0]["n"] if described else None,
-            "seed": self.seed,
-            "total_steps": self.clock.total_steps,
-            "alpha": self.detector.alpha if self.detector else None,
-            "monitors": described,
-            "signals": signals_described(),
-            "labels": labels,
-            "left_out": [],
-            "chains_in_each": 1,
-        }
-
     @property
     def main(self) -> Monitor | None:
         """The monitor whose samples are those of the run: the first that measures on the main probe."""
-        return next((monitor for monitor in self.monitors if not monitor.probe.name), None)
+        return main_of(self.monitors)
 
     def _predict(self, objectives: Sequence[Objective]) -> dict[str, float]:
         """Seconds for each part of a measurement, by its name."""
@@ -897,7 +713,7 @@ class Watch:
         return {
             "run_id": self._journal.run_id,
             "record": position.to_dict() if position else None,
-            "lines": [[line.kind, line.body] for line in self._journal.unwritten if line.kind in _IN_CHECKPOINTS],
+            "lines": [[line.kind, line.body] for line in self._journal.unwritten if line.kind in IN_CHECKPOINTS],
             "detector": self.detector.state_dict() if self.detector else None,
             "next_visits": [m.next_visit for m in self.monitors],
             "schedules": [repr(m.schedule) for m in self.monitors],
@@ -964,7 +780,10 @@ class Watch:
                 monitor.go_on(self._last_taken, self.clock)
         step = max(self._last_taken, 0)
         with self._guarded("record", step):
-            self._take_up(state, [Path(place) for place in places])
+            self._journal, told, said = taken_up(self._journal, self._header, state, [Path(place) for place in places])
+            self._journal.extend(told)
+            for text in said:
+                warnings.warn(f"phasewatch: {text}", stacklevel=3)
         if self.detector and state["detector"]:
             with self._guarded("detector", step):
                 lines = standing_lines(self._journal.lines)
@@ -976,38 +795,6 @@ class Watch:
         for listener in self.listeners:
             with self._guarded(type(listener).__name__, step):
                 listener.on_resume(self.run)
-
-    def _take_up(self, state: Mapping[str, Any], places: Sequence[Path]) -> None:
-        """Go on with the record that the state is of, or begin one with what is left of it."""
-        position = Position.from_dict(state["record"]) if state["record"] else None
-        own = [] if self.directory is None else [self.directory]
-        history = History(None, [], 0) if position is None else find_history(position, [*own, *places])
-        said = _told_loss(position, history) if position and history.missing else []
-        if state["start"] is not None:
-            said.append(
-                f"The state of step {state['start']} was kept to be measured later, which was not done by the time of "
-                "the checkpoint, and a checkpoint does not hold it: that step stays without a measurement."
-            )
-        journal = None
-        if position and history.path is not None and history.path.parent in own:
-            try:
-                journal = Journal.reopen(history.path, position.run_id, position.sequence)
-            except (RecordError, OSError) as error:
-                said.append(f"{error} This run goes on in a record of its own beside that one.")
-        at = {"step": self._last_taken + 1, "time": time.time()}
-        told: list[tuple[Any, dict[str, Any]]]
-        if journal is not None and position is not None:
-            self._journal = journal
-            told = [("resume", {**at, "after": position.sequence})]
-        else:
-            continues = {"run_id": state["run_id"], "sequence": position.sequence if position else None}
-            told = [("header", {**self._header, "continues": continues})]
-            told += [(line.kind, line.body) for line in history.lines if line.kind in _HISTORY]
-        told += state["lines"]
-        told += [("failure", {**at, "what": "resuming", "error": text, "traceback": ""}) for text in said]
-        self._journal.extend(told)
-        for text in said:
-            warnings.warn(f"phasewatch: {text}", stacklevel=4)
 
     def _advance_clock(self, step: int) -> None:
         now = time.perf_counter()
@@ -1233,22 +1020,6 @@ def _to_standard_error(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _told_loss(position: Position, history: History) -> list[str]:
-    """What is said where a record is not whole any more."""
-    if history.path is None:
-        what = (
-            f"The record of the run so far, {position.path} (run {position.run_id}), is not there any more, nor beside "
-            "the checkpoint or in the directory of this run: what was measured until then is missing from the new "
-            "record, and the detector starts anew."
-        )
-    else:
-        what = (
-            f"{history.path} lacks {history.missing} of the {position.sequence + 1} lines that the run had written by "
-            "the time of the checkpoint: this run goes on with what is left, and so does the detector."
-        )
-    return [f"{what} To mend it, put the whole record back and resume from the checkpoint once more."]
-
-
 def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool], list[str]]:
     """What the detector sees of a measurement, just made or read back: the arguments of ``LiveDetector.update``."""
     names = measurement.estimates
@@ -1267,8 +1038,3 @@ def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, fl
 def _finite(value: float) -> float:
     """NaN for what the record cannot hold either."""
     return value if math.isfinite(value) else math.nan
-
-
-def _settings(configured: object) -> dict[str, Any]:
-    settings = asdict(configured) if hasattr(configured, "__dataclass_fields__") else {}  # type: ignore[call-overload]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
