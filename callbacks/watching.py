@@ -36,6 +36,7 @@ from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
 from phasewatch.price import spoken, what_would_help
+from phasewatch.printable import printable
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
@@ -490,7 +491,7 @@ class WatchingCallback(CallbackBase):
         if self.name is not None:
             message = message.replace("phasewatch:", f"phasewatch {self.name}:", 1)
         namespace = type(trainer).__module__.partition(".trainer")[0]
-        importlib.import_module(f"{namespace}.utilities.rank_zero").rank_zero_info(message)
+        importlib.import_module(f"{namespace}.utilities.rank_zero").rank_zero_info(printable(message))
 
     def _share(self, trainer: Any, measured: bool) -> bool:
         """Give every rank the next step to meet at and the metrics, so that all stop early or save alike.

@@ -40,6 +40,7 @@ from phasewatch.objective import LossFn, Objective, OutputsFn
 from phasewatch.objective.copies import KeptState
 from phasewatch.objective.labels import integer_targets
 from phasewatch.observer import Observer
+from phasewatch.printable import printable
 from phasewatch.record import (
     SCHEMA_VERSION,
     Ending,
@@ -1227,7 +1228,7 @@ def _limits(budget: Spread) -> list[float]:
 
 
 def _to_standard_error(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def _told_loss(position: Position, history: History) -> list[str]:

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "isolation": {"numpy", "torch"},
     "interruption": set(),
     "printable": set(),
-    "record": {"interruption", "numpy", "pandas"},
+    "record": {"interruption", "printable", "numpy", "pandas"},
     "updates": {"torch"},
     "schedule": set(),
     "logs": {"record", "numpy"},
@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "price": {"estimators", "isolation", "llc", "objective", "schedule", "transitions", "torch", "numpy"},
     "watch": {
         *("_version", "estimators", "measure", "objective", "observer", "price", "record", "schedule", "transitions"),
-        *("activity", "analysis", "interruption", "torch", "numpy", "ruptures"),
+        *("activity", "analysis", "interruption", "printable", "torch", "numpy", "ruptures"),
     },
     "report": {"analysis", "printable", "record", "transitions", "numpy", "matplotlib"},
     "tensorboard": {"analysis", "google", "logs", "record", "report", "numpy", "tensorboard", "torch", "matplotlib"},
