@@ -64,9 +64,10 @@ class FinishedRun:
             made = of_checkpoint(first(), self.module, self.data, self.watch)
         raised: list[BaseException] = []
         framework = framework_of(type(made.module))
+        callbacks = [one for one in made.callbacks if one.name == made.callbacks[0].name]  # those that share a watch
         with _quiet():
             trainer = framework.Trainer(
-                callbacks=made.callbacks,
+                callbacks=callbacks,
                 logger=importlib.import_module(f"{framework.__name__}.loggers.logger").DummyLogger(),
                 devices=1,
                 enable_checkpointing=False,
@@ -82,7 +83,7 @@ class FinishedRun:
                     raised.append(error)
                 raise _Measured
 
-            made.callbacks[0].instead_of_training = measure
+            callbacks[0].instead_of_training = measure
             try:
                 _fit(trainer, made)
             except _Measured:
@@ -90,7 +91,7 @@ class FinishedRun:
                     raise raised[0] from None
                 return
             finally:
-                made.callbacks[0].instead_of_training = None
+                callbacks[0].instead_of_training = None
         raise ValueError(
             "Training ends before its first batch with these settings, so that no probe could be drawn; give the data "
             "and the settings that the run was trained with."

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ruptures.base import BaseEstimator
 
+from phasewatch.callbacks.places import checked_name
 from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
 from phasewatch.estimators import (
     BehavioralCoefficient,
@@ -71,6 +72,9 @@ class PhaseWatch(MonitoringCallback):
             else a new one in ``phasewatch_logs`` in the root directory of the trainer.
         seed: Seeds the probe and every measurement.
         on_error: What a failing measurement does: ``"warn"`` once and go on, ``"raise"``, or ``"disable"`` it.
+        name: Needed where the trainer has several of one class, such as one for each of two probes: each has a record,
+            metrics (``<name>/<signal>``) and a TensorBoard run of its own, in a folder of that name. Callbacks of
+            different classes with one name, or none, share a record.
 
     Raises:
         TypeError: If ``schedule`` is none of the above, ``search`` no search, or an estimator no estimator.
@@ -104,6 +108,7 @@ class PhaseWatch(MonitoringCallback):
         directory: str | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
+        name: str | None = None,
     ) -> None:
         super().__init__(
             [behavioral, llc, hessian, zeros, *(extra or ())],
@@ -123,6 +128,7 @@ class PhaseWatch(MonitoringCallback):
             directory,
             seed,
             on_error,
+            name,
         )
         checked = LiveDetector(alpha, search)
         self.alpha, self.search = checked.alpha, checked.search
@@ -186,6 +192,7 @@ class TransitionDetector(WatchingCallback):
         directory: Where the record is written, if this callback stands first.
         seed: Seeds every measurement, if this callback stands first.
         on_error: What a failing measurement does, if this callback stands first.
+        name: That of the callbacks in whose measurements it looks, where they have one.
 
     Raises:
         TypeError: If ``search`` is no search.
@@ -201,6 +208,7 @@ class TransitionDetector(WatchingCallback):
         directory: str | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
+        name: str | None = None,
     ) -> None:
         super().__init__()
         checked = LiveDetector(alpha, search)
@@ -210,6 +218,7 @@ class TransitionDetector(WatchingCallback):
         self.directory = directory
         self.seed = seed
         self.on_error = on_error
+        self.name = checked_name(name)
 
     def detector(self) -> LiveDetector:
         """A detector at the rate asked for."""

@@ -12,6 +12,17 @@ from phasewatch.record import FILE_NAME
 FOLDER = "phasewatch_logs"
 
 
+def checked_name(name: str | None) -> str | None:
+    """The name of a watch among several in one trainer, as it stands in folders and metrics; None where it has none.
+
+    Raises:
+        ValueError: If it is no name.
+    """
+    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"name is {name!r}; expected letters, digits and underscores, as 'second', or None")
+    return name
+
+
 def directory_of_run(trainer: Any, earlier: Path | None) -> Path:
     """The directory of the first logger that has one for each run; else a new one in ``phasewatch_logs``.
 
@@ -20,14 +31,14 @@ def directory_of_run(trainer: Any, earlier: Path | None) -> Path:
 
     Args:
         trainer: The trainer.
-        earlier: The record of the run that is resumed. If it lies in ``phasewatch_logs``, it goes on there.
+        earlier: The directory of the run that is resumed. If it lies in ``phasewatch_logs``, it goes on there.
     """
     for logger in trainer.loggers:
         if is_a(logger, "TensorBoardLogger", "CSVLogger"):
             return Path(logger.log_dir)
     folder = Path(trainer.default_root_dir) / FOLDER
-    if earlier is not None and earlier.is_file() and earlier.parent.parent == folder.absolute():
-        return folder / earlier.parent.name
+    if earlier is not None and earlier.parent == folder.absolute():
+        return folder / earlier.name
     return folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{token_hex(4)}"
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 from phasewatch.analysis import Analysis
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
 from phasewatch.callbacks.observing import TrainingSignals
-from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
+from phasewatch.callbacks.places import checked_name, checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.progress import ShownProgress
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import BehavioralCoefficient, Estimator, checked_estimators
@@ -37,9 +38,11 @@ from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
 from phasewatch.price import spoken, what_would_help
+from phasewatch.printable import printable
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
 from phasewatch.record.signals import HELD_OUT, LOSS, look_up
+from phasewatch.record.state import usable
 from phasewatch.report import verdict
 from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
 from phasewatch.tensorboard import TensorBoardWriter
@@ -75,8 +78,9 @@ LONGEST_COLLECTION = 0.1
 
 
 class WatchingCallback(CallbackBase):
-    """Base of all callbacks here. The first of them in a trainer drives one watch for all of them."""
+    """Base of all callbacks here. The first in a trainer of those with one name drives one watch for all of them."""
 
+    name: str | None = None
     directory: str | None
     seed: int
     on_error: OnError
@@ -96,6 +100,7 @@ class WatchingCallback(CallbackBase):
         self._captured: list[tuple[Monitor, StreamProbe]] = []
         self._next_visit: int | None = None
         self._run_directory: Path | None = None
+        self._shared_directory: Path | None = None
         self._flags: list[Flag] = []
         self._checkpoints: TransitionCheckpoints | None = None
         self._kept_back = 0
@@ -104,6 +109,11 @@ class WatchingCallback(CallbackBase):
         self._unprepared: Sequence[WatchingCallback] = ()
         self._waited_for = ""
         self._told_of_timeout = False
+
+    @property
+    def state_key(self) -> str:
+        """What its state is called in a checkpoint."""
+        return super().state_key if self.name is None else self._generate_state_key(name=self.name)
 
     @property
     def run(self) -> Run:
@@ -154,21 +164,33 @@ class WatchingCallback(CallbackBase):
         """Refuse at once what cannot work.
 
         Raises:
-            ValueError: If the parameters are sharded, or the loss cannot come out of ``training_step``.
+            ValueError: If the trainer has two of this class with one name, the parameters are sharded, or the loss
+                cannot come out of ``training_step``.
         """
+        kind = type(self).__name__
+        if any(type(other) is type(self) and other is not self for other in self._family(trainer)):
+            raise ValueError(
+                f"The trainer has two {kind} of the name {self.name!r}, which checkpoint, record and metrics could not "
+                f"tell apart. Give each further one a name of its own: {kind}(name='second', ...)."
+            )
         strategy = type(trainer.strategy).__name__
         if strategy in _SHARDED_STRATEGIES:
             raise ValueError(
-                f"{type(self).__name__} needs whole parameters on each device, and {strategy} shards them. Train with "
+                f"{kind} needs whole parameters on each device, and {strategy} shards them. Train with "
                 "strategy='ddp' or on a single device, or measure saved checkpoints afterwards."
             )
         needs_training_step = isinstance(self, MonitoringCallback) and self.loss_fn is None
         if stage == "fit" and needs_training_step and returns_nothing(type(pl_module).training_step):
             raise ValueError(f"training_step of {type(pl_module).__name__} returns no loss. {ADVICE}")
 
+    def _family(self, trainer: Any) -> list[WatchingCallback]:
+        """The callbacks here that share a watch with this one, itself included, in the trainer's order."""
+        return [c for c in trainer.callbacks if isinstance(c, WatchingCallback) and c.name == self.name]
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Choose where to record; all else waits until the hooks of the module that come first have been called."""
-        family = [c for c in trainer.callbacks if isinstance(c, WatchingCallback)]
+        self._shared_directory = None
+        family = self._family(trainer)
         if family[0] is not self:
             return
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -234,7 +256,7 @@ class WatchingCallback(CallbackBase):
             return
         self._unprepared = []
         if self._waited_for:
-            _say(
+            self._say(
                 trainer,
                 f"phasewatch: before the first batch {self._waited_for}, so that the loss cannot be computed there: "
                 "measuring begins after it.",
@@ -274,7 +296,8 @@ class WatchingCallback(CallbackBase):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Keep the metrics that the user has logged."""
         if self._signals is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._signals.validation_ends(self._own_metrics)
+            watching = (c for c in trainer.callbacks if isinstance(c, WatchingCallback))
+            self._signals.validation_ends({name for callback in watching for name in callback._own_metrics})
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Make do with what a stream has given for the probe in the first epoch; the next would only repeat it."""
@@ -297,7 +320,7 @@ class WatchingCallback(CallbackBase):
                 self._watch.measure(step)  # the probe was complete after all that the schedule asked for
             self._watch.close(step)
             self._signals = None
-            _say(trainer, _summary(self._watch))
+            self._say(trainer, _summary(self._watch))
         if self._share(trainer, bool(self._flags)):
             self._keep_checkpoint(trainer, step)
 
@@ -306,32 +329,51 @@ class WatchingCallback(CallbackBase):
         if self._watch is not None and self._signals is not None:
             self._watch.close(error=exception)
             self._signals = None
-            _say(trainer, _summary(self._watch))
+            self._say(trainer, _summary(self._watch))
 
-    def state_dict(self) -> dict[str, Any]:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Put the state where Lightning has those of all callbacks.
+
+        With a ``state_dict`` of its own a second callback of this class would be refused before :meth:`setup` can say
+        what to pass.
+        """
+        if state := self._state():
+            checkpoint.setdefault("callbacks", {})[self.state_key] = state
+
+    def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain Python values and tensors."""
         return self._driver_state() if self._watch is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the run starts; what is none is warned of, and the run watched from here on."""
-        is_whole = isinstance(state_dict.get("watch"), dict) and isinstance(state_dict.get("probes"), list)
-        self._restored = state_dict if is_whole else None
-        if state_dict and not is_whole:
-            warnings.warn(
-                f"phasewatch: the checkpoint holds no state of {type(self).__name__} that it can go on from "
-                f"(it has {', '.join(map(repr, state_dict))}; expected 'watch' and 'probes'). It begins anew.",
-                stacklevel=2,
-            )
+        """Keep the state until the run starts; what of it cannot be used is warned of there, or here."""
+        self._restored = None
+        if not state_dict:
+            return
+        found = state_dict.get("probes") or []
+        kept = found if isinstance(found, list) else [found]
+        probes = [_restored_probe(probe, "probes") for probe in kept]
+        self._restored = {"watch": state_dict.get("watch", {}), "probes": probes}
 
     def _choose_directory(self, trainer: Any) -> Path | None:
-        """Where the run is recorded, the same on every rank; all must ask."""
-        if self.directory is not None:
-            return Path(self.directory)
-        chosen: Path | None = None
-        if not trainer.fast_dev_run:
-            record = self._restored["watch"].get("record") if self._restored else None
-            chosen = directory_of_run(trainer, None if record is None else Path(record["path"]))
-        return trainer.strategy.broadcast(chosen)
+        """Where to record, the same on every rank; all must ask. A named watch has a folder of its own there."""
+        directory = self._directory_of_run(trainer) if self.directory is None else Path(self.directory)
+        return directory if directory is None or self.name is None else directory / self.name
+
+    def _directory_of_run(self, trainer: Any) -> Path | None:
+        """The directory that all callbacks share which are not given one."""
+        before = takewhile(lambda c: c is not self, (c for c in trainer.callbacks if isinstance(c, WatchingCallback)))
+        shared = next((c._shared_directory for c in before if c._shared_directory is not None), None)
+        if shared is None and not trainer.fast_dev_run:
+            shared = directory_of_run(trainer, self._earlier_directory())
+        self._shared_directory = trainer.strategy.broadcast(shared)
+        return self._shared_directory
+
+    def _earlier_directory(self) -> Path | None:
+        """That of the run which is resumed, where its record is still there."""
+        record = usable(self._restored["watch"])[0].get("record") if self._restored else None
+        if record is None or not Path(record["path"]).is_file():
+            return None
+        return Path(record["path"]).parents[0 if self.name is None else 1]
 
     def _driver_state(self) -> dict[str, Any]:
         assert self._watch is not None
@@ -344,9 +386,8 @@ class WatchingCallback(CallbackBase):
     def _restore_probes(self, trainer: Any) -> None:
         assert self._restored is not None
         for (_, stream), kept in zip(self._streams, self._restored["probes"], strict=False):
-            if kept is not None:
-                batches, sizes = kept
-                stream.restore(_kept_on_device(trainer, batches), sizes)
+            if kept is not None and kept.sizes is not None:
+                stream.restore(_kept_on_device(trainer, kept.batches), kept.sizes)
         if all(stream.complete for _, stream in self._streams):
             self._use_captured(trainer)
 
@@ -361,7 +402,7 @@ class WatchingCallback(CallbackBase):
     def _finish_streams(self, trainer: Any, module: Any) -> None:
         for _, stream in self._streams:
             if not stream.complete:
-                _say(
+                self._say(
                     trainer,
                     f"phasewatch: the stream of batches gave {sum(stream.sizes)} samples for the probe, of "
                     f"{stream.samples} asked for, in the first epoch or tenth of the run; measuring on these. "
@@ -391,9 +432,9 @@ class WatchingCallback(CallbackBase):
                 detector=detector,
                 seed=self.seed,
                 on_error=self.on_error,
-                listeners=[metrics := _TrainerMetrics(trainer)],
+                listeners=[metrics := _TrainerMetrics(trainer, self.name, partial(self._say, trainer))],
                 on_transition=self._on_flag,
-                say=partial(_say, trainer),
+                say=partial(self._say, trainer),
                 progress=ShownProgress(trainer),
             )
         except Exception as error:
@@ -405,9 +446,9 @@ class WatchingCallback(CallbackBase):
         if self.instead_of_training is not None:
             self._watch = watch
             return
-        watch.listeners.extend(_tensorboard_writers(trainer, self._run_directory))
+        watch.listeners.extend(_tensorboard_writers(trainer, self._run_directory, self.name))
         if self._restored is not None:
-            watch.load_state_dict(self._restored["watch"], _beside_checkpoint(trainer))
+            watch.load_state_dict(self._restored["watch"], _beside_checkpoint(trainer, self.name))
             self._restored = None
         self._watch = watch
         self._signals = TrainingSignals(watch, trainer)
@@ -447,6 +488,13 @@ class WatchingCallback(CallbackBase):
         for hook in self._hooks:
             hook(flag)
 
+    def _say(self, trainer: Any, message: str) -> None:
+        """Say it where the trainer says things, with the name of this watch."""
+        if self.name is not None:
+            message = message.replace("phasewatch:", f"phasewatch {self.name}:", 1)
+        namespace = type(trainer).__module__.partition(".trainer")[0]
+        importlib.import_module(f"{namespace}.utilities.rank_zero").rank_zero_info(printable(message))
+
     def _share(self, trainer: Any, measured: bool) -> bool:
         """Give every rank the next step to meet at and the metrics, so that all stop early or save alike.
 
@@ -457,7 +505,7 @@ class WatchingCallback(CallbackBase):
             return measured
         metrics = {}
         if trainer.is_global_zero:
-            metrics = {name: float(value) for name, value in _latest(self._watch).items()}
+            metrics = {_prefixed(name, self.name): float(value) for name, value in _latest(self._watch).items()}
         self._next_visit, metrics, measured = trainer.strategy.broadcast((self._next_visit, metrics, measured))
         if metrics and not trainer.is_global_zero:
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -486,6 +534,7 @@ class MonitoringCallback(WatchingCallback):
         directory: str | None = None,
         seed: int = 0,
         on_error: OnError = "warn",
+        name: str | None = None,
     ) -> None:
         """Check the settings; nothing is drawn before the run starts. ``None`` among the estimators is left out."""
         super().__init__()
@@ -504,23 +553,25 @@ class MonitoringCallback(WatchingCallback):
         self.directory = directory
         self.seed = seed
         self.on_error = on_error
+        self.name = checked_name(name)
         self._drawn: dict[str, DrawnProbe | None] = {}  # held-out samples, once drawn; None where there are none
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """That of the run, and the held-out samples: a validation set that is split off anew would hold others."""
         kept = {
             what: None if drawn is None else (drawn.batches, drawn.sizes)
             for what, drawn in self._drawn.items()
             if drawn is None or _fits_into_checkpoint(drawn.batches)
         }
-        return {**super().state_dict(), **kept}
+        return {**super()._state(), **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the run starts."""
         of_run = dict(state_dict)
         if HELD_OUT in of_run:
             kept = of_run.pop(HELD_OUT)
-            self._drawn = {HELD_OUT: None if kept is None else DrawnProbe(*kept)}
+            probe = _restored_probe(kept, HELD_OUT)
+            self._drawn = {} if probe is None and kept is not None else {HELD_OUT: probe}
         super().load_state_dict(of_run)
 
     def monitors(self, trainer: Any, module: Any) -> list[Monitor]:
@@ -620,7 +671,7 @@ class MonitoringCallback(WatchingCallback):
                 raise  # it may be there after the first batch
             found = f"the loss cannot be taken on them ({type(error).__name__}: {error})"
         if isinstance(found, str):
-            _say(
+            self._say(
                 trainer,
                 "phasewatch: λ of the function is measured on the samples of the training probe and not on some of the "
                 f"validation loader: {found}. held_out=[batches] sets others, held_out=False says that this is meant.",
@@ -697,27 +748,39 @@ class _TrainerMetrics:
         names: Of the metrics that it has put there.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.names = {"transitions", SINCE_TRANSITION}
+    def __init__(self, trainer: Any, name: str | None, say: Callable[[str], object]) -> None:
+        """Nothing is put anywhere yet.
+
+        Args:
+            trainer: The trainer.
+            name: Of the watch: its metrics are ``<name>/<signal>`` then.
+            say: Given what a person is to know at once.
+        """
+        self._in = partial(_prefixed, name=name)
+        self._transitions, self._since = self._in("transitions"), self._in(SINCE_TRANSITION)
+        self.names = {self._transitions, self._since}
         self._trainer = trainer
+        self._say = say
         self._told: dict[int, str] = {}
         self._standing: Sequence[Transition] = ()
 
     def on_measurement(self, measurement: Measurement) -> None:
         finite = _finite_values(measurement)
-        logged = {f"phasewatch/{name}": value for name, value in finite.items()}
+        logged = dict(finite)
         for name in finite:
             bounds = look_up(name).bounds or (f"{name}_lower", f"{name}_upper")
             for bound, value in zip(bounds, measurement.interval(name), strict=True):
                 if bound not in measurement.estimates and math.isfinite(value):
-                    logged[f"phasewatch/{bound}"] = value
+                    logged[bound] = value
         for logger in self._trainer.loggers:
-            logger.log_metrics(logged, step=measurement.step)
+            logger.log_metrics(
+                {f"phasewatch/{self._in(name)}": value for name, value in logged.items()}, step=measurement.step
+            )
             logger.save()
         # the probe's loss stays out: "loss" may be a metric of the user's own
-        own = {name: torch.tensor(value) for name, value in finite.items() if name != LOSS}
-        own.setdefault("transitions", self._trainer.callback_metrics.get("transitions", torch.tensor(0.0)))
-        own[SINCE_TRANSITION] = torch.tensor(_since_transition(measurement.step, self._standing))
+        own = {self._in(name): torch.tensor(value) for name, value in finite.items() if name != LOSS}
+        own.setdefault(self._transitions, self._trainer.callback_metrics.get(self._transitions, torch.tensor(0.0)))
+        own[self._since] = torch.tensor(_since_transition(measurement.step, self._standing))
         self._trainer.callback_metrics.update(own)
         self.names.update(own)
 
@@ -726,12 +789,12 @@ class _TrainerMetrics:
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
         self._standing = standing
-        self._trainer.callback_metrics["transitions"] = torch.tensor(float(len(standing)))
-        self._trainer.callback_metrics[SINCE_TRANSITION] = torch.tensor(_since_transition(step, standing))
+        self._trainer.callback_metrics[self._transitions] = torch.tensor(float(len(standing)))
+        self._trainer.callback_metrics[self._since] = torch.tensor(_since_transition(step, standing))
         for flag in flags:
             news = self._news(flag)
             if news is not None:
-                _say(self._trainer, f"phasewatch: {news}, seen at {step}")
+                self._say(f"phasewatch: {news}, seen at {step}")
 
     def _news(self, flag: Flag) -> str | None:
         """What a person wants to know at once: beginnings, ends and errors, but no better figures."""
@@ -754,15 +817,22 @@ class _TrainerMetrics:
     def close(self) -> None: ...
 
 
-def _beside_checkpoint(trainer: Any) -> list[Path]:
+def _prefixed(metric: str, name: str | None) -> str:
+    """A metric as the watch of this name has it."""
+    return metric if name is None else f"{name}/{metric}"
+
+
+def _beside_checkpoint(trainer: Any, name: str | None) -> list[Path]:
     """Where the record may lie if the run's directory was moved: loggers have checkpoints in a folder beside it."""
-    return [] if trainer.ckpt_path is None else list(Path(trainer.ckpt_path).absolute().parents[:2])
+    beside = [] if trainer.ckpt_path is None else list(Path(trainer.ckpt_path).absolute().parents[:2])
+    return [place if name is None else place / name for place in beside]
 
 
-def _tensorboard_writers(trainer: Any, directory: Path | None) -> list[Listener]:
-    found = [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
+def _tensorboard_writers(trainer: Any, directory: Path | None, name: str | None) -> list[Listener]:
+    found = [Path(logger.log_dir) for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
     if found:
-        return [TensorBoardWriter(logger.log_dir, scalars=False) for logger in found]
+        # in a run of its own a named watch has the tags of any other, so that TensorBoard lays them over one another
+        return [TensorBoardWriter(at if name is None else at / name, scalars=name is not None) for at in found]
     return [] if directory is None else [TensorBoardWriter(directory)]
 
 
@@ -808,6 +878,23 @@ def _kept_on_device(trainer: Any, batches: Sequence[Any]) -> list[Any]:
     return [tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch) for batch in batches]
 
 
+def _restored_probe(kept: Any, what: str) -> DrawnProbe | None:
+    """Batches and their sizes out of a checkpoint; None where there are none, of which it is told if it is odd."""
+    match kept:
+        case None:
+            return None
+        case (list() as batches, None | list() as sizes) if batches and (
+            sizes is None or (len(sizes) == len(batches) and all(type(size) is int and size > 0 for size in sizes))
+        ):
+            return DrawnProbe(batches, sizes)
+    warnings.warn(
+        f"phasewatch: what the checkpoint holds as {what} is no list of batches with a list of their sizes: it is of "
+        "another version, or was changed. What is measured on is drawn anew.",
+        stacklevel=3,
+    )
+    return None
+
+
 def _fits_into_checkpoint(batches: Sequence[Any]) -> bool:
     size = sum(t.nbytes for t in tree_leaves(batches) if isinstance(t, Tensor))
     return size <= _LARGEST_PROBE_IN_CHECKPOINT and _is_plain(list(batches))
@@ -829,11 +916,6 @@ def _is_own(error: Exception) -> bool:
         trace = trace.tb_next
     place = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
     return place.startswith("phasewatch.") and isinstance(error, (ValueError, TypeError, OSError))
-
-
-def _say(trainer: Any, message: str) -> None:
-    namespace = type(trainer).__module__.partition(".trainer")[0]
-    importlib.import_module(f"{namespace}.utilities.rank_zero").rank_zero_info(message)
 
 
 def _summary(watch: Watch) -> str:

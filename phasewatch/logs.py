@@ -51,6 +51,8 @@ def read_table(path: str | os.PathLike[str]) -> Scalars:
         RecordError: If it is no table, or has no column of steps or no numbers.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise RecordError(f"{path} is no file; expected one that ends in {', '.join(TABLES)}. A pipe is none.")
     frame = _frame(path)
     lower = {str(name).lower(): name for name in frame.columns}
     step = next((lower[name] for name in STEPS if name in lower), None)

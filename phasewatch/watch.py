@@ -37,10 +37,12 @@ from phasewatch.monitor import Monitor
 from phasewatch.objective import LossFn, Objective, OutputsFn
 from phasewatch.objective.copies import KeptState
 from phasewatch.observer import Observer
+from phasewatch.printable import printable
 from phasewatch.record import Ending, Estimate, Flag, Journal, Measurement, Run, Transition
 from phasewatch.record.lines import Kind
 from phasewatch.record.reading import assemble, standing_lines
 from phasewatch.record.signals import detected, is_described, searched
+from phasewatch.record.state import STANDING, usable
 from phasewatch.record.trace import unpack
 from phasewatch.resuming import taken_up
 from phasewatch.schedule import FREE_SECONDS, PROMPT, Clock, ScheduleLike, Spread, as_schedule
@@ -63,25 +65,6 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
 IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
 """The lines of a record that a checkpoint holds where they are in memory alone: what happened in the run, without what
 was observed at every step, which is too long."""
-STATE = (
-    "run_id",
-    "record",
-    "lines",
-    "detector",
-    "next_visits",
-    "schedules",
-    "taken",
-    "activity",
-    "last_taken",
-    "start",
-    "planned_for",
-    "left_out",
-    "chains_in_each",
-    "until_chains",
-    "prices",
-    "clock",
-)
-"""What a state holds from which a watch goes on."""
 # Seconds: what takes longer shows in a progress bar what it is at.
 SHOWN_FROM = 2.0
 
@@ -480,7 +463,8 @@ class Watch:
 
     def _look_for_activity(self) -> None:
         """Let the schedules know whether something is under way."""
-        self.observer.look()
+        with self._guarded("activity", max(self._last_asked, 0)):
+            self.observer.look()
         self.clock.last_active = self.activity.last
 
     def _record_observed(self, step: int) -> None:
@@ -749,18 +733,19 @@ class Watch:
             places: Further directories in which the record may lie, for example beside the checkpoint.
 
         Raises:
-            ValueError: If :meth:`at` was asked already. A state that lacks something is none: a warning says so, and
-                the watch begins anew.
+            ValueError: If :meth:`at` was asked already. What a state lacks, or holds in a form that is not expected, is
+                told in a warning; the watch goes on with the rest.
         """
         if self._recording:
             raise ValueError("load_state_dict came after the first step; call it right after creation.")
-        if missing := [name for name in STATE if name not in state]:
+        kept, wrong = usable(state)
+        if wrong:
             warnings.warn(
-                f"phasewatch: the state to resume from lacks {', '.join(missing)}: it is of another version, or was "
-                "changed. The watch begins anew; what was measured before is in the record of that run.",
+                f"phasewatch: in the state to resume from, {'; '.join(wrong)}: it is of another version, or was "
+                "changed. The watch goes on with what there is; what was measured is in the record of that run.",
                 stacklevel=2,
             )
-            return
+        state = {**self.state_dict(), "run_id": None, **kept}
         self._recording = True
         self._last_taken = state["last_taken"]
         if state["planned_for"] == ([] if self._budget is None else _limits(self._budget)):
@@ -768,33 +753,46 @@ class Watch:
             self._chains_in_each, self._until_chains = state["chains_in_each"], state["until_chains"]
             self._header |= {"left_out": self._left_out, "chains_in_each": self._chains_in_each}
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
-        self.activity.load_state_dict(state["activity"])
+        with self._guarded("activity", max(self._last_taken, 0)):
+            self.activity.load_state_dict(state["activity"])
         self._prices.update(state["prices"])
         self._expect()
-        stored = zip(state["next_visits"], state["schedules"], state["taken"], strict=True)
-        for monitor, (next_visit, schedule, (taken, last_taken)) in zip(self.monitors, stored, strict=False):
-            if schedule == repr(monitor.schedule):
-                monitor.next_visit, monitor.taken, monitor.last_taken = next_visit, taken, last_taken
-            else:
-                monitor.last_taken = self._last_taken
-                monitor.go_on(self._last_taken, self.clock)
         step = max(self._last_taken, 0)
         with self._guarded("record", step):
             self._journal, told, said = taken_up(self._journal, self._header, state, [Path(place) for place in places])
             self._journal.extend(told)
             for text in said:
                 warnings.warn(f"phasewatch: {text}", stacklevel=3)
-        if self.detector and state["detector"]:
+        lines = standing_lines(self._journal.lines)
+        measured = [Measurement.from_dict(line.body) for line in lines if line.kind == "measurement"]
+        self._last_taken = max([self._last_taken, *(measurement.step for measurement in measured)])
+        stored = zip(*(state[name] for name in STANDING), strict=True)
+        for monitor, (next_visit, schedule, (taken, last_taken)) in zip(self.monitors, stored, strict=False):
+            if schedule == repr(monitor.schedule) and STANDING[0] in kept:
+                monitor.next_visit, monitor.taken, monitor.last_taken = next_visit, taken, last_taken
+            else:
+                monitor.last_taken = self._last_taken
+                monitor.go_on(self._last_taken, self.clock)
+        if self.detector is not None:
             with self._guarded("detector", step):
-                lines = standing_lines(self._journal.lines)
-                seen = [_seen(Measurement.from_dict(line.body)) for line in lines if line.kind == "measurement"]
                 flags = [Flag.from_dict(line.body) for line in lines if line.kind == "transition"]
-                self.detector.load_state_dict(state["detector"], seen, flags)
-                so_far = self.run
-                self.detector.observe(so_far.observed, so_far.resumed)
+                self._resume_detector(self.detector, state["detector"], list(map(_seen, measured)), flags)
         for listener in self.listeners:
             with self._guarded(type(listener).__name__, step):
                 listener.on_resume(self.run)
+
+    def _resume_detector(
+        self, detector: LiveDetector, state: Mapping[str, Any] | None, seen: Sequence[Any], flags: Sequence[Flag]
+    ) -> None:
+        """Let it go on from its state; where that is none, it has seen what was measured, and looks at it anew."""
+        anew = detector.state_dict()
+        try:
+            detector.load_state_dict(anew if state is None else state, seen, flags)
+        except ValueError as error:
+            detector.load_state_dict(anew, seen, flags)
+            warnings.warn(f"phasewatch: {error}. It looks anew at what was measured.", stacklevel=4)
+        so_far = self.run
+        detector.observe(so_far.observed, so_far.resumed)
 
     def _advance_clock(self, step: int) -> None:
         now = time.perf_counter()
@@ -1017,7 +1015,7 @@ def _limits(budget: Spread) -> list[float]:
 
 
 def _to_standard_error(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def _seen(measurement: Measurement) -> tuple[int, dict[str, float], dict[str, float], dict[str, bool], list[str]]:

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "isolation": {"numpy", "torch"},
     "interruption": set(),
     "printable": set(),
-    "record": {"interruption", "numpy", "pandas"},
+    "record": {"interruption", "printable", "numpy", "pandas"},
     "updates": {"torch"},
     "schedule": set(),
     "logs": {"record", "numpy"},
@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resuming": {"record"},
     "watch": {
         *("activity", "analysis", "estimators", "header", "interruption", "listener", "measure", "monitor"),
-        *("objective", "observer", "price", "record", "resuming", "schedule", "transitions", "torch", "ruptures"),
+        *("objective", "observer", "price", "printable", "record", "resuming", "schedule", "transitions"),
+        *("torch", "ruptures"),
     },
     "report": {"analysis", "printable", "record", "transitions", "numpy", "matplotlib"},
     "tensorboard": {"analysis", "google", "logs", "record", "report", "numpy", "tensorboard", "torch", "matplotlib"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def test_what_is_no_table_is_refused_with_what_it_has(text: str, message: str, t
         read_table(tmp_path / "log.csv")
     with pytest.raises(RecordError, match="expected a file that ends in .csv"):
         read_table(tmp_path / "log.txt")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "log.csv")
+    with pytest.raises(RecordError, match="log.csv is no file; expected one that ends in .csv"):
+        read_table(tmp_path / "log.csv")
+    assert main(["analyze", str(tmp_path / "log.csv")]) == 2
+    assert "is a pipe or a device" in capsys.readouterr().err
 
 
 def test_torn_json_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.record import Estimate, Measurement, load_run
-from phasewatch.watch import STATE, Watch
+from phasewatch.watch import Watch
 
 INPUTS = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = INPUTS.sum(dim=1, keepdim=True)
@@ -321,16 +321,3 @@ def test_what_is_asked_for_at_a_step_of_the_schedule_takes_its_place() -> None:
     watch.request()
     train(watch, 10, 21)
     assert [m.step for m in watch.run.measurements] == [0, 5, 10, 15, 20]
-
-
-@pytest.mark.parametrize("entry", STATE)
-def test_a_state_that_lacks_an_entry_is_told_of_and_the_watch_begins_anew(entry: str, tmp_path: Path) -> None:
-    state = saved(train(make(), 0, 3))
-    assert state.keys() == set(STATE)
-    del state[entry]
-    watch = make(tmp_path)
-    with pytest.warns(UserWarning, match=f"the state to resume from lacks {entry}: .* begins anew"):
-        watch.load_state_dict(state)
-    train(watch, 3, 5).close()
-    run = load_run(tmp_path)
-    assert [m.step for m in run.measurements] == [3, 4] and run.finished and not run.failures

@@ -78,12 +78,17 @@ class HessianSpectrum:
         zeros = counted(NULLITY, spectrum.zeros)
         nullity = zeros[NULLITY]
         density = spectrum.density
-        quadratic = quadratic_llc(
-            density.nodes,
-            density.weights * objective.num_parameters,
-            nbeta=n / math.log(n) if self.nbeta is None else self.nbeta,
-            localization=self.localization,
-        )
+        if self.nbeta is None and n < 2:
+            quadratic = Estimate(math.nan, doubts=(f"n is {n}, for which n / log n is no temperature",))
+        else:
+            quadratic = Estimate(
+                quadratic_llc(
+                    density.nodes,
+                    density.weights * objective.num_parameters,
+                    nbeta=n / math.log(n) if self.nbeta is None else self.nbeta,
+                    localization=self.localization,
+                )
+            )
         return Reading(
             {
                 "hessian_max": Estimate(
@@ -101,7 +106,7 @@ class HessianSpectrum:
                 "rank_half": Estimate(
                     (objective.num_parameters - nullity.value) / 2, nullity.standard_error / 2, nullity.doubts
                 ),
-                "llc_quadratic": Estimate(quadratic),
+                "llc_quadratic": quadratic,
                 **zeros,
             },
             histograms={

@@ -188,6 +188,8 @@ class Journal:
         raise RecordError(f"{self.directory} holds a record of the run {self.run_id} already; give another directory.")
 
     def _open_again(self, path: Path) -> LockedFile:
+        if path.exists() and not path.is_file():  # a pipe or a directory
+            return self._begin_beside(path)
         try:
             return LockedFile(path, create=False)
         except BlockingIOError as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from phasewatch.printable import printable
 from phasewatch.record.plain import text as a_text
 from phasewatch.record.plain import whole
 
@@ -30,6 +31,10 @@ _BODY_AT = len(_PREFIX) + len('00000000",')
 
 class RecordError(ValueError):
     """A record cannot be read or written; the message says how to mend it."""
+
+    def __init__(self, message: object) -> None:
+        """Keep what it quotes of a file from steering the terminal that shows it."""
+        super().__init__(printable(str(message)))
 
 
 @dataclass(frozen=True)

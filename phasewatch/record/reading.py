@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from phasewatch.printable import printable
 from phasewatch.record.bodies import objection
 from phasewatch.record.ending import Ending
 from phasewatch.record.lines import FILE_NAME, SCHEMA_VERSION, DamagedLine, Line, RecordError, gaps, read_lines
@@ -73,7 +74,7 @@ def load_run(path: str | os.PathLike[str], run_id: str | None = None) -> Run:
         raise RecordError(f"{file} holds {len(runs)} runs; give the run_id of one of them:{_listing([file])}")
     run = assemble(runs[run_id or next(iter(runs))], file, tuple(damaged))
     if run.damaged or run.gaps:
-        warnings.warn(f"{file}: {_losses(run)}.", stacklevel=2)
+        warnings.warn(printable(f"{file}: {_losses(run)}."), stacklevel=2)
     return run
 
 
@@ -177,6 +178,10 @@ def _find_records(path: str | os.PathLike[str]) -> list[Path]:
         return [path]
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the log directory of a run, or its {FILE_NAME}.")
+    if not path.is_dir():
+        raise RecordError(
+            f"{path} is a pipe or a device, which would be waited for; write what comes out of it to a file first."
+        )
     found = records_in(path) or records_in(path, "**/{}")
     if not found:
         raise FileNotFoundError(

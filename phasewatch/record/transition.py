@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from phasewatch.printable import printable
 from phasewatch.record.plain import mapping, member, number, number_or_none, numbers, place, text, texts, truth, whole
 
 Action = Literal["flagged", "revised", "withdrawn"]
@@ -121,7 +122,7 @@ class Transition:
         """Return one line with the place, the kind and the signals that changed."""
         low, high = self.interval
         changed = ", ".join(f"{name} {change.change:+.3g}" for name, change in self.changes.items())
-        return (
+        return printable(
             f"Transition(kind={self.label!r}, step={self.step:g} [{low:g}, {high:g}], "
             f"start={self.start:g}, end={self.end:g}, score={self.score:.1f}, {changed})"
         )

@@ -181,8 +181,8 @@ class LiveDetector:
             alpha, searched = checked_alpha(state["alpha"]), int(state["searched"])
             seen = [Transition.from_dict(plain) for plain in state["known"]]
             suspected = [[Transition.from_dict(plain) for plain in look] for look in state["suspected"]]
-            looked_until = state["looked_until"]
-            waiting, missed = bool(state["waiting"]), {number: count for number, count in state["missed"]}
+            looked_until = _optional(state["looked_until"], "looked_until")
+            waiting, missed = bool(state["waiting"]), {int(number): int(count) for number, count in state["missed"]}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"not the state of a LiveDetector ({error!r}): expected what LiveDetector.state_dict() returned"

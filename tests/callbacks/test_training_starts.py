@@ -131,7 +131,7 @@ def test_where_nothing_was_paid_the_last_line_says_so_and_names_no_record(
     clock: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("phasewatch.callbacks.watching._say", lambda _, text: said.append(text))
+    monkeypatch.setattr("phasewatch.callbacks.watching.WatchingCallback._say", lambda self, _, text: said.append(text))
     watch = slow(clock)
     with pytest.warns(UserWarning, match="so nothing is measured"):
         train(tmp_path, watch, Outside(clock, watch), max_steps=6)
@@ -145,7 +145,7 @@ def test_where_nothing_was_paid_the_last_line_says_so_and_names_no_record(
 
 def test_the_line_goes_where_the_trainer_says_things(clock: Any, tmp_path: Path, monkeypatch: Any) -> None:
     said: list[str] = []
-    monkeypatch.setattr("phasewatch.callbacks.watching._say", lambda _, text: said.append(text))
+    monkeypatch.setattr("phasewatch.callbacks.watching.WatchingCallback._say", lambda self, _, text: said.append(text))
     watch = slow(clock)
     train(tmp_path, watch, Outside(clock, watch))
     told = [text for text in said if "a measurement takes" in text]

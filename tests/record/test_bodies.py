@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import json
 import random
 import tracemalloc
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mutants import mutated
 from records import begin, measurement, write
 
 from phasewatch.analysis import analyze_run
@@ -36,8 +36,6 @@ TRANSITION = Transition(
     equal_n=5.0,
     resolutions=("fine",),
 )
-HOSTILE: list[Any] = [None, True, 0, -1, 1, 2**31, 2**63, 2**70, 10**40, -(10**400), 1e308, -1e308, 1e-320]
-HOSTILE += ["", "x", "\x1b[31mred", "NaN", [], {}, [[]], [None], {"a": 1}, [1] * 50, float("inf"), float("nan")]
 
 
 def whole_record(directory: Path) -> Journal:
@@ -68,24 +66,6 @@ def encoded(value: Any) -> bytes:
     text = json.dumps(value, separators=(",", ":"))
     text = text if text.startswith("{") else "{" + text
     return f'{{"crc32":"{zlib.crc32(text.encode()):08x}",{text[1:]}\n'.encode()
-
-
-def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [at, *(place for key, one in inner for place in places(one, (*at, key)))]
-
-
-def mutated(value: Any, rng: random.Random) -> Any:
-    value = copy.deepcopy(value)
-    *way, last = rng.choice(places(value)[1:])
-    owner = value
-    for key in way:
-        owner = owner[key]
-    if rng.random() < 0.3:
-        del owner[last]
-    else:
-        owner[last] = rng.choice(HOSTILE)
-    return value
 
 
 def look_at_all(run: Run) -> None:

@@ -168,6 +168,18 @@ def test_what_is_taken_from_a_record_under_the_run_is_written_again(how: str, cl
     whole.close()
 
 
+@pytest.mark.parametrize("special", ["pipe", "directory"])
+def test_what_cannot_be_read_in_the_place_of_a_record_is_not_waited_for(special: str, tmp_path: Path) -> None:
+    journal = begin(tmp_path)
+    file = tmp_path / "phasewatch.jsonl"
+    file.unlink()
+    os.mkfifo(file) if special == "pipe" else file.mkdir()
+    with pytest.warns(UserWarning, match=f"{journal.run_id}.jsonl takes the place of phasewatch.jsonl"):
+        journal.append("measurement", measurement(6).to_dict())
+    run = load_run(tmp_path)
+    assert [m.step for m in run.measurements] == list(range(7)) and not run.gaps
+
+
 @pytest.mark.parametrize("way", ["moved there", "copied over it", "written there"])
 def test_what_was_put_in_the_place_of_a_record_is_left_alone(way: str, tmp_path: Path) -> None:
     journal = begin(tmp_path / "run")

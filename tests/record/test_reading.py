@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,19 @@ import pytest
 from records import HEADER, begin, measurement, write
 
 import phasewatch
-from phasewatch.record import Estimate, Gap, Journal, Measurement, RecordError, Run, load_run
+from phasewatch.printable import printable
+from phasewatch.record import (
+    Change,
+    Estimate,
+    Gap,
+    Journal,
+    Measurement,
+    RecordError,
+    Run,
+    Transition,
+    load_run,
+)
+from phasewatch.record.lines import Line
 
 
 def read(path: Path, run_id: str | None = None) -> Run:
@@ -278,6 +291,41 @@ def test_errors_name_the_mend(tmp_path: Path) -> None:
         load_run(tmp_path / "new")
     with pytest.raises(KeyError, match="it has: loss, llc"):
         load_run(tmp_path / "one").series("trace")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "record"
+    os.mkfifo(pipe)
+    for told in (lambda: load_run(pipe), lambda: load_run(pipe, "1234")):
+        with pytest.raises(RecordError, match="record is a pipe or a device, which would be waited for; write"):
+            told()
+    os.mkfifo(tmp_path / "phasewatch.jsonl")
+    with pytest.raises(FileNotFoundError, match="There is no phasewatch.jsonl"):
+        load_run(tmp_path)
+    write(tmp_path)  # beside the pipe, into a file of another name
+    assert len(load_run(tmp_path).measurements) == 6
+
+
+def test_what_is_quoted_of_a_file_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    red, named = "\x1b[31mred\x1b[0m\x9b\u202e", "red"
+    journal = Journal(tmp_path)
+    journal.append("header", {**HEADER, "signals": [{red: 1}]})
+    journal.append("plan", {red: 1})
+    journal.append("measurement", measurement(0).to_dict())
+    with pytest.warns(UserWarning, match=named) as caught:
+        load_run(tmp_path)
+    told = [str(one.message) for one in caught]
+    file = journal.path
+    assert file is not None
+    file.write_bytes(Line(red, 0, "header", {**HEADER, "schema_version": 1, "versions": {"phasewatch": red}}).encoded())
+    for given in ({}, {"run_id": red}, {"run_id": "1"}):
+        with pytest.raises(RecordError, match=named) as refused:
+            load_run(tmp_path, **given)
+        told.append(str(refused.value))
+    change = Change(1.0, 2.0, 1.0, 0.1, (0.8, 1.2), 10.0)
+    told.append(repr(Transition(0.0, 2.0, 1.0, (0.0, 2.0), "A", {red: change}, 1.0, 0.1)))
+    for text in told:
+        assert named in text and printable(text) == text
 
 
 def test_importing_phasewatch_is_light() -> None:
