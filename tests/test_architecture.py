@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("_version", "analysis", "callbacks", "demo", "logs", "printable", "record", "report", "sweep"),
         *("tensorboard", "transitions", "ruptures"),
     },
+    "__main__": {"cli"},
 }
 ADAPTERS = "callbacks"
 """May import all that is ours, and the framework that they adapt to; only the demo and the command line import them."""

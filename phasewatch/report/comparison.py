@@ -52,7 +52,7 @@ def comparison_figure(
 
     Args:
         names: What the runs are called.
-        analyses: Per run, what :func:`phasewatch.report.analyze_run` gave.
+        analyses: Per run, what :func:`phasewatch.analyze_run` gave.
         aligned: Their transitions, aligned.
     """
     height = TOP + LANE_HEIGHT * len(analyses) + BOTTOM

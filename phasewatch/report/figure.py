@@ -52,7 +52,7 @@ def run_figure(analysis: Analysis) -> Figure:
     on top. What the schedule did or what befell the run is a dotted line.
 
     Args:
-        analysis: As given by :func:`phasewatch.report.analyze_run`.
+        analysis: As given by :func:`phasewatch.analyze_run`.
     """
     run = analysis.run
     panels = _panels(analysis)

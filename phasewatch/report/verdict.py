@@ -72,7 +72,7 @@ def verdict(analysis: Analysis) -> Verdict:
     """The verdict on an analysed run.
 
     Args:
-        analysis: As given by :func:`phasewatch.report.analyze_run`.
+        analysis: As given by :func:`phasewatch.analyze_run`.
     """
     run = analysis.run
     reliable = {name: _reliable(run, name) for name in NAMES if name in run.names}
