@@ -26,6 +26,7 @@ from phasewatch.callbacks.checkpoints import TransitionCheckpoints
 from phasewatch.callbacks.observing import TrainingSignals
 from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.progress import ShownProgress
+from phasewatch.callbacks.summaries import log_verdict
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import BehavioralCoefficient, Estimator, checked_estimators
 from phasewatch.interruption import held_back
@@ -37,9 +38,10 @@ from phasewatch.objective.merging import one_batch_serves
 from phasewatch.price import spoken, what_would_help
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
-from phasewatch.record.signals import HELD_OUT, LOSS, look_up
-from phasewatch.report import verdict
+from phasewatch.record.signals import HELD_OUT, LOSS
+from phasewatch.report import NAMES, verdict
 from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
+from phasewatch.tags import STAGE, tagged
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.detect import MIN_POINTS
@@ -455,7 +457,7 @@ class WatchingCallback(CallbackBase):
             return measured
         metrics = {}
         if trainer.is_global_zero:
-            metrics = {name: float(value) for name, value in _latest(self._watch).items()}
+            metrics = _latest(self._watch)
         self._next_visit, metrics, measured = trainer.strategy.broadcast((self._next_visit, metrics, measured))
         if metrics and not trainer.is_global_zero:
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -702,18 +704,8 @@ class _TrainerMetrics:
         self._standing: Sequence[Transition] = ()
 
     def on_measurement(self, measurement: Measurement) -> None:
-        finite = _finite_values(measurement)
-        logged = {f"phasewatch/{name}": value for name, value in finite.items()}
-        for name in finite:
-            bounds = look_up(name).bounds or (f"{name}_lower", f"{name}_upper")
-            for bound, value in zip(bounds, measurement.interval(name), strict=True):
-                if bound not in measurement.estimates and math.isfinite(value):
-                    logged[f"phasewatch/{bound}"] = value
-        for logger in self._trainer.loggers:
-            logger.log_metrics(logged, step=measurement.step)
-            logger.save()
-        # the probe's loss stays out: "loss" may be a metric of the user's own
-        own = {name: torch.tensor(value) for name, value in finite.items() if name != LOSS}
+        self._log({**tagged(measurement), STAGE: float(len(self._standing))}, measurement.step)
+        own = {name: torch.tensor(value) for name, value in _metrics(measurement).items()}
         own.setdefault("transitions", self._trainer.callback_metrics.get("transitions", torch.tensor(0.0)))
         own[SINCE_TRANSITION] = torch.tensor(_since_transition(measurement.step, self._standing))
         self._trainer.callback_metrics.update(own)
@@ -724,6 +716,7 @@ class _TrainerMetrics:
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
         self._standing = standing
+        self._log({STAGE: float(len(standing))}, step)
         self._trainer.callback_metrics["transitions"] = torch.tensor(float(len(standing)))
         self._trainer.callback_metrics[SINCE_TRANSITION] = torch.tensor(_since_transition(step, standing))
         for flag in flags:
@@ -747,9 +740,16 @@ class _TrainerMetrics:
         ended = f" has ended by {transition.end:g}" if before == "under way" else ""
         return f"transition ({transition.full_kind}) {place}{ended}"
 
-    def on_end(self, analysis: Analysis) -> None: ...
+    def on_end(self, analysis: Analysis) -> None:
+        for logger in self._trainer.loggers:
+            log_verdict(logger, analysis)
 
     def close(self) -> None: ...
+
+    def _log(self, numbers: dict[str, float], step: int) -> None:
+        for logger in self._trainer.loggers:
+            logger.log_metrics(numbers, step=step)
+            logger.save()
 
 
 def _beside_checkpoint(trainer: Any) -> list[Path]:
@@ -760,7 +760,7 @@ def _beside_checkpoint(trainer: Any) -> list[Path]:
 def _tensorboard_writers(trainer: Any, directory: Path | None) -> list[Listener]:
     found = [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
     if found:
-        return [TensorBoardWriter(logger.log_dir, scalars=False) for logger in found]
+        return [TensorBoardWriter(logger.experiment, scalars=False) for logger in found]
     return [] if directory is None else [TensorBoardWriter(directory)]
 
 
@@ -783,11 +783,11 @@ def _stream_length(trainer: Any, stream: StreamProbe) -> int | None:
 def _latest(watch: Watch | None) -> dict[str, float]:
     if watch is None or not watch.run.measurements:
         return {}
-    latest = _finite_values(watch.run.measurements[-1])
+    latest = watch.run.measurements[-1]
     return {
-        **{name: value for name, value in latest.items() if name != LOSS},
+        **_metrics(latest),
         "transitions": float(len(watch.transitions)),
-        SINCE_TRANSITION: _since_transition(watch.run.measurements[-1].step, watch.transitions),
+        SINCE_TRANSITION: _since_transition(latest.step, watch.transitions),
     }
 
 
@@ -796,8 +796,11 @@ def _since_transition(step: int, standing: Sequence[Transition]) -> float:
     return max(0.0, step - max((step if one.under_way else one.end for one in standing), default=0.0))
 
 
-def _finite_values(measurement: Measurement) -> dict[str, float]:
-    return {name: found.value for name, found in measurement.estimates.items() if math.isfinite(found.value)}
+def _metrics(measurement: Measurement) -> dict[str, float]:
+    """The finite numbers, and whether each λ is reliable; not the loss, which may be a metric of the user's own."""
+    found = {name: one.value for name, one in measurement.estimates.items() if math.isfinite(one.value)}
+    marks = {f"{name}_reliable": float(measurement.estimates[name].reliable) for name in NAMES if name in found}
+    return {name: value for name, value in {**found, **marks}.items() if name != LOSS}
 
 
 def _kept_on_device(trainer: Any, batches: Sequence[Any]) -> list[Any]:

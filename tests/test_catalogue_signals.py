@@ -182,7 +182,7 @@ def test_one_row_and_one_estimator_are_a_new_signal_everywhere(row: Signal, tmp_
     for transition in (live, found):
         assert transition.start <= 30 <= transition.end and transition.kind == "sharpness rises"
     assert run.transitions == (live,)
-    assert layout(tmp_path)["sharpness"]["multiline"]["tag"] == ["^phasewatch/sharpness$"]
+    assert layout(tmp_path)["sharpness"]["multiline"]["tag"] == ["^phasewatch_details/sharpness(_unreliable)?$"]
     assert titles(tmp_path) == ["loss on the probe", "sharpness of the loss"]
     page = write_report(analyze_run(run), tmp_path / "report").html.read_text(encoding="utf-8")
     assert "<td>sharpness</td><td>sharpness of the loss</td><td>loss / radius</td>" in page

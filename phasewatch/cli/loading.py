@@ -70,16 +70,16 @@ def _is_record(path: Path) -> bool:
 
 def _load_series(path: Path, names: list[str] | None, quiet: bool) -> tuple[Run, Path, list[str]]:
     """A run out of a table or of event files."""
-    from phasewatch.logs import chosen, is_table, read_table, run_of_scalars, unprefixed
+    from phasewatch.logs import chosen, is_table, own_names, read_table, run_of_scalars
     from phasewatch.record import RecordError
 
     if is_table(path):
-        source, scalars = path, unprefixed(read_table(path))
+        source, scalars = path, own_names(read_table(path))
     else:
         from phasewatch.tensorboard.events import find_event_files, read_scalars
 
         source = find_event_files(path)
-        scalars = unprefixed(read_scalars(source))
+        scalars = own_names(read_scalars(source))
     if names is None:
         names, why = chosen(scalars)
         if not names:

@@ -6,9 +6,10 @@ from phasewatch.report.figure import run_figure
 from phasewatch.report.html import ReportPaths, write_report
 from phasewatch.report.moved import format_moved
 from phasewatch.report.table import format_events, format_table
-from phasewatch.report.verdict import Verdict, verdict
+from phasewatch.report.verdict import NAMES, Verdict, verdict
 
 __all__ = [
+    "NAMES",
     "ReportPaths",
     "Verdict",
     "comparison_figure",
