@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from phasewatch import Watch, estimators, load_run
 from phasewatch.analysis import analyze_run
 from phasewatch.estimators import BehavioralCoefficient, Estimator, LearningCoefficient, Reading
+from phasewatch.figures import run_figure
 from phasewatch.measure import Probe, measure
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Signal, describe
 from phasewatch.record.signals import CATALOGUE, DETAIL, detected, groups, is_described, look_up
-from phasewatch.report import run_figure, write_report
+from phasewatch.report import write_report
 from phasewatch.tensorboard import TensorBoardWriter
 
 QUICK: dict[str, Any] = {"chains": 2, "draws": 20, "burn_in": 20}

@@ -53,7 +53,8 @@ def perform(arguments: argparse.Namespace) -> int:
     directories = [directory.resolve() for _, directory, _ in given]
     named = directories if len(set(directories)) == len(directories) else places
     from phasewatch.analysis import analyze_run
-    from phasewatch.report import comparison_figure, format_comparison
+    from phasewatch.figures import comparison_figure
+    from phasewatch.report import format_comparison
     from phasewatch.transitions import align_transitions
 
     together = Path(os.path.commonpath(directories))

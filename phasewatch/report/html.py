@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phasewatch.analysis import Analysis
+from phasewatch.figures import run_figure
+from phasewatch.figures.numbers import format_span, format_step
 from phasewatch.printable import printable
 from phasewatch.record import Transition
 from phasewatch.record.signals import look_up
-from phasewatch.report.figure import run_figure
 from phasewatch.report.moved import describe_moved
-from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
 from phasewatch.report.verdict import Verdict, count_notes, counted_changes, verdict
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from phasewatch.figures.numbers import format_step, format_value
 from phasewatch.record import Moved, MovedClass, MovedSample, Run, Transition
-from phasewatch.report.numbers import format_step, format_value
 from phasewatch.report.table import WIDTH
 
 SAMPLES_TOLD = 5

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from phasewatch.figures.numbers import format_change, format_span, format_step, format_value
 from phasewatch.record import Transition
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE
-from phasewatch.report.numbers import format_change, format_span, format_step, format_value
 from phasewatch.transitions.events import Event
 
 NONE_FOUND = "No transitions were found: within its noise, the run stays in one stage."

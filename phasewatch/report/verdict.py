@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from phasewatch.analysis import Analysis
+from phasewatch.figures.numbers import format_change, format_span, format_step
 from phasewatch.record import Run, Transition
 from phasewatch.record.signals import EFFECTIVE_RANK_COARSE, LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
-from phasewatch.report.numbers import format_change, format_span, format_step
 from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
 from phasewatch.transitions.detect import MIN_POINTS
 from phasewatch.transitions.events import EventKind

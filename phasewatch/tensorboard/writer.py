@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.analysis import NOT_BORNE_OUT, Analysis
+from phasewatch.figures import density_figure, run_figure
 from phasewatch.record import Flag, Histogram, Measurement, Run, Transition
 from phasewatch.record.signals import NULLITY, SPECTRUM, detected
-from phasewatch.report import density_figure, format_moved, format_table, run_figure, verdict
+from phasewatch.report import format_moved, format_table, verdict
 from phasewatch.tags import DETAILS, LOOKED_AT, STAGE, STAGE_OF_WHOLE_RUN, gaps, stages, tagged
 from phasewatch.tensorboard.layout import CATEGORY, Chart, charts, holds_another
 
