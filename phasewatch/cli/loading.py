@@ -38,7 +38,7 @@ def _load(path: Path, signals: list[str] | None, quiet: bool) -> tuple[Run, Path
         return _load_series(path, signals, quiet)
     if not (path.is_file() and "tfevents" in path.name):
         try:
-            record = find_record(path)
+            record = find_record(_beside_events(path))
         except FileNotFoundError:
             if not any(path.rglob("*tfevents*")):
                 if (table := find_table(path)) is None:
@@ -54,6 +54,14 @@ def _load(path: Path, signals: list[str] | None, quiet: bool) -> tuple[Run, Path
                 has = ", ".join(dict.fromkeys(known)) or "none"
                 raise RecordError(f"{record} has no series {unknown}; it has: {has}.")
     return _load_series(path, signals, quiet)
+
+
+def _beside_events(path: Path) -> Path:
+    """Where the record lies: of the directory of our event files alone, that above it."""
+    from phasewatch.record import FILE_NAME
+
+    ours = path.name == Path(FILE_NAME).stem and any(path.glob("*tfevents*"))
+    return path.parent if ours and any(path.absolute().parent.glob("*.jsonl")) else path
 
 
 def _is_record(path: Path) -> bool:
