@@ -27,6 +27,7 @@ from phasewatch.callbacks.checkpoints import TransitionCheckpoints
 from phasewatch.callbacks.observing import TrainingSignals
 from phasewatch.callbacks.places import checked_name, checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.progress import ShownProgress
+from phasewatch.callbacks.summaries import log_verdict, prefixed
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import BehavioralCoefficient, Estimator, checked_estimators
 from phasewatch.interruption import held_back
@@ -41,10 +42,11 @@ from phasewatch.price import spoken, what_would_help
 from phasewatch.printable import printable
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
-from phasewatch.record.signals import HELD_OUT, LOSS, look_up
+from phasewatch.record.signals import HELD_OUT, LOSS
 from phasewatch.record.state import usable
-from phasewatch.report import verdict
+from phasewatch.report import NAMES, verdict
 from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
+from phasewatch.tags import STAGE, tagged
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.detect import MIN_POINTS
@@ -505,7 +507,7 @@ class WatchingCallback(CallbackBase):
             return measured
         metrics = {}
         if trainer.is_global_zero:
-            metrics = {_prefixed(name, self.name): float(value) for name, value in _latest(self._watch).items()}
+            metrics = {prefixed(name, self.name): value for name, value in _latest(self._watch).items()}
         self._next_visit, metrics, measured = trainer.strategy.broadcast((self._next_visit, metrics, measured))
         if metrics and not trainer.is_global_zero:
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -756,7 +758,8 @@ class _TrainerMetrics:
             name: Of the watch: its metrics are ``<name>/<signal>`` then.
             say: Given what a person is to know at once.
         """
-        self._in = partial(_prefixed, name=name)
+        self._name = name
+        self._in = partial(prefixed, name=name)
         self._transitions, self._since = self._in("transitions"), self._in(SINCE_TRANSITION)
         self.names = {self._transitions, self._since}
         self._trainer = trainer
@@ -765,20 +768,8 @@ class _TrainerMetrics:
         self._standing: Sequence[Transition] = ()
 
     def on_measurement(self, measurement: Measurement) -> None:
-        finite = _finite_values(measurement)
-        logged = dict(finite)
-        for name in finite:
-            bounds = look_up(name).bounds or (f"{name}_lower", f"{name}_upper")
-            for bound, value in zip(bounds, measurement.interval(name), strict=True):
-                if bound not in measurement.estimates and math.isfinite(value):
-                    logged[bound] = value
-        for logger in self._trainer.loggers:
-            logger.log_metrics(
-                {f"phasewatch/{self._in(name)}": value for name, value in logged.items()}, step=measurement.step
-            )
-            logger.save()
-        # the probe's loss stays out: "loss" may be a metric of the user's own
-        own = {self._in(name): torch.tensor(value) for name, value in finite.items() if name != LOSS}
+        self._log({**tagged(measurement), STAGE: float(len(self._standing))}, measurement.step)
+        own = {self._in(name): torch.tensor(value) for name, value in _metrics(measurement).items()}
         own.setdefault(self._transitions, self._trainer.callback_metrics.get(self._transitions, torch.tensor(0.0)))
         own[self._since] = torch.tensor(_since_transition(measurement.step, self._standing))
         self._trainer.callback_metrics.update(own)
@@ -789,6 +780,7 @@ class _TrainerMetrics:
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
         self._standing = standing
+        self._log({STAGE: float(len(standing))}, step)
         self._trainer.callback_metrics[self._transitions] = torch.tensor(float(len(standing)))
         self._trainer.callback_metrics[self._since] = torch.tensor(_since_transition(step, standing))
         for flag in flags:
@@ -812,14 +804,17 @@ class _TrainerMetrics:
         ended = f" has ended by {transition.end:g}" if before == "under way" else ""
         return f"transition ({transition.full_kind}) {place}{ended}"
 
-    def on_end(self, analysis: Analysis) -> None: ...
+    def on_end(self, analysis: Analysis) -> None:
+        for logger in self._trainer.loggers:
+            log_verdict(logger, analysis, self._name)
 
     def close(self) -> None: ...
 
-
-def _prefixed(metric: str, name: str | None) -> str:
-    """A metric as the watch of this name has it."""
-    return metric if name is None else f"{name}/{metric}"
+    def _log(self, numbers: dict[str, float], step: int) -> None:
+        for logger in self._trainer.loggers:
+            if self._name is None or not is_a(logger, "TensorBoardLogger"):  # there it has a run of its own
+                logger.log_metrics({self._in(name): number for name, number in numbers.items()}, step=step)
+                logger.save()
 
 
 def _beside_checkpoint(trainer: Any, name: str | None) -> list[Path]:
@@ -829,10 +824,11 @@ def _beside_checkpoint(trainer: Any, name: str | None) -> list[Path]:
 
 
 def _tensorboard_writers(trainer: Any, directory: Path | None, name: str | None) -> list[Listener]:
-    found = [Path(logger.log_dir) for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
+    found = [logger for logger in trainer.loggers if is_a(logger, "TensorBoardLogger")]
     if found:
-        # in a run of its own a named watch has the tags of any other, so that TensorBoard lays them over one another
-        return [TensorBoardWriter(at if name is None else at / name, scalars=name is not None) for at in found]
+        if name is not None:  # in a run of its own, so that TensorBoard lays the same tags of several over one another
+            return [TensorBoardWriter(Path(logger.log_dir) / name) for logger in found]
+        return [TensorBoardWriter(logger.experiment, scalars=False) for logger in found]
     return [] if directory is None else [TensorBoardWriter(directory)]
 
 
@@ -855,11 +851,11 @@ def _stream_length(trainer: Any, stream: StreamProbe) -> int | None:
 def _latest(watch: Watch | None) -> dict[str, float]:
     if watch is None or not watch.run.measurements:
         return {}
-    latest = _finite_values(watch.run.measurements[-1])
+    latest = watch.run.measurements[-1]
     return {
-        **{name: value for name, value in latest.items() if name != LOSS},
+        **_metrics(latest),
         "transitions": float(len(watch.transitions)),
-        SINCE_TRANSITION: _since_transition(watch.run.measurements[-1].step, watch.transitions),
+        SINCE_TRANSITION: _since_transition(latest.step, watch.transitions),
     }
 
 
@@ -868,8 +864,11 @@ def _since_transition(step: int, standing: Sequence[Transition]) -> float:
     return max(0.0, step - max((step if one.under_way else one.end for one in standing), default=0.0))
 
 
-def _finite_values(measurement: Measurement) -> dict[str, float]:
-    return {name: found.value for name, found in measurement.estimates.items() if math.isfinite(found.value)}
+def _metrics(measurement: Measurement) -> dict[str, float]:
+    """The finite numbers, and whether each λ is reliable; not the loss, which may be a metric of the user's own."""
+    found = {name: one.value for name, one in measurement.estimates.items() if math.isfinite(one.value)}
+    marks = {f"{name}_reliable": float(measurement.estimates[name].reliable) for name in NAMES if name in found}
+    return {name: value for name, value in {**found, **marks}.items() if name != LOSS}
 
 
 def _kept_on_device(trainer: Any, batches: Sequence[Any]) -> list[Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from phasewatch.record import Estimate, Measurement, RecordError, Run
 from phasewatch.record.signals import LOSS, detected
+from phasewatch.tags import UNRELIABLE, name_of
 
 Scalars = dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
 """Name to steps, ascending, and values."""
@@ -33,8 +34,8 @@ TABLES = {
 """What pandas reads a file by, and how it ends."""
 METRICS = "metrics.csv"
 """What Lightning's CSVLogger writes."""
-OURS = "phasewatch/"
-"""What the names of our signals begin with in the logs of others."""
+CALLED_UNRELIABLE = "called unreliable where it was logged"
+"""Why a point that was logged as one not to be trusted is none."""
 
 
 def read_table(path: str | os.PathLike[str]) -> Scalars:
@@ -88,10 +89,16 @@ def find_table(directory: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def unprefixed(scalars: Scalars) -> Scalars:
-    """The same, our own signals without the prefix that they have there, where no other series has their name."""
-    bare = {name: name.removeprefix(OURS) for name in scalars}
-    return {name if name != bare[name] and bare[name] in scalars else bare[name]: scalars[name] for name in scalars}
+def own_names(scalars: Scalars) -> Scalars:
+    """The same, our own signals under the names that they have in a record, where no other series has their name.
+
+    Of a signal none of whose values was to be trusted, an empty series is there beside them.
+    """
+    names = {tag: name_of(tag) for tag in scalars}
+    named = {tag if tag != name and name in scalars else name: scalars[tag] for tag, name in names.items()}
+    ours = [name for tag, name in names.items() if tag != name and name.endswith(UNRELIABLE)]
+    empty = {name.removesuffix(UNRELIABLE): (np.empty(0, dtype=np.int64), np.empty(0)) for name in ours}
+    return {**{name: series for name, series in empty.items() if name not in named}, **named}
 
 
 def chosen(scalars: Mapping[str, object]) -> tuple[list[str], str]:
@@ -109,7 +116,8 @@ def chosen(scalars: Mapping[str, object]) -> tuple[list[str], str]:
 def run_of_scalars(scalars: Scalars, names: Sequence[str], source: str) -> Run:
     """Series as a run, so that they can be analysed like one.
 
-    One of more than 240 points is averaged in groups, each at its last step.
+    One of more than 240 points is averaged in groups, each at its last step. What phasewatch has logged as not to be
+    trusted is so here.
 
     Args:
         scalars: The series.
@@ -126,12 +134,12 @@ def run_of_scalars(scalars: Scalars, names: Sequence[str], source: str) -> Run:
         )
     found: dict[int, dict[str, Estimate]] = {}
     for name in names:
-        steps, column = scalars[name]
-        finite = np.flatnonzero(np.isfinite(column))
-        if not len(finite):
-            continue
-        for group in np.array_split(finite, min(MOST_POINTS, len(finite))):
-            found.setdefault(int(steps[group[-1]]), {})[name] = Estimate(float(column[group].mean()))
+        for series, doubts in ((name, ()), (f"{name}{UNRELIABLE}", (CALLED_UNRELIABLE,))):
+            steps, column = scalars.get(series, ([], np.empty(0)))
+            finite = np.flatnonzero(np.isfinite(column))
+            for group in np.array_split(finite, min(MOST_POINTS, len(finite))) if len(finite) else []:
+                step, value = int(steps[group[-1]]), float(column[group].mean())
+                found.setdefault(step, {}).setdefault(name, Estimate(value, doubts=doubts))
     measurements = tuple(Measurement(step, found[step]) for step in sorted(found))
     return Run(None, {"source": source, "series": list(names)}, measurements, (), (), (), finished=True)
 

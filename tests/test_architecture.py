@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"interruption", "printable", "numpy", "pandas"},
     "updates": {"torch"},
     "schedule": set(),
-    "logs": {"record", "numpy"},
+    "tags": {"record"},
+    "logs": {"record", "tags", "numpy"},
     "objective": {"interruption", "isolation", "torch", "numpy"},
     "probe": {"isolation", "objective", "torch", "numpy"},
     "hessian": {"isolation", "objective", "torch", "numpy", "scipy"},
@@ -42,14 +43,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("objective", "observer", "price", "printable", "record", "resuming", "schedule", "transitions"),
         *("torch", "ruptures"),
     },
-    "report": {"analysis", "printable", "record", "transitions", "numpy", "matplotlib"},
-    "tensorboard": {"analysis", "google", "logs", "record", "report", "numpy", "tensorboard", "torch", "matplotlib"},
+    "figures": {"analysis", "record", "transitions", "numpy", "matplotlib"},
+    "report": {"analysis", "figures", "printable", "record", "transitions", "numpy"},
+    "tensorboard": {
+        *("analysis", "figures", "google", "logs", "record", "report", "tags", "numpy", "tensorboard", "torch"),
+        "matplotlib",
+    },
     "demo": {"analysis", "callbacks", "record", "report", "torch", "pytorch_lightning", "sklearn", "tqdm"},
     "sweep": {"measure", "price", "record", "watch", "torch", "numpy", "safetensors"},
     "cli": {
-        *("_version", "analysis", "callbacks", "demo", "logs", "printable", "record", "report", "sweep"),
+        *("_version", "analysis", "callbacks", "demo", "figures", "logs", "printable", "record", "report", "sweep"),
         *("tensorboard", "transitions", "ruptures"),
     },
+    "__main__": {"cli"},
 }
 ADAPTERS = "callbacks"
 """May import all that is ours, and the framework that they adapt to; only the demo and the command line import them."""

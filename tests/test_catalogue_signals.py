@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from phasewatch import Watch, estimators, load_run
 from phasewatch.analysis import analyze_run
 from phasewatch.estimators import BehavioralCoefficient, Estimator, LearningCoefficient, Reading
+from phasewatch.figures import run_figure
 from phasewatch.measure import Probe, measure
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Signal, describe
 from phasewatch.record.signals import CATALOGUE, DETAIL, detected, groups, is_described, look_up
-from phasewatch.report import run_figure, write_report
+from phasewatch.report import write_report
 from phasewatch.tensorboard import TensorBoardWriter
 
 QUICK: dict[str, Any] = {"chains": 2, "draws": 20, "burn_in": 20}
@@ -182,7 +183,7 @@ def test_one_row_and_one_estimator_are_a_new_signal_everywhere(row: Signal, tmp_
     for transition in (live, found):
         assert transition.start <= 30 <= transition.end and transition.kind == "sharpness rises"
     assert run.transitions == (live,)
-    assert layout(tmp_path)["sharpness"]["multiline"]["tag"] == ["^phasewatch/sharpness$"]
+    assert layout(tmp_path)["sharpness"]["multiline"]["tag"] == ["^phasewatch_details/sharpness(_unreliable)?$"]
     assert titles(tmp_path) == ["loss on the probe", "sharpness of the loss"]
     page = write_report(analyze_run(run), tmp_path / "report").html.read_text(encoding="utf-8")
     assert "<td>sharpness</td><td>sharpness of the loss</td><td>loss / radius</td>" in page

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from phasewatch.analysis import analyze_run
 from phasewatch.cli import main
-from phasewatch.logs import chosen, find_table, read_table, run_of_scalars, unprefixed
+from phasewatch.logs import chosen, find_table, own_names, read_table, run_of_scalars
 from phasewatch.record import RecordError
 
 STEPS = np.arange(0, 4000, 50)
@@ -94,11 +94,26 @@ def test_what_is_looked_at_where_nobody_says_it() -> None:
     names, why = chosen({"loss": 0, "acc": 0, "llc_behavioral": 0, "train_loss": 0})
     assert names == ["llc_behavioral", "loss"] and why == "the signals of phasewatch"
     series = (np.arange(2), np.ones(2))
-    assert list(unprefixed({"phasewatch/llc": series, "phasewatch/loss": series, "loss": series})) == [
+    tags = "phasewatch_details/llc", "phasewatch/1_loss", "loss", "phasewatch/3_llc_behavioral_unreliable"
+    assert list(own_names(dict.fromkeys(tags, series))) == [
+        "llc_behavioral",
         "llc",
-        "phasewatch/loss",
+        "phasewatch/1_loss",
         "loss",
+        "llc_behavioral_unreliable",
     ]
+
+
+def test_what_was_logged_as_unreliable_is_so_when_it_is_read_back() -> None:
+    """Of five points the second and third were doubted, where TensorBoard has a gap in the series of the others."""
+    nan = np.nan
+    logged = {
+        "phasewatch/3_llc_behavioral": (np.arange(5), np.array([1.0, nan, nan, 4.0, 5.0])),
+        "phasewatch/3_llc_behavioral_unreliable": (np.arange(1, 3), np.array([20.0, 30.0])),
+    }
+    series = run_of_scalars(own_names(logged), ["llc_behavioral"], "here").series("llc_behavioral")
+    assert series.values.tolist() == [1.0, 20.0, 30.0, 4.0, 5.0]
+    assert series.reliable.tolist() == [True, False, False, True, True]
 
 
 def test_analyze_reads_a_table_and_lightnings_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from phasewatch import Objective, Watch, load_run
 from phasewatch.estimators import Estimator, HessianSpectrum, SymmetryLedger
+from phasewatch.figures import density_figure
 from phasewatch.hessian import hessian_spectrum
 from phasewatch.record import Histogram, Measurement
 from phasewatch.record.signals import detected, searched
-from phasewatch.report import density_figure
 from phasewatch.symmetry import NON_GENERIC_KINDS, explain_zeros
 
 

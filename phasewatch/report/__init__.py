@@ -1,23 +1,19 @@
 """What a person reads about a run: its transitions as a table, a figure and a page."""
 
-from phasewatch.report.comparison import comparison_figure, format_comparison
-from phasewatch.report.density import density_figure
-from phasewatch.report.figure import run_figure
+from phasewatch.report.comparison import format_comparison
 from phasewatch.report.html import ReportPaths, write_report
 from phasewatch.report.moved import format_moved
 from phasewatch.report.table import format_events, format_table
-from phasewatch.report.verdict import Verdict, verdict
+from phasewatch.report.verdict import NAMES, Verdict, verdict
 
 __all__ = [
+    "NAMES",
     "ReportPaths",
     "Verdict",
-    "comparison_figure",
-    "density_figure",
     "format_comparison",
     "format_events",
     "format_moved",
     "format_table",
-    "run_figure",
     "verdict",
     "write_report",
 ]

@@ -7,18 +7,17 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape as escape_markup
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from phasewatch.analysis import Analysis
+from phasewatch.figures import run_figure
+from phasewatch.figures.numbers import format_span, format_step
 from phasewatch.printable import printable
 from phasewatch.record import Transition
 from phasewatch.record.signals import look_up
-from phasewatch.report.figure import run_figure
 from phasewatch.report.moved import describe_moved
-from phasewatch.report.numbers import format_span, format_step
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
 from phasewatch.report.verdict import Verdict, count_notes, counted_changes, verdict
 
@@ -74,9 +73,8 @@ weight; hollow triangles lie beyond the axis.</dd>
 MOST_REASONS = 4
 
 
-@dataclass(frozen=True)
-class ReportPaths:
-    """Where a report was written.
+class ReportPaths(NamedTuple):
+    """Where a report is written.
 
     Attributes:
         png: The figure.
@@ -88,20 +86,24 @@ class ReportPaths:
     json: Path
     html: Path
 
+    @classmethod
+    def within(cls, directory: str | os.PathLike[str]) -> ReportPaths:
+        """Those of a report in a directory."""
+        return cls(*(Path(directory) / f"phasewatch.{suffix}" for suffix in ("png", "json", "html")))
+
 
 def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> ReportPaths:
     """Write ``phasewatch.png``, ``phasewatch.json`` and the self-contained ``phasewatch.html``.
 
     Args:
-        analysis: As given by :func:`phasewatch.report.analyze_run`.
+        analysis: As given by :func:`phasewatch.analyze_run`.
         directory: Where to; made if need be. Older reports there are replaced.
 
     Raises:
         OSError: If the directory cannot be written.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = ReportPaths(*(directory / f"phasewatch.{suffix}" for suffix in ("png", "json", "html")))
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    paths = ReportPaths.within(directory)
     image = io.BytesIO()
     run_figure(analysis).savefig(image, format="png")
     paths.png.write_bytes(image.getvalue())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from phasewatch.figures.numbers import format_step, format_value
 from phasewatch.record import Moved, MovedClass, MovedSample, Run, Transition
-from phasewatch.report.numbers import format_step, format_value
 from phasewatch.report.table import WIDTH
 
 SAMPLES_TOLD = 5
@@ -14,20 +14,21 @@ CLASSES_TOLD = 3
 TOKENS_TOLD = 6
 
 
-def format_moved(run: Run, transitions: Sequence[Transition], markdown: bool = False) -> str:
+def format_moved(run: Run, transitions: Sequence[Transition], markdown: bool = False, width: int = WIDTH) -> str:
     """One paragraph a transition: the samples and classes whose loss changed most; empty where none is known.
 
     Args:
         run: The run.
         transitions: Its transitions.
-        markdown: Whether to write a Markdown list instead of text of at most 100 columns.
+        markdown: Whether to write a Markdown list instead of text.
+        width: Columns that text may take.
     """
     told = []
     for transition in transitions:
         words = describe_moved(run.moved(transition))
         if words is not None:
             line = f"at {format_step(transition.step)}: {'; '.join(words)}"
-            told.append(f"- {line}" if markdown else textwrap.fill(line, WIDTH, subsequent_indent="  "))
+            told.append(f"- {line}" if markdown else textwrap.fill(line, width, subsequent_indent="  "))
     return "\n".join(told)
 
 

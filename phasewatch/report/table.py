@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from phasewatch.figures.numbers import format_change, format_span, format_step, format_value
 from phasewatch.record import Transition
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE
-from phasewatch.report.numbers import format_change, format_span, format_step, format_value
 from phasewatch.transitions.events import Event
 
 NONE_FOUND = "No transitions were found: within its noise, the run stays in one stage."
@@ -19,19 +19,22 @@ LEAST_Z = 3.0
 _FIRST = (LLC_BEHAVIORAL, LLC_COARSE)
 _GAP = 2
 _WIDEST_KIND = 18
+_LEAST_ROOM = 30
+"""Columns for what changed, with fewer of which it is a narrow heap of words."""
 
 
-def format_table(transitions: Sequence[Transition], markdown: bool = False) -> str:
+def format_table(transitions: Sequence[Transition], markdown: bool = False, width: int = WIDTH) -> str:
     """The transitions as a table, one a row, or a sentence where there are none.
 
     Args:
         transitions: The transitions, in the order wanted.
-        markdown: Whether to write a Markdown table instead of aligned text of at most 100 columns.
+        markdown: Whether to write a Markdown table instead of text.
+        width: Columns that text may take; where a table does not fit, a paragraph stands for each of its rows.
     """
     if not transitions:
         return NONE_FOUND
     rows = table_rows(transitions, arrow="→" if markdown else "->")
-    return _markdown(rows) if markdown else _text(rows)
+    return _markdown(rows) if markdown else _text(rows, width)
 
 
 def format_events(events: Sequence[Event]) -> str:
@@ -77,10 +80,12 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _text(rows: Sequence[Sequence[str]]) -> str:
+def _text(rows: Sequence[Sequence[str]], width: int) -> str:
     widths = [max(len(row[k].replace("\n", ", ")) for row in [COLUMNS, *rows]) for k in range(len(COLUMNS))]
     widths[2] = min(widths[2], _WIDEST_KIND)
-    room = WIDTH - sum(widths[:3]) - widths[4] - _GAP * (len(COLUMNS) - 1)
+    room = width - sum(widths[:3]) - widths[4] - _GAP * (len(COLUMNS) - 1)
+    if room < min(widths[3], _LEAST_ROOM):
+        return "\n".join(line for row in rows for line in _paragraph(row, width))
     widths[3] = min(widths[3], room)
     lines = [_line(COLUMNS, widths), _line(["-" * width for width in widths], widths)]
     for row in rows:
@@ -91,6 +96,14 @@ def _text(rows: Sequence[Sequence[str]]) -> str:
             cells[2], cells[3] = (part[k] if k < len(part) else "" for part in (kind, changed))
             lines.append(_line(cells, widths))
     return "\n".join(lines)
+
+
+def _paragraph(row: Sequence[str], width: int) -> list[str]:
+    """A row where there is no room for columns."""
+    place, extent, kind, changed, score = row
+    told = [f"step {place}: {kind}", f"  from-to {extent}, score {score}"]
+    told += [f"  {line}" for line in _wrap_changes(changed.split("\n"), width - 2)]
+    return [line for one in told for line in textwrap.wrap(one, width, initial_indent="", subsequent_indent="  ")]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from phasewatch.analysis import Analysis
+from phasewatch.figures.numbers import format_change, format_span, format_step
 from phasewatch.record import Run, Transition
 from phasewatch.record.signals import EFFECTIVE_RANK_COARSE, LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
-from phasewatch.report.numbers import format_change, format_span, format_step
 from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
 from phasewatch.transitions.detect import MIN_POINTS
 from phasewatch.transitions.events import EventKind
@@ -43,14 +43,16 @@ class Verdict:
     """What every view of a run says first.
 
     Attributes:
-        finding: What came of looking for transitions.
+        finding: What came of looking for transitions; changes with a cause outside of the model are none.
         sentences: The verdict in words.
+        steps: Where the transitions lie.
         reliable: Name of each λ that was measured to how many of its points are reliable, and how many there are.
         not_borne_out: Steps at which a transition was flagged while the run went on that the whole run does not show.
     """
 
     finding: Finding
     sentences: tuple[str, ...]
+    steps: tuple[float, ...]
     reliable: dict[str, tuple[int, int]]
     not_borne_out: tuple[float, ...]
 
@@ -63,16 +65,23 @@ class Verdict:
         return {
             "finding": self.finding,
             "sentences": list(self.sentences),
+            "steps": list(self.steps),
             "reliable": {name: list(counts) for name, counts in self.reliable.items()},
             "not_borne_out": list(self.not_borne_out),
         }
+
+    def numbers(self) -> dict[str, float]:
+        """Number and steps of the transitions, and the share of the points of each λ that are reliable."""
+        steps = {f"transition_{k}_step": step for k, step in enumerate(self.steps, start=1)}
+        shares = {f"{name}_reliable": trusted / points for name, (trusted, points) in self.reliable.items()}
+        return {"transitions": float(len(self.steps)), **steps, **shares}
 
 
 def verdict(analysis: Analysis) -> Verdict:
     """The verdict on an analysed run.
 
     Args:
-        analysis: As given by :func:`phasewatch.report.analyze_run`.
+        analysis: As given by :func:`phasewatch.analyze_run`.
     """
     run = analysis.run
     reliable = {name: _reliable(run, name) for name in NAMES if name in run.names}
@@ -88,11 +97,12 @@ def verdict(analysis: Analysis) -> Verdict:
         steps = ", ".join(map(format_step, unseen))
         sentences.append(f"Flagged at step {steps} while the run went on, and not borne out by the whole of it.")
     sentences += _state(run)
-    return Verdict(_finding(analysis), tuple(sentences), reliable, unseen)
+    steps = tuple(one.step for one in _own(analysis.transitions))
+    return Verdict(_finding(analysis), tuple(sentences), steps, reliable, unseen)
 
 
 def _finding(analysis: Analysis) -> Finding:
-    if analysis.transitions:
+    if _own(analysis.transitions):
         return "transitions"
     if analysis.note is None:
         return "no transition"
@@ -110,10 +120,15 @@ def _found(analysis: Analysis) -> list[str]:
     return told
 
 
+def _own(found: Sequence[Transition]) -> list[Transition]:
+    """Those without a cause outside of the model."""
+    return [one for one in found if one.kind not in EVENT_KINDS]
+
+
 def counted_changes(found: Sequence[Transition]) -> str:
     """How many transitions there are; what was done to the run or befell it made the others, which are none."""
-    caused = sum(one.kind in EVENT_KINDS for one in found)
-    own = len(found) - caused
+    own = len(_own(found))
+    caused = len(found) - own
     transitions = f"{own or 'No'} transition{'' if own == 1 else 's'}"
     if not caused:
         return transitions

@@ -31,7 +31,7 @@ def find_event_files(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"{path} does not exist; give the log directory of a run.")
     if path.is_file():
         return path
-    if _event_files(path):
+    if event_files(path):
         return path
     found = sorted({file.parent for file in path.rglob("*tfevents*") if file.is_file()})
     if not found:
@@ -55,19 +55,19 @@ def read_scalars(log_dir: str | os.PathLike[str]) -> Scalars:
     path = Path(log_dir)
     points: dict[str, list[tuple[int, float, float]]] = {}
     kinds: dict[str, str] = {}
-    for file in [path] if path.is_file() else _event_files(path):
-        events = 0
+    for file in [path] if path.is_file() else event_files(path):
+        count = 0
         try:
-            for event in _events(file):
-                events += 1
+            for event in events(file):
+                count += 1
                 for value in event.summary.value:
                     kinds.setdefault(value.tag, value.metadata.plugin_data.plugin_name)
                     number = _scalar(value, kinds[value.tag])
                     if number is not None:
                         points.setdefault(value.tag, []).append((event.step, event.wall_time, number))
-        except _DamagedError as damage:
+        except DamagedError as damage:
             warnings.warn(
-                f"{file} was read up to its event {events} and not to its end: {damage}. What it holds beyond that is "
+                f"{file} was read up to its event {count} and not to its end: {damage}. What it holds beyond that is "
                 "missing.",
                 stacklevel=2,
             )
@@ -82,33 +82,34 @@ def read_scalars(log_dir: str | os.PathLike[str]) -> Scalars:
     return scalars
 
 
-def _event_files(directory: Path) -> list[Path]:
+def event_files(directory: Path) -> list[Path]:
+    """Those in a directory, by their names, which begin with the time of their making."""
     return sorted(file for file in directory.glob("*tfevents*") if file.is_file())
 
 
-class _DamagedError(Exception):
+class DamagedError(Exception):
     """An event file cannot be read from here on."""
 
 
-def _events(path: Path) -> Iterator[Event]:
+def events(path: Path) -> Iterator[Event]:
     """The events of a file in the TFRecord format: length, its checksum, data, its checksum."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         while header := file.read(12):
             if len(header) < 12:
-                raise _DamagedError("it ends within an event; it is still being written, or was cut off")
+                raise DamagedError("it ends within an event; it is still being written, or was cut off")
             length, checksum = struct.unpack("<QI", header)
             if masked_crc32c(header[:8]) != checksum:
-                raise _DamagedError("the checksum of a length does not match")
+                raise DamagedError("the checksum of a length does not match")
             if file.tell() + length + 4 > size:
-                raise _DamagedError("it ends within an event; it is still being written, or was cut off")
+                raise DamagedError("it ends within an event; it is still being written, or was cut off")
             data = file.read(length)
             if masked_crc32c(data) != struct.unpack("<I", file.read(4))[0]:
-                raise _DamagedError("the checksum of an event does not match")
+                raise DamagedError("the checksum of an event does not match")
             try:
                 event = Event.FromString(data)
             except DecodeError as error:
-                raise _DamagedError(f"an event is whole and cannot be decoded ({error})") from error
+                raise DamagedError(f"an event is whole and cannot be decoded ({error})") from error
             yield event
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,18 +41,19 @@ class OneDirectoryForAll(Logger):
         return str(self._save_dir)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if step is not None and any(name.startswith("phasewatch/") for name in metrics):
+        if step is not None and "phasewatch/1_loss" in metrics:
             self.logged.append(step)
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
 
 
 class MLFlowLogger(OneDirectoryForAll):
-    pass
+    run_id = "d3b07384"
+    experiment = SimpleNamespace(set_tag=lambda *_: None, log_artifacts=lambda *_: None)
 
 
 class WandbLogger(OneDirectoryForAll):
-    pass
+    experiment = SimpleNamespace(id="d3b07384", summary={}, log_artifact=lambda *_, **__: None)
 
 
 class OwnLogger(TensorBoardLogger):
@@ -94,7 +96,7 @@ def test_runs_one_after_the_other_are_each_read_back_alone_and_whole(kind: Any, 
         assert run.finished and not run.gaps and run.header["run_id"] == watch.run.header["run_id"]
         assert path.parent.parent == tmp_path / "phasewatch_logs"
         events = EventAccumulator(str(path.parent / "phasewatch"), size_guidance={"scalars": 0}).Reload()
-        assert [event.step for event in events.Scalars("phasewatch/hessian_max")] == expected
+        assert [event.step for event in events.Scalars("phasewatch_details/hessian_max")] == expected
     with pytest.raises(RecordError, match="holds 2 runs") as told:
         load_run(tmp_path)
     assert all(str(path) in str(told.value) for path in paths)

@@ -83,13 +83,15 @@ def test_each_measures_and_records_what_it_does_alone_and_training_is_the_same(t
     for run, prefix in zip(runs, ("", "second/"), strict=True):
         assert float(trainer.callback_metrics[f"{prefix}llc"]) == pytest.approx(run.series("llc").values[-1])
         with open(directory / "metrics.csv") as file:
-            rows = [(int(r["step"]), float(v)) for r in csv.DictReader(file) if (v := r[f"phasewatch/{prefix}llc"])]
-        assert rows == [(m.step, m.value("llc")) for m in run.measurements]
-        # each has an event file in a run of its own, in which no tag is written by two
-        child = EventAccumulator(str(Path(loggers[1].log_dir) / prefix / "phasewatch")).Reload()
-        assert len(list((Path(loggers[1].log_dir) / prefix / "phasewatch").glob("events*"))) == 1
-        assert [e.step for e in child.Scalars("phasewatch/unreliable")] == [m.step for m in run.measurements]
-    assert [e.step for e in child.Scalars("phasewatch/llc")] == [0, 3, 6]
+            rows = [(int(r["step"]), float(v)) for r in csv.DictReader(file) if (v := r[f"{prefix}phasewatch/1_loss"])]
+        assert rows == [(m.step, m.value("loss")) for m in run.measurements]
+    # the unnamed one writes into the logger's run, the other into one of its own: no tag is written by two
+    for run, at in zip(runs, (".", "second/phasewatch"), strict=True):
+        written = Path(loggers[1].log_dir) / at
+        assert len(list(written.glob("events*"))) == 1
+        scalars = EventAccumulator(str(written)).Reload()
+        assert [e.step for e in scalars.Scalars("phasewatch/1_loss")] == [m.step for m in run.measurements]
+        assert not any("second" in tag for tag in scalars.Tags()["scalars"])
 
 
 def test_two_of_one_name_are_refused_with_what_to_pass(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -31,6 +31,7 @@ from phasewatch.record import load_run
 
 NAMESPACES = ["pytorch_lightning", "lightning.pytorch"]
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+LLC = "phasewatch_details/llc"
 ROOT = Path(__file__).parents[2]
 
 
@@ -176,15 +177,23 @@ def test_several_loggers_all_get_every_measurement(tmp_path: Path) -> None:
     expected = [(m.step, m.value("llc")) for m in watch.run.measurements]
     assert [step for step, _ in expected] == [0, 4, 8, 12]
 
+    def joined(values: dict[str, list[tuple[int, float]]]) -> list[tuple[int, float]]:
+        """Reliable and unreliable points in order, without the gaps."""
+        both = [*values.get(LLC, []), *values.get(f"{LLC}_unreliable", [])]
+        return sorted(point for point in both if not math.isnan(point[1]))
+
     in_tensorboard = scalars(Path(loggers[0].log_dir))
-    assert [s for s, _ in in_tensorboard["phasewatch/llc"]] == [0, 4, 8, 12]
-    np.testing.assert_allclose(
-        [v for _, v in in_tensorboard["phasewatch/llc"]], [v for _, v in expected], rtol=1e-6
-    )  # float32
+    assert joined(in_tensorboard) == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]  # float32
     assert len(in_tensorboard["train_loss"]) == 12
     with open(Path(loggers[1].log_dir) / "metrics.csv") as file:
-        rows = [(int(r["step"]), float(r["phasewatch/llc"])) for r in csv.DictReader(file) if r["phasewatch/llc"]]
-    assert rows == expected
+        rows = list(csv.DictReader(file))
+    columns = {name: [(int(r["step"]), float(r[name])) for r in rows if r.get(name)] for name in rows[0]}
+    assert joined(columns) == expected
+    doubted = {m.step for m in watch.run.measurements if not m.estimates["llc"].reliable}
+    for points in (in_tensorboard, columns):
+        assert {step for step, _ in points.get(f"{LLC}_unreliable", [])} == doubted
+        assert [value for _, value in points["phasewatch/5_stage"]] == [0.0] * 4
+    assert float(rows[-1]["phasewatch_summary/transitions"]) == 0
     assert load_run(loggers[0].log_dir).finished  # the record lies with the first logger
 
 
@@ -288,7 +297,7 @@ def test_killed_in_mid_run_everything_measured_until_then_is_there(tmp_path: Pat
     run = load_run(tmp_path / "run")
     assert [m.step for m in run.measurements] == [0, 2, 4, 6, 8]
     assert not run.finished and not run.damaged and not run.failures
-    logged = scalars(tmp_path / "run")["phasewatch/llc"]
+    logged = scalars(tmp_path / "run")["phasewatch/1_loss"]
     assert [step for step, _ in logged] == [0, 2, 4, 6, 8]
 
 

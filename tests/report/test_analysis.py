@@ -13,9 +13,10 @@ from torch import nn
 
 from phasewatch.analysis import analyze_run
 from phasewatch.cli import main
+from phasewatch.figures import run_figure
 from phasewatch.record import Estimate, Measurement, Run, load_run
 from phasewatch.record.trace import pack
-from phasewatch.report import format_events, run_figure, write_report
+from phasewatch.report import format_events, write_report
 from phasewatch.watch import Watch
 
 

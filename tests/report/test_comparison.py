@@ -4,8 +4,9 @@ import numpy as np
 from staircase import measurements, with_lambda_of_function
 
 from phasewatch.analysis import Analysis, analyze_run
+from phasewatch.figures import comparison_figure
 from phasewatch.record import Estimate, Measurement, Run
-from phasewatch.report import comparison_figure, format_comparison
+from phasewatch.report import format_comparison
 from phasewatch.transitions import Transition, align_transitions
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from phasewatch.figures.numbers import format_change, format_value
 from phasewatch.report import format_table
-from phasewatch.report.numbers import format_change, format_value
 from phasewatch.transitions import Change, Transition
 
 

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from staircase import measurements, recorded_run, with_lambda_of_function
 
 from phasewatch.analysis import Analysis, analyze_run
+from phasewatch.figures import run_figure
 from phasewatch.record import Estimate, Measurement, Run
-from phasewatch.report import run_figure
+from phasewatch.record.trace import pack
 
 
 def run_of(found: list[Measurement]) -> Run:
@@ -203,3 +204,22 @@ def test_one_resolution_alone_is_named_by_its_title() -> None:
     ]
     title, axis = next(iter(panels(run_figure(analyze_run(run_of(fine)))).items()))
     assert title.startswith("learning coefficient λ of the function, fine, 95 % band") and axis.get_legend() is None
+
+
+def test_the_loss_at_every_step_is_drawn_where_a_transition_was_found_in_it() -> None:
+    """20,000 noisy losses with one jump and hardly a measurement: averages over stretches, against means by hand."""
+    rng = np.random.default_rng(0)
+    steps = np.arange(20_000)
+    losses = np.where(steps < 12_000, 2.0, 1.0) + 0.1 * rng.standard_normal(20_000)
+    block = pack({"loss": (steps.tolist(), losses.tolist())})
+    few = [Measurement(step, {"loss": Estimate(2.0 if step < 12_000 else 1.0)}) for step in (0, 10_000, 20_000)]
+    for found in (few, []):
+        analysis = analyze_run(Run(None, {}, tuple(found), (), (), (), finished=True, blocks=(block,)))
+        [one] = analysis.transitions
+        assert one.seen_by == ("training_loss",)
+        axis = panel(run_figure(analysis), "training loss, averages over stretches of steps")
+        drawn = next(line for line in axis.lines if len(line.get_xdata()) == 400)
+        expected = losses.astype(np.float32).reshape(400, 50).mean(axis=1)
+        assert np.asarray(drawn.get_ydata()) == pytest.approx(expected, abs=1e-6)
+        low, high = axis.get_xlim()
+        assert low < one.step < high and low < 100 and high > 19_900
