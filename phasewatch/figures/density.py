@@ -76,7 +76,7 @@ def draw_density(axes: Axes, measurements: Sequence[Measurement]) -> None:
     axes.set_xlabel("training step (one column a measurement)", fontsize=13)
     axes.set_ylabel("eigenvalue of the Hessian", fontsize=13)
     axes.set_title(f"0 holds all below {largest * 10.0**-DECADES:.0e} in modulus", fontsize=11, color="0.35")
-    bar = axes.get_figure(root=False).colorbar(image, ax=axes, format=FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    bar = axes.figure.colorbar(image, ax=axes, format=FuncFormatter(lambda value, _: f"{value:,.10g}"))
     bar.set_label("number of eigenvalues", fontsize=13)
     bar.ax.tick_params(labelsize=12)
 
