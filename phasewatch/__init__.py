@@ -88,6 +88,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use, so that the command line starts at once."""
+    if name == "plot":
+        return importlib.import_module("phasewatch.plot")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

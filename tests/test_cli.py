@@ -230,12 +230,36 @@ def test_compare_matches_the_transitions_of_several_runs(tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     header, _, row = printed.splitlines()[:3]
     assert header.split() == "median step (range) runs kind a b c".split()
-    assert row.split() == "1,700 (1,450-1,950) 2 of 3 loss falls 1,450 1,950 -".split()
+    assert row.split() == "1,450 1 of 3 loss falls 1,450 - -".split()
     assert "c: Transitions were not looked for: the run holds 5 usable measurements" in printed
-    assert f"figure: {tmp_path / 'seeds' / 'comparison.png'}" in printed
-    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "new" / "one.png")]) == 0
-    for path in (tmp_path / "seeds" / "comparison.png", tmp_path / "new" / "one.png"):
-        assert path.read_bytes().startswith(b"\x89PNG")
+    assert f"page:   {tmp_path / 'seeds' / 'comparison' / 'phasewatch.html'}" in printed
+    arguments = ["--factor", "1.5", "--output", str(tmp_path / "new" / "one")]
+    assert main(["compare", *map(str, runs), *arguments]) == 0
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row.split() == "1,700 (1,450-1,950) 2 of 3 loss falls 1,450 1,950 -".split()
+    for folder in (tmp_path / "seeds" / "comparison", tmp_path / "new" / "one"):
+        assert (folder / "phasewatch.png").read_bytes().startswith(b"\x89PNG")
+        assert "transitions" in (folder / "phasewatch.html").read_text()
+
+
+def test_compare_looks_at_named_signals_and_leaves_out_what_has_written_nothing_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [record(tmp_path / "a").parent, record(tmp_path / "b").parent, tmp_path / "begun", tmp_path / "empty"]
+    Journal(runs[2]).append("header", {"schema_version": SCHEMA_VERSION})
+    (runs[3]).mkdir()
+    (runs[3] / "phasewatch.jsonl").touch()
+    assert main(["compare", *map(str, runs), "--signals", "loss", "--json"]) == 2
+    assert "has no series 'loss'" in capsys.readouterr().err
+    assert main(["compare", *map(str, runs), "--json"]) == 0
+    printed = capsys.readouterr()
+    data = json.loads(printed.out)
+    assert data["headline"] == "No transitions in all 3 runs; 1 in some of them"
+    assert "begun: Transitions were not looked for" in "\n".join(data["remarks"])
+    assert "empty is left out, as it holds nothing yet" in printed.err
+    assert main(["compare", *map(str, runs[:2]), "--signals", "loss", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert "2 of 2" in printed.out and "page:" not in printed.out and printed.err == ""
 
 
 def test_names_are_no_formulas_and_records_may_share_a_directory(tmp_path: Path) -> None:

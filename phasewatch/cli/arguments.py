@@ -44,6 +44,17 @@ def probability(text: str) -> float:
     return value
 
 
+def at_least_one(text: str) -> float:
+    """A number that is 1 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no factor; give a number of 1 or more, such as 1.5")
+    return value
+
+
 def shard(text: str) -> tuple[int, int]:
     """``3/8``: the third of eight."""
     first, _, count = text.partition("/")

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from phasewatch.cli.arguments import add_alpha
+from phasewatch.cli.arguments import add_alpha, add_form, add_signals, at_least_one
 from phasewatch.cli.loading import loaded
-from phasewatch.cli.speaking import Failure, say
+from phasewatch.cli.speaking import Failure, columns, fitted, reason, say
+
+if TYPE_CHECKING:
+    from phasewatch.record import Run
 
 _ABOUT = """\
 Find the transitions of several runs, such as those of several seeds, and match them:
 what all of them go through is told from what only some do, and how much the steps
-differ. Prints a table and draws the runs one above the other (PNG).
+differ. Prints a table, and writes a figure (PNG), the data (JSON) and a page (HTML).
+
+Two transitions are the same where the 95 % intervals of their places overlap; with
+--factor 1.5 also where one comes up to one and a half times as late.
 """
 
 _EXAMPLES = """\
 examples:
   phasewatch compare runs/seed_0 runs/seed_1 runs/seed_2
-  phasewatch compare lightning_logs/version_* --output seeds.png
+  phasewatch compare lightning_logs/version_* --factor 1.5 --output seeds
+  phasewatch compare runs/* --signals llc_behavioral
 """
 
 
@@ -36,42 +44,64 @@ def add(commands: Any) -> None:
     compare.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="log directory of a run, as for analyze")
     add_alpha(compare)
     compare.add_argument(
-        "--output",
-        metavar="FILE",
-        type=Path,
-        help="where the figure is written (default: comparison.png in the directory that holds all the runs)",
+        "--factor",
+        type=at_least_one,
+        default=1.0,
+        help="by how much later the same transition may come in another run (default: %(default)s)",
     )
+    compare.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="where the report is written (default: comparison/ in the directory that holds all the runs)",
+    )
+    add_signals(compare)
+    add_form(compare)
     compare.set_defaults(perform=perform)
 
 
 def perform(arguments: argparse.Namespace) -> int:
-    """Match the transitions, say and draw them."""
-    given = [loaded(path) for path in arguments.runs]
+    """Match the transitions, say and write what was found."""
+    given = [one for path in arguments.runs if (one := _given(path, arguments.signals)) is not None]
     places = [(run.path or directory).resolve() for run, directory, _ in given]
     if len(set(places)) < max(2, len(places)):
         raise Failure(f"compare needs several different runs; given: {', '.join(map(str, arguments.runs))}.")
     directories = [directory.resolve() for _, directory, _ in given]
     named = directories if len(set(directories)) == len(directories) else places
     from phasewatch.analysis import analyze_run
-    from phasewatch.figures import comparison_figure
-    from phasewatch.report import format_comparison
-    from phasewatch.transitions import align_transitions
+    from phasewatch.report import ReportPaths, compare_runs, format_comparison, write_comparison
 
     together = Path(os.path.commonpath(directories))
     names = [str(place.relative_to(together)) for place in named]
     analyses = [analyze_run(run, alpha=arguments.alpha, signals=signals) for run, _, signals in given]
-    aligned = align_transitions([analysis.transitions for analysis in analyses])
-    output = together / "comparison.png" if arguments.output is None else arguments.output
+    comparison = compare_runs(names, analyses, arguments.factor)
+    output = together / "comparison" if arguments.output is None else arguments.output
+    there = any(path.exists() for path in ReportPaths.within(output))
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        comparison_figure(names, analyses, aligned).savefig(output, format="png")
+        paths = write_comparison(comparison, output)
     except OSError as error:
-        raise Failure(
-            f"the figure cannot be written to {output} ({error.strerror or error}); give another --output."
-        ) from error
-    say(format_comparison(names, aligned))
-    for name, analysis in zip(names, analyses, strict=True):
-        for told in filter(None, (analysis.note, analysis.run.told_ending)):
-            say(f"{name}: {told}")
-    say(f"\nfigure: {output}")
+        raise Failure(f"the report cannot be written ({reason(error)}); give another --output.") from error
+    if there and not arguments.quiet:
+        say(f"phasewatch: an older report in {output} was replaced.", file=sys.stderr)
+    if arguments.json:
+        say(paths.json.read_text(encoding="utf-8").rstrip())
+        return 0
+    say(format_comparison(comparison, columns()))
+    for remark in comparison.remarks:
+        say(fitted(remark))
+    if not arguments.quiet:
+        say()
+        for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
+            say(f"{name + ':':<8}{path}")
     return 0
+
+
+def _given(path: Path, signals: list[str] | None) -> tuple[Run, Path, list[str] | None] | None:
+    """One of the runs; None, which is said, where it has just begun and has written nothing yet."""
+    try:
+        return loaded(path, signals, quiet=True)
+    except Failure as failure:
+        if not (isinstance(failure.__cause__, FileNotFoundError) and path.exists()):
+            raise
+        say(f"phasewatch: {path} is left out, as it holds nothing yet: {failure}", file=sys.stderr)
+        return None

@@ -21,10 +21,7 @@ CURVE = 0.66
 def comparison_figure(
     names: Sequence[str], analyses: Sequence[Analysis], aligned: Sequence[AlignedTransition]
 ) -> Figure:
-    """Draw the runs one above the other, the first on top, and join what is the same transition.
-
-    Each lane holds the first signal of its run, from its least to its largest value (logarithmic where it runs through
-    more than a factor of ten); a transition is a line with its 95 % interval shaded. Steps are shared by all lanes.
+    """The runs one above the other; see :func:`draw_comparison`.
 
     Args:
         names: What the runs are called.
@@ -34,7 +31,24 @@ def comparison_figure(
     height = TOP + LANE_HEIGHT * len(analyses) + BOTTOM
     figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
     box = (LEFT / WIDTH, BOTTOM / height, 1 - (LEFT + RIGHT) / WIDTH, LANE_HEIGHT * len(analyses) / height)
-    axis = figure.add_axes(box)
+    draw_comparison(figure.add_axes(box), names, analyses, aligned)
+    return figure
+
+
+def draw_comparison(
+    axis: Axes, names: Sequence[str], analyses: Sequence[Analysis], aligned: Sequence[AlignedTransition]
+) -> None:
+    """Draw the runs one above the other, the first on top, and join what is the same transition.
+
+    Each lane holds the first signal of its run, from its least to its largest value (logarithmic where it runs through
+    more than a factor of ten); a transition is a line with its 95 % interval shaded. Steps are shared by all lanes.
+
+    Args:
+        axis: Where to.
+        names: What the runs are called.
+        analyses: Per run, what :func:`phasewatch.analyze_run` gave.
+        aligned: Their transitions, aligned.
+    """
     steps = np.unique([m.step for analysis in analyses for m in analysis.run.measurements])
     if len(steps):
         scale_steps(axis, steps)
@@ -48,7 +62,6 @@ def comparison_figure(
     axis.tick_params(labelsize=8, colors=INK, left=False, labelleft=False)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
-    return figure
 
 
 def _draw_lane(axis: Axes, lane: int, name: str, analysis: Analysis) -> None:

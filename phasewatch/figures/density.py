@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -31,17 +32,30 @@ def density_figure(measurements: Sequence[Measurement]) -> Figure | None:
     Args:
         measurements: In the order of their steps.
     """
-    spectra = [m for m in measurements if SPECTRUM in m.histograms and m.histograms[SPECTRUM].positions]
-    if len(spectra) < 2:
+    if not _spectra(measurements):
         return None
+    figure = Figure(figsize=(8.0, 4.8), dpi=150, facecolor="white", layout="constrained")
+    draw_density(figure.add_subplot(), measurements)
+    return figure
+
+
+def draw_density(axes: Axes, measurements: Sequence[Measurement]) -> None:
+    """Draw it, with a bar that tells the colours.
+
+    Args:
+        axes: Where to.
+        measurements: In the order of their steps.
+
+    Raises:
+        ValueError: If fewer than two spectra were measured.
+    """
+    spectra = _spectra(measurements)
+    if not spectra:
+        raise ValueError("fewer than two spectra other than zero were measured; the density needs two at least")
     steps = np.array([m.step for m in spectra], dtype=float)
-    largest = max(float(np.abs(m.histograms[SPECTRUM].positions).max()) for m in spectra)
-    if not largest > 0:
-        return None
+    largest = _largest(spectra)
     edges = np.linspace(-1 - DECADES, 1 + DECADES, ROWS + 1)
     counts = np.stack([_column(m, largest, edges) for m in spectra], axis=1)
-    figure = Figure(figsize=(8.0, 4.8), dpi=150, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
     image = axes.pcolormesh(
         np.arange(len(steps) + 1) - 0.5,
         edges,
@@ -62,10 +76,19 @@ def density_figure(measurements: Sequence[Measurement]) -> Figure | None:
     axes.set_xlabel("training step (one column a measurement)", fontsize=13)
     axes.set_ylabel("eigenvalue of the Hessian", fontsize=13)
     axes.set_title(f"0 holds all below {largest * 10.0**-DECADES:.0e} in modulus", fontsize=11, color="0.35")
-    bar = figure.colorbar(image, format=FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    bar = axes.figure.colorbar(image, ax=axes, format=FuncFormatter(lambda value, _: f"{value:,.10g}"))
     bar.set_label("number of eigenvalues", fontsize=13)
     bar.ax.tick_params(labelsize=12)
-    return figure
+
+
+def _spectra(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Those with a spectrum; none where there are fewer than two, or all eigenvalues are zero."""
+    found = [m for m in measurements if SPECTRUM in m.histograms and m.histograms[SPECTRUM].positions]
+    return found if len(found) > 1 and _largest(found) > 0 else []
+
+
+def _largest(spectra: Sequence[Measurement]) -> float:
+    return max(float(np.abs(m.histograms[SPECTRUM].positions).max()) for m in spectra)
 
 
 def _column(measurement: Measurement, largest: float, edges: NDArray[np.float64]) -> NDArray[np.float64]:

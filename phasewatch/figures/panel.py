@@ -18,6 +18,7 @@ from phasewatch.record.signals import CATALOGUE, DETAIL, LOSS, NORMAL_95, TRAINI
 
 STRETCHES = 400
 """Averages that are drawn of what was observed at every step."""
+AVERAGED = ", averages over stretches of steps"
 
 
 def recorded(name: str, run: Run) -> Series:
@@ -26,7 +27,7 @@ def recorded(name: str, run: Run) -> Series:
     Raises:
         KeyError: If neither is there.
     """
-    observed = LOSS if name == TRAINING_LOSS else name
+    observed = _observed(name)
     if name in run.names or observed not in run.observed:
         return run.series(name)
     steps, values = run.observed[observed]
@@ -36,6 +37,11 @@ def recorded(name: str, run: Run) -> Series:
     middles = np.array([steps[stretch[len(stretch) // 2]] for stretch in stretches], dtype=np.int64)
     unknown = np.full(len(averages), np.nan)
     return Series(name, middles, averages, unknown, np.ones(len(averages), dtype=np.bool_))
+
+
+def _observed(name: str) -> str:
+    """What a signal that was not measured was observed under."""
+    return LOSS if name == TRAINING_LOSS else name
 
 
 def _colour(row: Signal) -> str:
@@ -93,8 +99,8 @@ class _Points:
 def draw_panel(axis: Axes, rows: Sequence[Signal], run: Run) -> None:
     """Draw signals of a run that share a scale.
 
-    Points that are not to be trusted are hollow and off the line; those beyond the axis stand as triangles at its edge.
-    Of what was observed at every step, averages over stretches are drawn.
+    Points that are not to be trusted are hollow, with a dotted line to them; those beyond the axis stand as triangles
+    at its edge. Of what was observed at every step, averages over stretches are drawn.
 
     Args:
         axis: Where to.
@@ -128,7 +134,7 @@ def _title(rows: Sequence[Signal], points: Sequence[_Points], run: Run) -> str:
     """What is drawn, what its shade is, and how much of it is not to be trusted."""
     title = rows[0].title if len(rows) == 1 else rows[0].group
     if rows[0].name not in run.names:
-        title += ", averages over stretches of steps"
+        title += " at every step" if len(run.observed[_observed(rows[0].name)].steps) <= STRETCHES else AVERAGED
     if points[0].bounds is not None:
         title += ", between its bounds"
         if not len(points[0].values):
@@ -174,18 +180,21 @@ def _name_lines(axis: Axes, rows: Sequence[Signal], colours: Sequence[str], run:
 def _draw_series(axis: Axes, points: _Points, colour: str) -> None:
     steps, values, trusted = points.steps, points.values, points.trusted
     floor, ceiling = axis.get_ylim()
-    # A line that led across what is not known would be made up.
-    places = np.concatenate([steps[trusted], points.missing])
+    # A line that led across what is not known would be made up, and one across what is not to be trusted would hide it.
+    places = np.concatenate([steps, points.missing])
     order = np.argsort(places)
     places = places[order]
-    line, low, high = (
-        np.concatenate([known[trusted], np.full(len(points.missing), np.nan)])[order]
-        for known in (values, points.low, points.high)
+    known, low, high = (
+        np.concatenate([own, np.full(len(points.missing), np.nan)])[order] for own in (values, points.low, points.high)
     )
+    solid = np.concatenate([trusted, np.zeros(len(points.missing), dtype=np.bool_)])[order]
+    line, low, high = (np.where(solid, own, np.nan) for own in (known, low, high))
     shade: Any = (places, low, high) if points.bounds is None else points.bounds
     axis.fill_between(*shade, color=colour, alpha=0.18, linewidth=0, zorder=1)
     axis.plot(places, line, color=colour, linewidth=1.2, zorder=2, solid_joinstyle="round")
-    if len(values) <= MANY_POINTS:
+    if not trusted.all():
+        axis.plot(places, known, ":", color=colour, linewidth=0.8, alpha=0.6, zorder=1.5)
+    if len(values) <= MANY_POINTS or trusted.mean() < 0.5:
         axis.plot(steps[trusted], values[trusted], "o", color=colour, markersize=2.4, zorder=3)
     doubtful: dict[str, Any] = dict(markerfacecolor="white", markeredgecolor=colour, linestyle="none", zorder=4)
     axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)

@@ -31,14 +31,22 @@ from phasewatch.figures.style import (
     scale_steps,
 )
 from phasewatch.record import Run, Signal, Transition
-from phasewatch.record.signals import CATALOGUE, DETAIL, TRAINING_LOSS, detected, is_one_of_several_counts, look_up
+from phasewatch.record.signals import (
+    CATALOGUE,
+    DETAIL,
+    LOSS,
+    TRAINING_LOSS,
+    detected,
+    is_one_of_several_counts,
+    look_up,
+)
 
 
 def run_figure(analysis: Analysis) -> Figure:
     """Draw a run and its transitions.
 
-    Points that are not to be trusted are hollow and off the line; those beyond the axis stand as triangles at its
-    edge. A transition is a line at its location, with the location's 95 % interval shaded and its extent barred
+    Points that are not to be trusted are hollow, with a dotted line to them; those beyond the axis stand as triangles
+    at its edge. A transition is a line at its location, with the location's 95 % interval shaded and its extent barred
     on top. What the schedule did or what befell the run is a dotted line.
 
     Args:
@@ -75,13 +83,17 @@ def run_figure(analysis: Analysis) -> Figure:
 
 
 def _panels(analysis: Analysis) -> list[list[Signal]]:
-    """The signals to draw, in the order of the catalogue: those that the detector saw, and those it would look at.
+    """The signals to draw: those that the detector saw, and those it would look at.
+
+    They come in the order of the catalogue, those that it does not have after the loss, as one of them is the loss too.
 
     Those of one group share a panel where no logarithm is ever taken of them, so that they have one scale.
     """
     names = {*detected(analysis.run.names), *analysis.signals}
     shown = [row for row in CATALOGUE.values() if row.name in names]
-    shown += [look_up(name) for name in analysis.signals if name not in CATALOGUE]
+    others = [look_up(name) for name in analysis.signals if name not in CATALOGUE]
+    after_loss = next((k for k, row in enumerate(shown, start=1) if row.name == LOSS), len(shown))
+    shown[after_loss:after_loss] = others
     panels: dict[str, list[Signal]] = {}
     for row in shown:
         if _says_something(row, analysis.run):

@@ -15,6 +15,7 @@ from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, own_ge
 from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator, Patterns, of_parameters
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
+from phasewatch.shown import Shown
 
 End = Literal["magnitude", "top", "bottom"]
 _NEAR = 10.0
@@ -28,7 +29,7 @@ _OF_ITSELF = 0.05
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Eigenpairs:
+class Eigenpairs(Shown):
     """Eigenvalues at one end of a spectrum, with their eigenvectors.
 
     Attributes:

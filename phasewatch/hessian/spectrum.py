@@ -25,6 +25,7 @@ from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOpera
 from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
+from phasewatch.shown import Shown
 
 _ASYMMETRY_TO_ERROR = 10
 """The error of a matrix in single precision is about nine times its asymmetry."""
@@ -34,7 +35,7 @@ _ASYMMETRY_TO_NOISE = 10 * _ASYMMETRY_TO_ERROR
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Spectrum:
+class Spectrum(Shown):
     """Eigenvalues of a curvature matrix, and what follows from them.
 
     Attributes:

@@ -17,6 +17,7 @@ from phasewatch.llc import diagnostics
 from phasewatch.llc.resolved_chains import DRAWS_PER_POSITION, Draws, ResolvedChains
 from phasewatch.llc.spread import prior_spread
 from phasewatch.objective import Objective
+from phasewatch.shown import Shown
 
 COARSE, FINE = 0.1, 0.003
 """Resolutions by default, in nats. On linear networks the fine one is within 4 % of the exact coefficient, and on
@@ -38,7 +39,7 @@ STEEPNESS = (0.5, 3.0)
 
 
 @dataclass(frozen=True)
-class BehavioralLLC:
+class BehavioralLLC(Shown):
     """The learning coefficient of a function at one resolution.
 
     Attributes:

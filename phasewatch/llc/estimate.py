@@ -20,6 +20,7 @@ from phasewatch.llc.posterior import LocalizedPosterior
 from phasewatch.llc.probe_noise import ProbeNoise, probe_noise
 from phasewatch.objective import NoOutputsError, Objective
 from phasewatch.objective.constant import loss_of_constant_prediction
+from phasewatch.shown import Shown
 
 WARMING_ERROR = 0.1
 """Relative error of the correction for the change of batches; part of the standard error."""
@@ -91,7 +92,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class LLCEstimate:
+class LLCEstimate(Shown):
     """A local learning coefficient with its uncertainty and the diagnostics of its chains.
 
     Where w* is not near a minimum nothing is sampled (``draws`` is 0), and what chains would say is NaN.

@@ -15,8 +15,10 @@ from phasewatch.record.ending import NOT_CLOSED, Ending
 from phasewatch.record.lines import DamagedLine, Gap
 from phasewatch.record.measurement import Measurement
 from phasewatch.record.moved import Moved, moved
+from phasewatch.record.signals import DETAIL, look_up
 from phasewatch.record.trace import Observed, unpack
 from phasewatch.record.transition import Flag, Transition
+from phasewatch.shown import shown
 
 if TYPE_CHECKING:
     import pandas
@@ -170,6 +172,26 @@ class Run:
         return (
             pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=["step", "name", "value"])
         )
+
+    def plot(self) -> Any:
+        """Find the transitions and draw the run: a figure of matplotlib. :mod:`phasewatch.plot` has its parts.
+
+        Returns:
+            The figure.
+        """
+        # by name: what draws stands above the record
+        return importlib.import_module("phasewatch.plot").run(self)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in self.names:
+            series = self.series(name)
+            last = f"{series.values[-1]:.4g} at step {series.steps[-1]:,}"
+            rows.append((name, look_up(name).title, last, f"{series.reliable.sum()} of {len(series)}"))
+        looked_at = [row for row in rows if look_up(row[0]).group != DETAIL]
+        columns = ("signal", "what it is", "last value", "reliable points")
+        ending = f" {self.told_ending}" if self.told_ending else ""
+        return shown(f"{self!r}{ending}", columns if looked_at else (), looked_at)
 
     def __repr__(self) -> str:
         """Sizes."""

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape as escape_markup
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from phasewatch.analysis import Analysis
 from phasewatch.figures import run_figure
 from phasewatch.figures.numbers import format_span, format_step
-from phasewatch.printable import printable
 from phasewatch.record import Transition
 from phasewatch.record.signals import look_up
+from phasewatch.report.markup import document, escape, picture, sentences, table
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
 from phasewatch.report.verdict import Verdict, count_notes, counted_changes, verdict
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b2b;
-  max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-img { width: 100%; height: auto; } .where { color: #6b6b6b; margin-top: 0; overflow-wrap: anywhere; }
-table { border-collapse: collapse; } th, td { text-align: left; vertical-align: top;
-  padding: .3rem .9rem .3rem 0; }
-th { font-weight: 600; } tr { border-bottom: 1px solid #dde1e7; }
-td { overflow-wrap: anywhere; white-space: pre-line; }
-td:first-child { white-space: nowrap; }
-.transitions td:not(:nth-child(3)) { white-space: pre; } .transitions td:nth-child(3) { min-width: 9rem; }
-.verdict { padding-left: 1.2rem; } .verdict li:first-child { font-weight: 600; }
-.warning { border-left: 4px solid #d55e00; background: #fdf3ea; padding: .5rem 1rem; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; } summary { cursor: pointer; }
-"""
 
 _HOW_TO_READ = """
 <dl>
@@ -117,64 +99,54 @@ def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> Repor
 def _page(analysis: Analysis, said: Verdict, image: bytes) -> str:
     run = analysis.run
     count = len(analysis.transitions)
-    encoded = base64.b64encode(image).decode()
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f"<title>phasewatch: {counted_changes(analysis.transitions)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{counted_changes(analysis.transitions)}</h1>",
         f'<p class="where">{escape(_what(analysis))}</p>',
-        f'<ul class="verdict">{"".join(f"<li>{escape(sentence)}</li>" for sentence in said.sentences)}</ul>',
+        sentences(said.sentences),
         "".join(f'<p class="warning">{escape(text)}</p>' for text in _warnings(analysis)),
-        f'<img alt="The run, its stages and transitions" src="data:image/png;base64,{encoded}">',
+        picture(image, "The run, its stages and transitions"),
         "<h2>Transitions</h2>",
-        _table(COLUMNS, table_rows(analysis.transitions, "→"), "transitions")
+        table(COLUMNS, table_rows(analysis.transitions, "→"), "transitions")
         if count
         else f"<p>{escape(analysis.note or NONE_FOUND)}</p>",
     ]
     if analysis.events:
         rows = event_rows(analysis.events)
-        parts += ["<h2>What the schedule did, and what befell the run</h2>", _table(EVENT_COLUMNS, rows)]
+        parts += ["<h2>What the schedule did, and what befell the run</h2>", table(EVENT_COLUMNS, rows)]
     moved = [(one, describe_moved(run.moved(one))) for one in analysis.transitions]
     if any(words for _, words in moved):
         told = [(format_step(one.step), one.label, "\n".join(words)) for one, words in moved if words]
-        parts += ["<h2>Samples that changed most</h2>", _table(("step", "kind", "samples and classes"), told)]
+        parts += ["<h2>Samples that changed most</h2>", table(("step", "kind", "samples and classes"), told)]
     if run.transitions:
         flagged = [_flagged(one) for one in sorted(run.transitions, key=lambda one: one.flagged_at or 0.0)]
         columns = ("flagged at step", "from-to", "kind")
-        parts += ["<h2>Flagged while the run went on</h2>", _table(columns, flagged)]
+        parts += ["<h2>Flagged while the run went on</h2>", table(columns, flagged)]
     parts += ["<h2>How to read this</h2>", _HOW_TO_READ]
     if analysis.signals:
         named = [_described(name) for name in analysis.signals]
-        parts += ["<h2>Signals looked at</h2>", _table(("signal", "what it is", "unit"), named)]
+        parts += ["<h2>Signals looked at</h2>", table(("signal", "what it is", "unit"), named)]
     unreliable = analysis.unreliable()
     if unreliable:
         doubts = [
             (name, f"{bad} of {len(run.series(name))}", _reasons(analysis, name)) for name, bad in unreliable.items()
         ]
-        parts += ["<h2>Points not to be trusted</h2>", _table(("signal", "points", "because"), doubts)]
+        parts += ["<h2>Points not to be trusted</h2>", table(("signal", "points", "because"), doubts)]
     noted = [
         (name, f"{count} of {len(run.series(name))}", note)
         for name in run.names
         for note, count in count_notes(run, name)
     ]
     if noted:
-        parts += ["<h2>Points with a note</h2>", _table(("signal", "points", "note"), noted)]
+        parts += ["<h2>Points with a note</h2>", table(("signal", "points", "note"), noted)]
     if run.failures:
         failed = [(_text(f.get("step")), _text(f.get("what")), _text(f.get("error"))) for f in run.failures]
-        parts += ["<h2>What failed</h2>", _table(("step", "what", "error"), failed)]
+        parts += ["<h2>What failed</h2>", table(("step", "what", "error"), failed)]
     if run.damaged:
         lines = [(str(line.number), line.reason) for line in run.damaged]
-        parts += ["<h2>Damaged lines of the record</h2>", _table(("line", "what is wrong"), lines)]
+        parts += ["<h2>Damaged lines of the record</h2>", table(("line", "what is wrong"), lines)]
     if run.header:
         entries = {name: entry for name, entry in run.header.items() if name != "labels"}
-        parts += ["<h2>What produced the run</h2>", _table(("entry", "value"), _flat(entries))]
-    return "\n".join([*parts, "</body></html>", ""])
-
-
-def escape(text: str) -> str:
-    """As it may stand in the page."""
-    return escape_markup(printable(text))
+        parts += ["<h2>What produced the run</h2>", table(("entry", "value"), _flat(entries))]
+    return document(counted_changes(analysis.transitions), parts)
 
 
 def _what(analysis: Analysis) -> str:
@@ -229,9 +201,3 @@ def _flat(entry: Any, name: str = "") -> Iterable[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

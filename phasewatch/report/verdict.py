@@ -94,8 +94,8 @@ def verdict(analysis: Analysis) -> Verdict:
     if run.measurements and not reliable:
         sentences.append(_without_lambda(run))
     if unseen:
-        steps = ", ".join(map(format_step, unseen))
-        sentences.append(f"Flagged at step {steps} while the run went on, and not borne out by the whole of it.")
+        flagged = ", ".join(map(format_step, unseen))
+        sentences.append(f"Flagged at step {flagged} while the run went on, and not borne out by the whole of it.")
     sentences += _state(run)
     steps = tuple(one.step for one in _own(analysis.transitions))
     return Verdict(_finding(analysis), tuple(sentences), steps, reliable, unseen)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.hessian.lanczos import own_generator
 from phasewatch.objective import Objective
+from phasewatch.shown import shown
 from phasewatch.symmetry.directions import Added, Array, Directions, verified
 from phasewatch.symmetry.generic import MOST_ENTRIES, generic_directions
 from phasewatch.symmetry.spaces import find_architecture
@@ -176,6 +177,11 @@ class ZeroLedger:
             return f"ZeroLedger({' + '.join(parts)} = {self.certified} certified, nullity unresolved in {bracket})"
         state = f"; not known: {', '.join(self.unknown)}" if self.unexplained and self.unknown else ""
         return f"ZeroLedger({' + '.join(parts)} + unexplained {self.unexplained} = nullity {self.nullity}{state})"
+
+    def _repr_html_(self) -> str:
+        unexplained = "not known" if self.unexplained is None else self.unexplained
+        causes = {"generic": self.generic, **self.non_generic, PROBE: self.probe, "unexplained": unexplained}
+        return shown(repr(self), ("cause", "zero eigenvalues"), causes.items())
 
 
 def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 5000, seed: int = 0) -> ZeroLedger:

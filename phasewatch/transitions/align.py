@@ -53,29 +53,38 @@ class AlignedTransition:
         return max(dict.fromkeys(kinds), key=kinds.count)
 
 
-def align_transitions(runs: Sequence[Sequence[Transition]]) -> list[AlignedTransition]:
+def align_transitions(runs: Sequence[Sequence[Transition]], factor: float = 1.0) -> list[AlignedTransition]:
     """Align the transitions of several runs, in order of their steps as far as the order within each run allows.
 
     Runs are added one by one, those with the most transitions first, by the best order-preserving match to what is
-    aligned already (Needleman & Wunsch 1970); a match costs the ratio of the steps, and more between kinds.
+    aligned already (Needleman & Wunsch 1970); a match costs the ratio of the steps, and more between kinds. What is
+    matched has 95 % intervals of its place that overlap, each with each.
 
     Args:
         runs: per run its transitions.
+        factor: by how much the same transition may come earlier or later in one run than in another: their intervals
+            overlap once the steps of one are multiplied by a number between ``1 / factor`` and ``factor``.
+
+    Raises:
+        ValueError: if the factor is less than 1.
 
     Example:
         >>> def at(step, kind="A"):
         ...     return Transition(step - 5, step + 5, step, (step - 5, step + 5), kind, {}, 9.0, 1e-9)
-        >>> first, second = align_transitions([[at(100), at(900)], [at(110), at(800)], [at(850)]])
-        >>> first.step, first.spread, round(first.share, 2)
-        (105.0, (100, 110), 0.67)
-        >>> second.step, second.share
-        (850.0, 1.0)
+        >>> runs = [[at(100), at(900)], [at(110), at(800)], [at(850)]]
+        >>> [(one.step, round(one.share, 2)) for one in align_transitions(runs)]
+        [(105.0, 0.67), (800.0, 0.33), (850.0, 0.33), (900.0, 0.33)]
+        >>> first, second = align_transitions(runs, factor=1.2)
+        >>> second.step, second.spread, second.share
+        (850.0, (800, 900), 1.0)
     """
+    if not factor >= 1:
+        raise ValueError(f"factor is {factor}; expected how much later a transition may come, at least 1")
     aligned: list[dict[int, Transition]] = []
     for number in sorted(range(len(runs)), key=lambda k: -len(runs[k])):
         row = sorted(runs[number], key=lambda transition: transition.step)
         merged: list[dict[int, Transition]] = []
-        for group, transition in _match(aligned, row):
+        for group, transition in _match(aligned, row, factor):
             column = dict(group or {})
             if transition is not None:
                 column[number] = transition
@@ -103,7 +112,7 @@ def _median_step(group: dict[int, Transition]) -> float:
 
 
 def _match(
-    groups: Sequence[dict[int, Transition]], row: Sequence[Transition]
+    groups: Sequence[dict[int, Transition]], row: Sequence[Transition], factor: float
 ) -> list[tuple[dict[int, Transition] | None, Transition | None]]:
     """Pairs of a group and a transition, either of which may be missing, at the least cost."""
     cost = np.zeros((len(groups) + 1, len(row) + 1))
@@ -112,14 +121,14 @@ def _match(
     for i, group in enumerate(groups, start=1):
         for j, transition in enumerate(row, start=1):
             cost[i, j] = min(
-                cost[i - 1, j - 1] + _unlikeness(group, transition),
+                cost[i - 1, j - 1] + _unlikeness(group, transition, factor),
                 cost[i - 1, j] + MISSING,
                 cost[i, j - 1] + MISSING,
             )
     pairs: list[tuple[dict[int, Transition] | None, Transition | None]] = []
     i, j = len(groups), len(row)
     while i or j:
-        if i and j and cost[i, j] == cost[i - 1, j - 1] + _unlikeness(groups[i - 1], row[j - 1]):
+        if i and j and cost[i, j] == cost[i - 1, j - 1] + _unlikeness(groups[i - 1], row[j - 1], factor):
             i, j = i - 1, j - 1
             pairs.append((groups[i], row[j]))
         elif i and (not j or cost[i, j] == cost[i - 1, j] + MISSING):
@@ -131,7 +140,11 @@ def _match(
     return pairs[::-1]
 
 
-def _unlikeness(group: dict[int, Transition], transition: Transition) -> float:
+def _unlikeness(group: dict[int, Transition], transition: Transition, factor: float) -> float:
+    low, high = transition.interval
+    for other in group.values():
+        if low > factor * other.interval[1] or other.interval[0] > factor * high:
+            return math.inf
     ratio = abs(math.log(max(transition.step, 1e-9) / max(_median_step(group), 1e-9))) / math.log(FACTOR)
     kinds = {other.kind for other in group.values()}
     return ratio + OTHER_KIND * (transition.kind not in kinds)

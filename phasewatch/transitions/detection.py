@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from phasewatch.record.transition import Transition
+from phasewatch.shown import shown
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,16 @@ class Detection(list[Transition]):
         self.stages = tuple(stages)
         self.undecided = undecided
         self.least_change = least_change
+
+    def _repr_html_(self) -> str:
+        found = f"{len(self)} transition{'' if len(self) == 1 else 's'}"
+        rows = [
+            (f"{one.step:,.0f} ({one.interval[0]:,.0f}-{one.interval[1]:,.0f})", one.label, *_changes(one))
+            for one in self
+        ]
+        columns = ("step (95 % interval)", "kind", "seen by", "score")
+        return shown(self.undecided or found, columns if rows else (), rows)
+
+
+def _changes(one: Transition) -> tuple[str, str]:
+    return ", ".join(one.seen_by), f"{one.score:.3g}"

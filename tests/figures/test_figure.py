@@ -57,13 +57,20 @@ def test_transitions_are_marked_and_their_kinds_named_on_top(tmp_path: Path) -> 
     assert labels == ["A", "A"]
 
 
+def gaps(axis: Axes) -> list[int]:
+    """Steps across which the line does not lead."""
+    line = max((line for line in axis.lines if line.get_linestyle() == "-"), key=lambda line: len(line.get_xdata()))
+    steps, values = np.asarray(line.get_xdata()), np.asarray(line.get_ydata(), dtype=np.float64)
+    assert steps.tolist() == sorted(steps.tolist())
+    return list(steps[np.isnan(values)].tolist())
+
+
 def test_unreliable_points_are_hollow_and_off_the_line(tmp_path: Path) -> None:
     run = recorded_run(tmp_path)
     axis = panel(run_figure(analyze_run(run)), "learning coefficient")
     doubtful = run.series("llc").steps[~run.series("llc").reliable].tolist()
     assert hollow(axis) == [("o", doubtful)]
-    line = max(axis.lines, key=lambda line: len(line.get_xdata()))
-    assert not set(line.get_xdata()) & set(doubtful)
+    assert gaps(axis) == doubtful
     assert "7 of 60 points unreliable" in axis.get_title(loc="left")
 
 
@@ -74,10 +81,9 @@ def test_no_line_leads_across_what_is_not_known() -> None:
         found[k] = dataclasses.replace(found[k], estimates={**found[k].estimates, "llc": unknown})
     axis = panel(run_figure(analyze_run(run_of(found))), "learning coefficient")
     assert ", none at 2 of 60 points" in axis.get_title(loc="left")
-    line = max(axis.lines, key=lambda line: len(line.get_xdata()))
-    steps, values = np.asarray(line.get_xdata()), np.asarray(line.get_ydata(), dtype=np.float64)
-    assert steps[np.isnan(values)].tolist() == [2000, 2100]
-    assert steps.tolist() == sorted(steps.tolist())
+    assert gaps(axis) == sorted([2000, 2100, *(100 * k for k in range(60) if k % 9 == 4)])
+    dotted = next(line for line in axis.lines if line.get_linestyle() == ":")
+    assert np.asarray(dotted.get_xdata())[np.isnan(np.asarray(dotted.get_ydata()))].tolist() == [2000, 2100]
 
 
 def test_a_wild_unreliable_point_is_shown_at_the_edge_and_does_not_set_the_scale() -> None:
@@ -188,10 +194,11 @@ def test_lambda_of_the_function_is_drawn_first_at_both_resolutions_in_one_panel(
     assert [text.get_text() for text in legend.get_texts()] == ["fine (ε = 0.01)", "coarse (ε = 0.1)"]
     doubtful = [found[k].step for k in range(60) if k % 11 == 5]
     assert [at for marker, at in hollow(axis) if marker == "o"] == [doubtful, doubtful]
-    drawn = [line for line in axis.lines if len(line.get_xdata()) == 60 - len(doubtful) and line.get_linestyle() == "-"]
+    drawn = [line for line in axis.lines if len(line.get_xdata()) == 60 and line.get_linestyle() == "-"]
     for name, line, text in zip(("llc_behavioral", "llc_behavioral_coarse"), drawn, legend.get_texts(), strict=True):
         reliable = [m.value(name) for m in found if m.estimates[name].reliable]
-        assert np.asarray(line.get_ydata()).tolist() == reliable
+        values = np.asarray(line.get_ydata())
+        assert values[~np.isnan(values)].tolist() == reliable
         assert same_color(line.get_color(), text.get_color())
     low, high = axis.get_ylim()
     assert low < 10 and high > 34, "the scale holds both"

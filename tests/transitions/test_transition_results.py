@@ -135,12 +135,25 @@ def at(step: float, kind: str = "A") -> Transition:
 
 def test_transitions_of_several_runs_are_aligned_in_order() -> None:
     runs = [[at(100.0), at(400.0, "B"), at(900.0)], [at(130.0), at(1000.0)], [at(90.0), at(450.0, "B"), at(800.0)], []]
-    first, second, third = align_transitions(runs)
+    first, second, third = align_transitions(runs, factor=1.2)
     assert [t and t.step for t in first.transitions] == [100.0, 130.0, 90.0, None]
     assert [t and t.step for t in second.transitions] == [400.0, None, 450.0, None]
     assert (second.kind, second.step, second.spread, second.share) == ("B", 425.0, (400.0, 450.0), 0.5)
     assert third.spread == (800.0, 1000.0)
     assert align_transitions([]) == [] and align_transitions([[], []]) == []
+
+
+def test_only_transitions_whose_intervals_overlap_are_matched() -> None:
+    """Each with each: 100 with 115, and 115 with 130, make no three of them one."""
+    unrelated = Transition(1400, 1700, 1536, (1411, 1661), "A", {}, 9.0, 1e-9)
+    other = Transition(1100, 1300, 1214, (1144, 1284), "A", {}, 9.0, 1e-9)
+    assert [one.share for one in align_transitions([[unrelated], [other]])] == [0.5, 0.5]
+    assert [one.share for one in align_transitions([[unrelated], [other]], factor=1.09)] == [0.5, 0.5]
+    assert [one.share for one in align_transitions([[unrelated], [other]], factor=1411 / 1284)] == [1.0]
+    chain = align_transitions([[at(100.0)], [at(115.0)], [at(130.0)]])
+    assert sorted(round(3 * one.share) for one in chain) == [1, 2]
+    with pytest.raises(ValueError, match=r"factor is 0.5.*at least 1"):
+        align_transitions([], factor=0.5)
 
 
 def test_what_only_single_runs_have_is_sorted_by_its_steps() -> None:
