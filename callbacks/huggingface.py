@@ -191,8 +191,8 @@ class PhaseWatchCallback(TrainerCallback):
             state = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             warnings.warn(
-                f"phasewatch: {file} does not say where the watch was ({error}). It watches from here on, into a record "
-                "of its own.",
+                f"phasewatch: {file} does not say where the watch was ({error}). It watches from here on, into a "
+                "record of its own.",
                 stacklevel=2,
             )
             return
