@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 SIDE_BY_SIDE := -n auto --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint wheel-test bench-hessian bench-live bench-llc bench-overhead bench-price bench-schedule bench-transitions clean
+.PHONY: help demo test quick lint wheel-test bench-hessian bench-live bench-llc bench-overhead bench-price bench-schedule bench-transitions reliability clean
 
 help:
 	@echo "make demo        train a real network with phasewatch watching, and say where to look"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-price    what a measurement costs, part by part, in gradients of the training batch"
 	@echo "make bench-schedule  where schedule='auto' measures, beside as many and four times as many evenly spaced"
 	@echo "make bench-transitions  transitions found, missed and made up, beside other detectors"
+	@echo "make reliability  what is lost when runs are killed, records damaged and readers given odd input"
 	@echo "make wheel-test  build the wheel and try it in an environment of its own"
 
 $(BIN)/phasewatch: pyproject.toml constraints.txt
@@ -78,6 +79,9 @@ bench-schedule: $(BIN)/phasewatch
 
 bench-transitions: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/transitions.py
+
+reliability: $(VENV)/.dev
+	$(BIN)/python benchmarks/reliability.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info

@@ -133,6 +133,9 @@ def kills(count: int, rng: random.Random) -> Iterator[Row]:
             lost += len(set(told) - set(recorded))
             in_progress += len(recorded) < STEPS
             damaged += 0 if found is None else len(found.damaged)
+            if not (Path(place) / "checkpoint.json").exists():  # it begins anew, as one would, in a place of its own
+                place = str(Path(place) / "anew")
+                os.mkdir(place)
             in_a_process(Path(place))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a line torn by the kill is told of

@@ -56,6 +56,7 @@ def header_of(
         },
         "module": type(module).__name__,
         "num_parameters": objectives[-1].num_parameters if objectives else 0,
+        "num_frozen": sum(p.numel() for p in module.parameters() if not p.requires_grad),
         "n": own[0]["n"] if own else None,
         "seed": seed,
         "total_steps": total_steps,

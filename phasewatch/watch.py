@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -65,6 +66,8 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
 IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
 """The lines of a record that a checkpoint holds where they are in memory alone: what happened in the run, without what
 was observed at every step, which is too long."""
+GIVEN_UP_AFTER = 8
+"""Measurements in a row in which an estimator may fail, as many as make a run; then it is switched off."""
 # Seconds: what takes longer shows in a progress bar what it is at.
 SHOWN_FROM = 2.0
 
@@ -177,7 +180,8 @@ class Watch:
             search: A search of ``ruptures`` that says where transitions may lie; default our exact one. See
                 :func:`phasewatch.detect_transitions`.
             seed: Seeds every measurement, together with its step.
-            on_error: What an estimator that fails does: warn once and go on, raise, or go on without it.
+            on_error: What an estimator that fails does: warn once and go on (it is switched off after eight failures in
+                a row), raise, or go on without it.
             listeners: Told of every measurement and transition.
             on_transition: Called with a :class:`phasewatch.transitions.Flag` whenever a transition is flagged, revised
                 or withdrawn. What it raises is treated like a failing measurement.
@@ -303,6 +307,7 @@ class Watch:
         self._plan_at: int | None = None
         self._failed: set[str] = set()
         self._impossible: set[str] = set()
+        self._failed_in_a_row: Counter[str] = Counter()
         self._told_impossible: set[str] = set()
         self._undescribed: set[str] = set()
         self._closed = False
@@ -855,6 +860,7 @@ class Watch:
             )
             for failure in failures:
                 self._note(failure, step)
+            self._switch_off(step, estimators, failures)
             by_monitor.append(found)
             measured.extend(estimators)
             if monitor is self.main:
@@ -966,6 +972,19 @@ class Watch:
             yield
         except Exception as error:
             self._note(Failure(what, error), step)
+
+    def _switch_off(self, step: int, estimators: Sequence[Estimator], failures: Sequence[Failure]) -> None:
+        """Leave out from here on what has failed in so many measurements in a row, and say so."""
+        failed = {failure.what: failure for failure in failures}
+        for name in {estimator.name for estimator in estimators} - self._impossible:
+            self._failed_in_a_row[name] = self._failed_in_a_row[name] + 1 if name in failed else 0
+            if self._failed_in_a_row[name] == GIVEN_UP_AFTER and self.on_error == "warn":
+                self._impossible.add(name)
+                warnings.warn(
+                    f"phasewatch: {name} has failed in {GIVEN_UP_AFTER} measurements in a row, last at step {step} "
+                    f"({failed[name].error}). It is switched off; all else is measured, and training goes on.",
+                    stacklevel=2,
+                )
 
     def _note(self, failure: Failure, step: int) -> None:
         """Record what failed, warn once and go on, or raise it."""

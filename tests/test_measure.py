@@ -219,3 +219,15 @@ def test_interrupts_pass_through() -> None:
     with pytest.raises(KeyboardInterrupt):
         measure(network(), [Own(interrupted)], PROBE, 0)
     assert torch.equal(stream, torch.get_rng_state())
+
+
+def test_of_one_sample_all_is_measured_that_needs_no_temperature() -> None:
+    batch = (BATCHES[0][0][:1], BATCHES[0][1][:1])
+    found, failures = measure(network(), [HessianSpectrum()], Probe([batch], squared_error), step=0)
+    twice, _ = measure(network(), [HessianSpectrum()], Probe([batch], squared_error, n=2), step=0)
+    assert not failures and found.estimates.keys() == twice.estimates.keys()
+    for name, estimate in found.estimates.items():
+        if name == "llc_quadratic":
+            assert math.isnan(estimate.value) and estimate.doubts == ("n is 1, for which n / log n is no temperature",)
+        else:
+            assert estimate == twice.estimates[name]

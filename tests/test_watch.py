@@ -206,6 +206,25 @@ def test_outputs_that_cannot_be_seen_are_told_of_once_with_the_mend(on_error: An
     assert given.value("moved") == pytest.approx(0.5 * INPUTS.sum(1).square().mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("calls", [range(30), [*range(6), *range(7, 30)]])
+def test_what_fails_again_and_again_is_switched_off_and_said(calls: Sequence[int], tmp_path: Path) -> None:
+    fails = Fails(calls)
+    with (
+        pytest.warns(UserWarning) as caught,
+        make(fails, Weight(), directory=tmp_path, on_error="warn", schedule=2) as watch,
+    ):
+        weights = train(watch)
+    tried = 8 if 6 in calls else 7 + 8
+    assert fails.calls == tried
+    assert [str(w.message) for w in caught if "planted" in str(w.message)][1:] == [
+        f"phasewatch: fails has failed in 8 measurements in a row, last at step {2 * (tried - 1)} (FloatingPointError: "
+        "planted). It is switched off; all else is measured, and training goes on."
+    ]
+    run = load_run(tmp_path)
+    assert len(run.failures) == tried - (6 not in calls)
+    assert run.series("weight").values.tolist() == weights[::2] == train(make(schedule=[1000]))[::2]
+
+
 def test_disable_does_not_try_again(tmp_path: Path) -> None:
     fails = Fails([1])
     with (

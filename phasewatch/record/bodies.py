@@ -37,7 +37,7 @@ def _anything(body: Body) -> None: ...
 def _header(body: Body) -> None:
     whole(member(body, "schema_version"), "schema_version")
     _time(body, "created")
-    for name in ("n", "total_steps", "num_parameters"):
+    for name in ("n", "total_steps", "num_parameters", "num_frozen"):
         if body.get(name) is not None:
             whole(body[name], name)
     alpha = number_or_none(body.get("alpha"), "alpha")

@@ -1,0 +1,183 @@
+"""The Trainer of Hugging Face, and a plain loop with accelerate: trained as without, measured as by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from phasewatch import Watch
+from phasewatch.estimators import LearningCoefficient
+from phasewatch.record import Run, load_run
+
+FEW = (LearningCoefficient(chains=2, draws=6, burn_in=20),)
+
+
+class Sequences(Dataset[Any]):
+    """Counting up modulo 11, from anywhere."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        tokens = (torch.arange(6) + index) % 11
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def measured(run: Run) -> list[tuple[int, dict[str, Any]]]:
+    return [(m.step, {k: v for k, v in m.estimates.items() if k != "overhead"}) for m in run.measurements]
+
+
+def hugged(root: Path, *callbacks: Any, max_steps: int = 8, resume: str | None = None) -> dict[str, Tensor]:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=11,
+        n_positions=6,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0.1,
+        attn_implementation="eager",
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    trainer = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            output_dir=str(root),
+            max_steps=max_steps,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=2,
+            learning_rate=0.01,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            save_steps=4,
+            eval_strategy="steps",
+            eval_steps=4,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=3,
+        ),
+        train_dataset=Sequences(),
+        eval_dataset=Sequences(),
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def watching(**settings: Any) -> Any:
+    pytest.importorskip("transformers")
+    from phasewatch.callbacks.huggingface import PhaseWatchCallback
+
+    return PhaseWatchCallback(schedule=4, probe_samples=16, estimators=FEW, on_error="raise", **settings)
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_trainer_trains_as_without_and_its_record_is_one(tmp_path: Path) -> None:
+    callback = watching()
+    weights = hugged(tmp_path / "watched", callback)
+    assert equal(weights, hugged(tmp_path / "plain"))
+    run = load_run(tmp_path / "watched" / "phasewatch.jsonl")
+    assert [m.step for m in run.measurements] == [0, 4, 8] and run.finished and not run.failures
+    assert run.header["n"] == 32 and run.header["monitors"][0]["probe"]["samples"] == 16
+    assert {"llc", "loss"} <= set(run.names)
+    assert {"loss", "learning_rate", "gradient_norm", "eval_loss"} <= set(run.observed)
+    assert run.observed["loss"].steps.tolist() == list(range(8))
+    assert run.observed["eval_loss"].steps.tolist() == [4, 8]
+    assert not [name for name in run.observed if "runtime" in name or "per_second" in name]
+    # on all samples the loss of the probe is that of the evaluation, which is of the same weights
+    whole = watching(probe=[torch.utils.data.default_collate([Sequences()[k] for k in range(32)])], n=32)
+    hugged(tmp_path / "whole", whole)
+    at = dict(zip(whole.watch.run.series("loss").steps, whole.watch.run.series("loss").values, strict=True))
+    for step, value in zip(*run.observed["eval_loss"], strict=True):
+        assert at[step] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_resumed_run_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    whole = watching()
+    weights = hugged(tmp_path / "whole", whole)
+    hugged(tmp_path / "cut", watching(), max_steps=4)
+    resumed = watching()
+    again = hugged(tmp_path / "cut", resumed, resume=str(tmp_path / "cut" / "checkpoint-4"))
+    assert equal(weights, again)
+    run = load_run(tmp_path / "cut" / "phasewatch.jsonl")
+    assert run.header["run_id"] == resumed.watch.run.header["run_id"] and run.finished
+    assert [step for step, _ in measured(run)] == [step for step, _ in measured(whole.watch.run)]
+    for (_, ours), (_, theirs) in zip(measured(run), measured(whole.watch.run), strict=True):
+        assert ours["llc"].value == pytest.approx(theirs["llc"].value, rel=1e-6)
+
+
+def test_what_cannot_be_drawn_from_is_refused_with_what_to_pass(tmp_path: Path) -> None:
+    callback = watching()
+
+    class Endless:
+        dataset = iter(())
+
+    state = type("State", (), {"is_world_process_zero": True, "global_step": 0, "max_steps": 8})
+    arguments = type("Arguments", (), {"output_dir": str(tmp_path), "device": torch.device("cpu")})
+    with pytest.raises(ValueError, match=r"no length; give PhaseWatchCallback\(probe=\[batches\], n="):
+        callback.on_train_begin(arguments, state, None, model=nn.Linear(1, 1), train_dataloader=Endless())
+    arguments.fsdp = "full_shard"
+    with pytest.raises(ValueError, match="FSDP and DeepSpeed shard them"):
+        callback.on_train_begin(arguments, state, None, model=nn.Linear(1, 1), train_dataloader=Endless())
+
+
+INPUTS = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+TARGETS = (INPUTS[:, 0] * INPUTS[:, 1] > 0).long()
+
+
+def looped(tmp_path: Path, accelerated: bool, watched: bool) -> tuple[dict[str, Tensor], Run | None]:
+    """A loop of one's own; what accelerate prepares is trained and watched like what it does not."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+    optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader: Any = DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=8)
+    backward: Any = Tensor.backward
+    if accelerated:
+        accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        backward = accelerator.backward
+
+    def loss_fn(module: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+    watch = None
+    if watched:
+        probe = [(INPUTS[:16], TARGETS[:16])]
+        watch = Watch(model, probe, loss_fn=loss_fn, n=48, schedule=3, estimators=FEW, on_error="raise")
+    step = 0
+    for _ in range(2):
+        for batch in loader:
+            if watch is not None:
+                watch.at(step)
+            optimizer.zero_grad()
+            loss = loss_fn(model, batch)
+            backward(loss)
+            if watch is not None:
+                watch.observe(step, getattr(optimizer, "optimizer", optimizer), loss=loss)
+            optimizer.step()
+            step += 1
+    if watch is not None:
+        watch.close(step)
+    return dict(model.state_dict()), None if watch is None else watch.run
+
+
+def test_a_loop_with_accelerate_is_watched_like_one_without(tmp_path: Path) -> None:
+    weights, run = looped(tmp_path, accelerated=True, watched=True)
+    assert equal(weights, looped(tmp_path, accelerated=True, watched=False)[0])
+    plain_weights, plain = looped(tmp_path, accelerated=False, watched=True)
+    assert equal(weights, plain_weights)
+    assert run is not None and plain is not None and measured(run) == measured(plain)
+    assert [m.step for m in run.measurements] == [0, 3, 6, 9, 12] and run.finished
