@@ -14,7 +14,8 @@ from typing import Any
 from phasewatch.price import spoken
 from phasewatch.record import Run
 from phasewatch.sweep.agenda import Agenda
-from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, find_checkpoints, first_content, in_order
+from phasewatch.sweep.checkpoints import Checkpoint, find_checkpoints, first_content, in_order
+from phasewatch.sweep.formats import CheckpointError
 from phasewatch.sweep.one import Found, measured_at
 from phasewatch.sweep.record import SHARD, SweepRecord, header_of
 from phasewatch.sweep.source import Build, FromBuild, Restore, Source

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from phasewatch.sweep.agenda import Agenda
-from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, first_content
+from phasewatch.sweep.checkpoints import Checkpoint, first_content
+from phasewatch.sweep.formats import CheckpointError
 from phasewatch.sweep.one import Found, measured_at
 from phasewatch.sweep.record import describes_the_same, header_of
 from phasewatch.sweep.source import Restore, Source
