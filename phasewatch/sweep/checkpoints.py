@@ -163,7 +163,7 @@ def _in_folder(folder: Path) -> list[Path]:
         folders = [path for path in there if path.is_dir()]
         found = [path for path in there if path.is_dir() or not any(parent in folders for parent in path.parents)]
         if found:
-            return sorted(found)
+            return sorted(found, key=lambda path: (path == folder, path))
     return []
 
 

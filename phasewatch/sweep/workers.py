@@ -81,7 +81,10 @@ class Workers:
             ) from error
         try:
             connection = self._start()
-            self.ready: Ready = self._heard(connection)
+            ready = self._heard(connection)
+            if ready is None:
+                raise CheckpointError(_told_beginning(self._buried(connection)))
+            self.ready: Ready = ready
         except BaseException:
             self._end()
             raise
@@ -113,15 +116,15 @@ class Workers:
             for connection in wait(list(self._processes)):
                 assert isinstance(connection, Connection)
                 checkpoint = at_work.pop(connection, None)
-                try:
-                    message = self._heard(connection)
-                except EOFError:
+                message = self._heard(connection)
+                if message is None:
                     code = self._buried(connection)
-                    if checkpoint is None:
-                        raise CheckpointError(f"A worker ended before it had begun (exit code {code}).") from None
-                    yield checkpoint, CheckpointError(_told_end(checkpoint, code))
-                    if agenda.left:
-                        self._start()
+                    if checkpoint is not None:
+                        yield checkpoint, CheckpointError(_told_end(checkpoint, code))
+                        if agenda.left:
+                            self._start()
+                    elif not self._processes:  # the others go on without it
+                        raise CheckpointError(_told_beginning(code))
                     continue
                 if isinstance(message, Ready):
                     if not describes_the_same(message.header, self.ready.header):
@@ -143,7 +146,11 @@ class Workers:
         return ours
 
     def _heard(self, connection: Connection) -> Any:
-        message = connection.recv()
+        """What a worker has to say; None where it has ended, be it in the middle of a word."""
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            return None
         if isinstance(message, Broken):
             raise message.error
         return message
@@ -178,6 +185,13 @@ def _told_end(checkpoint: Checkpoint, code: int | None) -> str:
     return (
         f"{checkpoint.path} is not measured: the process that was at it ended (exit code {code}), as where memory is "
         "short; fewer workers take less."
+    )
+
+
+def _told_beginning(code: int | None) -> str:
+    return (
+        f"A worker ended before it had begun (exit code {code}), as where memory is short. What was measured is "
+        "recorded; fewer workers take less, and workers=1 measures in this process."
     )
 
 
