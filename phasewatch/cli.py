@@ -220,6 +220,12 @@ def _add_measure(commands: Any) -> None:
         help="processes that measure, each on one thread (default: %(default)s)",
     )
     measure.add_argument(
+        "--engine",
+        choices=["processes", "ray"],
+        default="processes",
+        help="where the workers are: on this machine, or on a Ray cluster (default: %(default)s)",
+    )
+    measure.add_argument(
         "--budget",
         metavar="TIME",
         type=_seconds,
@@ -322,6 +328,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             trust=arguments.trust,
             retry=arguments.retry,
             workers=arguments.workers,
+            engine=arguments.engine,
             budget=arguments.budget,
             shard=arguments.shard,
             say=say,
