@@ -26,6 +26,8 @@ BESIDE = ("trainer_state.json", "config.json", "optimizer.pt", "optimizer.bin")
 STEPS = ("global_step", "step", "steps", "iteration", "iter")
 """What programs call the step in the checkpoints that they write."""
 _REFUSED = re.compile(r"(?:GLOBAL|Unsupported class|Unsupported global:) (?:GLOBAL )?([\w.]+)")
+_REASON = "WeightsUnpickler error: "
+_POINTER = b"version https://git-lfs"
 
 
 class CheckpointError(ValueError):
@@ -138,6 +140,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _wanted(path: Path, error: Exception) -> list[str]:
     """What code a checkpoint asks for, if that is why it was refused."""
+    if "TorchScript" in str(error):
+        return ["a program (TorchScript)"]
     named = _REFUSED.findall(str(error)) if isinstance(error, (pickle.UnpicklingError, RuntimeError)) else []
     if not named:
         return []
@@ -148,6 +152,8 @@ def _wanted(path: Path, error: Exception) -> list[str]:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    text = str(error).strip()
-    told = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
-    return CheckpointError(f"{path} cannot be read as a checkpoint ({told}).")
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            return CheckpointError(f"{path} is a pointer to a file in Git LFS; fetch the file itself by git lfs pull.")
+    told = str(error).rpartition(_REASON)[2].strip() or "no message"  # before it torch advises to run what is in there
+    return CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {told.splitlines()[0]}).")

@@ -187,3 +187,26 @@ def test_a_whole_module_is_refused_and_trusted(tmp_path: Path) -> None:
     with pytest.raises(UnsafeCheckpointError, match=r"torch.nn.modules.container.Sequential"):
         read_checkpoint(path)
     load_weights(network(), read_checkpoint(path, trust=True), path)
+
+
+def test_a_program_is_refused_and_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "model-1.pt"
+    torch.jit.script(network()).save(path)
+    with pytest.raises(UnsafeCheckpointError, match=r"it asks for a program \(TorchScript\).*--trust"):
+        read_checkpoint(path)
+    module = network()
+    load_weights(module, read_checkpoint(path, trust=True), path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_is_no_checkpoint_is_told_without_advice_to_run_it(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model-1{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(
+        CheckpointError, match="is a pointer to a file in Git LFS; fetch the file itself"
+    ):
+        read_checkpoint(path)
+    path.write_text("<html>not found</html>")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint") as told:
+        read_checkpoint(path)
+    assert "weights_only" not in str(told.value)
