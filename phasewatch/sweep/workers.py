@@ -128,8 +128,7 @@ class Workers(Generic[Worker]):
             ) from error
         try:
             first = self._start()
-            while first not in crew.speaking([first]):
-                pass
+            crew.speaking([first])
             ready = self._heard(first)
             if ready is None:
                 raise CheckpointError(_told_beginning(crew.bury(first)))
@@ -152,8 +151,8 @@ class Workers(Generic[Worker]):
     def results(self, agenda: Agenda) -> Iterator[tuple[Checkpoint, Found | CheckpointError]]:
         """Measure what is handed out, and give what comes of each as soon as it is there.
 
-        A worker that dies costs the checkpoint that it was at, and another takes its place; without one that dies
-        before it was given any the others go on.
+        A worker that dies costs the checkpoint that it was at, and another takes its place. Where it dies before it was
+        given any, the others go on without it.
 
         Raises:
             ValueError: If the workers have built different things.
@@ -268,5 +267,5 @@ def _told_end(checkpoint: Checkpoint, ending: str) -> str:
 def _told_beginning(ending: str) -> str:
     return (
         f"A worker ended before it had begun ({ending}), as where memory is short. What was measured is recorded; "
-        "fewer workers take less, and one alone measures in this process."
+        "fewer workers take less."
     )

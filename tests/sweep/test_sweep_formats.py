@@ -202,9 +202,7 @@ def test_a_program_is_refused_and_trusted(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_told_without_advice_to_run_it(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"model-1{suffix}"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    with pytest.raises(
-        CheckpointError, match="is a pointer to a file in Git LFS; fetch the file itself"
-    ):
+    with pytest.raises(CheckpointError, match="is a pointer to a file in Git LFS; fetch the file itself"):
         read_checkpoint(path)
     path.write_text("<html>not found</html>")
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint") as told:
