@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 SIDE_BY_SIDE := -n auto --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick lint wheel-test bench-hessian bench-live bench-llc bench-overhead bench-price bench-schedule bench-transitions reliability clean
+.PHONY: help demo test quick lint wheel-test bench-hessian bench-live bench-llc bench-overhead bench-price bench-schedule bench-sweep bench-transitions reliability clean
 
 help:
 	@echo "make demo        train a real network with phasewatch watching, and say where to look"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-overhead  what the signals at every step cost, as a share of the bare step"
 	@echo "make bench-price    what a measurement costs, part by part, in gradients of the training batch"
 	@echo "make bench-schedule  where schedule='auto' measures, beside as many and four times as many evenly spaced"
+	@echo "make bench-sweep    what measuring a finished run takes, and how near a few of its checkpoints place its transitions"
 	@echo "make bench-transitions  transitions found, missed and made up, beside other detectors"
 	@echo "make reliability  what is lost when runs are killed, records damaged and readers given odd input"
 	@echo "make wheel-test  build the wheel and try it in an environment of its own"
@@ -76,6 +77,9 @@ bench-price: $(BIN)/phasewatch
 
 bench-schedule: $(BIN)/phasewatch
 	$(BIN)/python benchmarks/schedule.py
+
+bench-sweep: $(BIN)/phasewatch
+	$(BIN)/python benchmarks/sweep.py
 
 bench-transitions: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/transitions.py

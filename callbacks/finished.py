@@ -90,6 +90,14 @@ class FinishedRun:
                 if raised:
                     raise raised[0] from None
                 return
+            except (ValueError, TypeError, ImportError):  # of ours, or as clear
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"Training cannot begin as it did then ({type(error).__name__}: {error}). If that is for want of "
+                    "the data, run the command where the run was started, or give a data module that knows where "
+                    "they are."
+                ) from error
             finally:
                 callbacks[0].instead_of_training = None
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,21 @@ def read_table(path: str | os.PathLike[str]) -> Scalars:
             f"{', '.join(map(str, frame.columns)) or 'no column'}."
         )
     steps = _numbers(frame[step])
+    whole = np.isfinite(steps) & (steps == np.floor(steps))
+    wrong = list(frame[step][frame[step].notna().to_numpy() & ~whole])
+    if wrong and not whole.any():
+        raise RecordError(
+            f"{path} has {wrong[0]!r} in its column of steps ({step!r}); expected whole numbers. Call the column that "
+            f"counts the steps {STEPS[0]!r}."
+        )
+    if wrong:
+        warnings.warn(f"{path}: {len(wrong)} rows are left out, whose step is {wrong[0]!r} or the like.", stacklevel=2)
     scalars: Scalars = {}
     for name in frame.columns:
         if name == step or str(name).lower() in NO_SIGNALS:
             continue
         values = _numbers(frame[name])
-        kept = np.isfinite(values) & np.isfinite(steps)
+        kept = np.isfinite(values) & whole
         if kept.any():
             # of rows of one step np.unique keeps the first: from the end it is the last
             at, last = np.unique(steps[kept][::-1], return_index=True)

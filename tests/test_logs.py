@@ -64,6 +64,8 @@ def test_of_a_step_made_again_the_last_row_with_a_value_stands(tmp_path: Path) -
         ("step,name\n1,x\n", "holds no numbers beside its steps"),
         ("", "cannot be read as a table"),
         ("step\n1\n", "holds no numbers beside its steps"),
+        ("step,loss\nfirst,1\nsecond,2\n", "has 'first' in its column of steps .'step'.; expected whole numbers"),
+        ("epoch,loss\n0.5,1\n1.5,2\n", "has 0.5 in its column of steps .'epoch'.; expected .* steps 'step'"),
     ],
 )
 def test_what_is_no_table_is_refused_with_what_it_has(text: str, message: str, tmp_path: Path) -> None:
@@ -80,6 +82,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[
         read_table(tmp_path / "log.csv")
     assert main(["analyze", str(tmp_path / "log.csv")]) == 2
     assert "is a pipe or a device" in capsys.readouterr().err
+
+
+def test_rows_whose_step_is_none_are_left_out_and_told(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n1,3.0\nstep,loss\n2.5,9.0\n,7.0\n4,1.0\n")
+    with pytest.warns(UserWarning, match=r"log.csv: 2 rows are left out, whose step is 'step' or the like"):
+        scalars = read_table(tmp_path / "log.csv")
+    assert [column.tolist() for column in scalars["loss"]] == [[1, 4], [3.0, 1.0]]
 
 
 def test_torn_json_is_refused(tmp_path: Path) -> None:

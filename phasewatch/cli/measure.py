@@ -82,6 +82,12 @@ def add(commands: Any) -> None:
         help="processes that measure, each on one thread (default: %(default)s)",
     )
     measure.add_argument(
+        "--engine",
+        choices=["processes", "ray"],
+        default="processes",
+        help="where the workers are: on this machine, or on a Ray cluster (default: %(default)s)",
+    )
+    measure.add_argument(
         "--budget",
         metavar="TIME",
         type=seconds,
@@ -116,6 +122,7 @@ def perform(arguments: argparse.Namespace) -> int:
             trust=arguments.trust,
             retry=arguments.retry,
             workers=arguments.workers,
+            engine=arguments.engine,
             budget=arguments.budget,
             shard=arguments.shard,
             say=tell,

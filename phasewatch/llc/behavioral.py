@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
+from phasewatch.llc.draws import KeptDraws, existing
 from phasewatch.llc.resolved_chains import DRAWS_PER_POSITION, Draws, ResolvedChains
 from phasewatch.llc.spread import prior_spread
 from phasewatch.objective import Objective
@@ -72,6 +73,7 @@ class BehavioralLLC(Shown):
         chains: Number of chains.
         draws: Draws a chain.
         gradients: Gradients of the whole probe spent, all chains together, since the resolution before.
+        kept_draws: The divergence of each draw, where it was asked for by ``keep_draws``.
     """
 
     resolution: float
@@ -98,6 +100,7 @@ class BehavioralLLC(Shown):
     chains: int
     draws: int
     gradients: int
+    kept_draws: KeptDraws | None = field(default=None, compare=False)
 
     @property
     def half_width(self) -> float:
@@ -111,6 +114,24 @@ class BehavioralLLC(Shown):
         (:attr:`phasewatch.LLCEstimate.free_energy`).
         """
         return n * loss + self.learning_coefficient * math.log(n)
+
+    def to_xarray(self) -> Any:
+        """The draws as an ``xarray.Dataset`` (:meth:`phasewatch.llc.draws.KeptDraws.to_xarray`).
+
+        Raises:
+            ValueError: If they were not kept, or the whole prior is nearer than the resolution.
+            ImportError: If xarray is not installed.
+        """
+        return existing(self.kept_draws, "estimate_behavioral_llc").to_xarray()
+
+    def to_arviz(self) -> Any:
+        """The draws as ArviZ takes them (:meth:`phasewatch.llc.draws.KeptDraws.to_arviz`).
+
+        Raises:
+            ValueError: If they were not kept, or the whole prior is nearer than the resolution.
+            ImportError: If ArviZ is not installed.
+        """
+        return existing(self.kept_draws, "estimate_behavioral_llc").to_arviz()
 
     def __repr__(self) -> str:
         """The estimate, its resolution, and why it should not be believed where it should not."""
@@ -131,6 +152,7 @@ def estimate_behavioral_llc(
     burn_in: int = 1_000,
     spread: float | Tensor | None = None,
     precision: float = 0.03,
+    keep_draws: bool = False,
 ) -> list[BehavioralLLC]:
     r"""Estimate the learning coefficient of the function at ``objective.parameters``, at each of several resolutions.
 
@@ -156,6 +178,7 @@ def estimate_behavioral_llc(
             :func:`phasewatch.llc.spread.prior_spread`. A number is a factor on that.
         precision: Half-width of the interval at which draws may end, as a share of the coefficient (of 1 where that is
             less).
+        keep_draws: Whether the estimates keep their draws, for ``to_xarray()`` and ``to_arviz()``.
 
     Returns:
         One estimate for each of ``resolutions``, in their order.
@@ -208,7 +231,14 @@ def estimate_behavioral_llc(
                 ]
                 misfit = float(torch.cat(moved).double().mean()) - objective.mean_loss
             found[resolution] = replace(found[resolution], misfit_change=misfit, gradients=sampler.gradients - before)
+            if keep_draws:
+                found[resolution] = replace(found[resolution], kept_draws=_kept_draws(resolution, seen))
     return [found[resolution] for resolution in resolutions]
+
+
+def _kept_draws(resolution: float, seen: Draws) -> KeptDraws:
+    attributes = {"resolution": resolution, "nbeta": seen.nbeta}
+    return KeptDraws("divergence", seen.divergences, tuple(range(len(seen.divergences))), attributes)
 
 
 def check_behavioral_settings(resolutions: Sequence[float], chains: int, draws: int, burn_in: int) -> None:

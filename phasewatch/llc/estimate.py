@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
 from phasewatch.llc.diagnostics import FloatArray
+from phasewatch.llc.draws import KeptDraws, existing
 from phasewatch.llc.fluctuations import Fluctuations
 from phasewatch.llc.hmc import LEAST_DRAWS, sample_hmc
 from phasewatch.llc.pilot import pilot_descent
@@ -144,6 +147,8 @@ class LLCEstimate(Shown):
             where that is 0. Where directions are flat, tensors go far beyond their own size with the right lambda.
         diverged_chains: Number of chains that could not stay where the loss is finite and near L(w*); left out.
         draws: Draws a chain.
+        kept_draws: The loss of each draw of the chains that count, above that of w* on the same batch, where it was
+            asked for by ``keep_draws``.
     """
 
     nbeta: float
@@ -177,6 +182,7 @@ class LLCEstimate(Shown):
     displacements: Mapping[str, float] = field(default_factory=dict)
     diverged_chains: int = 0
     draws: int = 0
+    kept_draws: KeptDraws | None = field(default=None, compare=False)
 
     @property
     def free_energy(self) -> float:
@@ -209,6 +215,24 @@ class LLCEstimate(Shown):
         """Estimate of the Bayes generalization loss at inverse temperature nbeta / n."""
         return self.fluctuations.waic(self.nbeta, self.n)
 
+    def to_xarray(self) -> Any:
+        """The draws as an ``xarray.Dataset`` (:meth:`phasewatch.llc.draws.KeptDraws.to_xarray`).
+
+        Raises:
+            ValueError: If they were not kept, or nothing was sampled.
+            ImportError: If xarray is not installed.
+        """
+        return existing(self.kept_draws, "estimate_llc").to_xarray()
+
+    def to_arviz(self) -> Any:
+        """The draws as ArviZ takes them (:meth:`phasewatch.llc.draws.KeptDraws.to_arviz`).
+
+        Raises:
+            ValueError: If they were not kept, or nothing was sampled.
+            ImportError: If ArviZ is not installed.
+        """
+        return existing(self.kept_draws, "estimate_llc").to_arviz()
+
     def __repr__(self) -> str:
         """The estimate, its standard error, and why it should not be believed where it should not."""
         verdict = "reliable" if self.reliable else "unreliable: " + "; ".join(self.reasons)
@@ -228,6 +252,7 @@ def estimate_llc(
     localization: float = 0.3,
     compiled: bool = False,
     thresholds: Thresholds | None = None,
+    keep_draws: bool = False,
 ) -> LLCEstimate:
     r"""Estimate the local learning coefficient at ``objective.parameters``.
 
@@ -256,6 +281,7 @@ def estimate_llc(
         compiled: Whether to compile the gradient (``torch.compile``): half a minute the first time, then up to a
             third faster on small networks. A later estimate with the same ``loss_fn`` and shapes need not compile.
         thresholds: When the estimate is unreliable.
+        keep_draws: Whether the estimate keeps its draws, for ``to_xarray()`` and ``to_arviz()``.
 
     Returns:
         The estimate and its diagnostics.
@@ -359,11 +385,17 @@ def estimate_llc(
         displacements=displacements,
         diverged_chains=int((~kept).sum()),
         draws=sample.energies.shape[1],
+        kept_draws=_kept_draws(estimate, sample.energies[kept], np.flatnonzero(kept)) if keep_draws else None,
         gradients=estimate.gradients + round(posterior.gradients),
     )
     batch_variance = float(sample.batch_variance[kept].mean()) if kept.any() else math.nan
     reasons = _reasons(estimate, values, batch_variance, objective, posterior.full_gradient, limits)
     return replace(estimate, reliable=not reasons, reasons=reasons)
+
+
+def _kept_draws(estimate: LLCEstimate, energies: FloatArray, chains: NDArray[np.int64]) -> KeptDraws:
+    attributes = {"nbeta": estimate.nbeta, "localization": estimate.localization, "loss_at_w": estimate.loss}
+    return KeptDraws("loss", energies / estimate.nbeta, tuple(chains.tolist()), attributes)
 
 
 def _noise_of_probe(objective: Objective, n: int, localization: float, seed: int) -> ProbeNoise | None:

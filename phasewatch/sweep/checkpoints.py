@@ -1,13 +1,9 @@
-"""Checkpoints of a finished run: which there are, of which step they are, and what is in them."""
+"""Checkpoints of a finished run: which there are, of which step they are, and where in them weights are."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,27 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-"""How files end that are taken for checkpoints where a folder is given."""
-FOLDER = re.compile(r"checkpoint-(\d+)")
-"""What Hugging Face's Trainer calls its checkpoints, each a folder of its own."""
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""The weights in such a folder; large ones are in several files, which an index names."""
-STEPS = ("global_step", "step", "steps", "iteration", "iter")
-"""What programs call the step in the checkpoints that they write."""
+from phasewatch.sweep.formats import (
+    STEPS,
+    SUFFIXES,
+    CheckpointError,
+    UnsafeCheckpointError,
+    is_checkpoint,
+    read_checkpoint,
+)
+
 EXTRA = "_extra_state"
 """How the names of what modules keep in ``state_dict()`` beside tensors end."""
 _STEP_IN_NAME = re.compile(r"step[s]?[=_-]?(\d+)", re.IGNORECASE)
 _WHOLE_NUMBER = re.compile(r"(?<![\d.])(\d+)(?!\d|\.\d)")
-_REFUSED = re.compile(r"(?:GLOBAL|Unsupported class|Unsupported global:) (?:GLOBAL )?([\w.]+)")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be found, read or used; the message says how to mend it."""
-
-
-class UnsafeCheckpointError(CheckpointError):
-    """A checkpoint asks for code to be run."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ def find_checkpoints(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise CheckpointError(f"{path} does not exist; give checkpoints, or the folder that they are in.")
-        there = [path] if path.is_file() or _is_folder_checkpoint(path) else _in_folder(path)
+        there = [path] if path.is_file() else _in_folder(path)
         if not there:
             raise CheckpointError(
                 f"There is no checkpoint in {path} or below it; expected files that end in {', '.join(SUFFIXES)}, or "
@@ -126,35 +114,6 @@ def in_order(paths: Iterable[Path], trust: bool = False) -> tuple[list[Checkpoin
     return [Checkpoint(by_step[step], step) for step in sorted(by_step)], said
 
 
-def read_checkpoint(path: Path, trust: bool = False) -> Any:
-    """What is in a checkpoint, its tensors in main memory.
-
-    Args:
-        path: The file, or a folder of Hugging Face's.
-        trust: Whether it may run code.
-
-    Raises:
-        UnsafeCheckpointError: If it asks for code to be run, and is not trusted.
-        CheckpointError: If it cannot be read.
-    """
-    if path.is_dir():
-        return _read_folder(path, trust)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        # not read before it is used: of most of a checkpoint, the optimizer's state, nothing is
-        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipfile.is_zipfile(path))
-    except Exception as error:
-        wanted = _wanted(path, error)
-        if wanted and not trust:
-            raise UnsafeCheckpointError(
-                f"{path} is no plain checkpoint: reading it would run code, for it asks for {', '.join(wanted)}. If "
-                "you trust who wrote it, --trust (in Python trust=True) reads it all the same; else save its "
-                "state_dict() alone."
-            ) from error
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({_first_line(error)}).") from error
-
-
 def first_content(checkpoints: Sequence[Checkpoint], trust: bool = False) -> Any:
     """What is in the first checkpoint that can be read.
 
@@ -197,72 +156,15 @@ def state_dicts(content: Any, place: str = "") -> Iterator[tuple[str, Mapping[st
             yield from state_dicts(inner, f"{place}.{name}" if place else name)
 
 
-def _is_folder_checkpoint(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in (*WEIGHTS, *map(_index, WEIGHTS)))
-
-
 def _in_folder(folder: Path) -> list[Path]:
-    """Checkpoints right in a folder, or where there are none below it; those of Hugging Face count as one each."""
+    """What a folder is itself, as one of Hugging Face's, and what lies right in it, or where nothing does below it."""
     for pattern in ("*", "**/*"):
-        there = [path for path in folder.glob(pattern) if path.suffix in SUFFIXES or FOLDER.fullmatch(path.name)]
-        whole = [path for path in there if _is_folder_checkpoint(path)]
-        files = [path for path in there if path.is_file() and not any(p in whole for p in path.parents)]
-        if whole or files:
-            return sorted([*whole, *files])
+        there = [path for path in (folder, *folder.glob(pattern)) if is_checkpoint(path)]
+        folders = [path for path in there if path.is_dir()]
+        found = [path for path in there if path.is_dir() or not any(parent in folders for parent in path.parents)]
+        if found:
+            return sorted(found, key=lambda path: (path == folder, path))
     return []
-
-
-def _index(name: str) -> str:
-    return f"{name}.index.json"
-
-
-def _read_folder(folder: Path, trust: bool) -> dict[str, Any]:
-    """The weights in a folder of Hugging Face's, and its step."""
-    state: dict[str, Any] = {}
-    for name in WEIGHTS:
-        files = [folder / name]
-        if (folder / _index(name)).exists():
-            files = [folder / part for part in sorted(set(_json(folder / _index(name))["weight_map"].values()))]
-        if all(file.exists() for file in files):
-            for file in files:
-                state.update(read_checkpoint(file, trust))
-            break
-    else:
-        raise CheckpointError(f"{folder} holds no weights; expected {' or '.join(WEIGHTS)}.")
-    trainer = folder / "trainer_state.json"
-    step = _json(trainer).get("global_step") if trainer.exists() else None
-    return {"state_dict": state, "global_step": step}
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}).") from error
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        load = importlib.import_module("safetensors.torch").load_file
-    except ImportError as error:
-        raise CheckpointError(f"{path} is read by safetensors, which is not installed: pip install safetensors") from (
-            error
-        )
-    try:
-        return load(path)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({_first_line(error)}).") from error
-
-
-def _wanted(path: Path, error: Exception) -> list[str]:
-    """What code a checkpoint asks for, if that is why it was refused."""
-    named = _REFUSED.findall(str(error)) if isinstance(error, (pickle.UnpicklingError, RuntimeError)) else []
-    if not named:
-        return []
-    try:  # all of them, where torch can tell
-        return sorted({*named, *torch.serialization.get_unsafe_globals_in_checkpoint(path)})
-    except Exception:
-        return named
 
 
 def _batches_that_stepped(content: Mapping[str, Any]) -> int | None:
@@ -307,8 +209,3 @@ def _at(content: Any, *names: str) -> Any:
 
 def _listed(paths: list[Path]) -> str:
     return ", ".join(str(path) for path in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from phasewatch.measure import Failure, measure, together
 from phasewatch.record import Measurement
-from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, read_checkpoint
+from phasewatch.sweep.checkpoints import Checkpoint
+from phasewatch.sweep.formats import CheckpointError, read_checkpoint
 from phasewatch.sweep.source import Restore
 from phasewatch.sweep.weights import load_weights
 from phasewatch.watch import Watch

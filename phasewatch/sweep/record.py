@@ -177,10 +177,17 @@ def _journal(directory: Path, header: dict[str, Any]) -> Journal:
 
 
 def _locked(path: Path) -> LockedFile:
-    try:
-        return LockedFile(path, create=True)
-    except FileExistsError:
-        return LockedFile(path, create=False)
+    while True:
+        try:
+            file = LockedFile(path, create=True)
+        except FileExistsError:
+            try:
+                file = LockedFile(path, create=False)
+            except FileNotFoundError:
+                continue
+        if file.is_at(path):
+            return file
+        file.close()  # whoever held it has removed it meanwhile, and another one may hold a new one
 
 
 def _told(what: str, error: str, trace: str, step: int) -> dict[str, Any]:

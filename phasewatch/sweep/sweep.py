@@ -9,20 +9,26 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from phasewatch.price import spoken
 from phasewatch.record import Run
 from phasewatch.sweep.agenda import Agenda
-from phasewatch.sweep.checkpoints import Checkpoint, CheckpointError, find_checkpoints, first_content, in_order
+from phasewatch.sweep.checkpoints import Checkpoint, find_checkpoints, first_content, in_order
+from phasewatch.sweep.cluster import Cluster
+from phasewatch.sweep.formats import CheckpointError
 from phasewatch.sweep.one import Found, measured_at
+from phasewatch.sweep.processes import Processes
 from phasewatch.sweep.record import SHARD, SweepRecord, header_of
 from phasewatch.sweep.source import Build, FromBuild, Restore, Source
-from phasewatch.sweep.workers import Workers
+from phasewatch.sweep.workers import Crew, Task, Workers
 from phasewatch.watch import Watch
 
 FOLDER = "measured"
 """The folder beside the checkpoints that the record goes to."""
+
+CREWS: dict[str, Callable[[], Crew[Any]]] = {"processes": Processes, "ray": Cluster}
+"""Where workers are, by what it is called."""
 
 Say = Callable[[str], object]
 Results = Callable[[Agenda], Iterable[tuple[Checkpoint, Found | CheckpointError]]]
@@ -37,6 +43,7 @@ def measure_checkpoints(
     trust: bool = False,
     retry: bool = False,
     workers: int = 1,
+    engine: Literal["processes", "ray"] = "processes",
     budget: float | None = None,
     shard: tuple[int, int] | None = None,
     say: Say | None = None,
@@ -57,6 +64,8 @@ def measure_checkpoints(
         retry: Whether to try those again that failed in an earlier sweep.
         workers: Processes to measure in, each on one thread, with a network and data of its own; ``build`` must be
             importable then. 1 measures in this one.
+        engine: Where the workers are: processes on this machine, or actors on a Ray cluster, one started here if there
+            is none. Its machines must see code and checkpoints at the same places.
         budget: Seconds to spend. The ends of the run are measured first, then a coarse selection, then what lies where
             something changed; a later call goes on from there. Default all checkpoints.
         shard: ``(i, n)``: measure each n-th checkpoint alone, from the i-th on, as one of n independent jobs. Its
@@ -70,8 +79,9 @@ def measure_checkpoints(
         CheckpointError: If there is no checkpoint, none has a step, two of one step differ, one asks for code to be
             run, or none at all can be measured.
         RecordError: If the directory holds what was measured in another way, or is being written by another sweep.
-        ValueError: If what is built cannot be measured (see :class:`phasewatch.Watch`), or ``workers``,
+        ValueError: If what is built cannot be measured (see :class:`phasewatch.Watch`), or ``workers``, ``engine``,
             ``budget`` or ``shard`` is out of its range.
+        ImportError: If the engine is not installed.
 
     Example:
         >>> import tempfile, torch
@@ -91,6 +101,8 @@ def measure_checkpoints(
         raise ValueError(f"shard is {shard!r}; expected (i, n) with i from 1 to n")
     if workers < 1:
         raise ValueError(f"workers is {workers!r}; expected a number of processes, 1 for this one alone")
+    if engine not in CREWS:
+        raise ValueError(f"engine is {engine!r}; expected one of {', '.join(CREWS)}")
     say = say or (lambda text: None)
     listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     found = find_checkpoints(listed)
@@ -118,11 +130,11 @@ def measure_checkpoints(
         results = partial(_one_by_one, watch, restore, trust)
         sweep(header_of(watch), sum(watch.prices.values()), results)
 
-    if workers == 1:
+    if workers == 1 and engine == "processes":
         source.give(take, lambda: first_content(checkpoints, trust))
     else:
-        with Workers(workers, source, checkpoints, trust) as processes:
-            sweep(processes.ready.header, processes.ready.seconds, processes.results)
+        with Workers(workers, CREWS[engine](), Task(source, checkpoints, trust)) as crew:
+            sweep(crew.ready.header, crew.ready.seconds, crew.results)
     return runs[0]
 
 

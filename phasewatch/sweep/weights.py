@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from phasewatch.sweep.checkpoints import CheckpointError, state_dicts
+from phasewatch.sweep.checkpoints import state_dicts
+from phasewatch.sweep.formats import CheckpointError
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What stands before every name where the network was wrapped: by DistributedDataParallel, by ``torch.compile``."""

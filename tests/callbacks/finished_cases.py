@@ -44,6 +44,11 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
 
 
+class Wider(Module):
+    def __init__(self, outputs: int, more: int = 1, lr: float = 0.1) -> None:
+        super().__init__(outputs + more, lr)
+
+
 class OfTwoOptimizers(Module):
     def __init__(self, outputs: int) -> None:
         super().__init__(outputs)
@@ -89,6 +94,13 @@ class Data(pl.LightningDataModule):
 
     def val_dataloader(self) -> Any:
         return DataLoader(self.val, batch_size=4)
+
+
+class Lost(Data):
+    """Whose samples have been moved meanwhile."""
+
+    def setup(self, stage: str) -> None:
+        open("no/such/samples.csv")  # noqa: SIM115
 
 
 class Stream(IterableDataset[Any]):

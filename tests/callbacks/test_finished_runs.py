@@ -94,7 +94,7 @@ def test_odd_modules_and_streams_too(module: Any, data: Any, max_steps: int, set
     assert [m for m in found(run) if m.step in steps] == found(live)
 
 
-def by_command_line(module: Any, data: Any, *arguments: str, on_held_out: bool = False) -> None:
+def by_command_line(module: Any, data: Any, *arguments: str, on_held_out: bool = False, **modes: bool) -> None:
     """Train as the script of a user does."""
     chains = {"sampled": False} if on_held_out else None
     lean = {"behavioral": chains, "hessian": {"num_eigenvalues": 2}, "llc": None, "zeros": None, "probe_samples": 16}
@@ -104,7 +104,7 @@ def by_command_line(module: Any, data: Any, *arguments: str, on_held_out: bool =
     settings = {"max_steps": 14, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
     config = {"seed_everything": 9, "trainer": {**settings, "callbacks": [shown, watch, checkpoint]}}
     Path("trainer.yaml").write_text(yaml.dump(config))
-    LightningCLI(module, data, args=["fit", "--config=trainer.yaml", *arguments])
+    LightningCLI(module, data, args=["fit", "--config=trainer.yaml", *arguments], **modes)
 
 
 def test_a_config_as_lightning_cli_saved_it_says_all(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +126,20 @@ def test_a_config_as_lightning_cli_saved_it_says_all(capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert main(["measure", str(directory), "--config", str(directory / "config.yaml"), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_config_of_subclasses_says_all() -> None:
+    """As of a program that takes any module derived from one of its own."""
+    by_command_line(
+        *(Module, Data),
+        *("--model=finished_cases.Wider", "--model.init_args.outputs=2", "--data=finished_cases.Data"),
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+    )
+    directory = Path("lightning_logs/version_0")
+    assert main(["measure", str(directory), "--config", str(directory / "config.yaml"), "--quiet"]) == 0
+    live, run = load_run(directory / "phasewatch.jsonl"), load_run(directory / "measured")
+    assert found(run) == found(live) and run.header["module"] == "Wider"
 
 
 def test_a_config_that_names_no_classes_is_told_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +184,10 @@ def checkpoints() -> Path:
         (["--module", "finished_cases:WithoutSavedArguments"], "has no train_dataloader of its own"),
         (["--module", "finished_cases:Module", "--watch", "finished_cases:Data"], "expected a PhaseWatch"),
         (["--module", "finished_cases:Module", "--build", "x:y"], "--build says all, and --module is for"),
+        (
+            ["--module", "finished_cases:Module", "--data", "finished_cases:Lost"],
+            "No such file or directory: 'no/such/samples.csv'). If that is for want of the data, run the command where",
+        ),
         (["--config", "none.yaml"], "none.yaml cannot be read"),
         (["--data", "finished_cases:Data"], "it is not known of what network"),
     ],

@@ -56,3 +56,19 @@ def test_constant_draws_have_no_diagnostics() -> None:
     assert math.isnan(split_rhat(draws))
     assert math.isnan(effective_sample_size(draws))
     assert standard_error(draws) == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 1_000), (4, 501), (8, 2_000)])
+@pytest.mark.parametrize("phi", [-0.7, 0.0, 0.5, 0.9])
+def test_they_are_those_of_arviz(phi: float, shape: tuple[int, int]) -> None:
+    """R-hat exactly; ArviZ takes half of one more term of Geyer's sum, and the variance of all draws for that of one.
+
+    Both are less than 2 % where chains are long against their autocorrelation, agreeing (the first) or not.
+    """
+    oracle = pytest.importorskip("arviz_stats.base").array_stats
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    for apart in (0.0, 0.5):
+        draws = autoregressive(phi, *shape, seed=7) + np.linspace(0, apart, shape[0])[:, None]
+        assert split_rhat(draws) == pytest.approx(float(oracle.rhat(draws, **axes, method="split")), rel=1e-10)
+        assert effective_sample_size(draws) == pytest.approx(float(oracle.ess(draws, **axes, method="mean")), rel=0.02)
+        assert standard_error(draws) == pytest.approx(float(oracle.mcse(draws, **axes, method="mean")), rel=0.02)

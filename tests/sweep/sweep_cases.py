@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,15 @@ def failing_build() -> Any:
     raise KeyError("data.csv")
 
 
-def trained(folder: Path) -> Run:
+def trained(folder: Path, steps: Collection[int] = STEPS) -> Run:
     """Train, watched, and save the weights of each measured step."""
     torch.manual_seed(1)
     watch = build()
     module = watch.module
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for step in range(max(STEPS) + 1):
-        if step in STEPS:
+    for step in range(max(steps) + 1):
+        if step in steps:
             torch.save(module.state_dict(), folder / f"model-{step}.pt")
             watch.measure(step)
         optimizer.zero_grad()

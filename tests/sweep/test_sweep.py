@@ -5,10 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -223,33 +221,6 @@ def test_what_is_built_need_not_have_the_weights(function: str) -> None:
     """A sanity check of the cases: the numbers of a sweep cannot come from what ``build`` has made."""
     made = [{"build": lambda: build().module, "plain_build": lambda: plain_build()[0]}[function]() for _ in range(2)]
     assert not torch.equal(next(made[0].parameters()), next(made[1].parameters()))
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_to_the_record_of_an_undisturbed_one(
-    finished: tuple[Path, Run], checkpoints: Path
-) -> None:
-    """kill -9 at six moments, of which most fall between the first line of the record and the last."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    code = (
-        "import time, phasewatch.sweep.sweep as sweep; from sweep_cases import build;"
-        "whole = sweep.measured_at;"
-        "sweep.measured_at = lambda *a, **k: (time.sleep(0.2), whole(*a, **k), time.sleep(0.2))[1];"
-        f"sweep.measure_checkpoints(build, {str(checkpoints)!r}, say=lambda text: print(text, flush=True))"
-    )
-    wait = [0.0, 0.1, 0.25, 0.35, 0.45, 0.6]
-    counts = []
-    for seconds in wait:
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as one:
-            assert one.stdout is not None and "to measure" in one.stdout.readline()
-            time.sleep(seconds)
-            os.kill(one.pid, signal.SIGKILL)
-        before = load_run(checkpoints / "measured").measurements
-        counts.append(len(before))
-    assert counts == sorted(counts)
-    run = measure_checkpoints(build, checkpoints)
-    assert what_was_found(run) == what_was_found(finished[1]) and run.finished and not run.damaged
-    assert run.measurements[: len(before)] == before
 
 
 def _race(folder: Path, results: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phasewatch.sweep.checkpoints import (
-    Checkpoint,
-    CheckpointError,
-    UnsafeCheckpointError,
-    find_checkpoints,
-    in_order,
-    read_checkpoint,
-    step_in_name,
-    step_of,
-)
+from phasewatch.sweep.checkpoints import Checkpoint, find_checkpoints, in_order, step_in_name, step_of
+from phasewatch.sweep.formats import CheckpointError
 from phasewatch.sweep.weights import load_weights
 
 
@@ -115,82 +106,6 @@ def test_folders_are_searched_below_where_nothing_lies_right_there(tmp_path: Pat
         find_checkpoints([tmp_path / "empty"])
     with pytest.raises(CheckpointError, match="No checkpoint was given"):
         find_checkpoints([])
-
-
-def hugging_face(folder: Path, step: int, value: float, sharded: bool = False) -> None:
-    """As ``transformers.Trainer`` writes it."""
-    weights = state(value)
-    if sharded:
-        parts = {name: f"pytorch_model-{k + 1:05d}-of-00004.bin" for k, name in enumerate(weights)}
-        for name, part in parts.items():
-            saved({name: weights[name]}, folder / part)
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": parts}))
-    else:
-        saved(weights, folder / "pytorch_model.bin")
-    saved({"state": {}, "param_groups": []}, folder / "optimizer.pt")
-    saved({}, folder / "rng_state.pth")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": 1.0}))
-
-
-@pytest.mark.parametrize("sharded", [False, True])
-def test_folders_of_hugging_face(sharded: bool, tmp_path: Path) -> None:
-    for step in (1000, 500):
-        hugging_face(tmp_path / f"checkpoint-{step}", step, step, sharded)
-    checkpoints, said = in_order(find_checkpoints([tmp_path]))
-    assert [(c.step, c.path.name) for c in checkpoints] == [(500, "checkpoint-500"), (1000, "checkpoint-1000")]
-    module = network()
-    load_weights(module, read_checkpoint(checkpoints[0].path), checkpoints[0].path)
-    assert not said and all((tensor == 500).all() for tensor in module.state_dict().values())
-    assert find_checkpoints([tmp_path / "checkpoint-500"]) == [tmp_path / "checkpoint-500"]
-
-
-def test_safetensors(tmp_path: Path) -> None:
-    path = tmp_path / "model-3.safetensors"
-    try:
-        from safetensors.torch import save_file
-    except ImportError:
-        path.write_bytes(b"")
-        with pytest.raises(CheckpointError, match="is not installed: pip install safetensors"):
-            read_checkpoint(path)
-        return
-    save_file(state(4), path)
-    module = network()
-    load_weights(module, read_checkpoint(path), path)
-    assert all((tensor == 4).all() for tensor in module.state_dict().values())
-    path.write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
-        read_checkpoint(path)
-
-
-class Own:
-    """What no plain checkpoint holds."""
-
-    reads: list[str] = []
-
-    def __setstate__(self, state: Any) -> None:
-        Own.reads.append("run")
-
-
-@pytest.mark.parametrize("old_format", [False, True])
-def test_what_would_run_code_is_refused_by_name(old_format: bool, tmp_path: Path) -> None:
-    Own.reads.clear()
-    content = {"state_dict": state(), "step": 3, "config": Own()}
-    content["config"].__dict__["a"] = 1
-    path = tmp_path / "model.pt"
-    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(UnsafeCheckpointError, match=r"it asks for .*test_sweep_checkpoints\.Own.*--trust") as refused:
-        in_order([path])
-    assert not Own.reads and "state_dict() alone" in str(refused.value)
-    [checkpoint], _ = in_order([path], trust=True)
-    assert checkpoint.step == 3 and Own.reads
-
-
-def test_a_whole_module_is_refused_and_trusted(tmp_path: Path) -> None:
-    path = saved(network(), tmp_path / "model-1.pt")
-    with pytest.raises(UnsafeCheckpointError, match="torch.nn.modules.container.Sequential"):
-        read_checkpoint(path)
-    module = network()
-    load_weights(module, read_checkpoint(path, trust=True), path)
 
 
 @pytest.mark.parametrize(

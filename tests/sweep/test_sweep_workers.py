@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ def test_what_cannot_be_passed_to_a_worker_is_told(tmp_path: Path) -> None:
         measure_checkpoints(lambda: build(), tmp_path, workers=2)
     with pytest.raises(ValueError, match="workers is 0; expected a number of processes"):
         measure_checkpoints(build, tmp_path, workers=0)
+    with pytest.raises(ValueError, match="engine is 'slurm'; expected one of processes, ray"):
+        measure_checkpoints(build, tmp_path, engine="slurm")  # type: ignore[arg-type]
+
+
+def test_without_ray_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'phasewatch\[ray\]'"):
+        measure_checkpoints(build, tmp_path, engine="ray")
 
 
 @pytest.mark.slow
