@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.llc.factored_curvature import FactoredCurvature
-from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW, THRESHOLD_DRIFT
+from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW
+from phasewatch.llc.leapfrog import THRESHOLD_DRIFT
 from phasewatch.objective import Objective
 
 FURTHEST, FURTHEST_NATS = 5.0, 10.0
