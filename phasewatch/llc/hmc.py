@@ -81,7 +81,7 @@ def sample_hmc(
         seed: Seeds one generator a chain and the order of the batches.
 
     Returns:
-        What was seen of all samples together, and of single ones at every 16th draw.
+        The draws, and the losses of single samples at every 16th of them.
     """
     seeds = np.random.SeedSequence(seed).spawn(chains)
     at_once = posterior.center.numel() <= CHAINS_AT_ONCE_BELOW.get(posterior.center.device.type, 0)

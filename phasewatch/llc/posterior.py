@@ -18,12 +18,11 @@ LOSS_PER_GRADIENT = 1 / 3
 class LocalizedPosterior:
     r"""Minibatch views of :math:`U(w) = n\beta\,(L(w) - L(w^*)) + \tfrac{\gamma}{2} |w - w^*|^2`.
 
-    What one batch says is noisy in the first place through the misfit of its samples
-    (:mod:`phasewatch.objective.misfit`). A view therefore shows the loss of a batch without it and, of the misfit, the
-    slope on all batches at w*. What lacks is the nonlinear misfit, which :meth:`nonlinear_misfit` evaluates on all
-    batches. Where the outputs cannot be seen, the loss of a batch is corrected by its slope at w* instead (Baker et al.
-    2019, "Control variates for stochastic gradient MCMC"): nothing lacks then, but the noise grows with the distance
-    from w*.
+    Most of the noise of a batch is the misfit of its samples (:mod:`phasewatch.objective.misfit`). A view therefore
+    shows the loss of a batch without its misfit, and in place of that the slope at w* of the misfit on all batches. It
+    misses the nonlinear misfit, which :meth:`nonlinear_misfit` evaluates on all batches. Where the outputs cannot be
+    seen, the loss of a batch is corrected by its slope at w* instead (Baker et al. 2019, "Control variates for
+    stochastic gradient MCMC"): then nothing is missed, but the noise grows with the distance from w*.
 
     Attributes:
         center: w*, shape ``(num_parameters,)``.

@@ -1,14 +1,18 @@
 """Chains that stay with a function: Hamiltonian Monte Carlo at a stated mean divergence from it.
 
-The density is exp(-nbeta D(w)) times a Gaussian around w*, D the divergence of the network's function from the one at
-w*. The mean of D is given, and nbeta is found. For each resolution chains begin where a Gaussian around w* puts them
-that is as narrow as the curvature found there: forces on draws from it show that curvature, and its temperature falls
-until their divergence is the one wanted. Then they move, at first freely, every step taken: what is refused reverses
-the momentum, and a chain that often turns round does not get far. Meanwhile masses follow the forces, and nbeta what
-the chains see. From then on Metropolis' rule decides. In units of the prior's spread and of the masses every direction
-has a curvature of about 1, so that one length of path serves all. Every move sees all batches, so that nothing has to
-be corrected afterwards. What is further away than a bound, in the divergence, is refused: a chain cannot leave for the
-plateau where the network does nothing.
+The density is exp(-nbeta D(w)) times a Gaussian around w*, with D the divergence of the network's function from the one
+at w*. The mean of D is given, and nbeta is found. For each resolution this takes four steps.
+
+1. The start. Chains are put where a narrow Gaussian around w* says. The forces on them show the curvature, the Gaussian
+   takes its shape, and its temperature changes until the divergence is the one wanted.
+2. Free moves. Every step is taken, as a refusal would reverse the momentum and a chain that often turns round does not
+   get far. The masses follow the forces, and nbeta follows the divergence.
+3. Metropolis' rule decides from here on; nbeta and step size settle, and nbeta is then fixed.
+4. Draws.
+
+In units of the prior's spread and of the masses every direction has a curvature of about 1, so that one length of path
+serves all. Every move sees all batches, so that nothing has to be corrected afterwards. A step to where the divergence
+is beyond a bound is refused: a chain cannot leave for the plateau where the network does nothing.
 """
 
 from __future__ import annotations
@@ -84,7 +88,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Seen:
     """What was seen since the chains were set up, draw by draw or every 8th of them."""
 
     divergences: list[NDArray[np.float64]] = field(default_factory=list)
@@ -134,7 +138,7 @@ class ResolvedChains:
         self._thresholds = self._host.uniform(-1, 1, chains)
         self._log_step = 0.0
         self._bound = math.inf
-        self._kept = _Kept()
+        self._seen = _Seen()
         self._ahead: list[Tensor] = []
         self._ahead_inside: list[Tensor] = []
 
@@ -180,7 +184,7 @@ class ResolvedChains:
             self._log_step += RATE * (acceptance - TARGET_ACCEPTANCE)
             log_nbetas.append(math.log(self._nbeta))
             log_steps.append(self._log_step)
-        self._kept = _Kept()
+        self._seen = _Seen()
         self._set_nbeta(math.exp(float(np.mean(log_nbetas))))
         self._log_step = float(np.mean(log_steps[len(log_steps) // 2 :]))
         self._set_bound(resolution)
@@ -226,29 +230,29 @@ class ResolvedChains:
         """
         tensors = list(self._divergence.parameter_shapes.values())
         sizes = [shape.numel() for shape in tensors]
-        kept = self._kept
+        seen = self._seen
         for _ in range(moves):
             acceptance, outside = self._move()
-            rate = RATE / (1 + len(kept.divergences) / ADAPTS)
+            rate = RATE / (1 + len(seen.divergences) / ADAPTS)
             self._log_step += rate * (acceptance - TARGET_ACCEPTANCE)
-            kept.acceptances.append(acceptance)
-            kept.hits.append(outside)
-            if len(kept.divergences) % DRAWS_PER_POSITION == 0:
+            seen.acceptances.append(acceptance)
+            seen.hits.append(outside)
+            if len(seen.divergences) % DRAWS_PER_POSITION == 0:
                 squares = self._positions.square().split(sizes, dim=1)
                 summed = [square.sum(dim=1, dtype=torch.float64) for square in squares]
-                kept.squared_distances.append(torch.stack(summed, dim=1))
-                kept.virials.append(self._virials())
-            kept.divergences.append(self._values)
+                seen.squared_distances.append(torch.stack(summed, dim=1))
+                seen.virials.append(self._virials())
+            seen.divergences.append(self._values)
         away = self._spread * self._curvature.out(self._positions)
-        kept.positions.append(self._divergence.parameters + away)
+        seen.positions.append(self._divergence.parameters + away)
         return Draws(
             nbeta=self._nbeta,
-            divergences=np.stack(kept.divergences, axis=1),
-            squared_distances=torch.stack(kept.squared_distances, dim=1).cpu().numpy(),
-            virials=torch.stack(kept.virials, dim=1).cpu().numpy(),
-            positions=torch.cat(kept.positions),
-            acceptance=float(np.mean(kept.acceptances)),
-            hits=float(np.mean(kept.hits)),
+            divergences=np.stack(seen.divergences, axis=1),
+            squared_distances=torch.stack(seen.squared_distances, dim=1).cpu().numpy(),
+            virials=torch.stack(seen.virials, dim=1).cpu().numpy(),
+            positions=torch.cat(seen.positions),
+            acceptance=float(np.mean(seen.acceptances)),
+            hits=float(np.mean(seen.hits)),
             step_size=math.exp(self._log_step),
         )
 
@@ -299,8 +303,8 @@ class ResolvedChains:
         A free move is taken wherever it does not leave the bounds, whatever its acceptance.
         """
         step = math.exp(self._log_step)
-        kept = math.exp(-step / PATH)
-        before = self._noise().mul_(math.sqrt(1 - kept**2)).add_(self._momenta, alpha=kept)
+        persistence = math.exp(-step / PATH)
+        before = self._noise().mul_(math.sqrt(1 - persistence**2)).add_(self._momenta, alpha=persistence)
         momenta = torch.add(before, self._slopes, alpha=-step / 2)
         positions = torch.addcmul(self._positions, self._roots, momenta, value=step)
         found, gradients = self._evaluate(positions, self._curvature)

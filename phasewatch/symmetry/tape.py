@@ -21,7 +21,7 @@ from phasewatch.objective import Objective, second_derivatives
 Indices = NDArray[np.int64]
 
 LINEAR_MAPS = {"linear", "conv1d", "conv2d", "embedding"}
-"""Calls whose gradients at the output are kept."""
+"""Calls whose gradients at the output are noted."""
 
 HOMOGENEOUS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
 """Elementwise functions that commute with positive factors."""
@@ -32,7 +32,7 @@ NONLINEAR = {"tanh", "tanh_", "sigmoid", "sigmoid_", "gelu", "silu", "elu", "elu
 }
 """Elementwise functions of which no continuous symmetry is known."""
 
-_INPUT_KEPT = LINEAR_MAPS | HOMOGENEOUS | NONLINEAR | {"multi_head_attention_forward"}
+_INPUT_NOTED = LINEAR_MAPS | HOMOGENEOUS | NONLINEAR | {"multi_head_attention_forward"}
 
 
 @dataclass(eq=False)
@@ -169,7 +169,7 @@ class Recording:
     alike: bool = True
 
     def let_go(self) -> None:
-        """Hold the calls and what they computed no longer; who has kept a call has what its units do on the probe."""
+        """Hold the calls and what they computed no longer; who holds a call has its inputs and gradients."""
         for call in self.calls:
             call.let_go()
         self.calls, self.outputs = [], []
@@ -246,12 +246,12 @@ def _without_graph(argument: Any) -> Any:
 
 def _leading_to(outputs: Sequence[Tensor], calls: Sequence[Call]) -> list[Call]:
     needed = {id(output) for output in outputs}
-    kept = []
+    leading = []
     for call in reversed(calls):
         if any(id(output) in needed for output in call.outputs()):
             needed.update(id(tensor) for tensor in call.tensors())
-            kept.append(call)
-    return kept[::-1]
+            leading.append(call)
+    return leading[::-1]
 
 
 class _Tape(TorchFunctionMode):
@@ -276,7 +276,7 @@ class _Tape(TorchFunctionMode):
         name = getattr(func, "__name__", type(func).__name__)
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        inputs = [args[0].detach().clone()] if name in _INPUT_KEPT and args and isinstance(args[0], Tensor) else []
+        inputs = [args[0].detach().clone()] if name in _INPUT_NOTED and args and isinstance(args[0], Tensor) else []
         output = func(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
             return output
