@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.hessian.lanczos import own_generator
 from phasewatch.objective import Objective
+from phasewatch.symmetry.architecture import find_architecture
 from phasewatch.symmetry.directions import Added, Array, Directions, verified
 from phasewatch.symmetry.generic import MOST_ENTRIES, generic_directions
-from phasewatch.symmetry.spaces import find_architecture
 from phasewatch.symmetry.span import Group, Lines, added_dimensions, basis_of_span
 from phasewatch.symmetry.tape import Indices, Linearization, record
 from phasewatch.symmetry.units import (

@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
+from phasewatch.symmetry.architecture import Architecture
 from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form
 from phasewatch.symmetry.generic import (
     MOST_ENTRIES,
@@ -22,7 +23,8 @@ from phasewatch.symmetry.generic import (
     undo_shifts,
 )
 from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, svd, triangle
-from phasewatch.symmetry.spaces import Activation, Architecture, Reader, Site, Space
+from phasewatch.symmetry.sites import Site
+from phasewatch.symmetry.spaces import Activation, Reader, Space
 from phasewatch.symmetry.tape import Indices
 
 PROBE = "probe"
