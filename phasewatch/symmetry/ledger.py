@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from phasewatch.hessian import ZeroCount, hessian_spectrum
 from phasewatch.hessian.lanczos import own_generator
+from phasewatch.hessian.precision import in_double_precision
 from phasewatch.objective import Objective
 from phasewatch.symmetry.architecture import find_architecture
 from phasewatch.symmetry.directions import Added, Array, Directions, verified
@@ -210,7 +211,9 @@ def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 
         ZeroLedger(generic 4 + unexplained 0 = nullity 4)
     """
     _check_model(model, objective)
-    exact = _in_double_precision(objective)
+    exact = in_double_precision(objective)
+    if exact.dtype not in TOLERANCE:
+        exact = exact.to(torch.float32)
     large = exact.num_parameters > dense_below
     tolerance = TOLERANCE[exact.dtype]
     rng = np.random.default_rng(seed)
@@ -396,10 +399,3 @@ def _check_model(model: nn.Module, objective: Objective) -> None:
                 f"The objective has a parameter {name!r} of shape {tuple(shape)}, the model has {found}. Give the "
                 "model from which the objective was made."
             )
-
-
-def _in_double_precision(objective: Objective) -> Objective:
-    try:
-        return objective.to(torch.float64)
-    except RuntimeError:  # the model's code fixes its type
-        return objective if objective.dtype in TOLERANCE else objective.to(torch.float32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from phasewatch.hessian.operators import forward_tangents
+from phasewatch.hessian.linearization import Jacobian, LossCurvature, by_forward_mode
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
 
@@ -84,20 +84,18 @@ class Call:
 
 @dataclass(eq=False)
 class Linearization:
-    r"""Products with :math:`H_\ell J` on one batch; of the network no graph is held, of the loss alone.
+    r"""Products with :math:`H_\ell J` on one batch; of the network no graph is held.
 
     Attributes:
         objective: The loss on the probe.
         batch: Index of the batch.
-        slopes: Gradients of the loss in the outputs.
-        leaves: The outputs as leaves, of which these are functions.
+        curvature: Products with :math:`H_\ell`.
         squared_norm: Squared Frobenius norm of :math:`H_\ell J`, as random combinations of outputs have seen it.
     """
 
     objective: Objective
     batch: int
-    slopes: Sequence[Tensor]
-    leaves: list[Tensor]
+    curvature: LossCurvature
     squared_norm: float
 
     def rank_limit(self, tolerance: float) -> int:
@@ -111,7 +109,7 @@ class Linearization:
         """
         limit = 0
         generator = torch.Generator().manual_seed(0)
-        for leaf in self.leaves:
+        for leaf in self.curvature.leaves:
             limit += leaf.numel()
             anything = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
             for axis in sorted({1, leaf.dim() - 1} if leaf.dim() > 1 else ()):
@@ -123,27 +121,22 @@ class Linearization:
 
     def _change(self, leaf: Tensor, direction: Tensor) -> float:
         """Length of the change of the loss's slopes along a direction of one of the outputs."""
-        directions = [direction if other is leaf else torch.zeros_like(other) for other in self.leaves]
+        leaves = self.curvature.leaves
         with isolated(), self._held():
-            changes = pull_back(self.slopes, self.leaves, directions)
+            changes = self.curvature([direction if other is leaf else torch.zeros_like(other) for other in leaves])
         return float(torch.stack([change.double().square().sum() for change in changes]).sum().sqrt())
 
     def __call__(self, direction: Tensor) -> list[Tensor]:
         """Change of the loss's slopes, of the shape of the outputs, along a direction."""
         with isolated(), second_derivatives(), self._held():
-            tangents = forward_tangents(self.objective, direction, self.batch, self.leaves)
-            if tangents is None:
-                tangents = self._by_backward(direction)
-            return pull_back(self.slopes, self.leaves, tangents)
+            tangents = by_forward_mode(self.objective, direction, self.batch, self.curvature.leaves)
+            return self.curvature(self._by_backward(direction) if tangents is None else tangents)
 
     def _by_backward(self, direction: Tensor) -> list[Tensor]:
-        """By differentiating the transposed product."""
         vector = self.objective.parameters.detach().clone().requires_grad_()
         with torch.enable_grad(), self.objective.holding(self.objective.tensors_at(vector)):
-            outputs, leaves, _ = self.objective.split_loss(vector, self.batch)
-            cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
-            (transposed,) = torch.autograd.grad(outputs, vector, cotangents, create_graph=True, materialize_grads=True)
-            return pull_back([transposed], cotangents, [direction])
+            outputs, _, _ = self.objective.split_loss(vector, self.batch)
+            return Jacobian(outputs, vector).by_backward(direction)
 
     def _held(self) -> AbstractContextManager[None]:
         return self.objective.holding(self.objective.tensors_at(self.objective.parameters))
@@ -209,13 +202,12 @@ def _record(
     with isolated(), second_derivatives(), torch.enable_grad(), objective.holding(tensors):
         with _Tape(vector) as tape:
             outputs, leaves, loss = objective.split_loss(vector, batch)
-        slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        curvature, jacobian = LossCurvature(loss, leaves), Jacobian(outputs, vector)
         total = torch.zeros_like(vector)
         count = cotangents(outputs)
         for _ in range(count):
             directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in leaves]
-            (gradient,) = pull_back(outputs, [vector], pull_back(slopes, leaves, directions))
-            total += gradient.detach().square()
+            total += jacobian.transposed(curvature(directions)).detach().square()
         tape.stop()
     calls = _leading_to(outputs, tape.calls)
     for call in calls:
@@ -224,19 +216,7 @@ def _record(
         calls,
         outputs,
         total,
-        [Linearization(objective, batch, slopes, leaves, float(total.sum()) / count)],
-    )
-
-
-def pull_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
-    """Vector-Jacobian products, zero where nothing depends on an input."""
-    pairs = [(output, c) for output, c in zip(outputs, cotangents, strict=True) if output.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(x) for x in inputs]
-    return list(
-        torch.autograd.grad(
-            [o for o, _ in pairs], inputs, [c for _, c in pairs], retain_graph=True, materialize_grads=True
-        )
+        [Linearization(objective, batch, curvature, float(total.sum()) / count)],
     )
 
 
