@@ -28,32 +28,35 @@ from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
 LIMITED = 0.1
-"""Share by which the rank may differ on half of the probe's samples before the probe is what limits it."""
+"""Share by which the rank may differ on half of the probe's samples before the probe is what limits it. Chosen."""
 
 RELIABLE = 0.1
-"""Share of the rank within which it must be known, by two standard errors and the quadrature error together."""
+"""Share of the rank within which it must be known, by two standard errors and the quadrature error together. Chosen."""
 
 BASIS_MEMORY = 2**30
-"""Bytes that vectors may take: up to the 64 of 64 products below four million parameters."""
+"""Bytes that vectors may take: up to the 64 of 64 products below four million parameters. Chosen."""
 
 _FOUND = 0.05
-"""Residual of an eigenvector taken out, relative to h + 1/b: its term is right to the square of that, a 400th."""
+"""Residual of an eigenvector taken out, relative to h + 1/b. Chosen: its term is right to the square of that, a
+400th."""
 
 _ROUNDING = 2.0
 """Units of the last place of the largest eigenvalue below which a Ritz value may be rounding alone: products in single
 precision add one or less in each direction (.02 to .2 on a convnet), which is seen once runs are long."""
 
 _LEAST_PRODUCTS = 4
+"""Products that a rank may be given at least. Chosen: a run is asked to stop after every fourth step."""
 
 _LOOSER = 3.0
-"""Tolerance on half of the samples, in units of that on all."""
+"""Tolerance on half of the samples, in units of that on all. Chosen: it is a check, to be a small part of the cost."""
 
 _LEAST_TO_COMPARE = 16
 """Steps of a run that has not converged from which on half of the samples are looked at: shorter ones say the same of
-all and of half of them."""
+all and of half of them. Chosen."""
 
 _STEPS_OF_A_DIRECTION = 8
-"""Products that a random direction takes once the leading eigenvectors are out; also how often it is asked to stop."""
+"""Products that a random direction takes once the leading eigenvectors are out; also how often it is asked to stop.
+Chosen: it tells what a direction more would cost, and nothing is wrong where it is a few off."""
 
 _ALL = ""
 """Stands for all parameters together where the layers are not told apart."""

@@ -31,7 +31,7 @@ _ASYMMETRY_TO_ERROR = 10
 """The error of a matrix in single precision is about nine times its asymmetry."""
 
 _ASYMMETRY_TO_NOISE = 10 * _ASYMMETRY_TO_ERROR
-"""With a margin of ten: what is to be told from zero must stand out of it."""
+"""With a margin of ten, chosen: what is to be told from zero must stand out of it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

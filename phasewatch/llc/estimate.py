@@ -22,18 +22,19 @@ from phasewatch.objective import NoOutputsError, Objective
 from phasewatch.objective.constant import loss_of_constant_prediction
 
 HEATING_ERROR = 0.1
-"""Relative error of the correction for the change of batches; part of the standard error."""
+"""Relative error of the correction for the change of batches; part of the standard error. Chosen."""
 TAKEN_OFF = 0.02
 """Share of lambda that localization and unfinished spreading take off where it is known; intervals reach up by it."""
 STUCK = 0.05
-"""A chain that accepts a smaller share of its moves than this has diverged."""
+"""A chain that accepts a smaller share of its moves than this has diverged: step sizes are set for .95. Chosen."""
 FALLEN = 1e9
-"""So has one whose nbeta (L - L(w*)) is below minus this: the loss has no floor."""
+"""So has one whose nbeta (L - L(w*)) is below minus this: the loss has no floor. Chosen, beyond any number of
+parameters."""
 CHAINS, MOST_CHAINS, CHAINS_TIMES_PARAMETERS = 8, 128, 256
 """Chains by default: more than 8 where parameters are so few that they cost little. A small lambda needs them: a loss
-that is most often near its floor and now and then far above has a relative variance of 1 / lambda."""
+that is most often near its floor and now and then far above has a relative variance of 1 / lambda. Chosen."""
 SIGNIFICANCE = 3.0
-"""A drift, or a heat capacity far from lambda, counts only where it is this many standard errors from none."""
+"""A drift, or a heat capacity far from lambda, counts only where it is this many standard errors from none. Chosen."""
 WORSE_BY_CHANCE = 4.5
 """Nats over all samples of the probe by which w* may be worse than a constant prediction: where what it has learnt is
 noise it is better by m on average, with a standard deviation of sqrt(2 m), and 3 sqrt(2 m) - m is 4.5 at most."""
@@ -46,13 +47,14 @@ BORNE = 0.05
 """Share of lambda that the noise of the probe alone may take off by default: half of what is allowed for both the noise
 and the distance from the minimum (``Thresholds.descent``)."""
 NEGLIGIBLE_STEP = 0.002
-"""The pilot ends where its steps promise less than this share of the quadratic part of lambda."""
+"""The pilot ends where its steps promise less than this share of the quadratic part of lambda. Chosen: a 50th of the
+fall that is too much (``Thresholds.descent``)."""
 LEAST_SCALE = 5.0
 """The quadratic part counts as no less than this where a fall is held against it: at w = 0 of a deep linear network it
 is 0 and lambda 13.5, so that a fall by half a unit does not speak against sampling."""
 HELD = 1.2
 """Chains whose mean is at most so many times the quadratic part of lambda are in the well that they should be in,
-however little w* gains on a constant prediction."""
+however little w* gains on a constant prediction. Chosen."""
 
 
 @dataclass(frozen=True)

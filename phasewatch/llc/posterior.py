@@ -10,9 +10,9 @@ from torch import Tensor
 from phasewatch.objective import NoOutputsError, Objective, split_off_misfit
 
 LARGEST_GRADIENTS = 2**28
-"""Bytes that the gradients at w* of the single batches may take; beyond, minibatches are noisier."""
+"""Bytes that the gradients at w* of the single batches may take; beyond, minibatches are noisier. Chosen."""
 LOSS_PER_GRADIENT = 1 / 3
-"""Cost of a loss without its gradient."""
+"""Cost of a loss without its gradient: a backward pass takes the arithmetic of two forward ones."""
 
 
 class LocalizedPosterior:

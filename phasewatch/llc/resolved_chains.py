@@ -35,30 +35,36 @@ FURTHEST, FURTHEST_NATS = 5.0, 10.0
 """The bound is so many resolutions, and so many units of 1 / nbeta: for the gamma law that nbeta D has in a quadratic
 well it cuts off less than 1e-6 at any number of dimensions."""
 NEAR, ROUNDS_NEAR, MOST_ROUNDS = 1.5, 4, 50
-"""The Gaussian is narrow enough after so many rounds in which its divergence was below so many resolutions."""
+"""The Gaussian is narrow enough after so many rounds in which its divergence was below so many resolutions; no more
+rounds than the third. Chosen."""
 COOLING = (0.5, 4.0)
-"""Factors on nbeta from one round to the next, at least and at most."""
+"""Factors on nbeta from one round to the next, at least and at most. Chosen."""
 PATH = 2.0
-"""Momentum lasts so long, in units of the prior and the masses, in which a direction of curvature 1 has period 2 pi."""
+"""Momentum lasts so long, in units of the prior and the masses, in which a direction of curvature 1 has period 2 pi.
+Chosen, as about a third of that."""
 FIRST_STEP, LARGEST_STEP = 0.25, 0.6
-"""In those units a step of 2 would be unstable."""
+"""In those units a step of 2 would be unstable (the leapfrog's bound for curvature 1). Chosen far below."""
 FREE, LONGEST, SPREAD_OUT = 2 / 3, 4, 0.9
 """Share of the set-up in which every move is taken; up to so many times as many while the virial, 1 at equilibrium, is
-below the third."""
+below the third. Chosen."""
 FREE_ACCEPTANCE, TARGET_ACCEPTANCE = 0.7, 0.95
+"""Acceptance that the step size aims at while the chains move freely, when no step is refused, and after that.
+Chosen."""
 FREE_RATE, RATE = 0.3, 0.15
-"""Change of log(step) per move and unit of acceptance, while the chains move freely and after that."""
+"""Change of log(step) per move and unit of acceptance, while the chains move freely and after that. Chosen."""
 ADAPTS = 20
 """The latter is halved after so many draws, a third of it is left after twice as many, and so on: by less and less, so
-that the draws tend to the density (Roberts & Rosenthal 2007, "Coupling and ergodicity of adaptive MCMC")."""
+that the draws tend to the density (Roberts & Rosenthal 2007, "Coupling and ergodicity of adaptive MCMC"). Chosen."""
 FOLLOWING, FASTEST, SETTLING = 0.3, 0.1, 0.02
-"""Change of log(nbeta) in a move, per relative excess of the divergence; its largest at first, and in the end."""
+"""Change of log(nbeta) in a move, per relative excess of the divergence; its largest at first, and in the end.
+Chosen."""
 FIRST_MASSES, MASSES_AGAIN = 10, 1.5
-"""The masses are taken from the forces after so many moves, and whenever there are so many times as many."""
+"""The masses are taken from the forces after so many moves, and whenever there are so many times as many. Chosen."""
 DRAWS_PER_POSITION = 8
+"""Distances and virials are noted at every 8th draw: they change as slowly as positions do. Chosen."""
 DRAWN_AHEAD, MOST_AHEAD = 2**17, 16
 """Numbers of noise that are drawn together, and moves that they are for at most: in a small network each call costs as
-much as the arithmetic of a move."""
+much as the arithmetic of a move. Chosen."""
 
 
 @dataclass(frozen=True)

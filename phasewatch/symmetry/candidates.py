@@ -25,9 +25,10 @@ from phasewatch.symmetry.units import (
 )
 
 _MOST_COTANGENTS = 16
+"""Combinations of outputs of which gradients are seen, at most; a quarter of that on a large network. Chosen."""
 
 _MANY_OUTPUTS = 2**12
-"""Outputs from which on a large network makes do with one cotangent."""
+"""Outputs from which on a large network makes do with one cotangent. Chosen."""
 
 
 @dataclass(frozen=True, eq=False)

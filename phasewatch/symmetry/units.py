@@ -31,10 +31,11 @@ PROBE = "probe"
 """Kind of the zeros that a larger probe would not have."""
 
 EXACT = 1e-9
-"""Relative size up to which a difference counts as none when candidates are sought; each is verified after that."""
+"""Relative size up to which a difference counts as none when candidates are sought; each is verified after that.
+Chosen."""
 
 NEARLY = 0.01
-"""Distance from a degeneracy up to which units are reported as being near it."""
+"""Distance from a degeneracy up to which units are reported as being near it. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,17 @@ class Closeness:
 _Nearest = tuple[float, tuple[int, ...]]
 
 _MOST_WORK = 2e10
-"""Multiplications that may be spent on one layer's unseen directions."""
+"""Multiplications that may be spent on one layer's unseen directions. Chosen, for some seconds."""
 
 
 _MOST_WORK_FOR_A_MEASURE = 3e7
-"""Multiplications that may be spent on how nearly a layer's inputs are of less rank."""
+"""Multiplications that may be spent on how nearly a layer's inputs are of less rank. Chosen."""
 
 _SOME_ROWS = 4
-"""Rows for each column among which a full rank is looked for first."""
+"""Rows for each column among which a full rank is looked for first. Chosen."""
 
 _CLEARLY_MORE = 1.25
-"""Samples for each weight from which on they are taken to determine it where not all can be looked into."""
+"""Samples for each weight from which on they are taken to determine it where not all can be looked into. Chosen."""
 
 
 class Layer:
