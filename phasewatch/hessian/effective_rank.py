@@ -28,32 +28,35 @@ from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
 LIMITED = 0.1
-"""Share by which the rank may differ on half of the probe's samples before the probe is what limits it."""
+"""Share by which the rank may differ on half of the probe's samples before the probe is what limits it. Chosen."""
 
 RELIABLE = 0.1
-"""Share of the rank within which it must be known, by two standard errors and the quadrature error together."""
+"""Share of the rank within which it must be known, by two standard errors and the quadrature error together. Chosen."""
 
 BASIS_MEMORY = 2**30
-"""Bytes that the vectors kept may take: up to the 64 of 64 products below four million parameters."""
+"""Bytes that vectors may take: up to the 64 of 64 products below four million parameters. Chosen."""
 
 _FOUND = 0.05
-"""Residual of an eigenvector taken out, relative to h + 1/b: its term is right to the square of that, a 400th."""
+"""Residual of an eigenvector taken out, relative to h + 1/b. Chosen: its term is right to the square of that, a
+400th."""
 
 _ROUNDING = 2.0
 """Units of the last place of the largest eigenvalue below which a Ritz value may be rounding alone: products in single
 precision add one or less in each direction (.02 to .2 on a convnet), which is seen once runs are long."""
 
 _LEAST_PRODUCTS = 4
+"""Products that a rank may be given at least. Chosen: a run is asked to stop after every fourth step."""
 
 _LOOSER = 3.0
-"""Tolerance on half of the samples, in units of that on all."""
+"""Tolerance on half of the samples, in units of that on all. Chosen: it is a check, to be a small part of the cost."""
 
 _LEAST_TO_COMPARE = 16
 """Steps of a run that has not converged from which on half of the samples are looked at: shorter ones say the same of
-all and of half of them."""
+all and of half of them. Chosen."""
 
-_STEPS_OF_A_SAMPLE = 8
-"""Products that a random direction takes once the leading eigenvectors are out; also how often it is asked to stop."""
+_STEPS_OF_A_DIRECTION = 8
+"""Products that a random direction takes once the leading eigenvectors are out; also how often it is asked to stop.
+Chosen: it tells what a direction more would cost, and nothing is wrong where it is a few off."""
 
 _ALL = ""
 """Stands for all parameters together where the layers are not told apart."""
@@ -215,13 +218,13 @@ def effective_rank(
         operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread, by_layer)
         if size <= dense_below:
             return _dense(operator), operator.matrix.products
-        found = _sampled(operator, temperature, own_generator(seed), error, max_products)
+        found = _by_directions(operator, temperature, own_generator(seed), error, max_products)
         return found, operator.matrix.products
 
     with isolated():
         spectrum, products = on(objective, tolerance)
         rank = replace(spectrum.at(temperature(spectrum)), products=products)
-        told = rank.converged or max(len(s.diagonal) for s in spectrum.samples) >= _LEAST_TO_COMPARE
+        told = rank.converged or max(len(s.diagonal) for s in spectrum.directions) >= _LEAST_TO_COMPARE
         half = objective.on_half() if check_probe and told else None
         return rank if half is None else _beside_half(rank, on(half, min(_LOOSER * tolerance, 0.5))[0])
 
@@ -260,7 +263,7 @@ class _Eigensystem:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sample:
+class _Direction:
     """The spectrum as one random direction sees it, outside of known eigenvectors, and these.
 
     Attributes:
@@ -286,7 +289,7 @@ class _Sample:
     limit: int | None = None
 
     @classmethod
-    def of_run(cls, run: LanczosRun, dimension: int) -> _Sample:
+    def of_run(cls, run: LanczosRun, dimension: int) -> _Direction:
         """What a run has seen, all parameters as one layer."""
         nothing = np.zeros(0)
         overlaps = np.eye(run.dimension)[None]
@@ -335,26 +338,26 @@ class WhitenedSpectrum:
 
     Attributes:
         layers: Names of the modules.
-        samples: What random directions have seen, at least one.
+        directions: What random directions have seen, at least one.
     """
 
     layers: tuple[str, ...]
-    samples: Sequence[_Sample]
+    directions: Sequence[_Direction]
 
     def at(self, nbeta: float) -> EffectiveRank:
         """The effective rank at an inverse temperature; see :meth:`EffectiveRank.at`."""
         if not 0 <= nbeta < math.inf:
             raise ValueError(f"nbeta is {nbeta}; expected a number that is not negative.")
-        terms = [sample.terms(nbeta) for sample in self.samples]
+        terms = [direction.terms(nbeta) for direction in self.directions]
         values, squares, known, half_widths = (np.array(several) for several in zip(*terms, strict=True))
         # The first direction has seen the leading eigenvectors too, which says little of what lies outside of them.
-        later = slice(1 if len(self.samples) > 1 else 0, None)
+        later = slice(1 if len(self.directions) > 1 else 0, None)
         outside = (squares - known)[later]
-        # One mean for all samples: weights made of each one's own would favour those that came out small.
+        # One mean for all directions: weights made of each one's own would favour those that came out small.
         variances = 2 * (np.maximum(squares[later].mean(0) - known, 0.0) + _hidden(outside))
         # The variance for a uniform direction: what has the same term for all directions is seen without any.
-        rest = values[later].sum(1).mean() - np.array([_filter(s.known, nbeta).sum() for s in self.samples])
-        dimensions = np.array([max(s.dimension, 1) for s in self.samples])
+        rest = values[later].sum(1).mean() - np.array([_filter(s.known, nbeta).sum() for s in self.directions])
+        dimensions = np.array([max(s.dimension, 1) for s in self.directions])
         of_whole = squares[later].sum(1).mean() - known.sum(1) - np.maximum(rest, 0.0) ** 2 / dimensions
         whole = 2 * (np.maximum(of_whole, 0.0) + _hidden(outside.sum(1)))
         floor = 1e-20 * max(float(values.sum(1).max()), 1e-140) ** 2
@@ -389,16 +392,16 @@ class WhitenedSpectrum:
 
     def mean_divergence(self, nbeta: float) -> float:
         """What a quadratic divergence with this spectrum is on average, half the rank over b; half the trace at 0."""
-        largest = max(max(s.diagonal.max(), s.known.max(initial=0.0)) for s in self.samples)
+        largest = max(max(s.diagonal.max(), s.known.max(initial=0.0)) for s in self.directions)
         b = max(nbeta, 1e-12 / max(float(largest), 1e-200))
         return self._mean_value(b) / (2 * b)
 
     def _mean_value(self, nbeta: float) -> float:
         """The value of :meth:`at` where the directions weigh alike: without what else there is to tell of it."""
-        if len(self.samples) > 1:
+        if len(self.directions) > 1:
             return self.at(nbeta).value
-        (sample,) = self.samples
-        return float(_filter(sample.known, nbeta).sum()) + sample.images(nbeta)[1]
+        (direction,) = self.directions
+        return float(_filter(direction.known, nbeta).sum()) + direction.images(nbeta)[1]
 
     def nbeta_at(self, epsilon: float) -> float:
         """The b where that is ``epsilon``; 0 where the prior alone moves the function by less.
@@ -466,8 +469,8 @@ def _dense(operator: _Whitened) -> WhitenedSpectrum:
     return WhitenedSpectrum(layers, (_all_known(values.numpy(), operator.shares(vectors.T.contiguous())),))
 
 
-def _all_known(eigenvalues: Array, shares: Array) -> _Sample:
-    return _Sample(
+def _all_known(eigenvalues: Array, shares: Array) -> _Direction:
+    return _Direction(
         dimension=0,
         diagonal=np.zeros(1),
         couplings=np.zeros(1),
@@ -478,7 +481,7 @@ def _all_known(eigenvalues: Array, shares: Array) -> _Sample:
     )
 
 
-def _sampled(
+def _by_directions(
     operator: _Whitened,
     temperature: Callable[[WhitenedSpectrum], float],
     generator: torch.Generator,
@@ -492,16 +495,16 @@ def _sampled(
     size = len(operator.spread)
     vectors = operator.spread.new_zeros(0, size)
     known, norm = np.zeros(0), 0.0
-    samples: list[_Sample] = []
+    seen: list[_Direction] = []
     layers = tuple(operator.parts)
-    most_kept = max(BASIS_MEMORY // (size * vectors.element_size()), 2 * _STEPS_OF_A_SAMPLE)
+    most_vectors = max(BASIS_MEMORY // (size * vectors.element_size()), 2 * _STEPS_OF_A_DIRECTION)
     limit: int | None = None
     while True:
         rest = size - len(known)
-        steps = min(max_products - operator.matrix.products, most_kept - len(known), rest)
+        steps = min(max_products - operator.matrix.products, most_vectors - len(known), rest)
         draw = operator.normal(generator)
         start = draw - vectors.T @ (vectors @ draw)
-        stop = _Stop(temperature, rest, tolerance, WhitenedSpectrum(layers, samples) if samples else None)
+        stop = _Stop(temperature, rest, tolerance, WhitenedSpectrum(layers, seen) if seen else None)
         run = lanczos(operator, start, steps, deflated=vectors, scale=norm, enough=stop)
         norm = max(norm, float(np.abs(run.ritz_values).max()))
         if run.dimension == rest:
@@ -509,8 +512,8 @@ def _sampled(
             known = np.concatenate([known, run.ritz_values])
             return WhitenedSpectrum(layers, (_all_known(known, operator.shares(vectors)),))
         limit = operator.matrix.rank_limit() if limit is None else limit
-        samples.append(
-            _Sample(
+        seen.append(
+            _Direction(
                 dimension=rest,
                 diagonal=run.diagonal,
                 couplings=run.off_diagonal,
@@ -522,15 +525,15 @@ def _sampled(
                 limit=max(limit - len(known), 0),
             )
         )
-        spectrum = WhitenedSpectrum(layers, tuple(samples))
+        spectrum = WhitenedSpectrum(layers, tuple(seen))
         nbeta = temperature(spectrum)
         rank = spectrum.at(nbeta)
         enough = max(rank.standard_error, rank.quadrature_error) <= tolerance * rank.value
         left = max_products - operator.matrix.products
-        if enough or left < _STEPS_OF_A_SAMPLE or (left < run.dimension / 2 and len(samples) > 1):
+        if enough or left < _STEPS_OF_A_DIRECTION or (left < run.dimension / 2 and len(seen) > 1):
             return spectrum
         found = _found(run, nbeta)
-        room = max(most_kept - len(known) - 2 * _STEPS_OF_A_SAMPLE, 0)
+        room = max(most_vectors - len(known) - 2 * _STEPS_OF_A_DIRECTION, 0)
         found = found[max(len(found) - room, 0) :]
         if len(found):
             vectors = torch.cat([vectors, run.ritz_vectors(found)])
@@ -553,9 +556,9 @@ class _Stop:
         self._expected: list[float] = []
 
     def __call__(self, run: LanczosRun) -> bool:
-        if run.dimension % (_STEPS_OF_A_SAMPLE // 2):
+        if run.dimension % (_STEPS_OF_A_DIRECTION // 2):
             return False
-        alone = _Sample.of_run(run, self._dimension)
+        alone = _Direction.of_run(run, self._dimension)
         nbeta = self._temperature(WhitenedSpectrum((_ALL,), (alone,))) if self._nbeta is None else self._nbeta
         image, value, lower, upper = alone.images(nbeta)
         scale = value if self._scale is None else self._scale
@@ -565,7 +568,7 @@ class _Stop:
         found = _filter(run.ritz_values[_found(run, nbeta)], nbeta)
         outside = max(self._dimension * float(image @ image) - float(found @ found), 0.0)
         directions = 2 * outside / (self._tolerance * value) ** 2
-        self._expected.append(run.dimension + directions * _STEPS_OF_A_SAMPLE)
+        self._expected.append(run.dimension + directions * _STEPS_OF_A_DIRECTION)
         return directions < 1 or (len(self._expected) > 2 and self._expected[-1] > self._expected[-3])
 
 

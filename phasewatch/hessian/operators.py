@@ -11,21 +11,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from phasewatch.hessian.linearization import Jacobian, LossCurvature, by_forward_mode, pull_back
+from phasewatch.hessian.precision import in_double_precision
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
 from phasewatch.objective.memory import with_saved_bytes
 
 GRAPH_MEMORY = 2**30
-"""Bytes of saved tensors that may be kept between products by default."""
+"""Bytes of saved tensors that may be kept between products by default. Chosen."""
 
 _COLUMNS_AT_ONCE = 32
+"""Rows of the identity that are multiplied in one vectorised pass, for as many times the memory of one. Chosen."""
 
 _FORWARD_MODE_FROM = 20_000
 """Parameters from which on it is faster: 1.5 gradients in place of 4 on a convnet of 100 thousand, but 5 in place of 4
 on a perceptron of 1.5 thousand, where the module is called anew for each product."""
 
 _SAME_PRODUCT = 1e-3
-"""Relative difference up to which forward and backward mode agree; single precision is a hundred times better."""
+"""Relative difference up to which forward and backward mode agree. Chosen: single precision is a hundred times
+better."""
 
 LinearMap = Callable[..., Tensor]
 """``product(vector)``, or ``product(rows, batched=True)`` on the rows of a matrix."""
@@ -194,7 +198,7 @@ class HessianOperator(CurvatureOperator):
         gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
 
         def product(vectors: Tensor, batched: bool) -> Tensor:
-            return _pull_back(gradient, [parameters], [vectors], batched)[0]
+            return pull_back(gradient, [parameters], [vectors], batched)[0]
 
         return product, [loss.detach(), gradient[0].detach()]
 
@@ -226,25 +230,14 @@ class GaussNewtonOperator(CurvatureOperator):
         outputs, leaves, loss = self.objective.split_loss(parameters, batch)
         self._outputs_of[batch] = sum(output.numel() for output in outputs)
         _check_differentiable_twice([loss, *outputs])
-        slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        transposed: list[tuple[list[Tensor], Tensor]] = []
-
-        def by_backward(vectors: Tensor, batched: bool) -> list[Tensor]:
-            if not transposed:
-                cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
-                (image,) = torch.autograd.grad(
-                    outputs, parameters, cotangents, create_graph=True, materialize_grads=True
-                )
-                transposed.append((cotangents, image))
-            cotangents, image = transposed[0]
-            return _pull_back([image], cotangents, [vectors], batched)
+        curvature, jacobian = LossCurvature(loss, leaves), Jacobian(outputs, parameters)
 
         def product(vectors: Tensor, batched: bool) -> Tensor:
             tangents = None if batched else self._by_forward_mode(parameters, vectors, batch, outputs)
             known = tangents is not None
-            tangents = tangents or by_backward(vectors, batched)
-            curved = _pull_back(slopes, leaves, tangents, batched)
-            result = _pull_back(outputs, [parameters], curved, batched)[0]
+            tangents = tangents or jacobian.by_backward(vectors, batched)
+            curved = curvature(tangents, batched)
+            result = jacobian.transposed(curved, batched)
             if known and self._forward_mode is None:
                 # Both are the same number, the second by way of J transposed.
                 seen = sum(
@@ -256,7 +249,7 @@ class GaussNewtonOperator(CurvatureOperator):
                     return product(vectors, batched)
             return result
 
-        return product, [loss.detach(), *(slope.detach() for slope in slopes)]
+        return product, [loss.detach(), *(slope.detach() for slope in curvature.slopes)]
 
     def _by_forward_mode(
         self, parameters: Tensor, vector: Tensor, batch: int, outputs: Sequence[Tensor]
@@ -264,25 +257,10 @@ class GaussNewtonOperator(CurvatureOperator):
         """The product of J with a vector; None where it is not to be had."""
         found = None
         if self._forward_mode is not False:
-            found = forward_tangents(self.objective, vector, batch, outputs, parameters)
+            found = by_forward_mode(self.objective, vector, batch, outputs, parameters)
         if found is None:
             self._forward_mode = False
         return found
-
-
-def forward_tangents(
-    objective: Objective,
-    direction: Tensor,
-    batch: int,
-    outputs: Sequence[Tensor],
-    parameters: Tensor | None = None,
-) -> list[Tensor] | None:
-    """See :meth:`phasewatch.Objective.output_tangents`; None where the model has none for each of the outputs."""
-    try:
-        found = [t for t in objective.output_tangents(direction, batch, parameters) if t is not None]
-    except Exception:  # the model's code may fail in its own ways without gradients
-        return None
-    return found if [t.shape for t in found] == [output.shape for output in outputs] else None
 
 
 def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
@@ -311,9 +289,8 @@ def _check_continuity(objective: Objective) -> None:
     """Refuse a loss that jumps on the way to a place nearby; in single precision a second look is taken in double."""
     jump = _jump(objective, 200)
     if jump is not None and objective.dtype != torch.float64:
-        try:
-            objective = objective.to(torch.float64)
-        except Exception:  # the model's code fixes its type, and rounding cannot be told from jumps
+        objective = in_double_precision(objective)
+        if objective.dtype != torch.float64:  # rounding cannot be told from jumps
             return
     if jump is not None and (jump := _jump(objective, 1e4)) is not None:
         raise ValueError(
@@ -363,12 +340,13 @@ def _jump(objective: Objective, rounding: float) -> float | None:
 
 
 _STEP = 0.01
-"""Length of the line on which jumps are looked for, relative to the parameters."""
+"""Length of the line on which jumps are looked for, relative to the parameters. Chosen."""
 
 _HALVINGS = 20
+"""Times that it is halved: a smooth change has then shrunk to a millionth."""
 
 _HALVINGS_OF_A_JUMP = 5
-"""Halvings over which a change that does not shrink is taken for a jump; what is smooth shrinks to a 32nd."""
+"""Halvings over which a change that does not shrink is taken for a jump. Chosen: what is smooth shrinks to a 32nd."""
 
 _CONTINUOUS = "continuous"
 """Noted in what is known of an objective."""
@@ -386,25 +364,6 @@ def of_parameters(objective: Objective, patterns: Patterns | None) -> Objective:
 
 OPERATORS: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "gauss-newton": GaussNewtonOperator}
 """The operators by the names that users give."""
-
-
-def _pull_back(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], batched: bool
-) -> list[Tensor]:
-    """Cotangents of the inputs; zero where the graph says that nothing depends on them."""
-    pairs = [(output, c) for output, c in zip(outputs, cotangents, strict=True) if output.requires_grad]
-    found: Sequence[Tensor | None] = [None] * len(inputs)
-    if pairs:
-        found = torch.autograd.grad(
-            [output for output, _ in pairs],
-            inputs,
-            [c for _, c in pairs],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
-    rows = cotangents[0].shape[:1] if batched else ()
-    return [x.new_zeros(*rows, *x.shape) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
 def _check_differentiable_twice(outputs: Sequence[Tensor]) -> None:

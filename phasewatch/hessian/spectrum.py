@@ -22,6 +22,7 @@ from phasewatch.hessian.density import (
 )
 from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator, relative_rounding
 from phasewatch.hessian.operators import GRAPH_MEMORY, OPERATORS, CurvatureOperator, Patterns, of_parameters
+from phasewatch.hessian.precision import in_double_precision
 from phasewatch.hessian.zeros import ZeroCount, bracket_zeros, count_zeros
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
@@ -31,7 +32,7 @@ _ASYMMETRY_TO_ERROR = 10
 """The error of a matrix in single precision is about nine times its asymmetry."""
 
 _ASYMMETRY_TO_NOISE = 10 * _ASYMMETRY_TO_ERROR
-"""With a margin of ten: what is to be told from zero must stand out of it."""
+"""With a margin of ten, chosen: what is to be told from zero must stand out of it."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,7 +176,7 @@ def hessian_spectrum(
         num_steps = max(64, 8 * num_eigenvalues)
     _check_arguments(objective, matrix, num_eigenvalues, num_steps, num_probes, tolerance)
     with isolated():
-        computed = _in_double_precision(objective) if precise else objective
+        computed = in_double_precision(objective) if precise else objective
         operator = OPERATORS[matrix](computed, graph_memory=graph_memory)
         if objective.num_parameters <= dense_below:
             spectrum = _dense_spectrum(operator, matrix, tolerance)
@@ -216,14 +217,6 @@ def _check_arguments(
         raise ValueError(f"num_probes is {num_probes}; expected at least 1, as copies and the trace need one.")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; expected a number between 0 and 1.")
-
-
-def _in_double_precision(objective: Objective) -> Objective:
-    """The objective in float64, or as it is if the model's code or the device does not run in it."""
-    try:
-        return objective.to(torch.float64)
-    except Exception:  # user code fails in its own ways; it is known to run in its own precision
-        return objective
 
 
 def _dense_spectrum(operator: CurvatureOperator, matrix: str, tolerance: float) -> Spectrum:

@@ -16,16 +16,17 @@ from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 
 MOST_STEPS = 64
-"""Lanczos steps, and with them vectors kept, at most."""
+"""Lanczos steps, and with them vectors in memory, at most. Chosen."""
 
 _CHUNK = 8
-"""Steps after which it is asked whether more of them pay."""
+"""Steps after which it is asked whether more of them pay. Chosen."""
 
 _MARGIN = 0.9
-"""Share of the tolerance at which it stops: where it is small enough a standard error is more often too small."""
+"""Share of the tolerance at which it stops: where it is small enough a standard error is more often too small.
+Chosen."""
 
 _MOST_BLOCKS = 4
-"""Blocks of parameters that are tried with test vectors of their own."""
+"""Blocks of parameters that are tried with test vectors of their own: each takes a product a round. Chosen."""
 
 
 @dataclass(frozen=True)

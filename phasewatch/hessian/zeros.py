@@ -12,13 +12,14 @@ from scipy.special import betainc
 from phasewatch.hessian.density import Probe
 
 COVERAGE = 0.99
-"""Probability with which a bracket from random probes holds the count."""
+"""Probability with which a bracket from random probes holds the count. Chosen."""
 
 RESOLVED_WIDTH = 0.01
-"""A count is known where its bracket is at most this share of all eigenvalues wide."""
+"""A count is known where its bracket is at most this share of all eigenvalues wide. Chosen."""
 
 LEAST_GAP = 10.0
-"""Ratio of the least eigenvalue that is not zero to what counts as zero, below which there is no gap between them."""
+"""Ratio of the least eigenvalue that is not zero to what counts as zero, below which there is no gap between them.
+Chosen."""
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,28 @@ COARSE, FINE = 0.1, 0.003
 """Resolutions by default, in nats. On linear networks the fine one is within 4 % of the exact coefficient, and on
 modular addition the coarse one tells memorising from generalising; see ``benchmarks/live.py``."""
 LARGEST_RHAT, SAME_MEAN = 1.1, 0.05
-"""Chains disagree if their split R-hat is above the first and their means scatter by more than this share of lambda."""
+"""Chains disagree if their split R-hat is above the first (Gelman et al. 2013, Bayesian Data Analysis, ch. 11) and
+their means scatter by more than this share of lambda; the share is chosen."""
 LARGEST_HALF_WIDTH = 0.1
-"""Of the interval, see :attr:`BehavioralLLC.half_width`."""
+"""Of the interval, see :attr:`BehavioralLLC.half_width`. Chosen."""
 ROUNDS, LEAST_DRAWS = 8, 16
-"""Times that draws may end, and how many there are in between at least."""
+"""Times that draws may end, and how many there are in between at least. Chosen."""
 LARGEST_DRIFT = 0.1
+"""Share of lambda that the mean may change by from one half of the draws to the other. Chosen."""
 LEAST_ACCEPTANCE = 0.5
+"""Chains that accept fewer moves stick, where .95 is aimed at. Chosen."""
 MOST_HITS = 0.02
+"""Share of the moves that may end at the bound on the divergence, which a quadratic well allows less than 1e-6 of.
+Chosen."""
 LEAST_VIRIAL, LARGEST_VIRIAL, VIRIAL_SIGNIFICANCE = 0.85, 1.3, 2.0
+"""Between which the virial must lie, which is 1 at equilibrium, within so many standard errors. Chosen."""
 HEAT_CAPACITY = (0.33, 2.0)
+"""Least and largest as a share of lambda, with which it agrees in a quadratic well. Chosen."""
 SIGNIFICANCE = 3.0
+"""Standard errors from which on a drift or a heat capacity counts. Chosen."""
 STEEPNESS = (0.5, 3.0)
-"""Of E[D] in temperature (lambda over the heat capacity, 1 in a quadratic well), as far as that is believed."""
+"""Of E[D] in temperature (lambda over the heat capacity, 1 in a quadratic well), as far as that is believed: no further
+than a heat capacity that passes the check says."""
 
 
 @dataclass(frozen=True)

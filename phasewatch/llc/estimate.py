@@ -25,19 +25,20 @@ from phasewatch.objective import NoOutputsError, Objective
 from phasewatch.objective.constant import loss_of_constant_prediction
 from phasewatch.shown import Shown
 
-WARMING_ERROR = 0.1
-"""Relative error of the correction for the change of batches; part of the standard error."""
+HEATING_ERROR = 0.1
+"""Relative error of the correction for the change of batches; part of the standard error. Chosen."""
 TAKEN_OFF = 0.02
 """Share of lambda that localization and unfinished spreading take off where it is known; intervals reach up by it."""
 STUCK = 0.05
-"""A chain that accepts a smaller share of its moves than this has diverged."""
+"""A chain that accepts a smaller share of its moves than this has diverged: step sizes are set for .95. Chosen."""
 FALLEN = 1e9
-"""So has one whose nbeta (L - L(w*)) is below minus this: the loss has no floor."""
+"""So has one whose nbeta (L - L(w*)) is below minus this: the loss has no floor. Chosen, beyond any number of
+parameters."""
 CHAINS, MOST_CHAINS, CHAINS_TIMES_PARAMETERS = 8, 128, 256
 """Chains by default: more than 8 where parameters are so few that they cost little. A small lambda needs them: a loss
-that is most often near its floor and now and then far above has a relative variance of 1 / lambda."""
+that is most often near its floor and now and then far above has a relative variance of 1 / lambda. Chosen."""
 SIGNIFICANCE = 3.0
-"""A drift, or a heat capacity far from lambda, counts only where it is this many standard errors from none."""
+"""A drift, or a heat capacity far from lambda, counts only where it is this many standard errors from none. Chosen."""
 WORSE_BY_CHANCE = 4.5
 """Nats over all samples of the probe by which w* may be worse than a constant prediction: where what it has learnt is
 noise it is better by m on average, with a standard deviation of sqrt(2 m), and 3 sqrt(2 m) - m is 4.5 at most."""
@@ -50,13 +51,14 @@ BORNE = 0.05
 """Share of lambda that the noise of the probe alone may take off by default: half of what is allowed for both the noise
 and the distance from the minimum (``Thresholds.descent``)."""
 NEGLIGIBLE_STEP = 0.002
-"""The pilot ends where its steps promise less than this share of the quadratic part of lambda."""
+"""The pilot ends where its steps promise less than this share of the quadratic part of lambda. Chosen: a 50th of the
+fall that is too much (``Thresholds.descent``)."""
 LEAST_SCALE = 5.0
 """The quadratic part counts as no less than this where a fall is held against it: at w = 0 of a deep linear network it
 is 0 and lambda 13.5, so that a fall by half a unit does not speak against sampling."""
 HELD = 1.2
 """Chains whose mean is at most so many times the quadratic part of lambda are in the well that they should be in,
-however little w* gains on a constant prediction."""
+however little w* gains on a constant prediction. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Thresholds:
         descent: Largest ``descent`` as a share of the estimate; and, before anything is sampled, of the quadratic part
             of lambda (:attr:`LLCEstimate.quadratic`). Infinite: all is sampled.
         noise: Largest ``noise_descent`` as a share of the estimate.
-        kept: Smallest share of ways kept.
-        warming: Largest ``warming`` as a share of the estimate.
+        second_stage_acceptance: Smallest ``second_stage_acceptance``.
+        heating: Largest ``heating`` as a share of the estimate.
         lost: Largest ``lost``. On the cases of ``benchmarks/llc.py`` it is below .05, on a weak signal .4; chains that
             have left reach 1, the plateau where the network does nothing, and more by the lambda of that. A minimum
             that gains hardly more than lambda log n / n reaches as much; there it does not count where lambda is no
@@ -88,8 +90,8 @@ class Thresholds:
     drift: float = 0.1
     descent: float = 0.1
     noise: float = 0.1
-    kept: float = 0.3
-    warming: float = 0.3
+    second_stage_acceptance: float = 0.3
+    heating: float = 0.3
     lost: float = 0.8
     heat_capacity: tuple[float, float] = (0.33, 1.5)
 
@@ -118,18 +120,19 @@ class LLCEstimate(Shown):
         reliable: Whether every check passed.
         reasons: What did not pass, one phrase a check.
         notes: What else is to be known of the number, as that it is limited by the probe.
-        learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``warming``. Negative where w* is far from a minimum;
+        learning_coefficient: nbeta (E[L(w)] - L(w*)), less ``heating``. Negative where w* is far from a minimum;
             never clipped. NaN where nothing was sampled, or all chains diverged.
-        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``warming``.
+        standard_error: Its standard error, from autocorrelation, spread between chains and error of ``heating``.
         interval: 95 % interval (low, high) for lambda by Student's t. It reaches further up than down, by 2 % of the
             estimate: chains that are held at w* or have not spread out read low, and never high.
         rhat: Split R-hat of the loss; NaN where all draws are equal or all chains diverged.
         ess: Effective number of independent draws; NaN likewise.
         acceptance: Share of accepted moves.
         step_size: The frozen step, in units of the preconditioner.
-        warming: What the change of batches added to the raw mean; subtracted.
-        kept: Share of the ways that Metropolis' rule kept once the whole probe had been looked at; 1 where minibatches
-            miss nothing, NaN where there were too few draws to look.
+        heating: What the change of batches added to the raw mean; subtracted.
+        second_stage_acceptance: Share of the segments of moves that Metropolis' rule accepted once the whole probe had
+            been looked at (:mod:`phasewatch.llc.second_stage`); 1 where minibatches miss nothing, NaN where there were
+            too few draws to look.
         fluctuations: How the losses of single samples vary over the draws; their ``functional_variance``, and with
             it ``singular_fluctuation`` and ``waic``, are NaN where the loss is not a mean over samples.
         heat_capacity: Variance of nbeta L over the draws of a chain, (nbeta)^2 Var L; near lambda where the
@@ -170,8 +173,8 @@ class LLCEstimate(Shown):
     ess: float = math.nan
     acceptance: float = math.nan
     step_size: float = math.nan
-    warming: float = math.nan
-    kept: float = math.nan
+    heating: float = math.nan
+    second_stage_acceptance: float = math.nan
     fluctuations: Fluctuations = Fluctuations()
     heat_capacity: float = math.nan
     constant_loss: float = math.nan
@@ -338,29 +341,29 @@ def estimate_llc(
         return replace(estimate, reasons=(_not_near_a_minimum(estimate),))
     with isolated():
         posterior = LocalizedPosterior(objective, nbeta, localization, compiled)
-        sample = sample_hmc(posterior, chains=chains, draws=draws, burn_in=burn_in, seed=seed)
-    kept = (sample.acceptance > STUCK) & (np.abs(sample.energies) < FALLEN).all(axis=1)
-    values = sample.energies[kept] - sample.warming[kept].mean() if kept.any() else sample.energies[kept]
-    mean = error = rhat = ess = heat_capacity = distance = warming = half_width = math.nan
+        drawn, sample_losses = sample_hmc(posterior, chains=chains, draws=draws, burn_in=burn_in, seed=seed)
+    sound = (drawn.acceptance > STUCK) & (np.abs(drawn.energies) < FALLEN).all(axis=1)
+    values = drawn.energies[sound] - drawn.heating[sound].mean() if sound.any() else drawn.energies[sound]
+    mean = error = rhat = ess = heat_capacity = distance = heating = half_width = math.nan
     virial = virial_error = math.nan
     displacements = dict.fromkeys(objective.parameter_shapes, math.nan)
-    if kept.any():
-        warming = float(sample.warming[kept].mean())
-        warming_error = float(np.sqrt(np.square(sample.warming_error[kept]).sum()) / kept.sum())
+    if sound.any():
+        heating = float(drawn.heating[sound].mean())
+        heating_error = float(np.sqrt(np.square(drawn.heating_error[sound]).sum()) / sound.sum())
         mean = float(values.mean())
         sampling_error = diagnostics.standard_error(values)
         if len(values) > 2:
             sampling_error = max(sampling_error, diagnostics.standard_error_between_chains(values))
-        error = math.hypot(sampling_error, warming_error, WARMING_ERROR * warming)
+        error = math.hypot(sampling_error, heating_error, HEATING_ERROR * heating)
         rhat, ess = diagnostics.split_rhat(values), diagnostics.effective_sample_size(values)
         # ESS is itself an estimate: a quarter of it as degrees of freedom gives 95 % coverage on AR(1) chains.
         half_width = float(stats.t.ppf(0.975, max(1.0, ess / 4))) * error if error else 0.0
         heat_capacity = float(values.var(axis=1, ddof=1).mean())
-        distance = float(np.sqrt(sample.squared_distances[kept].mean()))
-        virials = sample.virials[kept] / objective.num_parameters
+        distance = float(np.sqrt(drawn.squared_distances[sound].mean()))
+        virials = drawn.virials[sound] / objective.num_parameters
         virial = float(virials.mean())
         virial_error = diagnostics.standard_error(virials) if virials.shape[1] >= LEAST_DRAWS else math.nan
-        moved = np.sqrt(sample.squared_distances_by_tensor[kept].mean(axis=(0, 1)))
+        moved = np.sqrt(drawn.squared_distances_by_tensor[sound].mean(axis=(0, 1)))
         sizes = [float(tensor.norm()) for tensor in objective.unflatten(objective.parameters).values()]
         shares = [far / size if size else math.inf for far, size in zip(moved.tolist(), sizes, strict=True)]
         displacements = dict(zip(objective.parameter_shapes, shares, strict=True))
@@ -371,11 +374,11 @@ def estimate_llc(
         interval=(mean - half_width, mean + half_width + TAKEN_OFF * abs(mean)),
         rhat=rhat,
         ess=ess,
-        acceptance=float(sample.acceptance[kept].mean()) if kept.any() else 0.0,
-        step_size=sample.step_size,
-        warming=warming,
-        kept=float(sample.kept[kept].mean()) if kept.any() else 0.0,
-        fluctuations=sample.sample_losses.result(n),
+        acceptance=float(drawn.acceptance[sound].mean()) if sound.any() else 0.0,
+        step_size=drawn.step_size,
+        heating=heating,
+        second_stage_acceptance=float(drawn.second_stage_acceptance[sound].mean()) if sound.any() else 0.0,
+        fluctuations=sample_losses.result(n),
         heat_capacity=heat_capacity,
         constant_loss=loss_of_constant_prediction(objective),
         mean_output_loss=loss_of_constant_prediction(objective, fitted=False),
@@ -383,12 +386,12 @@ def estimate_llc(
         virial_error=virial_error,
         distance=distance,
         displacements=displacements,
-        diverged_chains=int((~kept).sum()),
-        draws=sample.energies.shape[1],
-        kept_draws=_kept_draws(estimate, sample.energies[kept], np.flatnonzero(kept)) if keep_draws else None,
+        diverged_chains=int((~sound).sum()),
+        draws=drawn.energies.shape[1],
+        kept_draws=_kept_draws(estimate, drawn.energies[sound], np.flatnonzero(sound)) if keep_draws else None,
         gradients=estimate.gradients + round(posterior.gradients),
     )
-    batch_variance = float(sample.batch_variance[kept].mean()) if kept.any() else math.nan
+    batch_variance = float(drawn.batch_variance[sound].mean()) if sound.any() else math.nan
     reasons = _reasons(estimate, values, batch_variance, objective, posterior.full_gradient, limits)
     return replace(estimate, reliable=not reasons, reasons=reasons)
 
@@ -431,11 +434,12 @@ def _reasons(
         reasons.append(f"too few independent draws ({estimate.ess:.0f})")
     if estimate.acceptance < limits.acceptance:
         reasons.append(f"the chains often stick (acceptance {estimate.acceptance:.2f})")
-    if math.isnan(estimate.kept):
+    if math.isnan(estimate.second_stage_acceptance):
         reasons.append("what minibatches miss was never looked at: more draws or fewer batches are needed")
-    elif estimate.kept < limits.kept:
-        reasons.append(f"minibatches miss much of the loss (kept {estimate.kept:.2f} of the ways): larger ones needed")
-    mean, warming = estimate.learning_coefficient, estimate.warming
+    elif estimate.second_stage_acceptance < limits.second_stage_acceptance:
+        accepted = f"the second stage accepts {estimate.second_stage_acceptance:.2f}"
+        reasons.append(f"minibatches miss much of the loss ({accepted}): larger ones are needed")
+    mean, heating = estimate.learning_coefficient, estimate.heating
     half = values.shape[1] // 2
     drift = float(values[:, half:].mean() - values[:, :half].mean())
     # Each half has half of the draws: the variance of the difference is four times that of the overall mean.
@@ -451,8 +455,8 @@ def _reasons(
             f"limited by the probe: the choice of its samples alone takes off {estimate.noise_descent:.3g}; a smaller "
             "nbeta or a larger probe is needed"
         )
-    if warming > limits.warming * max(abs(mean), 1.0):
-        reasons.append(f"the change of batches added {warming:.3g}: larger batches are needed")
+    if heating > limits.heating * max(abs(mean), 1.0):
+        reasons.append(f"the change of batches added {heating:.3g}: larger batches are needed")
     reasons += [
         *_constant_reasons(estimate, objective, gradient, limits),
         *_heat_reasons(estimate, values, noise, limits),

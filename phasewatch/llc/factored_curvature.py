@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 FORGETTING = 0.9
-"""Weight of what was learnt before each time that chains report their forces."""
+"""Weight of what was learnt before each time that chains report their forces. Chosen: ten reports count."""
 SMALL = 2**18
-"""Entries up to which the Kronecker product of a tensor's two bases is formed: one product with it is faster then."""
+"""Entries up to which the Kronecker product of a tensor's two bases is formed: one product with it is faster then.
+Chosen."""
 WIDEST = 4
 """A side of a matrix has a full factor if that takes at most so many times the memory of the matrix, else a diagonal
-one."""
+one. Chosen."""
 
 
 @dataclass

@@ -11,24 +11,26 @@ import torch
 from torch import Tensor
 
 from phasewatch.isolation import isolated
+from phasewatch.llc.posterior import LOSS_PER_GRADIENT
 from phasewatch.objective import Objective
 
 MOST_EVALUATIONS = 40
-"""Gradients on the whole probe at most."""
+"""Gradients on the whole probe at most. Chosen."""
 PAIRS = 10
-"""Steps that the descent remembers."""
+"""Steps that the descent remembers: 3 to 20 do well (Nocedal & Wright 2006, Numerical Optimization, sec. 7.2)."""
 ARMIJO, WOLFE = 1e-4, 0.9
-"""A step must gain this share of what the slope promises, and use up one less this share of the slope."""
+"""A step must gain this share of what the slope promises, and use up one less this share of the slope (values of
+Nocedal & Wright 2006, Numerical Optimization, sec. 3.1)."""
 EXPANSION = 4.0
+"""Factor on a step that is too short. Chosen, where Lewis & Overton double."""
 CONVERGED = 3
-"""The descent has arrived when so many steps one after another promise next to nothing."""
+"""The descent has arrived when so many steps one after another promise next to nothing. Chosen."""
 COST_OF_DISPLACEMENT = 20.0
 """The first step is a draw of the localization's own size, shrunk until it raises nbeta L by no more than this, nor by
 more than half the number of parameters: what chains carry. With 10 it is not always enough to leave the saddle at which
 the network of ``phasewatch demo`` starts, with 20 it is."""
 SHRINKING, DISPLACEMENTS = (0.1, 0.7), 20
-LOSS_PER_GRADIENT = 1 / 3
-"""Cost of a loss without its gradient."""
+"""Factors by which the first step is shrunk, at least and at most, and how often it is tried. Chosen."""
 
 
 @dataclass(frozen=True)

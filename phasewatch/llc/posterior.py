@@ -10,19 +10,19 @@ from torch import Tensor
 from phasewatch.objective import NoOutputsError, Objective, split_off_misfit
 
 LARGEST_GRADIENTS = 2**28
-"""Bytes that the gradients at w* of the single batches may take; beyond, minibatches are noisier."""
+"""Bytes that the gradients at w* of the single batches may take; beyond, minibatches are noisier. Chosen."""
 LOSS_PER_GRADIENT = 1 / 3
-"""Cost of a loss without its gradient."""
+"""Cost of a loss without its gradient: a backward pass takes the arithmetic of two forward ones."""
 
 
 class LocalizedPosterior:
     r"""Minibatch views of :math:`U(w) = n\beta\,(L(w) - L(w^*)) + \tfrac{\gamma}{2} |w - w^*|^2`.
 
-    What one batch says is noisy in the first place through the misfit of its samples
-    (:mod:`phasewatch.objective.misfit`). A view therefore shows the loss of a batch without it and, of the misfit, the
-    slope on all batches at w*; what lacks is its *bend*, which :meth:`bend` evaluates on all batches. Where the outputs
-    cannot be seen, the loss of a batch is corrected by its slope at w* instead (Baker et al. 2019, "Control variates
-    for stochastic gradient MCMC"): nothing lacks then, but the noise grows with the distance from w*.
+    Most of the noise of a batch is the misfit of its samples (:mod:`phasewatch.objective.misfit`). A view therefore
+    shows the loss of a batch without its misfit, and in place of that the slope at w* of the misfit on all batches. It
+    misses the nonlinear misfit, which :meth:`nonlinear_misfit` evaluates on all batches. Where the outputs cannot be
+    seen, the loss of a batch is corrected by its slope at w* instead (Baker et al. 2019, "Control variates for
+    stochastic gradient MCMC"): then nothing is missed, but the noise grows with the distance from w*.
 
     Attributes:
         center: w*, shape ``(num_parameters,)``.
@@ -30,7 +30,7 @@ class LocalizedPosterior:
         compiled: Whether evaluations are compiled.
         full_gradient: Gradient of the loss on all batches at w*, shape ``(num_parameters,)``.
         gradients: Number of minibatch gradients evaluated so far; a loss alone counts a third.
-        cost_of_bend: What an evaluation of the bend costs for one chain, in minibatch gradients; 0 where there is none.
+        cost_of_nonlinear_misfit: What a look at it costs for one chain, in minibatch gradients; 0 where there is none.
     """
 
     def __init__(self, objective: Objective, nbeta: float, localization: float, compiled: bool = False) -> None:
@@ -62,16 +62,16 @@ class LocalizedPosterior:
             self._slopes = [slope] * objective.num_batches
 
     @property
-    def cost_of_bend(self) -> float:
+    def cost_of_nonlinear_misfit(self) -> float:
         """See the class."""
         return 0.0 if self._misfit is None else self.objective.num_batches * LOSS_PER_GRADIENT
 
-    def ignore_bend(self) -> None:
-        """From now on the bend counts as nothing."""
+    def ignore_nonlinear_misfit(self) -> None:
+        """From now on it counts as nothing."""
         self._misfit = None
 
     def evaluate(self, positions: Tensor, batch: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What a batch says of U less the bend at several positions, or all batches of U.
+        """What a batch says of U less the nonlinear misfit at several positions, or all batches of U.
 
         Args:
             positions: Shape ``(chains, num_parameters)``.
@@ -95,12 +95,12 @@ class LocalizedPosterior:
         forces = displacements.mul_(self.localization).add_(gradients, alpha=self.nbeta)
         return energies, potentials, forces if slope is None else forces.add_(slope, alpha=self.nbeta)
 
-    def bend(self, positions: Tensor) -> Tensor:
+    def nonlinear_misfit(self, positions: Tensor) -> Tensor:
         """The misfit on all batches less its slope at w*, times nbeta, shape ``(chains,)``, in float64."""
         if self._misfit is None:
             return torch.zeros(len(positions), dtype=torch.float64, device=positions.device)
         assert self._slopes is not None
-        self.gradients += len(positions) * self.cost_of_bend
+        self.gradients += len(positions) * self.cost_of_nonlinear_misfit
         linear = (positions - self.center) @ self._slopes[0]
         return self.nbeta * (self._misfit.losses(positions).double() - linear.double())
 

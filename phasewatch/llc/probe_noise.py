@@ -22,9 +22,9 @@ from phasewatch.objective import Objective, split_off_misfit
 FloatArray = NDArray[np.float64]
 
 PRODUCTS = 16
-"""Size of the Krylov spaces. Where they are too small the quadratic part reads high, and the fall low."""
+"""Size of the Krylov spaces. Where they are too small the quadratic part reads high, and the fall low. Chosen."""
 DRAWS, DRAWS_TIMES_PARAMETERS = 2, 64
-"""Random vectors of either kind: 2, more where there are so few parameters that a vector says little."""
+"""Random vectors of either kind: 2, more where there are so few parameters that a vector says little. Chosen."""
 STEP = 1e-4
 """Length of the differences of gradients that are products, relative to that of the parameters. With 1e-3 the kinks of
 ReLUs look like curvature, with 1e-5 rounding does where weights are small."""

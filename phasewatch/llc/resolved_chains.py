@@ -1,14 +1,18 @@
 """Chains that stay with a function: Hamiltonian Monte Carlo at a stated mean divergence from it.
 
-The density is exp(-nbeta D(w)) times a Gaussian around w*, D the divergence of the network's function from the one at
-w*. The mean of D is given, and nbeta is found. For each resolution chains begin where a Gaussian around w* puts them
-that is as narrow as the curvature found there: forces on draws from it show that curvature, and its temperature falls
-until their divergence is the one wanted. Then they move, at first freely, every step taken: what is refused reverses
-the momentum, and a chain that often turns round does not get far. Meanwhile masses follow the forces, and nbeta what
-the chains see. From then on Metropolis' rule decides. In units of the prior's spread and of the masses every direction
-has a curvature of about 1, so that one length of path serves all. Every move sees all batches, so that nothing has to
-be corrected afterwards. What is further away than a bound, in the divergence, is refused: a chain cannot leave for the
-plateau where the network does nothing.
+The density is exp(-nbeta D(w)) times a Gaussian around w*, with D the divergence of the network's function from the one
+at w*. The mean of D is given, and nbeta is found. For each resolution this takes four steps.
+
+1. The start. Chains are put where a narrow Gaussian around w* says. The forces on them show the curvature, the Gaussian
+   takes its shape, and its temperature changes until the divergence is the one wanted.
+2. Free moves. Every step is taken, as a refusal would reverse the momentum and a chain that often turns round does not
+   get far. The masses follow the forces, and nbeta follows the divergence.
+3. Metropolis' rule decides from here on; nbeta and step size settle, and nbeta is then fixed.
+4. Draws.
+
+In units of the prior's spread and of the masses every direction has a curvature of about 1, so that one length of path
+serves all. Every move sees all batches, so that nothing has to be corrected afterwards. A step to where the divergence
+is beyond a bound is refused: a chain cannot leave for the plateau where the network does nothing.
 """
 
 from __future__ import annotations
@@ -23,37 +27,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.llc.factored_curvature import FactoredCurvature
-from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW, THRESHOLD_DRIFT
+from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW
+from phasewatch.llc.leapfrog import THRESHOLD_DRIFT
 from phasewatch.objective import Objective
 
 FURTHEST, FURTHEST_NATS = 5.0, 10.0
 """The bound is so many resolutions, and so many units of 1 / nbeta: for the gamma law that nbeta D has in a quadratic
 well it cuts off less than 1e-6 at any number of dimensions."""
 NEAR, ROUNDS_NEAR, MOST_ROUNDS = 1.5, 4, 50
-"""The Gaussian is narrow enough after so many rounds in which its divergence was below so many resolutions."""
+"""The Gaussian is narrow enough after so many rounds in which its divergence was below so many resolutions; no more
+rounds than the third. Chosen."""
 COOLING = (0.5, 4.0)
-"""Factors on nbeta from one round to the next, at least and at most."""
+"""Factors on nbeta from one round to the next, at least and at most. Chosen."""
 PATH = 2.0
-"""Momentum lasts so long, in units of the prior and the masses, in which a direction of curvature 1 has period 2 pi."""
+"""Momentum lasts so long, in units of the prior and the masses, in which a direction of curvature 1 has period 2 pi.
+Chosen, as about a third of that."""
 FIRST_STEP, LARGEST_STEP = 0.25, 0.6
-"""In those units a step of 2 would be unstable."""
+"""In those units a step of 2 would be unstable (the leapfrog's bound for curvature 1). Chosen far below."""
 FREE, LONGEST, SPREAD_OUT = 2 / 3, 4, 0.9
 """Share of the set-up in which every move is taken; up to so many times as many while the virial, 1 at equilibrium, is
-below the third."""
+below the third. Chosen."""
 FREE_ACCEPTANCE, TARGET_ACCEPTANCE = 0.7, 0.95
+"""Acceptance that the step size aims at while the chains move freely, when no step is refused, and after that.
+Chosen."""
 FREE_RATE, RATE = 0.3, 0.15
-"""Change of log(step) per move and unit of acceptance, while the chains move freely and after that."""
+"""Change of log(step) per move and unit of acceptance, while the chains move freely and after that. Chosen."""
 ADAPTS = 20
 """The latter is halved after so many draws, a third of it is left after twice as many, and so on: by less and less, so
-that the draws tend to the density (Roberts & Rosenthal 2007, "Coupling and ergodicity of adaptive MCMC")."""
+that the draws tend to the density (Roberts & Rosenthal 2007, "Coupling and ergodicity of adaptive MCMC"). Chosen."""
 FOLLOWING, FASTEST, SETTLING = 0.3, 0.1, 0.02
-"""Change of log(nbeta) in a move, per relative excess of the divergence; its largest at first, and in the end."""
+"""Change of log(nbeta) in a move, per relative excess of the divergence; its largest at first, and in the end.
+Chosen."""
 FIRST_MASSES, MASSES_AGAIN = 10, 1.5
-"""The masses are taken from the forces after so many moves, and whenever there are so many times as many."""
+"""The masses are taken from the forces after so many moves, and whenever there are so many times as many. Chosen."""
 DRAWS_PER_POSITION = 8
+"""Distances and virials are noted at every 8th draw: they change as slowly as positions do. Chosen."""
 DRAWN_AHEAD, MOST_AHEAD = 2**17, 16
 """Numbers of noise that are drawn together, and moves that they are for at most: in a small network each call costs as
-much as the arithmetic of a move."""
+much as the arithmetic of a move. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Seen:
     """What was seen since the chains were set up, draw by draw or every 8th of them."""
 
     divergences: list[NDArray[np.float64]] = field(default_factory=list)
@@ -133,7 +144,7 @@ class ResolvedChains:
         self._thresholds = self._host.uniform(-1, 1, chains)
         self._log_step = 0.0
         self._bound = math.inf
-        self._kept = _Kept()
+        self._seen = _Seen()
         self._ahead: list[Tensor] = []
         self._ahead_inside: list[Tensor] = []
 
@@ -179,7 +190,7 @@ class ResolvedChains:
             self._log_step += RATE * (acceptance - TARGET_ACCEPTANCE)
             log_nbetas.append(math.log(self._nbeta))
             log_steps.append(self._log_step)
-        self._kept = _Kept()
+        self._seen = _Seen()
         self._set_nbeta(math.exp(float(np.mean(log_nbetas))))
         self._log_step = float(np.mean(log_steps[len(log_steps) // 2 :]))
         self._set_bound(resolution)
@@ -225,29 +236,29 @@ class ResolvedChains:
         """
         tensors = list(self._divergence.parameter_shapes.values())
         sizes = [shape.numel() for shape in tensors]
-        kept = self._kept
+        seen = self._seen
         for _ in range(moves):
             acceptance, outside = self._move()
-            rate = RATE / (1 + len(kept.divergences) / ADAPTS)
+            rate = RATE / (1 + len(seen.divergences) / ADAPTS)
             self._log_step += rate * (acceptance - TARGET_ACCEPTANCE)
-            kept.acceptances.append(acceptance)
-            kept.hits.append(outside)
-            if len(kept.divergences) % DRAWS_PER_POSITION == 0:
+            seen.acceptances.append(acceptance)
+            seen.hits.append(outside)
+            if len(seen.divergences) % DRAWS_PER_POSITION == 0:
                 squares = self._positions.square().split(sizes, dim=1)
                 summed = [square.sum(dim=1, dtype=torch.float64) for square in squares]
-                kept.squared_distances.append(torch.stack(summed, dim=1))
-                kept.virials.append(self._virials())
-            kept.divergences.append(self._values)
+                seen.squared_distances.append(torch.stack(summed, dim=1))
+                seen.virials.append(self._virials())
+            seen.divergences.append(self._values)
         away = self._spread * self._curvature.out(self._positions)
-        kept.positions.append(self._divergence.parameters + away)
+        seen.positions.append(self._divergence.parameters + away)
         return Draws(
             nbeta=self._nbeta,
-            divergences=np.stack(kept.divergences, axis=1),
-            squared_distances=torch.stack(kept.squared_distances, dim=1).cpu().numpy(),
-            virials=torch.stack(kept.virials, dim=1).cpu().numpy(),
-            positions=torch.cat(kept.positions),
-            acceptance=float(np.mean(kept.acceptances)),
-            hits=float(np.mean(kept.hits)),
+            divergences=np.stack(seen.divergences, axis=1),
+            squared_distances=torch.stack(seen.squared_distances, dim=1).cpu().numpy(),
+            virials=torch.stack(seen.virials, dim=1).cpu().numpy(),
+            positions=torch.cat(seen.positions),
+            acceptance=float(np.mean(seen.acceptances)),
+            hits=float(np.mean(seen.hits)),
             step_size=math.exp(self._log_step),
         )
 
@@ -298,8 +309,8 @@ class ResolvedChains:
         A free move is taken wherever it does not leave the bounds, whatever its acceptance.
         """
         step = math.exp(self._log_step)
-        kept = math.exp(-step / PATH)
-        before = self._noise().mul_(math.sqrt(1 - kept**2)).add_(self._momenta, alpha=kept)
+        persistence = math.exp(-step / PATH)
+        before = self._noise().mul_(math.sqrt(1 - persistence**2)).add_(self._momenta, alpha=persistence)
         momenta = torch.add(before, self._slopes, alpha=-step / 2)
         positions = torch.addcmul(self._positions, self._roots, momenta, value=step)
         found, gradients = self._evaluate(positions, self._curvature)

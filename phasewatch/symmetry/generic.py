@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.linalg
 
+from phasewatch.symmetry.architecture import Architecture
 from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form, Mixed
 from phasewatch.symmetry.linear_algebra import svd
-from phasewatch.symmetry.spaces import Architecture, Pairing, Passage, Redundancy, Space, Writer
+from phasewatch.symmetry.spaces import Pairing, Passage, Redundancy, Space, Writer
 from phasewatch.symmetry.tape import Indices
 
 MOST_ENTRIES = 50_000_000
-"""Sets of directions with more entries than this are left out, and named."""
+"""Sets of directions with more entries than this are left out, and named. Chosen: 400 MB in double precision."""
 
 
 def generic_directions(architecture: Architecture, parameters: Array) -> Iterator[Directions]:

@@ -1,33 +1,19 @@
-"""Which zero eigenvalues a network has, and why."""
+"""The account of a network's zero eigenvalues: by kind, layer and unit, beside their number."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from phasewatch.hessian import ZeroCount, hessian_spectrum
-from phasewatch.hessian.lanczos import own_generator
-from phasewatch.objective import Objective
+from phasewatch.hessian import ZeroCount
 from phasewatch.shown import shown
-from phasewatch.symmetry.directions import Added, Array, Directions, verified
-from phasewatch.symmetry.generic import MOST_ENTRIES, generic_directions
-from phasewatch.symmetry.spaces import find_architecture
-from phasewatch.symmetry.span import Group, Lines, added_dimensions, basis_of_span
-from phasewatch.symmetry.tape import Indices, Linearization, record
-from phasewatch.symmetry.units import (
-    PROBE,
-    Closeness,
-    annihilating_directions,
-    data_rank_directions,
-    layers_of,
-    unit_directions,
-)
+from phasewatch.symmetry.directions import Directions
+from phasewatch.symmetry.generic import MOST_ENTRIES
+from phasewatch.symmetry.span import basis_of_span
+from phasewatch.symmetry.units import PROBE, Closeness
 
 GENERIC_KINDS = ("rescaling", "change of basis", "norm", "redundant bias", "softmax", "attention")
 """Kinds of zeros that the architecture forces, whatever the weights are."""
@@ -41,18 +27,8 @@ NON_GENERIC_KINDS = (
 What is left is credited to ``PROBE``: zeros that a larger probe would not have, which say nothing of the network.
 """
 
-_ORDER = {kind: i for i, kind in enumerate((*GENERIC_KINDS, *NON_GENERIC_KINDS, PROBE))}
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Relative change of the outputs up to which a direction counts as a zero."""
-
-_MOST_COTANGENTS = 16
-
-_MANY_OUTPUTS = 2**12
-"""Outputs from which on a large network makes do with one cotangent."""
-
-_MOST_PRODUCTS = 40
-"""Products spent on verifying candidates above ``dense_below``; below, so many times fifty."""
+ORDER = {kind: i for i, kind in enumerate((*GENERIC_KINDS, *NON_GENERIC_KINDS, PROBE))}
+"""Place of each kind in the order in which dimensions are credited."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +120,8 @@ class ZeroLedger:
         Raises:
             ValueError: If there is no such kind.
         """
-        if kind not in _ORDER:
-            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(_ORDER)}.")
+        if kind not in ORDER:
+            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(ORDER)}.")
         return tuple(finding for finding in self.findings if finding.kind == kind)
 
     def table(self) -> str:
@@ -184,193 +160,6 @@ class ZeroLedger:
         return shown(repr(self), ("cause", "zero eigenvalues"), causes.items())
 
 
-def explain_zeros(model: nn.Module, objective: Objective, *, dense_below: int = 5000, seed: int = 0) -> ZeroLedger:
-    r"""Count the zero eigenvalues of the Gauss-Newton matrix by what causes them.
-
-    Candidates are built from the structure of the network, which is read off one forward pass, and from what its
-    units do on the probe. A candidate :math:`\xi` counts only if :math:`H_\ell J \xi = 0` up to ``tolerance``, with
-    the Jacobian :math:`J` of the outputs and the Hessian :math:`H_\ell` of the loss in them. Away from a critical
-    point such a direction is no zero of the Hessian: there :math:`H \xi = -(D\xi)^\top g`.
-
-    Args:
-        model: The network of the objective, with the same parameters by name and shape.
-        objective: The loss on the probe; its parameters are the point at which zeros are counted.
-        dense_below: All eigenvalues are computed, and the unexplained zeros counted, up to this many parameters.
-        seed: Seeds the random combinations by which candidates are found and verified.
-
-    Returns:
-        The ledger. ``generic + sum(non_generic.values()) + probe + unexplained`` is the nullity; no direction counts
-        twice.
-
-    Raises:
-        ValueError: If the model is not that of the objective, or if the loss is computed inside the network, so
-            that there are no outputs to look at.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
-        >>> x = torch.randn(200, 3, dtype=torch.float64)
-        >>> def loss_fn(module, batch):
-        ...     return (module(batch[0]) - batch[1]).square().mean()
-        >>> explain_zeros(net, Objective(net, [(x, net(x).detach())], loss_fn=loss_fn))
-        ZeroLedger(generic 4 + unexplained 0 = nullity 4)
-    """
-    _check_model(model, objective)
-    exact = _in_double_precision(objective)
-    large = exact.num_parameters > dense_below
-    tolerance = TOLERANCE[exact.dtype]
-    rng = np.random.default_rng(seed)
-    sought = _sought(exact, own_generator(seed), large)
-
-    most_products = _MOST_PRODUCTS if large else 50 * _MOST_PRODUCTS
-    kept, failed, untested = verified(
-        sought.candidates, sought.effect, exact.num_parameters, tolerance, rng, most_products
-    )
-    together: dict[tuple[str, str], list[Directions]] = defaultdict(list)
-    for directions in sorted(kept, key=lambda d: _ORDER[d.kind]):
-        together[directions.kind, directions.layer].append(directions)
-    groups = [
-        Group(layer, tuple(form for d in several for form in d.forms), kind in GENERIC_KINDS)
-        for (kind, layer), several in together.items()
-    ]
-    dimensions, left_out = added_dimensions(groups, Lines(exact.num_parameters, sought.matrices), rng)
-    findings = [
-        Finding(kind, layer, tuple(dict.fromkeys(units for d in several for units in d.units)), count)
-        for ((kind, layer), several), count in zip(together.items(), dimensions, strict=True)
-        if count
-    ]
-    missing = exact.num_parameters - sought.effect.rank_limit - sum(dimensions)
-    if missing > 0:
-        findings.append(Finding(PROBE, "all layers", (), missing))
-    certified = sum(f.dimensions for f in findings)
-    generic = sum(f.dimensions for f in findings if f.kind in GENERIC_KINDS)
-    non_generic = {kind: sum(f.dimensions for f in findings if f.kind == kind) for kind in NON_GENERIC_KINDS}
-    zeros = None
-    if not large:
-        counted = hessian_spectrum(exact, matrix="gauss-newton", dense_below=dense_below).zeros
-        zeros = counted.certified_by(certified)
-    unknown = list(sought.unknown)
-    if untested:
-        unknown.append(f"whether {sum(d.count for d in untested):,} further directions are zeros")
-    if left_out:
-        unknown.append("how many dimensions all directions span: some were left out")
-    return ZeroLedger(
-        num_parameters=exact.num_parameters,
-        findings=tuple(findings),
-        generic=generic,
-        non_generic=non_generic,
-        probe=sum(f.dimensions for f in findings if f.kind == PROBE),
-        certified=certified,
-        zeros=zeros,
-        unexplained=None if zeros is None or zeros.count is None else zeros.count - certified,
-        closeness=sought.closeness,
-        unknown=tuple(unknown),
-        broken=_broken(failed),
-        tolerance=tolerance,
-        rank_limit=sought.effect.rank_limit,
-        directions=tuple(kept),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Sought:
-    """What the structure of a network and its units on the probe suggest; the recording of them is held no longer.
-
-    Attributes:
-        candidates: Directions that may be zeros, in the order in which dimensions are credited.
-        effect: What a direction changes in the outputs.
-        matrices: Coordinates of the weights of each layer, one row a unit.
-        closeness: How far each hidden layer is from degenerate.
-        unknown: What is not known of the network, in words.
-    """
-
-    candidates: list[Directions]
-    effect: _RelativeEffect
-    matrices: list[Indices]
-    closeness: tuple[Closeness, ...]
-    unknown: list[str]
-
-
-def _sought(exact: Objective, generator: torch.Generator, large: bool) -> _Sought:
-    """Look at one layer after another: what all of them do on the probe together takes several times the memory."""
-    recording = record(exact, generator, lambda outputs: _cotangents(outputs, exact.num_batches, large))
-    architecture = find_architecture(exact, recording)
-    recording.let_go()
-    parameters = exact.parameters.double().cpu().numpy()
-    effect = _RelativeEffect(exact, recording.linearizations)
-    candidates: list[Directions] = []
-    closeness: list[Closeness] = []
-    for layer in layers_of(architecture):
-        candidates += unit_directions(layer, parameters)
-        closeness.append(layer.closeness(parameters))
-        if layer.site is not None:
-            layer.site.let_go()
-    for site in architecture.sites:
-        candidates += annihilating_directions(site)
-        candidates += data_rank_directions(site, thorough=not large, rank_limit=effect.rank_limit)
-        site.let_go()
-    candidates = [*generic_directions(architecture, parameters), *candidates, *_untouched(recording.gradient, exact)]
-    unknown = architecture.unknown
-    if not recording.alike:
-        unknown.append("what changes from batch to batch in the order of calls")
-    return _Sought(
-        sorted((c for c in candidates if c.count), key=lambda d: _ORDER[d.kind]),
-        effect,
-        [w.rows for space in architecture.spaces for w in space.writers if not w.diagonal],
-        tuple(closeness),
-        unknown,
-    )
-
-
-class _RelativeEffect:
-    """Size of the change of the outputs along a direction, weighted as the loss sees it, relative to the largest."""
-
-    def __init__(self, objective: Objective, linearizations: Sequence[Linearization]) -> None:
-        self._objective = objective
-        self._batches = linearizations
-        parts = zip(objective.batch_weights, self._batches, strict=True)
-        self._scale = float(np.sqrt(sum(weight**2 * batch.squared_norm for weight, batch in parts)))
-
-    @cached_property
-    def rank_limit(self) -> int:
-        """Number of outputs that the loss tells apart: of a softmax one less for each distribution."""
-        return sum(batch.rank_limit(TOLERANCE[self._objective.dtype]) for batch in self._batches)
-
-    def __call__(self, direction: Array) -> float:
-        norm = float(np.linalg.norm(direction))
-        return self._size(direction) / (self._scale * norm) if norm and self._scale else 0.0
-
-    def _size(self, direction: Array) -> float:
-        vector = torch.as_tensor(direction).to(self._objective.parameters)
-        total = 0.0
-        for weight, batch in zip(self._objective.batch_weights, self._batches, strict=True):
-            total += float(sum(change.double().square().sum() for change in batch(vector))) * weight**2
-        return float(np.sqrt(total))
-
-
-def _untouched(gradient: Tensor, objective: Objective) -> list[Directions]:
-    """Parameters that nothing depends on: unused ones, rows of embeddings for tokens that are not in the probe."""
-    zero = (gradient == 0).cpu().numpy()
-    found, start = [], 0
-    for name, shape in objective.parameter_shapes.items():
-        places = start + np.flatnonzero(zero[start : start + shape.numel()])
-        start += shape.numel()
-        if places.size:
-            form = Added(places[:, None], np.ones((1, 1)))
-            found.append(Directions("data rank", name.rpartition(".")[0] or name, (), (form,)))
-    return found
-
-
-def _broken(failed: list[tuple[Directions, float]]) -> tuple[str, ...]:
-    """Expected symmetries that do not hold, as a norm's scaling does not for its epsilon."""
-    worst: dict[tuple[str, str], float] = {}
-    for directions, size in failed:
-        if directions.kind in GENERIC_KINDS and directions.kind != "redundant bias":
-            key = (directions.kind, directions.layer)
-            worst[key] = max(size, worst.get(key, 0.0))
-    return tuple(f"{kind} of {layer} changes the outputs by {size:.1e}" for (kind, layer), size in worst.items())
-
-
 def _number(count: int | None) -> str:
     return "unknown" if count is None else f"{count:,}"
 
@@ -378,34 +167,3 @@ def _number(count: int | None) -> str:
 def _listed(units: tuple[tuple[int, ...], ...]) -> str:
     shown = ["+".join(map(str, group)) if len(group) <= 4 else f"{len(group)} units" for group in units[:8]]
     return ", ".join(shown) + (f", … ({len(units)} in all)" if len(units) > 8 else "")
-
-
-def _cotangents(outputs: Sequence[Tensor], num_batches: int, large: bool) -> int:
-    """As many as a sample has outputs tell all that a layer's gradients can; a large network makes do with a few.
-
-    Units that are seen by the same few samples only seem to cancel where there are too few; with many outputs in
-    all, that does not happen.
-    """
-    most = max(max(output.shape[-1] if output.dim() else 1 for output in outputs), 1)
-    if large:
-        many = num_batches * sum(output.numel() for output in outputs) > _MANY_OUTPUTS
-        return min(most, 1 if many else _MOST_COTANGENTS // 4)
-    return min(most, _MOST_COTANGENTS)
-
-
-def _check_model(model: nn.Module, objective: Objective) -> None:
-    given = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-    for name, shape in objective.parameter_shapes.items():
-        if given.get(name) != shape:
-            found = f"shape {tuple(given[name])}" if name in given else "no such trainable parameter"
-            raise ValueError(
-                f"The objective has a parameter {name!r} of shape {tuple(shape)}, the model has {found}. Give the "
-                "model from which the objective was made."
-            )
-
-
-def _in_double_precision(objective: Objective) -> Objective:
-    try:
-        return objective.to(torch.float64)
-    except RuntimeError:  # the model's code fixes its type
-        return objective if objective.dtype in TOLERANCE else objective.to(torch.float32)

@@ -9,7 +9,8 @@ import torch
 from phasewatch.symmetry.directions import Array
 
 CLEARLY_POSITIVE = 1e-6
-"""Least singular value of unit columns from which on they are independent without a closer look."""
+"""Least singular value of unit columns from which on they are independent without a closer look. Chosen, a thousand
+times ``RANK_TOLERANCE``."""
 
 
 def svd(matrix: Array) -> tuple[Array, Array, Array]:

@@ -15,22 +15,23 @@ from phasewatch.symmetry.directions import Added, Array, Form, Indices, Mixed, S
 from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, orthonormal, singular_values, svd
 
 RANK_TOLERANCE = 1e-9
-"""Unit directions span a dimension more if a singular value of what is new in them is above this."""
+"""Unit directions span a dimension more if a singular value of what is new in them is above this. Chosen, some million
+times the rounding of double precision."""
 
 MOST_DENSE = 2000
-"""Directions up to which a connected part is decomposed as a whole."""
+"""Directions up to which a connected part is decomposed as a whole. Chosen: that takes some seconds."""
 
 _MOST_ENTRIES = 3_000_000
-"""Entries up to which directions are written out at all."""
+"""Entries up to which directions are written out at all. Chosen."""
 
 _ROUNDING = 1e-14
-"""Entries of unit directions up to which they are rounding: a million together stay far below the tolerance."""
+"""Entries of unit directions up to which they are rounding. Chosen: a million together stay far below the tolerance."""
 
 _AT_ONCE = 1_000_000
-"""Entries that are written out at a time where all of them are too many."""
+"""Entries that are written out at a time where all of them are too many. Chosen."""
 
 _SKETCH = 3
-"""Rows kept for every column where a matrix with many more rows is compressed before its rank is taken."""
+"""Rows left for every column where a matrix with many more rows is compressed before its rank is taken. Chosen."""
 
 
 @dataclass(frozen=True, eq=False)

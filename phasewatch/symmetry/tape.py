@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from phasewatch.hessian.operators import forward_tangents
+from phasewatch.hessian.linearization import Jacobian, LossCurvature, by_forward_mode
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
 
 Indices = NDArray[np.int64]
 
 LINEAR_MAPS = {"linear", "conv1d", "conv2d", "embedding"}
-"""Calls whose gradients at the output are kept."""
+"""Calls whose gradients at the output are noted."""
 
 HOMOGENEOUS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
 """Elementwise functions that commute with positive factors."""
@@ -32,7 +32,7 @@ NONLINEAR = {"tanh", "tanh_", "sigmoid", "sigmoid_", "gelu", "silu", "elu", "elu
 }
 """Elementwise functions of which no continuous symmetry is known."""
 
-_INPUT_KEPT = LINEAR_MAPS | HOMOGENEOUS | NONLINEAR | {"multi_head_attention_forward"}
+_INPUT_NOTED = LINEAR_MAPS | HOMOGENEOUS | NONLINEAR | {"multi_head_attention_forward"}
 
 
 @dataclass(eq=False)
@@ -84,20 +84,18 @@ class Call:
 
 @dataclass(eq=False)
 class Linearization:
-    r"""Products with :math:`H_\ell J` on one batch; of the network no graph is held, of the loss alone.
+    r"""Products with :math:`H_\ell J` on one batch; of the network no graph is held.
 
     Attributes:
         objective: The loss on the probe.
         batch: Index of the batch.
-        slopes: Gradients of the loss in the outputs.
-        leaves: The outputs as leaves, of which these are functions.
+        curvature: Products with :math:`H_\ell`.
         squared_norm: Squared Frobenius norm of :math:`H_\ell J`, as random combinations of outputs have seen it.
     """
 
     objective: Objective
     batch: int
-    slopes: Sequence[Tensor]
-    leaves: list[Tensor]
+    curvature: LossCurvature
     squared_norm: float
 
     def rank_limit(self, tolerance: float) -> int:
@@ -111,7 +109,7 @@ class Linearization:
         """
         limit = 0
         generator = torch.Generator().manual_seed(0)
-        for leaf in self.leaves:
+        for leaf in self.curvature.leaves:
             limit += leaf.numel()
             anything = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
             for axis in sorted({1, leaf.dim() - 1} if leaf.dim() > 1 else ()):
@@ -123,27 +121,22 @@ class Linearization:
 
     def _change(self, leaf: Tensor, direction: Tensor) -> float:
         """Length of the change of the loss's slopes along a direction of one of the outputs."""
-        directions = [direction if other is leaf else torch.zeros_like(other) for other in self.leaves]
+        leaves = self.curvature.leaves
         with isolated(), self._held():
-            changes = pull_back(self.slopes, self.leaves, directions)
+            changes = self.curvature([direction if other is leaf else torch.zeros_like(other) for other in leaves])
         return float(torch.stack([change.double().square().sum() for change in changes]).sum().sqrt())
 
     def __call__(self, direction: Tensor) -> list[Tensor]:
         """Change of the loss's slopes, of the shape of the outputs, along a direction."""
         with isolated(), second_derivatives(), self._held():
-            tangents = forward_tangents(self.objective, direction, self.batch, self.leaves)
-            if tangents is None:
-                tangents = self._by_backward(direction)
-            return pull_back(self.slopes, self.leaves, tangents)
+            tangents = by_forward_mode(self.objective, direction, self.batch, self.curvature.leaves)
+            return self.curvature(self._by_backward(direction) if tangents is None else tangents)
 
     def _by_backward(self, direction: Tensor) -> list[Tensor]:
-        """By differentiating the transposed product."""
         vector = self.objective.parameters.detach().clone().requires_grad_()
         with torch.enable_grad(), self.objective.holding(self.objective.tensors_at(vector)):
-            outputs, leaves, _ = self.objective.split_loss(vector, self.batch)
-            cotangents = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves]
-            (transposed,) = torch.autograd.grad(outputs, vector, cotangents, create_graph=True, materialize_grads=True)
-            return pull_back([transposed], cotangents, [direction])
+            outputs, _, _ = self.objective.split_loss(vector, self.batch)
+            return Jacobian(outputs, vector).by_backward(direction)
 
     def _held(self) -> AbstractContextManager[None]:
         return self.objective.holding(self.objective.tensors_at(self.objective.parameters))
@@ -169,7 +162,7 @@ class Recording:
     alike: bool = True
 
     def let_go(self) -> None:
-        """Hold the calls and what they computed no longer; who has kept a call has what its units do on the probe."""
+        """Hold the calls and what they computed no longer; who holds a call has its inputs and gradients."""
         for call in self.calls:
             call.let_go()
         self.calls, self.outputs = [], []
@@ -209,13 +202,12 @@ def _record(
     with isolated(), second_derivatives(), torch.enable_grad(), objective.holding(tensors):
         with _Tape(vector) as tape:
             outputs, leaves, loss = objective.split_loss(vector, batch)
-        slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        curvature, jacobian = LossCurvature(loss, leaves), Jacobian(outputs, vector)
         total = torch.zeros_like(vector)
         count = cotangents(outputs)
         for _ in range(count):
             directions = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in leaves]
-            (gradient,) = pull_back(outputs, [vector], pull_back(slopes, leaves, directions))
-            total += gradient.detach().square()
+            total += jacobian.transposed(curvature(directions)).detach().square()
         tape.stop()
     calls = _leading_to(outputs, tape.calls)
     for call in calls:
@@ -224,19 +216,7 @@ def _record(
         calls,
         outputs,
         total,
-        [Linearization(objective, batch, slopes, leaves, float(total.sum()) / count)],
-    )
-
-
-def pull_back(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
-    """Vector-Jacobian products, zero where nothing depends on an input."""
-    pairs = [(output, c) for output, c in zip(outputs, cotangents, strict=True) if output.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(x) for x in inputs]
-    return list(
-        torch.autograd.grad(
-            [o for o, _ in pairs], inputs, [c for _, c in pairs], retain_graph=True, materialize_grads=True
-        )
+        [Linearization(objective, batch, curvature, float(total.sum()) / count)],
     )
 
 
@@ -246,12 +226,12 @@ def _without_graph(argument: Any) -> Any:
 
 def _leading_to(outputs: Sequence[Tensor], calls: Sequence[Call]) -> list[Call]:
     needed = {id(output) for output in outputs}
-    kept = []
+    leading = []
     for call in reversed(calls):
         if any(id(output) in needed for output in call.outputs()):
             needed.update(id(tensor) for tensor in call.tensors())
-            kept.append(call)
-    return kept[::-1]
+            leading.append(call)
+    return leading[::-1]
 
 
 class _Tape(TorchFunctionMode):
@@ -276,7 +256,7 @@ class _Tape(TorchFunctionMode):
         name = getattr(func, "__name__", type(func).__name__)
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        inputs = [args[0].detach().clone()] if name in _INPUT_KEPT and args and isinstance(args[0], Tensor) else []
+        inputs = [args[0].detach().clone()] if name in _INPUT_NOTED and args and isinstance(args[0], Tensor) else []
         output = func(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
             return output

@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
+from phasewatch.symmetry.architecture import Architecture
 from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form
 from phasewatch.symmetry.generic import (
     MOST_ENTRIES,
@@ -22,17 +23,19 @@ from phasewatch.symmetry.generic import (
     undo_shifts,
 )
 from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, svd, triangle
-from phasewatch.symmetry.spaces import Activation, Architecture, Reader, Site, Space
+from phasewatch.symmetry.sites import Site
+from phasewatch.symmetry.spaces import Activation, Reader, Space
 from phasewatch.symmetry.tape import Indices
 
 PROBE = "probe"
 """Kind of the zeros that a larger probe would not have."""
 
 EXACT = 1e-9
-"""Relative size up to which a difference counts as none when candidates are sought; each is verified after that."""
+"""Relative size up to which a difference counts as none when candidates are sought; each is verified after that.
+Chosen."""
 
 NEARLY = 0.01
-"""Distance from a degeneracy up to which units are reported as being near it."""
+"""Distance from a degeneracy up to which units are reported as being near it. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,17 @@ class Closeness:
 _Nearest = tuple[float, tuple[int, ...]]
 
 _MOST_WORK = 2e10
-"""Multiplications that may be spent on one layer's unseen directions."""
+"""Multiplications that may be spent on one layer's unseen directions. Chosen, for some seconds."""
 
 
 _MOST_WORK_FOR_A_MEASURE = 3e7
-"""Multiplications that may be spent on how nearly a layer's inputs are of less rank."""
+"""Multiplications that may be spent on how nearly a layer's inputs are of less rank. Chosen."""
 
 _SOME_ROWS = 4
-"""Rows for each column among which a full rank is looked for first."""
+"""Rows for each column among which a full rank is looked for first. Chosen."""
 
 _CLEARLY_MORE = 1.25
-"""Samples for each weight from which on they are taken to determine it where not all can be looked into."""
+"""Samples for each weight from which on they are taken to determine it where not all can be looked into. Chosen."""
 
 
 class Layer:

@@ -9,7 +9,7 @@ from curvature_cases import cross_entropy, mlp, normal, squared_error
 from torch import Tensor, nn
 
 from phasewatch.hessian import EffectiveRank, HessianOperator, effective_rank
-from phasewatch.hessian.effective_rank import _Sample
+from phasewatch.hessian.effective_rank import _Direction
 from phasewatch.hessian.lanczos import lanczos
 from phasewatch.objective import Objective
 
@@ -165,7 +165,7 @@ def test_rules_enclose_the_quadratic_form() -> None:
         widths = []
         for steps in (1, 2, 5, 15, 40):
             run = lanczos(Diagonal(), start, steps)
-            seen = _Sample.of_run(run, 1)
+            seen = _Direction.of_run(run, 1)
             gauss, radau = seen.gauss.image(nbeta), seen.radau.image(nbeta)
             assert radau[0] - 1e-12 <= truth <= gauss[0] + 1e-12
             widths.append(gauss[0] - radau[0])

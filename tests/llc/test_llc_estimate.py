@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from phasewatch.isolation import RandomState
 from phasewatch.llc import LLCEstimate, Thresholds, estimate_llc
-from phasewatch.llc.hmc import balanced_batches
+from phasewatch.llc.minibatches import balanced_batches
 from phasewatch.objective import Objective
 
 
@@ -83,7 +83,7 @@ def test_noise_of_small_batches_is_corrected() -> None:
     estimate = estimate_llc(objective, seed=2)
     exact = localized_quadratic(eigenvalues, estimate)
     assert abs(estimate.learning_coefficient - exact) < 4 * estimate.standard_error
-    assert estimate.warming > 0.02 * exact
+    assert estimate.heating > 0.02 * exact
 
 
 @pytest.mark.parametrize(("widths", "rank"), [([4, 3, 6], 1), ([10, 6, 7], 3), ([5, 5, 5], 0), ([7, 5, 5, 7], 3)])

@@ -379,6 +379,45 @@ def test_convolutions_through_batch_norm_and_pooling() -> None:
     assert {(f.layer, f.dimensions) for f in ledger.findings} >= {("4", 4)}
 
 
+@pytest.mark.parametrize("padding", ["valid", "same", 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_convolutions_along_one_axis(padding: str | int, dilation: int) -> None:
+    """One rescaling a channel, however the ends are padded."""
+    inputs = normal(200, 2, 9)
+    module = seeded(
+        nn.Sequential(
+            *(nn.Conv1d(2, 4, 3, padding=padding, dilation=dilation), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool1d(1)),
+            *(nn.Flatten(), nn.Linear(4, 5)),
+        )
+    )
+    account(module, inputs, 4, generic=4)
+
+
+def test_a_type_taken_from_units_holds_none() -> None:
+    """A mask that is cast to the type of hidden units is no unit of theirs: 6 units of ReLU."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.relu(self.first(x))
+            return self.second(hidden) * (x[:, :1] > -10).type_as(hidden)
+
+    inputs = normal(300, 4)
+    module = Masked()
+    state = switching(inputs, 4, 6, 3).state_dict()
+    module.load_state_dict(
+        {
+            f"{name}.{kind}": state[f"{i}.{kind}"]
+            for name, i in (("first", 0), ("second", 2))
+            for kind in ("weight", "bias")
+        }
+    )
+    account(module.double(), inputs, 6, generic=6)
+
+
 def test_residual_stream_without_norm() -> None:
     """Change of basis of the stream d^2, its shift d, and d more between the biases of stem and branch."""
 
