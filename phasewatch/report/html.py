@@ -17,7 +17,7 @@ from phasewatch.record.signals import look_up
 from phasewatch.report.markup import document, escape, picture, sentences, table
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
-from phasewatch.report.verdict import Verdict, count_notes, counted_changes, verdict
+from phasewatch.report.verdict import Verdict, count_doubts, count_notes, counted_changes, verdict
 
 _HOW_TO_READ = """
 <dl>
@@ -180,10 +180,9 @@ def _described(name: str) -> tuple[str, str, str]:
 
 
 def _reasons(analysis: Analysis, name: str) -> str:
-    found = (m.estimates[name].doubts for m in analysis.run.measurements if name in m.estimates)
-    reasons = list(dict.fromkeys(reason for doubts in found for reason in doubts))
-    more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
-    return "\n".join(reasons[:MOST_REASONS] + more)
+    counted = count_doubts(analysis.run, name)
+    more = [f"and {len(counted) - MOST_REASONS} more"] if len(counted) > MOST_REASONS else []
+    return "\n".join([f"{reason}: {count}" for reason, count in counted[:MOST_REASONS]] + more)
 
 
 def _flat(entry: Any, name: str = "") -> Iterable[tuple[str, str]]:

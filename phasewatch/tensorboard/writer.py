@@ -53,13 +53,13 @@ class TensorBoardWriter:
                 into the same run.
         """
         self._own: list[SummaryWriter] = []
-        if isinstance(where, str | os.PathLike):
-            self._writer = self._child = self._opened(Path(where) / CHILD_RUN)
-        else:
-            self._writer, self._child = where, None
+        ours = isinstance(where, str | os.PathLike)
+        self._writer = self._opened(Path(where) / CHILD_RUN) if ours else where
+        self._child = self._writer if ours else None
         self.directory = Path(self._writer.log_dir)
         self._scalars = scalars
         self._measurements: list[Measurement] = []
+        self._begun: set[str] = set()
         self._charts: dict[str, Chart] = {}
         self._standing: tuple[Transition, ...] = ()
         self._unsaid: int | None = None
@@ -72,6 +72,7 @@ class TensorBoardWriter:
             run: The run so far.
         """
         self._measurements = list(run.measurements)
+        self._begun = {name for measurement in run.measurements for name in tagged(measurement)}
         self._standing = run.transitions
 
     def on_measurement(self, measurement: Measurement) -> None:
@@ -84,12 +85,14 @@ class TensorBoardWriter:
             self._say_verdict(self._so_far, self._unsaid)
         self._measurements.append(measurement)
         step = measurement.step
+        numbers = tagged(measurement)
+        self._begun |= numbers.keys()
         if self._scalars:
-            for name, value in tagged(measurement).items():
+            for name, value in {**numbers, STAGE: len(self._standing)}.items():
                 self._writer.add_scalar(name, value, step)
-            self._writer.add_scalar(STAGE, len(self._standing), step)
-        for name in gaps(measurement):
-            self._writer.add_scalar(name, math.nan, step)
+        for name, signal in gaps(measurement).items():
+            if signal in self._begun:
+                self._writer.add_scalar(name, math.nan, step)
         self._write_layout(measurement)
         if SPECTRUM in measurement.histograms:
             self._write_spectrum(measurement.histograms[SPECTRUM], measurement.value(f"{NULLITY}_threshold"), step)
