@@ -53,9 +53,10 @@ class TensorBoardWriter:
                 into the same run.
         """
         self._own: list[SummaryWriter] = []
-        ours = isinstance(where, str | os.PathLike)
-        self._writer = self._opened(Path(where) / CHILD_RUN) if ours else where
-        self._child = self._writer if ours else None
+        self._child: SummaryWriter | None = None
+        if isinstance(where, str | os.PathLike):
+            where = self._child = self._opened(Path(where) / CHILD_RUN)
+        self._writer: SummaryWriter = where
         self.directory = Path(self._writer.log_dir)
         self._scalars = scalars
         self._measurements: list[Measurement] = []
