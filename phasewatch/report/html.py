@@ -14,6 +14,7 @@ from phasewatch.figures import run_figure
 from phasewatch.figures.numbers import format_span, format_step
 from phasewatch.record import Transition
 from phasewatch.record.signals import look_up
+from phasewatch.report.hints import describe_hints
 from phasewatch.report.markup import document, escape, picture, sentences, table
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
@@ -116,6 +117,10 @@ def _page(analysis: Analysis, said: Verdict, image: bytes) -> str:
     if any(words for _, words in moved):
         told = [(format_step(one.step), one.label, "\n".join(words)) for one, words in moved if words]
         parts += ["<h2>Samples that changed most</h2>", table(("step", "kind", "samples and classes"), told)]
+    hints = [(one, describe_hints(run, one)) for one in analysis.transitions]
+    if any(words for _, words in hints):
+        told = [(format_step(one.step), one.label, "\n".join(words)) for one, words in hints if words]
+        parts += ["<h2>What was measured beside them</h2>", table(("step", "kind", "what is known"), told)]
     if run.transitions:
         flagged = [_flagged(one) for one in sorted(run.transitions, key=lambda one: one.flagged_at or 0.0)]
         columns = ("flagged at step", "from-to", "kind")

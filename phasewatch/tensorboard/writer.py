@@ -17,7 +17,7 @@ from phasewatch.analysis import NOT_BORNE_OUT, Analysis
 from phasewatch.figures import density_figure, run_figure
 from phasewatch.record import Flag, Histogram, Measurement, Run, Transition
 from phasewatch.record.signals import NULLITY, SPECTRUM, detected
-from phasewatch.report import format_moved, format_table, verdict
+from phasewatch.report import format_hints, format_moved, format_table, verdict
 from phasewatch.tags import DETAILS, LOOKED_AT, STAGE, STAGE_OF_WHOLE_RUN, gaps, stages, tagged
 from phasewatch.tensorboard.layout import CATEGORY, Chart, charts, holds_another
 
@@ -199,8 +199,8 @@ class TensorBoardWriter:
 
     def _text(self, name: str, run: Run, transitions: Sequence[Transition], note: str | None, step: int) -> None:
         table = note or format_table(transitions, markdown=True)
-        moved = format_moved(run, transitions, markdown=True)
-        self._writer.add_text(name, f"{table}\n\n{moved}" if moved else table, step)
+        beside = (describe(run, transitions, markdown=True) for describe in (format_moved, format_hints))
+        self._writer.add_text(name, "\n\n".join(filter(None, [table, *beside])), step)
 
     def _figure(self, name: str, analysis: Analysis, step: int) -> None:
         image = _rendered(run_figure(analysis))
