@@ -66,19 +66,21 @@ def tagged(measurement: Measurement) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
-def gaps(measurement: Measurement) -> list[str]:
+def gaps(measurement: Measurement) -> dict[str, str]:
     """Tags under which there is no number at this measurement, so that no line leads across it.
 
-    Of a signal that is shown with its interval that is all three of them where any is missing of the three, as they
-    are drawn together.
+    Those of the ends of an interval are among them, as they are drawn together with what lies between.
+
+    Returns:
+        Each with the tag of the signal that it is of: before that has a number there is no line, and no gap in one.
     """
     written = tagged(measurement)
-    missing = []
+    missing = {}
     for name in measurement.estimates:
         tags = [tag(name)]
         if look_up(name).bounds and not set(bounds_of(name)) & measurement.estimates.keys():
             tags += [tag(bound) for bound in bounds_of(name)]
-        missing += [one for one in tags if one not in written]
+        missing.update({one: tag(name) for one in tags if one not in written})
     return missing
 
 

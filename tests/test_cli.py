@@ -254,7 +254,7 @@ def test_compare_looks_at_named_signals_and_leaves_out_what_has_written_nothing_
     assert main(["compare", *map(str, runs), "--json"]) == 0
     printed = capsys.readouterr()
     data = json.loads(printed.out)
-    assert data["headline"] == "No transitions in all 3 runs; 1 in some of them"
+    assert data["headline"] == "1 transition, none of them in all 3 runs"
     assert "begun: Transitions were not looked for" in "\n".join(data["remarks"])
     assert "empty is left out, as it holds nothing yet" in printed.err
     assert main(["compare", *map(str, runs[:2]), "--signals", "loss", "--quiet"]) == 0

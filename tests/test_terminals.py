@@ -77,3 +77,10 @@ def test_errors_of_the_system_are_told_by_file_and_words() -> None:
         "naïve: No such file or directory"
     )
     assert reason(FileNotFoundError("There is no record.")) == "There is no record."
+
+
+def test_shells_complete_the_commands_where_shtab_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", "bash"])
+    assert ended.value.code == 0 and "compare" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def report(analysis: Analysis, output: Path, quiet: bool = False, as_json: bool 
         quiet: Print the verdict alone.
         as_json: Print the data as JSON and nothing else.
     """
-    from phasewatch.report import format_moved, format_table, verdict, write_report
+    from phasewatch.report import format_hints, format_moved, format_table, verdict, write_report
 
     try:
         paths = write_report(analysis, output)
@@ -94,8 +94,9 @@ def report(analysis: Analysis, output: Path, quiet: bool = False, as_json: bool 
         return
     if analysis.transitions:
         say(f"\n{format_table(analysis.transitions, width=columns())}")
-    if moved := format_moved(analysis.run, analysis.transitions, width=columns()):
-        say(f"\n{moved}")
+    for describe in (format_moved, format_hints):
+        if told := describe(analysis.run, analysis.transitions, width=columns()):
+            say(f"\n{told}")
     say()
     for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
         say(f"{name + ':':<8}{path}")

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 
 from phasewatch._version import __version__
 from phasewatch.cli import analyze, compare, demo, measure
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"phasewatch {__version__}")
+    with suppress(ImportError):  # for shells, where shtab is installed
+        import_module("shtab").add_argument_to(parser, "--print-completion")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (analyze, measure, compare, demo):
         command.add(commands)

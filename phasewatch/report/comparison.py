@@ -45,11 +45,13 @@ class Comparison:
     def headline(self) -> str:
         """How much the runs share."""
         shared = sum(one.share == 1 for one in self.aligned)
-        rest = len(self.aligned) - shared
+        count, runs = len(self.aligned), len(self.names)
         if not self.aligned:
             return NONE_FOUND
-        own = f", {rest or 'none'} in some of them" if shared else f"; {rest} in some of them"
-        return f"{shared or 'No'} transition{'' if shared == 1 else 's'} in all {len(self.names)} runs{own}"
+        if not shared:
+            return f"{count} transition{'' if count == 1 else 's'}, none of them in all {runs} runs"
+        rest = f", {count - shared} in some of them" if count > shared else ""
+        return f"{shared} transition{'' if shared == 1 else 's'} in all {runs} runs{rest}"
 
     @property
     def remarks(self) -> list[str]:

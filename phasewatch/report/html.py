@@ -14,10 +14,11 @@ from phasewatch.figures import run_figure
 from phasewatch.figures.numbers import format_span, format_step
 from phasewatch.record import Transition
 from phasewatch.record.signals import look_up
+from phasewatch.report.hints import describe_hints
 from phasewatch.report.markup import document, escape, picture, sentences, table
 from phasewatch.report.moved import describe_moved
 from phasewatch.report.table import COLUMNS, EVENT_COLUMNS, NONE_FOUND, event_rows, table_rows
-from phasewatch.report.verdict import Verdict, count_notes, counted_changes, verdict
+from phasewatch.report.verdict import Verdict, count_doubts, count_notes, counted_changes, verdict
 
 _HOW_TO_READ = """
 <dl>
@@ -116,6 +117,10 @@ def _page(analysis: Analysis, said: Verdict, image: bytes) -> str:
     if any(words for _, words in moved):
         told = [(format_step(one.step), one.label, "\n".join(words)) for one, words in moved if words]
         parts += ["<h2>Samples that changed most</h2>", table(("step", "kind", "samples and classes"), told)]
+    hints = [(one, describe_hints(run, one)) for one in analysis.transitions]
+    if any(words for _, words in hints):
+        told = [(format_step(one.step), one.label, "\n".join(words)) for one, words in hints if words]
+        parts += ["<h2>What was measured beside them</h2>", table(("step", "kind", "what is known"), told)]
     if run.transitions:
         flagged = [_flagged(one) for one in sorted(run.transitions, key=lambda one: one.flagged_at or 0.0)]
         columns = ("flagged at step", "from-to", "kind")
@@ -180,10 +185,9 @@ def _described(name: str) -> tuple[str, str, str]:
 
 
 def _reasons(analysis: Analysis, name: str) -> str:
-    found = (m.estimates[name].doubts for m in analysis.run.measurements if name in m.estimates)
-    reasons = list(dict.fromkeys(reason for doubts in found for reason in doubts))
-    more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
-    return "\n".join(reasons[:MOST_REASONS] + more)
+    counted = count_doubts(analysis.run, name)
+    more = [f"and {len(counted) - MOST_REASONS} more"] if len(counted) > MOST_REASONS else []
+    return "\n".join([f"{reason}: {count}" for reason, count in counted[:MOST_REASONS]] + more)
 
 
 def _flat(entry: Any, name: str = "") -> Iterable[tuple[str, str]]:

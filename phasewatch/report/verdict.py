@@ -156,13 +156,7 @@ def _reliable(run: Run, name: str) -> tuple[int, int]:
 
 def _trusted(run: Run, name: str, reliable: int, points: int) -> str:
     sentence = f"{NAMES[name]}: {reliable} of {points} points are reliable"
-    reasons = Counter(
-        re.split(r"[:(]", doubt)[0].strip()
-        for measurement in run.measurements
-        if name in measurement.estimates
-        for doubt in measurement.estimates[name].doubts
-    )
-    counted = [f"{reason} {count}" for reason, count in reasons.most_common(MOST_REASONS)]
+    counted = [f"{reason} {count}" for reason, count in count_doubts(run, name)[:MOST_REASONS]]
     sentence += f" ({', '.join(counted)})" if counted else ""
     return ", ".join([sentence, *(f"{count} {note}" for note, count in count_notes(run, name))]) + "."
 
@@ -180,6 +174,12 @@ def _without_lambda(run: Run) -> str:
     first, last = np.flatnonzero(known)[[0, -1]]
     where = f"step {format_step(rank.steps[first])} to {format_step(rank.steps[last])}"
     return f"{told}: {format_change(halves[first], halves[last], '→')} from {where}."
+
+
+def count_doubts(run: Run, name: str) -> list[tuple[str, int]]:
+    """Why points of a signal are not to be trusted, without the figures, and of how many it is said."""
+    found = (m.estimates[name].doubts for m in run.measurements if name in m.estimates)
+    return Counter(re.split(r"[:(]", doubt)[0].strip() for doubts in found for doubt in doubts).most_common()
 
 
 def count_notes(run: Run, name: str) -> list[tuple[str, int]]:

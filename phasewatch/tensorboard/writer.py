@@ -17,7 +17,7 @@ from phasewatch.analysis import NOT_BORNE_OUT, Analysis
 from phasewatch.figures import density_figure, run_figure
 from phasewatch.record import Flag, Histogram, Measurement, Run, Transition
 from phasewatch.record.signals import NULLITY, SPECTRUM, detected
-from phasewatch.report import format_moved, format_table, verdict
+from phasewatch.report import format_hints, format_moved, format_table, verdict
 from phasewatch.tags import DETAILS, LOOKED_AT, STAGE, STAGE_OF_WHOLE_RUN, gaps, stages, tagged
 from phasewatch.tensorboard.layout import CATEGORY, Chart, charts, holds_another
 
@@ -53,13 +53,14 @@ class TensorBoardWriter:
                 into the same run.
         """
         self._own: list[SummaryWriter] = []
+        self._child: SummaryWriter | None = None
         if isinstance(where, str | os.PathLike):
-            self._writer = self._child = self._opened(Path(where) / CHILD_RUN)
-        else:
-            self._writer, self._child = where, None
+            where = self._child = self._opened(Path(where) / CHILD_RUN)
+        self._writer: SummaryWriter = where
         self.directory = Path(self._writer.log_dir)
         self._scalars = scalars
         self._measurements: list[Measurement] = []
+        self._begun: set[str] = set()
         self._charts: dict[str, Chart] = {}
         self._standing: tuple[Transition, ...] = ()
         self._unsaid: int | None = None
@@ -72,6 +73,7 @@ class TensorBoardWriter:
             run: The run so far.
         """
         self._measurements = list(run.measurements)
+        self._begun = {name for measurement in run.measurements for name in tagged(measurement)}
         self._standing = run.transitions
 
     def on_measurement(self, measurement: Measurement) -> None:
@@ -84,12 +86,14 @@ class TensorBoardWriter:
             self._say_verdict(self._so_far, self._unsaid)
         self._measurements.append(measurement)
         step = measurement.step
+        numbers = tagged(measurement)
+        self._begun |= numbers.keys()
         if self._scalars:
-            for name, value in tagged(measurement).items():
+            for name, value in {**numbers, STAGE: len(self._standing)}.items():
                 self._writer.add_scalar(name, value, step)
-            self._writer.add_scalar(STAGE, len(self._standing), step)
-        for name in gaps(measurement):
-            self._writer.add_scalar(name, math.nan, step)
+        for name, signal in gaps(measurement).items():
+            if signal in self._begun:
+                self._writer.add_scalar(name, math.nan, step)
         self._write_layout(measurement)
         if SPECTRUM in measurement.histograms:
             self._write_spectrum(measurement.histograms[SPECTRUM], measurement.value(f"{NULLITY}_threshold"), step)
@@ -195,8 +199,8 @@ class TensorBoardWriter:
 
     def _text(self, name: str, run: Run, transitions: Sequence[Transition], note: str | None, step: int) -> None:
         table = note or format_table(transitions, markdown=True)
-        moved = format_moved(run, transitions, markdown=True)
-        self._writer.add_text(name, f"{table}\n\n{moved}" if moved else table, step)
+        beside = (describe(run, transitions, markdown=True) for describe in (format_moved, format_hints))
+        self._writer.add_text(name, "\n\n".join(filter(None, [table, *beside])), step)
 
     def _figure(self, name: str, analysis: Analysis, step: int) -> None:
         image = _rendered(run_figure(analysis))

@@ -87,6 +87,19 @@ def test_writes_every_signal_into_the_child_run_and_what_is_unreliable_apart(tmp
     assert scalars["phasewatch/5_stage"] == ([0, 10, 20], [0.0, 0.0, 0.0])
 
 
+def test_a_chart_of_bands_has_its_three_series_at_the_same_steps(tmp_path: Path) -> None:
+    """Which it asks for, where the value is unknown at first, then known without and with an error, then doubted."""
+    writer = TensorBoardWriter(tmp_path)
+    given = [Estimate(math.nan), Estimate(5.0), Estimate(5.0, 0.5), Estimate(9.0, 0.5, ("R-hat",)), Estimate(5.0, 0.5)]
+    for step, llc in enumerate(given):
+        writer.on_measurement(Measurement(step, {"loss": Estimate(1.0), "llc": llc}))
+    writer.close()
+    scalars = read_scalars(writer.directory)
+    for end, known in (("", [1, 2, 4]), ("_lower", [2, 4]), ("_upper", [2, 4])):
+        steps, values = scalars[f"phasewatch_details/llc{end}"]
+        assert steps.tolist() == [1, 2, 3, 4] and steps[np.isfinite(values)].tolist() == known
+
+
 def test_in_the_front_stands_what_a_person_looks_at_in_order(tmp_path: Path) -> None:
     names = ("llc_behavioral", "llc_behavioral_coarse", "effective_rank_coarse", "hessian_trace", "zeros_dead")
     writer = TensorBoardWriter(tmp_path)
@@ -133,7 +146,7 @@ def test_a_count_that_is_unknown_shows_its_bounds(tmp_path: Path) -> None:
         )
     writer.close()
     found = accumulated(writer.directory)
-    for name, expected in (("nullity", [math.nan, 7.0, math.nan]), ("nullity_lower", [6.0] * 3)):
+    for name, expected in (("nullity", [7.0, math.nan]), ("nullity_lower", [6.0] * 3)):  # no gap before there is a line
         values = [event.value for event in found.Scalars(f"phasewatch_details/{name}")]
         assert values == pytest.approx(expected, nan_ok=True)
     [chart] = [chart for chart in charts_of(tmp_path, "phasewatch") if "bounds" in chart["title"]]
