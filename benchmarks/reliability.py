@@ -45,8 +45,8 @@ from records import measurement  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "reliability.md"
 SEED = 22
-STEPS = 24
-JUMP = 12
+STEPS = 20
+JUMP = 10
 Row = tuple[str, str, str, str]
 Places = list[tuple[int, int]]
 
@@ -69,7 +69,7 @@ def small_run(directory: Path, tell: Callable[[int], object] = lambda step: None
         module,
         [(inputs, targets)],
         loss_fn=loss_fn,
-        estimators=(LearningCoefficient(chains=2, draws=20, burn_in=20),),
+        estimators=(LearningCoefficient(chains=2, draws=6, burn_in=20),),
         schedule=1,
         directory=directory,
         on_error="raise",
@@ -125,7 +125,9 @@ def kills(count: int, rng: random.Random) -> Iterator[Row]:
         whole = what_was_found(load_run(place))
     assert whole[1] and whole[2], "the run without trouble flags its transition and comes to its end"
     lost = in_progress = damaged = equal = 0
-    for _ in range(count):
+    for number in range(count):
+        if number % 10 == 0:
+            print(f"{number} of {count} kills", file=sys.stderr)
         with tempfile.TemporaryDirectory() as place:
             told, _ = in_a_process(Path(place), rng.uniform(0, seconds))
             found = _loaded(Path(place))
@@ -360,8 +362,8 @@ def odd_tables(count: int, rng: random.Random, place: Path) -> tuple[int, int]:
 
 def readers(scale: float, rng: random.Random) -> Iterator[Row]:
     kinds: list[tuple[str, Callable[[int, random.Random, Path], tuple[int, int]], int, str, str]] = [
-        ("records", odd_records, 60_000, "tests/record/test_bodies.py", "read, {} of them told to be damaged"),
-        ("states in checkpoints", odd_states, 30_000, "tests/record/test_record_states.py", "looked at, {} told of"),
+        ("records", odd_records, 30_000, "tests/record/test_bodies.py", "read, {} of them told to be damaged"),
+        ("states in checkpoints", odd_states, 50_000, "tests/record/test_record_states.py", "looked at, {} told of"),
         (
             "event files",
             odd_event_files,

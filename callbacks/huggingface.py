@@ -60,8 +60,9 @@ class PhaseWatchCallback(TrainerCallback):
         schedule: When to measure, as for ``PhaseWatch``.
         probe: Batches to measure on; default ``probe_samples`` samples of the training set, drawn once.
         probe_samples: Size of the probe that is drawn.
-        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``; default the ``loss`` that the model returns. What the
-            trainer makes of it beyond that, such as label smoothing or ``compute_loss_func``, is to be given here.
+        loss_fn: ``loss_fn(module, batch) -> scalar mean loss``; default the ``loss`` that the model returns, a mean
+            over the labels that it predicts. What the trainer makes of it, such as label smoothing,
+            ``compute_loss_func`` or a mean over another number of tokens, is to be given here.
         outputs_fn: As for ``PhaseWatch``.
         n: Size of the training set, default as found; sets the temperature of λ, nβ = n / log n.
         directory: Where the record is written; default ``output_dir``.
