@@ -1,9 +1,10 @@
 """What it takes to measure the checkpoints of a finished run, and how near a few of them place its transitions.
 
-Overhead: seconds of the CPU for a sweep beyond those for its estimators alone, called in a loop over the same
-checkpoints, in turns. Throughput: checkpoints a second by the clock, with one worker, two, and two on a local Ray where
-that is installed. Bisection: two runs of small networks are measured at all of some 200 checkpoints; what ``--budget``
-would choose of them, and as many evenly spaced, are analysed as runs of their own and compared with all.
+Overhead: what a sweep takes beyond the seconds that it spends in its estimators, and beyond those in ``measure``, which
+has to look at the network's loss anew for each checkpoint. Throughput: checkpoints a second by the clock, with one
+worker, two, and two on a local Ray where that is installed. Bisection: two runs of small networks are measured at all
+of some 200 checkpoints; what ``--budget`` would choose of them, and as many evenly spaced, are analysed as runs of
+their own and compared with all.
 Prints the tables and writes benchmarks/results/sweep.md.
 """
 
@@ -13,7 +14,6 @@ import argparse
 import importlib.util
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,10 +36,8 @@ from reference_runs import (
     train,
 )
 
-from phasewatch import Objective, Watch, analyze_run, measure_checkpoints
+from phasewatch import Watch, analyze_run, measure_checkpoints
 from phasewatch.estimators import BehavioralCoefficient, Estimator, HessianSpectrum
-from phasewatch.estimators.probe_loss import ProbeLoss
-from phasewatch.isolation import isolated
 from phasewatch.record import Measurement, Run
 from phasewatch.sweep import FromBuild
 from phasewatch.sweep.agenda import Agenda
@@ -49,16 +47,15 @@ from phasewatch.transitions import Transition
 RESULTS = Path(__file__).parent / "results" / "sweep.md"
 CHECKPOINTS = 200
 FEW = (20, 40)
-TURNS, TIMED = 3, 10
-"""Times that sweep and estimators are timed, and checkpoints that they are timed on."""
+TIMED = 40
+"""Checkpoints that workers are timed on, and the first of them, while which they start."""
+STARTING = 10
 QUICK: list[Estimator] = [HessianSpectrum(num_eigenvalues=2), BehavioralCoefficient(sampled=False)]
-BY_CHAINS: list[Estimator] = [BehavioralCoefficient(draws=100, burn_in=50)]
-ESTIMATORS = {"spectrum and effective rank": (QUICK, TIMED), "λ of the function, short chains": (BY_CHAINS, 2)}
 
 
-def digits_watch(estimators: Sequence[Estimator] = QUICK) -> Watch:
+def digits_watch() -> Watch:
     training, _ = digits()
-    return Watch(demo_network(), [first(training)], loss_fn=cross_entropy, n=len(training[0]), estimators=estimators)
+    return Watch(demo_network(), [first(training)], loss_fn=cross_entropy, n=len(training[0]), estimators=QUICK)
 
 
 def sums() -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,43 +102,19 @@ def some(folder: Path, count: int) -> list[Path]:
     return [paths[k] for k in np.linspace(0, len(paths) - 1, count).round().astype(int)]
 
 
-def bare(watch: Watch, paths: Sequence[Path]) -> None:
-    """What a loop of one's own would do."""
-    monitor = watch.main
-    for path in paths:
-        watch.module.load_state_dict(torch.load(path))
-        with isolated(1):
-            objective = Objective(watch.module, monitor.probe.batches, loss_fn=cross_entropy)
-            for estimator in (ProbeLoss(), *monitor.estimators):
-                estimator.read(objective, monitor.probe.n or objective.num_samples, 0)
-
-
-def overhead(folder: Path) -> Iterator[str]:
-    for name, (estimators, count) in ESTIMATORS.items():
-        paths = some(folder, count)
-        alone, swept = [], []
-        for turn in range(TURNS + 1):
-            watch = digits_watch(estimators)
-            began = time.process_time()
-            bare(watch, paths)
-            between = time.process_time()
-            with tempfile.TemporaryDirectory() as record:
-                measure_checkpoints(lambda watch=watch: watch, paths, directory=record)
-            if turn:  # the first is to warm up
-                alone.append(between - began)
-                swept.append(time.process_time() - between)
-        seconds, more = (
-            statistics.median(alone),
-            statistics.median(b / a - 1 for a, b in zip(alone, swept, strict=True)),
-        )
-        yield f"| {name} | {len(paths)} | {seconds / len(paths):.2f} s | {more:+.1%} |"
+def overhead(name: str, run: Run, seconds: float) -> str:
+    """A row: of a sweep that has taken so many seconds, how many were spent in estimators and in ``measure``."""
+    alone = sum(sum(measurement.seconds_by_part.values()) for measurement in run.measurements)
+    measuring = sum(measurement.seconds for measurement in run.measurements)
+    count = len(run.measurements)
+    return row(name, count, f"{alone / count:.2f} s", f"{measuring / alone - 1:.1%}", f"{seconds / alone - 1:.1%}")
 
 
 def throughput(folder: Path) -> Iterator[str]:
     ways: list[tuple[str, dict[str, object]]] = [("1 worker", {"workers": 1}), ("2 workers", {"workers": 2})]
     if importlib.util.find_spec("ray"):
         ways.append(("2 workers on a local Ray", {"workers": 2, "engine": "ray"}))
-    paths = some(folder, 40)
+    paths = some(folder, TIMED)
     for name, settings in ways:
         times: list[float] = []
         began = time.perf_counter()
@@ -155,8 +128,8 @@ def throughput(folder: Path) -> Iterator[str]:
             )
         ended = time.perf_counter()
         print(f"{name}: timed", flush=True)
-        rate = (len(paths) - 10) / (times[-1] - times[-1 - (len(paths) - 10)])
-        yield row(name, f"{len(paths) / (ended - began):.2f}", f"{rate:.2f}")
+        rate = (TIMED - STARTING) / (times[-1] - times[-1 - (TIMED - STARTING)])
+        yield row(name, f"{TIMED / (ended - began):.2f}", f"{rate:.2f}")
 
 
 def chosen(run: Run, count: int) -> list[Measurement]:
@@ -214,24 +187,29 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         bisected: list[str] = []
+        overheads: list[str] = []
         for name, (save, build) in RUNS.items():
             folder = Path(place) / name.replace(" ", "-")
             folder.mkdir()
             save(folder)
+            before = time.perf_counter()
             run = measure_checkpoints(build, folder)
+            overheads.append(overhead(name, run, time.perf_counter() - before))
             bisected += bisection(name, run)
             print(f"{name}: measured at {len(run.measurements)} checkpoints", flush=True)
         folder = Path(place) / "digits-MLP"
-        overheads = table(["estimators", "checkpoints", "alone, each", "sweep"], list(overhead(folder)))
         rates = table(["", "checkpoints a second", "once all are at work"], list(throughput(folder)))
+    shares = table(["run", "checkpoints", "estimators, each", "measure, beyond", "sweep, beyond"], overheads)
     places = table(["run", "measured", "checkpoints", "transitions at", "off by", "others"], bisected)
     text = (
         "# Measuring the checkpoints of a finished run\n\n"
         f"Made by `make bench-sweep`, in {(time.perf_counter() - began) / 60:.0f} minutes at a load of {load:.1f} on "
         f"{os.cpu_count()} cores. Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"{platform.machine()}.\n\n"
-        "## Overhead\n\nSeconds of the CPU, medians of "
-        f"{TURNS} turns, on the digits MLP; the sweep reads, checks, loads and records beside.\n\n{overheads}\n\n"
+        "## Overhead\n\nWhat is taken beyond the estimators: by `measure`, which takes the loss of each checkpoint "
+        "apart anew, as a loop of one's own has to, and by the whole sweep, which finds, reads, loads and records as "
+        "well.\n\n"
+        f"{shares}\n\n"
         f"## Throughput\n\nBy the clock: of the whole command, and without what it takes to start.\n\n{rates}\n\n"
         "## Bisection\n\nTransitions by all checkpoints, and those of the same by a few; off by at most so much of the "
         f"run, and how many others are found.\n\n{places}\n"
