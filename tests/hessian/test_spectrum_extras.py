@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curvature_cases import mlp, normal, planted, squared_error
+from cases import half_squared_error, mlp, normal, planted
 from torch import Tensor, nn
 
 from phasewatch.hessian import HessianOperator, hessian_spectrum, hessian_trace, leading_eigenpairs
@@ -40,7 +40,7 @@ def test_lanczos_norm_and_negative_count_lie_within_their_errors() -> None:
 
 def _net() -> tuple[nn.Sequential, Objective]:
     module = mlp(4, 5, 3)
-    return module, Objective(module, [(normal(80, 4), normal(80, 3, seed=1))], loss_fn=squared_error)
+    return module, Objective(module, [(normal(80, 4), normal(80, 3, seed=1))], loss_fn=half_squared_error)
 
 
 @pytest.mark.parametrize(("patterns", "rows"), [("0", range(25)), ("*.bias", [*range(20, 25), *range(40, 43)])])
@@ -116,7 +116,7 @@ def test_discontinuous_loss_is_refused(
         torch.manual_seed(seed)
         module = nn.Sequential(nn.Linear(6, 20), activation(), nn.Linear(20, 3)).to(dtype)
         x = normal(200, 6, seed=seed).to(dtype)
-        objective = Objective(module, [(x, normal(200, 3, seed=9).to(dtype))], loss_fn=squared_error)
+        objective = Objective(module, [(x, normal(200, 3, seed=9).to(dtype))], loss_fn=half_squared_error)
         with pytest.raises(ValueError, match="The loss jumps by"):
             measure(objective)
 
@@ -154,7 +154,7 @@ def test_kinks_are_no_jumps(activation: type[nn.Module], dtype: torch.dtype, sca
             parameter.data *= scale
         x = normal(100, 6, seed=seed).to(dtype)
         for targets in (normal(100, 3, seed=9).to(dtype), module(x).detach()):
-            HessianOperator(Objective(module, [(x, targets)], loss_fn=squared_error)) @ torch.ones(
+            HessianOperator(Objective(module, [(x, targets)], loss_fn=half_squared_error)) @ torch.ones(
                 sum(p.numel() for p in module.parameters()), dtype=dtype
             )
 
