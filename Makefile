@@ -60,6 +60,9 @@ $(PEERS)/.done: pyproject.toml constraints.txt benchmarks/requirements.txt
 	$(PEERS)/bin/pip install -q -c constraints.txt -e ".[demo]" -r benchmarks/requirements.txt
 	@touch $@
 
+# the cases with exact answers are those of the tests
+bench-llc bench-live bench-transitions: export PYTHONPATH := $(CURDIR)/tests:$(CURDIR)/tests/transitions
+
 bench-hessian: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/hessian.py
 

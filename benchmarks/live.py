@@ -20,7 +20,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections import Counter
@@ -30,6 +29,19 @@ from typing import Any
 
 import matplotlib
 import torch
+from cases import deep_linear_network, linear_network
+from reference_runs import (
+    GENERALISED,
+    MEMORISED,
+    PEER_BATCH,
+    PROBE,
+    Checkpoint,
+    Training,
+    count_samples,
+    linear_run,
+    modular_addition,
+    reference_runs,
+)
 from torch.utils.data import DataLoader
 
 from phasewatch import BehavioralLLC, estimate_behavioral_llc
@@ -46,20 +58,6 @@ from phasewatch.transitions.resolved import LEAST_CHANGE
 from phasewatch.transitions.series import LOG_OFFSET, NOISE_FLOOR
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "llc"))
-from exact import deep_linear_network, linear_network  # noqa: E402
-from reference_runs import (  # noqa: E402
-    GENERALISED,
-    MEMORISED,
-    PEER_BATCH,
-    PROBE,
-    Checkpoint,
-    Training,
-    count_samples,
-    linear_run,
-    modular_addition,
-    reference_runs,
-)
 
 Row = dict[str, Any]
 

@@ -36,15 +36,7 @@ import numpy as np
 # Before torch is loaded: else a second run of this file would find everything compiled.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader
-
-import phasewatch
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "llc"))
-from exact import (  # noqa: E402
+from cases import (
     cross_entropy,
     deep_linear_network,
     half_squared_error,
@@ -57,6 +49,13 @@ from exact import (  # noqa: E402
     noisy_regression,
     two_linear_layers,
 )
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+import phasewatch
+
+ROOT = Path(__file__).parents[1]
 
 SAMPLES, BATCH = 10_000, 500
 NBETA = SAMPLES / math.log(SAMPLES)

@@ -9,7 +9,6 @@ import copy
 import functools
 import gzip
 import itertools
-import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from cases import cross_entropy, deep_linear_network, half_squared_error
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,9 +25,6 @@ from phasewatch import Objective
 from phasewatch.demo import BATCH, SMALL_START, STEPS
 from phasewatch.estimators.enough import LARGE
 from phasewatch.llc.behavioral import FINE
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "llc"))
-from exact import cross_entropy, deep_linear_network, half_squared_error  # noqa: E402
 
 Batch = tuple[Tensor, ...]
 

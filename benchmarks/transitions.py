@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,17 +24,15 @@ import matplotlib
 import numpy as np
 import ruptures
 import scipy
+from matplotlib import pyplot as plt
 from scipy.stats import beta
+from superposition import superposition_runs
+from synthetic import SAMPLINGS, Run, Score, Truth, drawn_linear_network, strict_matches, synthetic_run
+from two_clocks import NOISES, TwoClocks, found_on_both, touching, two_clock_run
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "transitions"))
-from superposition import superposition_runs  # noqa: E402
-from synthetic import SAMPLINGS, Run, Score, Truth, drawn_linear_network, strict_matches, synthetic_run  # noqa: E402
-from two_clocks import NOISES, TwoClocks, found_on_both, touching, two_clock_run  # noqa: E402
-
-from phasewatch.record.signals import TRAINING_LOSS  # noqa: E402
-from phasewatch.record.trace import Observed  # noqa: E402
-from phasewatch.transitions import (  # noqa: E402
+from phasewatch.record.signals import TRAINING_LOSS
+from phasewatch.record.trace import Observed
+from phasewatch.transitions import (
     CostWeightedLine,
     Detection,
     Flag,
@@ -51,10 +48,11 @@ from phasewatch.transitions import (  # noqa: E402
     standing_transitions,
     stretches,
 )
-from phasewatch.transitions import detect as choosing  # noqa: E402
+from phasewatch.transitions import detect as choosing
+
+ROOT = Path(__file__).parents[1]
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 REPORTING_SEED = 9_000_000
 RESULTS = ROOT / "benchmarks" / "results" / "transitions.md"

@@ -150,19 +150,24 @@ def test_labels_never_overlap() -> None:
 
 
 @pytest.mark.parametrize(
-    "found",
+    ("found", "points"),
     [
-        [],
-        [Measurement(0, {"loss": Estimate(math.nan)})],
-        [Measurement(5000, {"loss": Estimate(1.0), "llc": Estimate(3.0, 0.1)})],
-        [Measurement(k, {"loss": Estimate(0.0), "llc": Estimate(2.0, doubts=("stuck",))}) for k in range(20)],
-        [Measurement(0, {"loss": Estimate(1e-30)}), Measurement(1, {"loss": Estimate(1e30)})],
+        ([], []),
+        ([Measurement(0, {"loss": Estimate(math.nan)})], []),
+        ([Measurement(5000, {"loss": Estimate(1.0), "llc": Estimate(3.0, 0.1)})], [1, 1]),
+        (
+            [Measurement(k, {"loss": Estimate(0.0), "llc": Estimate(2.0, doubts=("stuck",))}) for k in range(20)],
+            [20, 20],
+        ),
+        ([Measurement(0, {"loss": Estimate(1e-30)}), Measurement(1, {"loss": Estimate(1e30)})], [2]),
     ],
     ids=["nothing", "only NaN", "one step", "constant and all unreliable", "extreme"],
 )
-def test_odd_runs_can_be_drawn(found: list[Measurement]) -> None:
+def test_odd_runs_can_be_drawn(found: list[Measurement], points: list[int]) -> None:
+    """A panel for each signal that was ever known, with all of its points."""
     figure = run_figure(analyze_run(run_of(found)))
     figure.draw_without_rendering()
+    assert [max(len(line.get_xdata()) for line in axis.lines) for axis in panels(figure).values()] == points
 
 
 def test_pyplot_is_left_alone(tmp_path: Path) -> None:

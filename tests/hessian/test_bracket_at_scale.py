@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from curvature_cases import squared_error
+from cases import half_squared_error
 from torch import Tensor, nn
 
 from phasewatch.hessian import hessian_spectrum
@@ -34,7 +34,7 @@ def linear_bottleneck(inputs: int, width: int, seed: int, spread: float) -> Obje
         module[1].weight.copy_(draw(inputs, width))
     x = torch.linalg.qr(torch.randn(inputs + 40, inputs, generator=generator, dtype=torch.float64)).Q
     x = x * math.sqrt(len(x))
-    return Objective(module, [(x, module(x).detach())], loss_fn=squared_error)
+    return Objective(module, [(x, module(x).detach())], loss_fn=half_squared_error)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

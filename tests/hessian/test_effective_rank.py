@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from curvature_cases import cross_entropy, mlp, normal, squared_error
+from cases import cross_entropy, half_squared_error, mlp, normal
 from torch import Tensor, nn
 
 from phasewatch.hessian import EffectiveRank, HessianOperator, effective_rank
@@ -40,7 +40,7 @@ def of_kind(kind: str) -> Objective:
     torch.manual_seed(3)
     if kind == "linear":
         return Objective(
-            mlp(9, 7, 5, activation=nn.Identity), [(normal(60, 9), normal(60, 5, seed=1))], loss_fn=squared_error
+            mlp(9, 7, 5, activation=nn.Identity), [(normal(60, 9), normal(60, 5, seed=1))], loss_fn=half_squared_error
         )
     labels = torch.arange(60) % 4
     if kind == "attention":
@@ -134,7 +134,7 @@ def regression(curvatures: Tensor, samples: int = 1) -> Objective:
     basis = torch.linalg.qr(normal(400, 400)).Q[: len(curvatures)]
     inputs = (rows @ basis).repeat(samples, 1)
     return Objective(
-        nn.Linear(400, 1, bias=False).double(), [(inputs, torch.zeros(len(inputs), 1))], loss_fn=squared_error
+        nn.Linear(400, 1, bias=False).double(), [(inputs, torch.zeros(len(inputs), 1))], loss_fn=half_squared_error
     )
 
 
@@ -204,7 +204,7 @@ def test_rounding_passes_for_no_rank(nbeta: float, max_products: int) -> None:
     eigenvalues = torch.logspace(np.log10(50), -8, 400, dtype=torch.float64)
     inputs = (left * (400 * eigenvalues).sqrt()) @ right.T
     module = nn.Linear(3000, 1, bias=False)
-    objective = Objective(module, [(inputs.float(), torch.zeros(400, 1))], loss_fn=squared_error)
+    objective = Objective(module, [(inputs.float(), torch.zeros(400, 1))], loss_fn=half_squared_error)
     exact = float((nbeta * eigenvalues / (1 + nbeta * eigenvalues)).sum())
     found = effective_rank(
         objective, torch.ones(3000), nbeta, max_products=max_products, check_probe=False, by_layer=False
@@ -237,7 +237,7 @@ def test_a_probe_that_is_too_small_is_said(dense_below: int, num_batches: int) -
     def rank_of(samples: int, features: int) -> EffectiveRank:
         x = normal(samples, features)
         batches = [(part, torch.zeros(len(part), 1)) for part in x.chunk(num_batches)]
-        objective = Objective(nn.Linear(features, 1, bias=False).double(), batches, loss_fn=squared_error)
+        objective = Objective(nn.Linear(features, 1, bias=False).double(), batches, loss_fn=half_squared_error)
         return effective_rank(objective, torch.ones(features), 1e4, dense_below=dense_below, tolerance=0.01)
 
     small, large = rank_of(40, 300), rank_of(2000, 10)
@@ -293,7 +293,7 @@ def test_a_prior_that_moves_the_function_by_less_than_the_resolution_leaves_no_r
     """Also of a network too large for a whole matrix, whose runs are asked whether they are long enough."""
     torch.manual_seed(0)
     module = nn.Linear(2000, 1)
-    objective = Objective(module, [(torch.randn(50, 2000), torch.zeros(50, 1))], loss_fn=squared_error)
+    objective = Objective(module, [(torch.randn(50, 2000), torch.zeros(50, 1))], loss_fn=half_squared_error)
     found = effective_rank(objective, torch.full((2001,), 1e-4), resolution=0.1)
     assert found.value == 0.0 and found.nbeta == 0.0 and found.converged
     assert found.at_resolution(1e-6).value > 1
@@ -302,7 +302,7 @@ def test_a_prior_that_moves_the_function_by_less_than_the_resolution_leaves_no_r
 def test_no_more_is_seen_than_the_outputs_are_many() -> None:
     """Thirty samples of one output among 600 parameters, of which a short run says next to nothing."""
     x = normal(30, 600) * torch.logspace(0, -4, 600)
-    objective = Objective(nn.Linear(600, 1, bias=False).double(), [(x, torch.zeros(30, 1))], loss_fn=squared_error)
+    objective = Objective(nn.Linear(600, 1, bias=False).double(), [(x, torch.zeros(30, 1))], loss_fn=half_squared_error)
     found = effective_rank(objective, torch.ones(600), 1e9, dense_below=0, max_products=4, check_probe=False)
     exact_value = float(exact(matrix_of(objective), 1e9).sum())
     assert exact_value <= 30 and found.value + found.quadrature_error <= 30 + 3 * found.standard_error

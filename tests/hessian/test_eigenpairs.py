@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curvature_cases import QuadraticForm, cross_entropy, mlp, normal, planted, squared_error
+from cases import QuadraticForm, cross_entropy, half_squared_error, mlp, normal, planted
 
 from phasewatch.hessian import HessianOperator, leading_eigenpairs
 from phasewatch.objective import Objective
@@ -64,7 +64,7 @@ def test_eigenvectors_that_the_gradient_does_not_see_are_found() -> None:
         module[0].weight[1] = module[0].weight[0]
         module[0].bias[1] = module[0].bias[0]
         module[2].weight[0, 1] = module[2].weight[0, 0]
-    objective = Objective(module, [(normal(30, 3), normal(30, 1, seed=1))], loss_fn=squared_error)
+    objective = Objective(module, [(normal(30, 3), normal(30, 1, seed=1))], loss_fn=half_squared_error)
     exact = np.linalg.eigvalsh(HessianOperator(objective).dense().numpy())
     found = leading_eigenpairs(objective, 6, tolerance=1e-9)
     swapped = torch.cat([found.vectors[:, [3, 4, 5, 0, 1, 2, 7, 6, 9, 8]], found.vectors[:, 10:]], dim=1)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from curvature_cases import cross_entropy, mlp, normal, squared_error
+from cases import cross_entropy, half_squared_error, mlp, normal
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -76,7 +76,7 @@ def _encoder_layer() -> nn.Module:
 
 
 CASES: dict[str, tuple[Callable[[], tuple[nn.Module, list]], Callable]] = {
-    "tied": (_tied, squared_error),
+    "tied": (_tied, half_squared_error),
     "batch norm": (_batch_norm, cross_entropy),
     "conv": (lambda: _images(nn.Conv2d(2, 2, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)), cross_entropy),
     "attention": (lambda: _tokens(SelfAttention()), cross_entropy),
@@ -150,7 +150,7 @@ def test_hessian_equals_torch_func_hessian_with_a_short_last_batch() -> None:
         tensors = {n: p.view(s) for (n, s), p in zip(shapes.items(), pieces, strict=True)}
         return 0.5 * (torch.func.functional_call(module, tensors, (x,)) - y).square().sum(1).mean()
 
-    objective = Objective(module, [(x[:8], y[:8]), (x[8:], y[8:])], loss_fn=squared_error)
+    objective = Objective(module, [(x[:8], y[:8]), (x[8:], y[8:])], loss_fn=half_squared_error)
     expected = torch.func.hessian(loss)(objective.parameters)
     assert torch.allclose(HessianOperator(objective).dense(), expected, atol=1e-13)
     vector = normal(objective.num_parameters, seed=5)

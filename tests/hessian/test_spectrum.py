@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from curvature_cases import at_own_outputs, cross_entropy, mlp, normal, planted, squared_error
+from cases import at_own_outputs, cross_entropy, half_squared_error, mlp, normal, planted
 from torch import Tensor, nn
 
 from phasewatch.hessian import Density, HessianOperator, hessian_spectrum
@@ -14,7 +14,7 @@ def _net() -> Objective:
     """A net whose spectrum has both signs: 213 parameters, targets it does not fit."""
     module = mlp(6, 12, 9, 2)
     x, y = normal(70, 6), normal(70, 2, seed=1)
-    return Objective(module, [(x[:40], y[:40]), (x[40:], y[40:])], loss_fn=squared_error)
+    return Objective(module, [(x[:40], y[:40]), (x[40:], y[40:])], loss_fn=half_squared_error)
 
 
 @pytest.mark.parametrize("matrix", ["hessian", "gauss-newton"])
@@ -110,8 +110,8 @@ def test_unconverged_search_says_so_and_gives_no_unconverged_values() -> None:
 def _searched() -> dict[str, Objective]:
     x, y, labels = normal(70, 6), normal(70, 2, seed=1), torch.arange(70) % 4
     return {
-        "tanh net": Objective(mlp(6, 12, 9, 2), [(x, y)], loss_fn=squared_error),
-        "ReLU net": Objective(mlp(6, 14, 9, 2, activation=nn.ReLU), [(x, y)], loss_fn=squared_error),
+        "tanh net": Objective(mlp(6, 12, 9, 2), [(x, y)], loss_fn=half_squared_error),
+        "ReLU net": Objective(mlp(6, 14, 9, 2, activation=nn.ReLU), [(x, y)], loss_fn=half_squared_error),
         "cross entropy": Objective(mlp(6, 16, 4), [(x, labels)], loss_fn=cross_entropy),
         "fitted": at_own_outputs(mlp(6, 12, 3), x),
         "zeros below": planted([0.0] * 200 + list(np.linspace(0.1, 1, 100)) + [2.0, 3.0, 4.0]),
@@ -212,7 +212,7 @@ class RoundsToSinglePrecision(SinglePrecision):
 def test_single_precision_is_measured_with_its_own_noise(module: nn.Module) -> None:
     """Rank 2 inputs in 12 dimensions: 10 zeros for each of 3 outputs, in float32 noise."""
     inputs = (normal(50, 2) @ normal(2, 12, seed=1)).float()
-    objective = Objective(module, [(inputs, normal(50, 3, seed=2).float())], loss_fn=squared_error)
+    objective = Objective(module, [(inputs, normal(50, 3, seed=2).float())], loss_fn=half_squared_error)
     spectrum = hessian_spectrum(objective)
     assert spectrum.nullity == 30
     assert 1e-8 < spectrum.zeros.threshold / np.abs(spectrum.eigenvalues).max() < 1e-4

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curvature_cases import mlp, normal, planted, squared_error
+from cases import half_squared_error, mlp, normal, planted
 from torch import Tensor, nn
 
 from phasewatch.hessian import HessianOperator, hessian_spectrum, hessian_trace, leading_eigenpairs
@@ -40,7 +40,7 @@ def test_lanczos_norm_and_negative_count_lie_within_their_errors() -> None:
 
 def _net() -> tuple[nn.Sequential, Objective]:
     module = mlp(4, 5, 3)
-    return module, Objective(module, [(normal(80, 4), normal(80, 3, seed=1))], loss_fn=squared_error)
+    return module, Objective(module, [(normal(80, 4), normal(80, 3, seed=1))], loss_fn=half_squared_error)
 
 
 @pytest.mark.parametrize(("patterns", "rows"), [("0", range(25)), ("*.bias", [*range(20, 25), *range(40, 43)])])
@@ -116,13 +116,13 @@ def test_discontinuous_loss_is_refused(
         torch.manual_seed(seed)
         module = nn.Sequential(nn.Linear(6, 20), activation(), nn.Linear(20, 3)).to(dtype)
         x = normal(200, 6, seed=seed).to(dtype)
-        objective = Objective(module, [(x, normal(200, 3, seed=9).to(dtype))], loss_fn=squared_error)
+        objective = Objective(module, [(x, normal(200, 3, seed=9).to(dtype))], loss_fn=half_squared_error)
         with pytest.raises(ValueError, match="The loss jumps by"):
             measure(objective)
 
 
 def test_an_extremum_on_the_way_is_no_jump() -> None:
-    """Wherever on the line it lies, and whatever the curvature: a quadratic form around 200 centres."""
+    """Wherever on the line it lies, and whatever the curvature: |w - c|^2 around 200 centres, whose Hessian is 2."""
     generator = torch.Generator().manual_seed(0)
     for trial in range(200):
         size = 2 + trial % 5
@@ -133,7 +133,8 @@ def test_an_extremum_on_the_way_is_no_jump() -> None:
         def loss_fn(module: nn.Module, batch: Tensor, center: Tensor = center) -> Tensor:
             return (module.weight[0] - center).square().sum() + 0 * batch.sum()
 
-        HessianOperator(Objective(module, [torch.ones(1)], loss_fn=loss_fn)) @ center
+        product = HessianOperator(Objective(module, [torch.ones(1)], loss_fn=loss_fn)) @ center
+        torch.testing.assert_close(product, 2 * center)
 
 
 class _Pooled(nn.Module):
@@ -141,11 +142,26 @@ class _Pooled(nn.Module):
         return nn.functional.max_pool1d(x, 2)
 
 
+def _product_with_ones(module: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    names = [name for name, _ in module.named_parameters()]
+
+    def loss(*tensors: Tensor) -> Tensor:
+        outputs = torch.func.functional_call(module, dict(zip(names, tensors, strict=True)), (x,))
+        return 0.5 * (outputs - targets).square().sum() / len(x)
+
+    at = tuple(parameter.detach() for parameter in module.parameters())
+    _, product = torch.autograd.functional.hvp(loss, at, tuple(torch.ones_like(tensor) for tensor in at))
+    return torch.cat([piece.flatten() for piece in product])
+
+
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Hardtanh, _Pooled, nn.Tanh])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 30.0])
 def test_kinks_are_no_jumps(activation: type[nn.Module], dtype: torch.dtype, scale: float) -> None:
-    """Also where all parameters lie on kinks, near a minimum, and in functions that grow fast."""
+    """Also where all parameters lie on kinks, near a minimum, and in functions that grow fast.
+
+    The product is that of PyTorch with the Hessian of the network as a function of its parameters.
+    """
     for seed in range(5):
         torch.manual_seed(seed)
         width = 10 if activation is _Pooled else 20
@@ -154,9 +170,10 @@ def test_kinks_are_no_jumps(activation: type[nn.Module], dtype: torch.dtype, sca
             parameter.data *= scale
         x = normal(100, 6, seed=seed).to(dtype)
         for targets in (normal(100, 3, seed=9).to(dtype), module(x).detach()):
-            HessianOperator(Objective(module, [(x, targets)], loss_fn=squared_error)) @ torch.ones(
-                sum(p.numel() for p in module.parameters()), dtype=dtype
-            )
+            operator = HessianOperator(Objective(module, [(x, targets)], loss_fn=half_squared_error))
+            product = operator @ torch.ones(operator.shape[0], dtype=dtype)
+            expected = _product_with_ones(module, x, targets)
+            torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(("power", "what"), [(1.5, "A product with the Hessian"), (0.5, "The gradient")])

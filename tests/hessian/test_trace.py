@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from curvature_cases import cross_entropy, mlp, normal, planted
+from cases import cross_entropy, mlp, normal, planted
 from torch import nn
 
 from phasewatch.hessian import HessianOperator, hessian_trace

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from curvature_cases import at_own_outputs, cross_entropy, mlp, normal, planted, squared_error
+from cases import at_own_outputs, cross_entropy, half_squared_error, mlp, normal, planted
 from torch import Tensor, nn
 
 from phasewatch.hessian import hessian_spectrum
@@ -85,7 +85,7 @@ def test_two_linear_layers_at_the_eckart_young_minimum(inputs: int, width: int, 
     first, second = module.parameters()
     first.data.copy_(s[:width].sqrt()[:, None] * vh[:width])
     second.data.copy_(u[:, :width] * s[:width].sqrt())
-    assert _nullity(Objective(module, [(x, y)], loss_fn=squared_error)) == width**2
+    assert _nullity(Objective(module, [(x, y)], loss_fn=half_squared_error)) == width**2
 
 
 @pytest.mark.parametrize("widths", [(5, 9, 4), (6, 8, 7, 3)])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact import cross_entropy, deep_linear_network, half_squared_error, linear_network
+from cases import cross_entropy, deep_linear_network, half_squared_error, linear_network
 from scipy import optimize
 from sklearn.datasets import load_digits
 from torch import Tensor, nn

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact import (
+from cases import (
     Parameters,
     cross_entropy,
     descend,

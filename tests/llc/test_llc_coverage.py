@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from exact import deep_linear_network, linear_network
+from cases import deep_linear_network, linear_network
 
 from phasewatch.llc import estimate_llc
 

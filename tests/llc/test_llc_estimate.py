@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact import (
+from cases import (
     Parameters,
     deep_linear_network,
     half_squared_error,

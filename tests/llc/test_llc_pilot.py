@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from exact import (
+from cases import (
     Parameters,
     batched,
     cross_entropy,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact import batched, cross_entropy, half_squared_error, linear_network, logistic_regression, noisy_regression
+from cases import batched, cross_entropy, half_squared_error, linear_network, logistic_regression, noisy_regression
 from torch import Tensor, nn
 
 from phasewatch.llc import estimate_llc, pilot_descent

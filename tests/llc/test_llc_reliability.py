@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from exact import Parameters, cross_entropy, descend, half_squared_error, linear_network
+from cases import Parameters, cross_entropy, descend, half_squared_error, linear_network
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from cases import Attention, at_own_outputs, dense_nullity, normal, seeded
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from symmetry_cases import Attention, at_own_outputs, dense_nullity, normal, seeded
 from torch import Tensor, nn
 
 from phasewatch.symmetry import explain_zeros

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import Attention, at_own_outputs, dense_nullity, mlp, normal, seeded
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from symmetry_cases import Attention, at_own_outputs, dense_nullity, mlp, normal, seeded
 from torch import Tensor, nn
 
 from phasewatch.symmetry import explain_zeros

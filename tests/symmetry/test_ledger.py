@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from symmetry_cases import (
+from cases import (
     Attention,
     at_own_outputs,
     cross_entropy,
     dense_nullity,
+    half_squared_error,
     mlp,
     normal,
     seeded,
-    squared_error,
     switching,
 )
 from torch import Tensor, nn
@@ -175,7 +175,7 @@ def test_few_samples() -> None:
     """#alive + sum over units of what their active samples leave free + k^2 for equal patterns; here against dense."""
     for seed in range(4):
         x = normal(26, 5, seed=seed)
-        module = seeded(mlp(5, 6, 8), seed, scale=1.0)
+        module = seeded(mlp(5, 6, 8, activation=nn.ReLU), seed, scale=1.0)
         account(module, x)
 
 
@@ -526,7 +526,7 @@ def test_with_all_units_dead_all_is_zero(case: str, parameters: int, dense_below
     module = outputs_of_zero(case)
     x = normal(60, 4)
     for objective in (
-        Objective(module, [(x, normal(60, 2, seed=1))], loss_fn=squared_error),
+        Objective(module, [(x, normal(60, 2, seed=1))], loss_fn=half_squared_error),
         Objective(module, [(x, torch.arange(60) % 2)], loss_fn=cross_entropy),
     ):
         reading = SymmetryLedger(dense_below=dense_below).read(objective, 60, 0)
@@ -538,7 +538,7 @@ def test_with_all_units_dead_all_is_zero(case: str, parameters: int, dense_below
 def test_all_zeros_known_beforehand_leave_nothing_to_search() -> None:
     module = outputs_of_zero("one layer")
     x = normal(60, 4)
-    objective = Objective(module, [(x, normal(60, 2, seed=1))], loss_fn=squared_error)
+    objective = Objective(module, [(x, normal(60, 2, seed=1))], loss_fn=half_squared_error)
     known = explain_zeros(module, objective).zero_space()
     spectrum = phasewatch.hessian_spectrum(objective, "gauss-newton", dense_below=0, known_zeros=known)
     assert (spectrum.nullity, spectrum.largest, spectrum.smallest, spectrum.trace) == (35, 0.0, 0.0, 0.0)
@@ -549,7 +549,7 @@ def test_away_from_a_critical_point_the_hessian_has_less() -> None:
     """The certified directions are zeros of the Gauss-Newton matrix, whatever the gradient."""
     x = normal(400, 4)
     module = switching(x, 4, 6, 3)
-    objective = Objective(module, [(x, normal(400, 3, seed=5))], loss_fn=squared_error)
+    objective = Objective(module, [(x, normal(400, 3, seed=5))], loss_fn=half_squared_error)
     ledger = explain_zeros(module, objective)
     assert (ledger.certified, ledger.nullity, ledger.unexplained) == (6, 6, 0)
     assert phasewatch.hessian_spectrum(objective).nullity == 0
@@ -671,8 +671,8 @@ def test_nothing_is_touched() -> None:
 
 def test_another_model_is_refused() -> None:
     x = normal(50, 4)
-    objective = at_own_outputs(mlp(4, 6, 3), x)
+    objective = at_own_outputs(mlp(4, 6, 3, activation=nn.ReLU), x)
     with pytest.raises(ValueError, match="shape"):
-        explain_zeros(mlp(4, 5, 3), objective)
+        explain_zeros(mlp(4, 5, 3, activation=nn.ReLU), objective)
     with pytest.raises(ValueError, match="expected one of"):
-        explain_zeros(mlp(4, 6, 3), objective).of_kind("daed")
+        explain_zeros(mlp(4, 6, 3, activation=nn.ReLU), objective).of_kind("daed")

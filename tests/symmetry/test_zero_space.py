@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from symmetry_cases import Attention, at_own_outputs, mlp, normal, seeded, squared_error, switching
+from cases import Attention, at_own_outputs, half_squared_error, mlp, normal, seeded, switching
 
 import phasewatch
 from phasewatch.hessian import HessianOperator
@@ -60,7 +60,7 @@ def test_count_is_exact_where_nothing_else_is_near_zero() -> None:
 def test_what_is_no_zero_is_refused() -> None:
     x = normal(300, 4)
     module = switching(x, 4, 6, 3)
-    away = Objective(module, [(x, normal(300, 3, seed=5))], loss_fn=squared_error)
+    away = Objective(module, [(x, normal(300, 3, seed=5))], loss_fn=half_squared_error)
     space = phasewatch.explain_zeros(module, away).zero_space()
     phasewatch.hessian_spectrum(away, "gauss-newton", dense_below=0, known_zeros=space)
     with pytest.raises(ValueError, match="only where the gradient is zero"):

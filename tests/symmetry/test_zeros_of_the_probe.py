@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from symmetry_cases import at_own_outputs, cross_entropy, dense_nullity, mlp, normal, seeded, squared_error
+from cases import at_own_outputs, cross_entropy, dense_nullity, half_squared_error, mlp, normal, seeded
 from torch import Tensor, nn
 
 from phasewatch.estimators import SymmetryLedger
@@ -46,7 +46,7 @@ def test_inputs_of_few_kinds_are_the_data_s_where_each_is_there_again(large: boo
 def test_what_a_unit_of_few_samples_does_not_see_is_the_probe_s() -> None:
     """A unit that is on for 3 of 60 samples is free in 7 - 3 directions, on 6 times as many it is free in none."""
     for on, free in ((3, 4), (18, 0)):
-        module, x = seeded(mlp(6, 5, 7), scale=1.0), normal(60, 6)
+        module, x = seeded(mlp(6, 5, 7, activation=nn.ReLU), scale=1.0), normal(60, 6)
         with torch.no_grad():
             module[0].bias += 1.0
             heights = (x @ module[0].weight[2]).sort(descending=True).values
@@ -68,7 +68,7 @@ def test_each_sample_counts_once_for_all_its_positions() -> None:
             return self.last(torch.tanh(self.first(x)))
 
     module, x = seeded(Tagger(), scale=0.5), normal(3, 4, 15)
-    objective = Objective(module, [(x, module(x).detach())], loss_fn=squared_error, batch_sizes=[3])
+    objective = Objective(module, [(x, module(x).detach())], loss_fn=half_squared_error, batch_sizes=[3])
     ledger = explain_zeros(module, objective, dense_below=0)
     assert (ledger.non_generic["data rank"], ledger.probe) == (0, 4 * (16 - 12))
 
@@ -104,7 +104,7 @@ def test_as_a_signal(dense_below: int) -> None:
     module = seeded(mlp(30, 6, 24, activation=nn.Tanh), scale=0.5)
     x = normal(18, 30)
     x[:, 3] = 0.0
-    objective = Objective(module, [(x, torch.zeros(18, 24, dtype=torch.float64))], loss_fn=squared_error)
+    objective = Objective(module, [(x, torch.zeros(18, 24, dtype=torch.float64))], loss_fn=half_squared_error)
     found = SymmetryLedger(dense_below=dense_below).read(objective, 18, 0).estimates
     missing = 6 * (30 - 18)
     assert (found["zeros_data_rank"].value, found["zeros_probe"].value) == (6, missing)

@@ -1,4 +1,4 @@
-"""Losses whose learning coefficient is known, and the formulas that say so.
+"""Networks, losses and data with exact answers: learning coefficients, curvatures, zeros, and the formulas that say so.
 
 Squared errors are half the squared distance a sample, so that the loss is a negative log-likelihood with unit noise.
 """
@@ -15,6 +15,195 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from phasewatch.objective import LossFn, Objective
+
+# Losses
+
+
+def half_squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Negative log-likelihood with unit noise, without its constant."""
+    return 0.5 * (module(batch[0]) - batch[1]).square().flatten(1).sum(dim=1).mean()
+
+
+def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Negative log-likelihood of labels."""
+    return functional.cross_entropy(module(batch[0]), batch[1])
+
+
+# Networks and data
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mlp(*widths: int, activation: type[nn.Module] = nn.Tanh, bias: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def seeded(module: nn.Module, seed: int = 0, scale: float = 1.5) -> nn.Module:
+    """The module in double precision with normal parameters, those of norms near one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.double().named_parameters():
+            draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if parameter.dim() > 1:
+                parameter.copy_(scale * draw / math.sqrt(parameter[0].numel()))
+            else:
+                parameter.copy_(0.3 * draw + (1.0 if "weight" in name else 0.0))
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
+    return module.eval()
+
+
+def switching(inputs: Tensor, *widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """A net in which every hidden unit is positive on 8 to 92 % of the samples."""
+    for seed in range(500):
+        module = seeded(mlp(*widths, activation=activation), seed, scale=1.0)
+        hidden, shares = inputs, []
+        for layer in list(module)[:-1]:
+            hidden = layer(hidden)
+            shares.append((hidden > 0).double().mean(0))
+        share = torch.cat(shares[::2])
+        if share.min() > 0.08 and share.max() < 0.92:
+            return module
+    raise AssertionError("no such net among 500")
+
+
+def at_own_outputs(module: nn.Module, inputs: Tensor, batches: int = 1) -> Objective:
+    """Squared error with the module's own outputs as targets: zero gradient, so that H is the Gauss-Newton matrix."""
+    pairs = [(part, module(part).detach()) for part in inputs.chunk(batches)]
+    return Objective(module, pairs, loss_fn=half_squared_error)
+
+
+class Parameters(nn.Module):
+    """A bare vector of parameters, for losses written down directly."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        """Start at ``values``."""
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+def batched(module: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFn, batch_size: int) -> Objective:
+    """The objective on consecutive batches, in single precision."""
+    targets = y.float() if y.is_floating_point() else y
+    batches = list(zip(x.float().split(batch_size), targets.split(batch_size), strict=True))
+    return Objective(module.float(), batches, loss_fn=loss_fn)
+
+
+def descend(module: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFn, steps: int = 400) -> None:
+    """Go to a minimum by L-BFGS."""
+    optimizer = torch.optim.LBFGS(
+        module.parameters(),
+        max_iter=steps,
+        history_size=30,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-9,
+        tolerance_change=1e-14,
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(module, (x, y))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+# Curvatures
+
+
+class QuadraticForm(nn.Module):
+    """A parameter ``w`` with the loss ``0.5 w' A w``."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+        self.w = nn.Parameter(torch.linspace(-1, 1, len(matrix), dtype=matrix.dtype))
+
+
+def planted(eigenvalues: Sequence[float], seed: int = 0) -> Objective:
+    """A quadratic form with these eigenvalues in random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    size = len(eigenvalues)
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+    matrix = basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
+
+    def loss_fn(module: nn.Module, _: Tensor) -> Tensor:
+        return 0.5 * module.w @ (module.matrix @ module.w)
+
+    return Objective(QuadraticForm((matrix + matrix.T) / 2), [torch.zeros(1)], loss_fn=loss_fn)
+
+
+# Zeros
+
+
+def dense_nullity(module: nn.Module, inputs: Tensor, softmax: bool = False, gap: float = 1e-9) -> int:
+    """Parameters less the rank of the Jacobian by its singular values, none of which may lie below ``gap`` else."""
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+
+    def outputs(parameters: dict[str, Tensor]) -> Tensor:
+        logits = torch.func.functional_call(module, parameters, (inputs,))
+        return logits.softmax(-1) if softmax else logits  # the softmax cannot tell apart what the loss cannot
+
+    jacobian = torch.func.jacrev(outputs)(parameters)
+    rows = next(iter(jacobian.values())).dim() - next(iter(parameters.values())).dim()
+    matrix = torch.cat([jacobian[name].flatten(rows).flatten(0, rows - 1) for name in parameters], dim=1)
+    values = torch.linalg.svdvals(matrix)
+    values = torch.cat([values, values.new_zeros(max(matrix.shape[1] - len(values), 0))])
+    relative = values / values[0]
+    counts = [int((relative < threshold).sum()) for threshold in (1e-11, gap)]
+    assert counts[0] == counts[1], "no gap: the case is ill conditioned"
+    return counts[0]
+
+
+class Attention(nn.Module):
+    """Self-attention with projections of its own: grouped heads and rotary embeddings if wanted."""
+
+    def __init__(
+        self,
+        inputs: int,
+        heads: int,
+        head: int,
+        outputs: int,
+        bias: bool,
+        key_heads: int = 0,
+        rotary: bool = False,
+        by_hand: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.rotary, self.by_hand = heads, key_heads or heads, rotary, by_hand
+        self.q_proj = nn.Linear(inputs, heads * head, bias=bias)
+        self.k_proj, self.v_proj = (nn.Linear(inputs, self.key_heads * head, bias=bias) for _ in range(2))
+        self.o_proj = nn.Linear(heads * head, outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (f(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2) for f in (self.k_proj, self.v_proj))
+        if self.rotary:
+            q, k = self._rotate(q), self._rotate(k)
+        k, v = (z.repeat_interleave(self.heads // self.key_heads, dim=1) for z in (k, v))
+        if self.by_hand:
+            scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+            y = scores.softmax(-1) @ v
+        else:
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        frequencies = 0.7 ** torch.arange(half, dtype=x.dtype)
+        angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * torch.cat([frequencies, frequencies])
+        first, second = x.chunk(2, dim=-1)
+        return x * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
+
+
+# Learning coefficients
 
 
 def reduced_rank_regression(inputs: int, hidden: int, outputs: int, rank: int) -> tuple[float, int]:
@@ -52,23 +241,11 @@ def deep_linear_network(widths: Sequence[int], rank: int) -> tuple[float, int]:
     raise AssertionError(f"no subset of {list(widths)} fits rank {rank}")
 
 
-def half_squared_error(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Negative log-likelihood with unit noise, without its constant."""
-    return 0.5 * (module(batch[0]) - batch[1]).square().sum(dim=1).mean()
-
-
 def local_reduced_rank(inputs: int, hidden: int, outputs: int, first: int, second: int, rank: int) -> tuple[float, int]:
     """Local learning coefficient where the layers have ranks ``first`` and ``second`` and their product ``rank``."""
     m, h, n, p, q, r = inputs, hidden, outputs, first, second, rank
     value, multiplicity = reduced_rank_regression(m - p, h - p - q + r, n - q, 0)
     return (r * (m + n - r) + (n - r) * (p - r) + (q - r) * (m - p)) / 2 + value, multiplicity
-
-
-def batched(module: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFn, batch_size: int) -> Objective:
-    """The objective on consecutive batches, in single precision."""
-    targets = y.float() if y.is_floating_point() else y
-    batches = list(zip(x.float().split(batch_size), targets.split(batch_size), strict=True))
-    return Objective(module.float(), batches, loss_fn=loss_fn)
 
 
 def _linear_layers(weights: Sequence[Tensor]) -> nn.Sequential:
@@ -163,11 +340,6 @@ def noisy_regression(
     return batched(_linear_layers([torch.linalg.lstsq(x, y).solution.T]), x, y, half_squared_error, batch_size)
 
 
-def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Negative log-likelihood of labels."""
-    return functional.cross_entropy(module(batch[0]), batch[1])
-
-
 def logistic_regression(
     inputs: int, classes: int, *, seed: int, samples: int = 10_000, batch_size: int = 500
 ) -> Objective:
@@ -181,26 +353,6 @@ def logistic_regression(
         nn.init.zeros_(parameter)
     descend(module, x, labels, cross_entropy)
     return batched(module, x, labels, cross_entropy, batch_size)
-
-
-def descend(module: nn.Module, x: Tensor, y: Tensor, loss_fn: LossFn, steps: int = 400) -> None:
-    """Go to a minimum by L-BFGS."""
-    optimizer = torch.optim.LBFGS(
-        module.parameters(),
-        max_iter=steps,
-        history_size=30,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-9,
-        tolerance_change=1e-14,
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = loss_fn(module, (x, y))
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
 
 
 def monomial(exponents: Sequence[int]) -> Objective:
@@ -220,12 +372,3 @@ def monomial_expectation(exponents: tuple[int, int], nbeta: float, localization:
     energy = nbeta * first ** (2 * exponents[0]) * second ** (2 * exponents[1])
     density = np.exp(-energy - localization * (first**2 + second**2) / 2) * first * second  # the grid is logarithmic
     return float((energy * density).sum() / density.sum())
-
-
-class Parameters(nn.Module):
-    """A bare vector of parameters, for losses written down directly."""
-
-    def __init__(self, values: Sequence[float]) -> None:
-        """Start at ``values``."""
-        super().__init__()
-        self.values = nn.Parameter(torch.tensor(values, dtype=torch.float64))
