@@ -40,13 +40,12 @@ that is most often near its floor and now and then far above has a relative vari
 SIGNIFICANCE = 3.0
 """A drift, or a heat capacity far from lambda, counts only where it is this many standard errors from none. Chosen."""
 WORSE_BY_CHANCE = 4.5
-"""Nats over all samples of the probe by which w* may be worse than a constant prediction: where what it has learnt is
-noise it is better by m on average, with a standard deviation of sqrt(2 m), and 3 sqrt(2 m) - m is 4.5 at most."""
+"""Nats over all samples of the probe by which w* may be worse than a constant prediction. If all that it has learnt is
+noise, it is better by m nats on average, with a standard deviation of sqrt(2 m). Three of these below the mean it is
+worse by 3 sqrt(2 m) - m, which is 4.5 at most."""
 BETTER_BY_CHANCE = 3.0
-"""So many times as much as w* gains by fitting noise, and 1, must it gain on a constant prediction to have anything
-to lose: above m + 3 sqrt(2 m)."""
-
-
+"""W* has something to lose if it gains more on a constant prediction than this times 1 + m nats, m what fitting noise
+gains on average: for every m that is above m + 3 sqrt(2 m), three standard deviations beyond the mean."""
 BORNE = 0.05
 """Share of lambda that the noise of the probe alone may take off by default: half of what is allowed for both the noise
 and the distance from the minimum (``Thresholds.descent``)."""
@@ -54,8 +53,8 @@ NEGLIGIBLE_STEP = 0.002
 """The pilot ends where its steps promise less than this share of the quadratic part of lambda. Chosen: a 50th of the
 fall that is too much (``Thresholds.descent``)."""
 LEAST_SCALE = 5.0
-"""The quadratic part counts as no less than this where a fall is held against it: at w = 0 of a deep linear network it
-is 0 and lambda 13.5, so that a fall by half a unit does not speak against sampling."""
+"""A fall is held against the quadratic part of lambda, or against this where that is less: at w = 0 of a deep linear
+network the quadratic part is 0 but lambda 13.5, and a fall by half a unit does not speak against sampling."""
 HELD = 1.2
 """Chains whose mean is at most so many times the quadratic part of lambda are in the well that they should be in,
 however little w* gains on a constant prediction. Chosen."""

@@ -97,8 +97,8 @@ class Added:
         shape = (len(self.rows), number, self.rows.shape[1])
         columns = np.arange(self.count).reshape(len(self.rows), number, 1)
         values = np.broadcast_to(self.unit_vectors[None], shape)
-        kept = values != 0
-        return np.broadcast_to(self.rows[:, None], shape)[kept], np.broadcast_to(columns, shape)[kept], values[kept]
+        at = values != 0
+        return np.broadcast_to(self.rows[:, None], shape)[at], np.broadcast_to(columns, shape)[at], values[at]
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +259,7 @@ def verified(
     Returns:
         The verified ones, the others with their effects, and those of which neither is known.
     """
-    kept: list[Directions] = []
+    zeros: list[Directions] = []
     broken: list[tuple[Directions, float]] = []
     alike: dict[tuple[str, str], list[Directions]] = {}
     for candidate in candidates:
@@ -276,7 +276,7 @@ def verified(
                 form.add_combination(rng, total)
         size = effect(total)
         if size * max(float(np.linalg.norm(total)), 1.0) <= tolerance:
-            kept += several
+            zeros += several
             continue
         parts = several if len(several) > 1 else several[0].halves()
         if len(parts) == 1:
@@ -284,4 +284,4 @@ def verified(
         else:
             middle = len(parts) // 2
             waiting.extend([parts[:middle], parts[middle:]])
-    return kept, broken, [c for several in waiting for c in several]
+    return zeros, broken, [c for several in waiting for c in several]

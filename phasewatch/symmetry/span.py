@@ -110,7 +110,7 @@ def added_dimensions(
     if all(rank == sum(f.count for f in g.forms) for g, rank in zip(groups, of_all.ranks, strict=True) if g.generic):
         return of_all.ranks.tolist(), of_all.left_out
     alone = _Structured([group for group in groups if group.generic], lines, rng)
-    ranks = _generic_kept(of_all.ranks, alone.ranks, groups)
+    ranks = _generic_first(of_all.ranks, alone.ranks, groups)
     return ranks.tolist(), of_all.left_out or alone.left_out
 
 
@@ -127,7 +127,7 @@ def basis_of_span(forms: Sequence[Form], size: int) -> Array:
     return np.vstack(basis)
 
 
-def _generic_kept(ranks: NDArray[np.int64], alone: NDArray[np.int64], groups: Sequence[Group]) -> NDArray[np.int64]:
+def _generic_first(ranks: NDArray[np.int64], alone: NDArray[np.int64], groups: Sequence[Group]) -> NDArray[np.int64]:
     """Give the generic groups what they span alone, at the cost of what is not generic in the same layer first."""
     ranks = ranks.copy()
     owed: dict[str, int] = defaultdict(int)
@@ -343,8 +343,8 @@ class _Structured:
         owner = np.repeat([position for position, _ in coupled], counts).astype(np.int64)
         found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
         for (_, form), start in zip(coupled, starts, strict=False):
-            kept = usable[form.rows] & (form.values != 0)
-            found.append((form.rows[kept], form.columns[kept] + start, form.values[kept]))
+            at = usable[form.rows] & (form.values != 0)
+            found.append((form.rows[at], form.columns[at] + start, form.values[at]))
         rows, columns, values = (np.concatenate(several) for several in zip(*found, strict=True))
         del found
         waiting = list(self._mixed)
@@ -367,8 +367,8 @@ class _Structured:
             for (position, _), rank, done in zip(waiting, ranks, full, strict=True):
                 self.ranks[position] += rank * done
             waiting = [entry for entry, done in zip(waiting, full, strict=True) if not done]
-            kept = ~np.isin(columns, gone)
-            rows, columns, values = rows[kept], columns[kept], values[kept]
+            left = ~np.isin(columns, gone)
+            rows, columns, values = rows[left], columns[left], values[left]
         if len(rows):
             self._decompose(rows, columns, values, owner)
 
@@ -415,7 +415,7 @@ class _Structured:
 
     def _ranks_by_unit(self, rows: Indices, values: Array, own: NDArray[np.bool_]) -> tuple[list[int], bool]:
         """Rank, for each unit, of all units' values on its row, and whether the same holds for each."""
-        kept, line = own[rows], self._lines.line[rows]
+        own_here, line = own[rows], self._lines.line[rows]
         basis = self._basis_of[line]
         pieces: list[tuple[Indices, NDArray[np.bool_]]] = []
         for number in np.unique(line[0][(basis >= 0).any(0)]):
@@ -424,17 +424,17 @@ class _Structured:
             if in_rows:
                 pieces.append((line[:, piece][:, 0], piece))
         plain = (basis < 0).all(0)
-        kept = kept & (plain | np.any([piece for _, piece in pieces], axis=0)) if pieces else kept & plain
+        own_here = own_here & (plain | np.any([piece for _, piece in pieces], axis=0)) if pieces else own_here & plain
         length = np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-300)
         known: dict[bytes, int] = {}
         ranks = []
         for unit in range(len(rows)):
             numbers = [int(self._basis_of[lines[unit]]) for lines, _ in pieces]
-            key = kept[unit].tobytes() + repr(numbers).encode()
+            key = own_here[unit].tobytes() + repr(numbers).encode()
             if key not in known:
-                parts = [(values / length)[:, kept[unit] & plain]]
+                parts = [(values / length)[:, own_here[unit] & plain]]
                 for (_, piece), number in zip(pieces, numbers, strict=True):
-                    at = kept[unit] & piece
+                    at = own_here[unit] & piece
                     part = (values / length)[:, at]
                     if number >= 0:
                         part = _modulo(part, self._bases[number][self._lines.column[rows[unit, at]]])
@@ -492,13 +492,13 @@ class _Structured:
         places, at = np.unique(rows[single], return_inverse=True)
         alone = scipy.sparse.csr_matrix((values[single], (at, columns[single])), shape=(len(places), width))
         in_rows = np.unique(self._lines.line[rows[~single]])
-        kept = _SKETCH * width + 20
+        combined = _SKETCH * width + 20
         blocks: Iterator[Array] = self._blocks(rows, columns, values, width)
-        if len(places) + sum(len(self._lines.rows[line]) for line in in_rows) <= 2 * kept:
+        if len(places) + sum(len(self._lines.rows[line]) for line in in_rows) <= 2 * combined:
             return np.vstack([alone.toarray(), *blocks])
-        total = np.asarray((_sketch(len(places), kept, self._rng) @ alone).todense())
+        total = np.asarray((_sketch(len(places), combined, self._rng) @ alone).todense())
         for block in blocks:
-            total += _sketch(len(block), kept, self._rng) @ block
+            total += _sketch(len(block), combined, self._rng) @ block
         return total
 
     def _blocks(self, rows: Indices, columns: Indices, values: Array, width: int) -> Iterator[Array]:
@@ -554,18 +554,18 @@ def _connected(matrix: scipy.sparse.csc_matrix) -> Iterable[NDArray[np.intp]]:
 def _compressed(part: scipy.sparse.csr_matrix, rng: np.random.Generator) -> Array:
     """The rows combined at random, with signs, into three times as many as there are columns."""
     rows, columns = part.shape
-    kept = _SKETCH * columns + 20
-    if rows <= 2 * kept:
+    combined = _SKETCH * columns + 20
+    if rows <= 2 * combined:
         return np.asarray(part.todense())
-    return np.asarray((_sketch(rows, kept, rng) @ part).todense())
+    return np.asarray((_sketch(rows, combined, rng) @ part).todense())
 
 
-def _sketch(rows: int, kept: int, rng: np.random.Generator) -> scipy.sparse.csr_matrix:
+def _sketch(rows: int, combined: int, rng: np.random.Generator) -> scipy.sparse.csr_matrix:
     """Combines rows at random, each in four places with signs; the sum over blocks of rows is that of all of them."""
     copies = 4
-    target = rng.integers(kept, size=(copies, rows)).ravel()
+    target = rng.integers(combined, size=(copies, rows)).ravel()
     signs = rng.choice([-1.0, 1.0], size=copies * rows) / np.sqrt(copies)
-    return scipy.sparse.csr_matrix((signs, (target, np.tile(np.arange(rows), copies))), shape=(kept, rows))
+    return scipy.sparse.csr_matrix((signs, (target, np.tile(np.arange(rows), copies))), shape=(combined, rows))
 
 
 def _new_in_each(columns: Array, owner: NDArray[np.intp]) -> Iterable[tuple[int, Array]]:
