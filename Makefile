@@ -61,7 +61,7 @@ $(PEERS)/.done: pyproject.toml constraints.txt benchmarks/requirements.txt
 	@touch $@
 
 # the cases with exact answers are those of the tests
-bench-llc bench-live bench-transitions: export PYTHONPATH := $(CURDIR)/tests:$(CURDIR)/tests/transitions
+bench-% reliability: export PYTHONPATH := $(CURDIR)/tests:$(CURDIR)/tests/record:$(CURDIR)/tests/transitions
 
 bench-hessian: $(PEERS)/.done
 	$(PEERS)/bin/python benchmarks/hessian.py
