@@ -115,13 +115,16 @@ def pilot_descent(
                 slope = -1.0
             if not (slope < 0 and math.isfinite(slope)):
                 break
-            arrived = arrived + 1 if -slope / 2 < negligible and memory else 0
+            promises_little = -slope / 2 < negligible and bool(memory)
+            arrived = arrived + 1 if promises_little else 0
             step, least, most = 1.0, 0.0, math.inf
             reached = None
             while spent < most_evaluations:
                 found = evaluate(place + step * direction)
                 if not found[1] <= potential + ARMIJO * step * slope:
                     most = step
+                    if promises_little:  # a shorter step promises even less, and is lost in rounding
+                        break
                 else:
                     reached = step, found
                     if float(found[2] @ direction) >= WOLFE * slope:
@@ -131,6 +134,7 @@ def pilot_descent(
                 if most - least < 1e-6 * most:
                     break
             if reached is None:
+                arrived = CONVERGED if promises_little else 0
                 break
             step, found = reached
             if float((found[2] - gradient) @ direction) > 0:
