@@ -78,7 +78,7 @@ LACKS = object()
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("value", [LACKS, 3.5, [["x"]], {"x": "x"}], ids=repr)
+@pytest.mark.parametrize("value", [LACKS, 3.5, [["x"]], {"x": "x"}], ids=["lacking", "a number", "a list", "names"])
 def test_an_entry_that_a_state_lacks_or_has_in_another_form_costs_no_more_than_that_entry(
     value: Any, entry: str, whole: Watch, first: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
