@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -321,7 +322,8 @@ def _jump(objective: Objective, rounding: float) -> float | None:
 
     left, right = 0.0, 1.0
     at_left, at_right = float(objective.batch_losses[0]), loss(right)
-    negligible = rounding * torch.finfo(objective.dtype).eps * max(abs(at_left), abs(at_right))
+    precision = _precision(objective.dtype, [loss(_NEAR * k) for k in range(_POINTS_NEAR)])
+    negligible = rounding * precision * max(abs(at_left), abs(at_right))
     changes = [abs(at_right - at_left)]
     for _ in range(_HALVINGS):
         middle = (left + right) / 2
@@ -338,6 +340,26 @@ def _jump(objective: Objective, rounding: float) -> float | None:
             return changes[-1]
     return None
 
+
+def _precision(dtype: torch.dtype, losses: Sequence[float]) -> float:
+    """At which a loss is really computed, by its values at a few equidistant places near one another.
+
+    Whatever the type of the parameters is, the module's code may go through single precision, as that of many language
+    models does with their outputs. Then the values are single numbers, or do not lie on a smooth curve to their own.
+    """
+    own, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+    values = np.array(losses)
+    off_a_curve = float(np.median(np.abs(np.diff(values, n=3))))
+    is_single = bool((values.astype(np.float32) == values).all()) or off_a_curve > _UNEVEN * own * abs(values[0])
+    return max(own, single) if is_single else own
+
+
+_NEAR, _POINTS_NEAR = 3e-5, 12
+"""Share of the line between the places at which precision is looked at, and how many: third differences of what is
+smooth are below 1e-13 of its change along the line. Chosen so."""
+
+_UNEVEN = 1e3
+"""Third differences of more units of the precision are not of its rounding, which makes some ten. Chosen."""
 
 _STEP = 0.01
 """Length of the line on which jumps are looked for, relative to the parameters. Chosen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -119,6 +120,39 @@ def test_discontinuous_loss_is_refused(
         objective = Objective(module, [(x, normal(200, 3, seed=9).to(dtype))], loss_fn=half_squared_error)
         with pytest.raises(ValueError, match="The loss jumps by"):
             measure(objective)
+
+
+class _NormInSingle(nn.Module):
+    """As language models have it: their norms and losses are in single precision, whatever the weights are in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(dim=1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_single_precision_within_the_module_is_no_jump(single: bool, dtype: torch.dtype) -> None:
+    """The eigenvalues are those of the same function in double precision throughout."""
+
+    def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = module(batch[0])
+        return nn.functional.cross_entropy(logits.float() if single else logits, batch[1])
+
+    for seed in range(10):
+        torch.manual_seed(seed)
+        x, labels = normal(100, 6, seed=seed), torch.arange(100) % 5
+        norm = nn.RMSNorm(12, eps=1e-6, elementwise_affine=False)
+        exact = nn.Sequential(nn.Linear(6, 12), norm, nn.Tanh(), nn.Linear(12, 5))
+        module = nn.Sequential(exact[0], norm if single else _NormInSingle(), *exact[2:])
+        found, expected = (
+            hessian_spectrum(Objective(copy.deepcopy(net).to(of), [(x.to(of), labels)], loss_fn=loss))
+            for net, of, loss in ((module, dtype, loss_fn), (exact, torch.float64, cross_entropy))
+        )
+        np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, atol=1e-3 * expected.largest)
 
 
 def test_an_extremum_on_the_way_is_no_jump() -> None:
