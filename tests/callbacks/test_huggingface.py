@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from phasewatch import Watch
-from phasewatch.estimators import LearningCoefficient
+from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient
 from phasewatch.record import Run, load_run
 
-FEW = (LearningCoefficient(chains=2, draws=6, burn_in=20),)
+FEW = (
+    LearningCoefficient(chains=2, draws=6, burn_in=20),
+    BehavioralCoefficient(chains=2, draws=16, burn_in=20),
+    HessianSpectrum(),
+)
 
 
 class Sequences(Dataset[Any]):
@@ -116,7 +120,7 @@ def test_the_trainer_trains_as_without_and_its_record_is_one(tmp_path: Path) -> 
     run = load_run(tmp_path / "watched" / "phasewatch.jsonl")
     assert [m.step for m in run.measurements] == [0, 4, 8] and run.finished and not run.failures
     assert run.header["n"] == 32 and run.header["monitors"][0]["probe"]["samples"] == 16
-    assert {"llc", "loss"} <= set(run.names)
+    assert {"llc", "llc_behavioral", "hessian_max", "loss"} <= set(run.names)
     assert {"loss", "learning_rate", "eval_loss"} <= set(run.observed)
     assert run.observed["loss"].steps.tolist() == list(range(8))
     assert run.observed["eval_loss"].steps.tolist() == [4, 8]
