@@ -16,9 +16,9 @@ from phasewatch.record import Run, Transition
 from phasewatch.record.signals import EFFECTIVE_RANK_COARSE, LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
 from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
 from phasewatch.transitions.detect import MIN_POINTS
-from phasewatch.transitions.events import EventKind
+from phasewatch.transitions.events import Event, EventKind
 
-Finding = Literal["transitions", "no transition", "undecided", "too little measured"]
+Finding = Literal["diverged", "transitions", "no transition", "undecided", "too little measured"]
 EVENT_KINDS = get_args(EventKind)
 
 NAMES = {
@@ -43,7 +43,8 @@ class Verdict:
     """What every view of a run says first.
 
     Attributes:
-        finding: What came of looking for transitions; changes with a cause outside of the model are none.
+        finding: What came of looking for transitions; changes with a cause outside of the model are none. A run that
+            diverged is called that before all else.
         sentences: The verdict in words.
         steps: Where the transitions lie.
         reliable: Name of each λ that was measured to how many of its points are reliable, and how many there are.
@@ -86,7 +87,10 @@ def verdict(analysis: Analysis) -> Verdict:
     run = analysis.run
     reliable = {name: _reliable(run, name) for name in NAMES if name in run.names}
     unseen = tuple(flag.transition.flagged_at or 0.0 for flag in analysis.not_borne_out)
-    sentences = [*_found(analysis), *format_events(analysis.events).splitlines()]
+    diverged = _divergences(analysis)
+    sentences = [f"Diverged at step {format_step(event.step)}: {event.description}." for event in diverged]
+    sentences += _found(analysis)
+    sentences += format_events([event for event in analysis.events if event not in diverged]).splitlines()
     if analysis.note is None and len(run.measurements) < MIN_POINTS and run.observed:
         searched = "only the loss at every step was searched for transitions"
         sentences.append(f"Fewer than {MIN_POINTS} measurements, {len(run.measurements)}: {searched}.")
@@ -101,7 +105,13 @@ def verdict(analysis: Analysis) -> Verdict:
     return Verdict(_finding(analysis), tuple(sentences), steps, reliable, unseen)
 
 
+def _divergences(analysis: Analysis) -> list[Event]:
+    return [event for event in analysis.events if event.kind == "divergence"]
+
+
 def _finding(analysis: Analysis) -> Finding:
+    if _divergences(analysis):
+        return "diverged"
     if _own(analysis.transitions):
         return "transitions"
     if analysis.note is None:

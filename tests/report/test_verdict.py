@@ -46,6 +46,18 @@ def test_it_says_when_how_and_what_may_be_trusted() -> None:
     assert said.reliable["llc"][1] == 60 and said.reliable["llc"][0] <= 6
 
 
+def test_a_run_that_diverges_is_called_that_before_all_else() -> None:
+    """Two jumps, and no number from step 5,500 on."""
+    every = np.arange(6000)
+    loss = np.where(every < 5500, 1.0, np.nan)
+    run = plain(JUMPS)
+    run = dataclasses.replace(run, blocks=(pack({"loss": (every.tolist(), loss.tolist())}),))
+    said = verdict(analyze_run(run))
+    assert said.finding == "diverged"
+    assert said.sentences[:2] == ("Diverged at step 5,500: the loss is nan from step 5,500 on.", "2 transitions:")
+    assert sum("5,500" in sentence for sentence in said.sentences) == 1
+
+
 @pytest.mark.parametrize(
     ("rates", "headline"),
     [
