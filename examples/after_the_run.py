@@ -15,7 +15,8 @@ from torch import nn
 
 import phasewatch
 from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum
-from phasewatch.report import run_figure, verdict
+from phasewatch.figures import run_figure
+from phasewatch.report import verdict
 
 CHECKPOINTS = Path("runs/after_the_run/checkpoints")
 MODES, START, WIDTH, SAMPLES = (4.0, 1.5, 0.6), 1e-4, 6, 2000

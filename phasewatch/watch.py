@@ -104,6 +104,7 @@ class Watch:
     ``llc_outputs`` and the losses remain.
 
     Example:
+        >>> import torch
         >>> module = torch.nn.Linear(3, 1)
         >>> optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         >>> batch = (torch.randn(32, 3), torch.randn(32, 1))

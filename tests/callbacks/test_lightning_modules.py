@@ -184,6 +184,7 @@ def test_sharded_strategies_are_refused() -> None:
 
     class FakeTrainer:
         strategy = FSDPStrategy()
+        callbacks: list[Any] = []
 
     with pytest.raises(ValueError, match="shards them.*ddp"):
         PhaseWatch().setup(FakeTrainer(), BoringModel(), "fit")

@@ -50,7 +50,7 @@ def test_the_learning_coefficient_of_the_loss_is_their_mean(objective: Objective
     assert dict(data.sizes) == {"chain": 4, "draw": estimate.draws} and data.attrs["nbeta"] == estimate.nbeta
     assert data.chain.values.tolist() == [0, 1, 2, 3] and data.draw.values.tolist() == list(range(estimate.draws))
     energies = estimate.nbeta * data["loss"].values
-    assert estimate.nbeta * float(data["loss"].mean()) - estimate.warming == pytest.approx(
+    assert estimate.nbeta * float(data["loss"].mean()) - estimate.heating == pytest.approx(
         estimate.learning_coefficient, rel=1e-12
     )
     assert float(energies.var(axis=1, ddof=1).mean()) == pytest.approx(estimate.heat_capacity, rel=1e-9)

@@ -75,7 +75,10 @@ def watched(directory: Path, seed: int) -> Watch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_of_each_run_one_thing_is_said(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_each_run_one_thing_is_said(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest's workers have it, which a pipe has not
     watch = watched(tmp_path / "run", seed)
     run = load_run(tmp_path / "run")
     analysis = analyze_run(run)

@@ -137,8 +137,13 @@ def test_what_the_schedule_did_is_told() -> None:
 @pytest.mark.parametrize("jumps", [[], [2000.0], JUMPS])
 @pytest.mark.parametrize("finished", [True, False])
 def test_all_views_say_the_same(
-    jumps: list[float], finished: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    jumps: list[float],
+    finished: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest's workers have it, which a pipe has not
     run = recorded_run(tmp_path, jumps=tuple(jumps), finished=finished)
     expected = verdict(analyze_run(run)).sentences
     assert (NOT_CLOSED in expected) is not finished
