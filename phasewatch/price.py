@@ -48,6 +48,9 @@ draw and the three of the set-up."""
 TRIES, TIMED = 3, 0.3
 """Evaluations of which the shortest counts, since the first one sets things up; none more after so many seconds."""
 
+MORE = 1.25
+"""Times the budget in force is what is advised at least where that has paid for too few. Chosen."""
+
 MANY = 1000
 """Measurements of which it does not matter how many more are allowed."""
 
@@ -226,13 +229,14 @@ def what_would_help(prices: Mapping[str, float], budget: Spread, training: float
     whole = sum(prices.values())
     dearest = sorted(prices.items(), key=lambda part: -part[1])[:2]
     parts = " and ".join(f"{spoken(seconds)} {name}" for name, seconds in dearest)
-    enough = MIN_POINTS * whole
+    # What the budget in force would have paid for by these prices, it did not: they were higher before.
+    enough = max(MIN_POINTS * whole, MORE * budget.budget(training))
     share = f" or max_overhead={enough / training:.2g}" if training else ""
     return (
         f"a measurement takes {spoken(whole)}, of which {parts}; free_seconds={budget.free_seconds:g} and "
         f"max_overhead={budget.max_overhead:g} of {spoken(training)} of training allow no more. A transition takes "
-        f"{MIN_POINTS}: free_seconds={math.ceil(enough)}{share} would pay for them, estimators= without the dearest "
-        f"part would take {spoken(whole - dearest[0][1])} each, and a smaller probe (probe_samples=) less of all."
+        f"{MIN_POINTS}: free_seconds={math.ceil(enough)}{share} would pay for them; a measurement without the dearest "
+        f"part takes {spoken(whole - dearest[0][1])}, and a smaller probe (probe_samples=) less of all."
     )
 
 

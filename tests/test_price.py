@@ -250,5 +250,9 @@ def test_a_run_that_cannot_pay_for_one_is_told_what_would() -> None:
 def test_what_would_help_is_said_by_price() -> None:
     told = price.what_would_help({"zeros": 4.0, price.CHAINS: 9.0, "rest": 1.0}, Spread(0.1, free_seconds=20), 70.0)
     assert "takes 14 s, of which 9 s the chains of λ of the function and 4 s zeros" in told
-    assert "free_seconds=112 or max_overhead=1.6 would pay" in told and "would take 5 s each" in told
+    assert "free_seconds=112 or max_overhead=1.6 would pay" in told and "dearest part takes 5 s" in told
     assert "max_overhead=" not in price.what_would_help({"rest": 1.0}, Spread(0.1), 0.0).split("A transition")[1]
+
+    # a budget that by these prices pays for eight did not: they were higher when it was spent
+    told = price.what_would_help({"rest": 14.0}, Spread(0.1, free_seconds=120), 70.0)
+    assert "free_seconds=150 or max_overhead=2.1 would pay" in told

@@ -10,7 +10,7 @@ from phasewatch.record import Transition
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE
 from phasewatch.transitions.events import Event
 
-NONE_FOUND = "No transitions were found: within its noise, the run stays in one stage."
+NONE_FOUND = "No transitions were found: nothing stands out from how the run moves and scatters otherwise."
 COLUMNS = ("step (95 % interval)", "from-to", "kind", "what changed", "score")
 EVENT_COLUMNS = ("step", "event", "what happened")
 WIDTH = 100

@@ -178,7 +178,7 @@ def _without_lambda(run: Run) -> str:
     rank = run.series(EFFECTIVE_RANK_COARSE)
     known, halves = rank.reliable, rank.values / 2
     counted = f"reliable at {known.sum()} of {len(known)} points"
-    told = f"No λ was measured; half the effective rank (coarse) stands in for it, {counted}"
+    told = f"No λ was measured; in its place half the effective rank (coarse), from which λ may be far, {counted}"
     if known.sum() < 2:
         return f"{told}."
     first, last = np.flatnonzero(known)[[0, -1]]
