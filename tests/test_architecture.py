@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "figures": {"analysis", "record", "transitions", "numpy", "matplotlib"},
     "plot": {"analysis", "figures", "record", "transitions", "numpy", "matplotlib"},
-    "report": {"analysis", "figures", "printable", "record", "transitions", "numpy"},
+    "report": {"analysis", "figures", "printable", "record", "transitions", "numpy", "matplotlib"},
     "tensorboard": {
         *("analysis", "figures", "google", "logs", "record", "report", "tags", "numpy", "tensorboard", "torch"),
         "matplotlib",

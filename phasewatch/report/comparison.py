@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from phasewatch.analysis import Analysis
@@ -176,13 +173,9 @@ def write_comparison(comparison: Comparison, directory: str | os.PathLike[str]) 
     Raises:
         OSError: If the directory cannot be written.
     """
-    Path(directory).mkdir(parents=True, exist_ok=True)
     paths = ReportPaths.within(directory)
-    image = io.BytesIO()
-    comparison_figure(comparison.names, comparison.analyses, comparison.aligned).savefig(image, format="png")
-    paths.png.write_bytes(image.getvalue())
-    paths.json.write_text(json.dumps(comparison.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    paths.html.write_text(_page(comparison, image.getvalue()), encoding="utf-8")
+    figure = comparison_figure(comparison.names, comparison.analyses, comparison.aligned)
+    paths.write(figure, comparison.to_dict(), lambda image: _page(comparison, image))
     return paths
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from phasewatch.figures.numbers import format_change, format_step, format_value
+from phasewatch.figures.numbers import format_change, format_value
 from phasewatch.record import Run, Transition
 from phasewatch.record.signals import CATALOGUE
 from phasewatch.record.transition import overlap, standing_flags
-from phasewatch.report.table import LEAST_Z, WIDTH
+from phasewatch.report.table import LEAST_Z, WIDTH, format_beside
 
 LEARNING_RATE = "learning_rate"
 CAUSES = "zeros_"
@@ -37,12 +36,7 @@ def format_hints(run: Run, transitions: Sequence[Transition], markdown: bool = F
         markdown: Whether to write a Markdown list instead of text.
         width: Columns that text may take.
     """
-    told = []
-    for transition in transitions:
-        if words := describe_hints(run, transition):
-            line = f"at {format_step(transition.step)}: {'; '.join(words)}"
-            told.append(f"- {line}" if markdown else textwrap.fill(line, width, subsequent_indent="  "))
-    return "\n".join(told)
+    return format_beside(transitions, lambda transition: describe_hints(run, transition), markdown, width)
 
 
 def _zeros(transition: Transition) -> Iterator[str]:

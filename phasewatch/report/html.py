@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
 
 from phasewatch.analysis import Analysis
 from phasewatch.figures import run_figure
@@ -74,6 +76,24 @@ class ReportPaths(NamedTuple):
         """Those of a report in a directory."""
         return cls(*(Path(directory) / f"phasewatch.{suffix}" for suffix in ("png", "json", "html")))
 
+    def write(self, figure: Figure, told: Mapping[str, Any], page: Callable[[bytes], str]) -> None:
+        """Write all three.
+
+        Args:
+            figure: What is drawn.
+            told: The data behind it, in plain Python values.
+            page: Makes the page, given the figure as PNG.
+
+        Raises:
+            OSError: If the directory cannot be made or written.
+        """
+        self.html.parent.mkdir(parents=True, exist_ok=True)
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        self.png.write_bytes(image.getvalue())
+        self.json.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        self.html.write_text(page(image.getvalue()), encoding="utf-8")
+
 
 def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> ReportPaths:
     """Write ``phasewatch.png``, ``phasewatch.json`` and the self-contained ``phasewatch.html``.
@@ -85,15 +105,9 @@ def write_report(analysis: Analysis, directory: str | os.PathLike[str]) -> Repor
     Raises:
         OSError: If the directory cannot be written.
     """
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    paths = ReportPaths.within(directory)
-    image = io.BytesIO()
-    run_figure(analysis).savefig(image, format="png")
-    paths.png.write_bytes(image.getvalue())
-    said = verdict(analysis)
+    paths, said = ReportPaths.within(directory), verdict(analysis)
     told = {"verdict": said.to_dict(), **analysis.to_dict()}
-    paths.json.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    paths.html.write_text(_page(analysis, said, image.getvalue()), encoding="utf-8")
+    paths.write(run_figure(analysis), told, lambda image: _page(analysis, said, image))
     return paths
 
 

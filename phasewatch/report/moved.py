@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
-from phasewatch.figures.numbers import format_step, format_value
+from phasewatch.figures.numbers import format_value
 from phasewatch.record import Moved, MovedClass, MovedSample, Run, Transition
-from phasewatch.report.table import WIDTH
+from phasewatch.report.table import WIDTH, format_beside
 
 SAMPLES_TOLD = 5
 CLASSES_TOLD = 3
@@ -23,13 +22,7 @@ def format_moved(run: Run, transitions: Sequence[Transition], markdown: bool = F
         markdown: Whether to write a Markdown list instead of text.
         width: Columns that text may take.
     """
-    told = []
-    for transition in transitions:
-        words = describe_moved(run.moved(transition))
-        if words is not None:
-            line = f"at {format_step(transition.step)}: {'; '.join(words)}"
-            told.append(f"- {line}" if markdown else textwrap.fill(line, width, subsequent_indent="  "))
-    return "\n".join(told)
+    return format_beside(transitions, lambda transition: describe_moved(run.moved(transition)), markdown, width)
 
 
 def describe_moved(moved: Moved | None) -> list[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from phasewatch.figures.numbers import format_change, format_span, format_step, format_value
 from phasewatch.record import Transition
@@ -35,6 +35,28 @@ def format_table(transitions: Sequence[Transition], markdown: bool = False, widt
         return NONE_FOUND
     rows = table_rows(transitions, arrow="→" if markdown else "->")
     return _markdown(rows) if markdown else _text(rows, width)
+
+
+def format_beside(
+    transitions: Sequence[Transition],
+    describe: Callable[[Transition], Sequence[str] | None],
+    markdown: bool = False,
+    width: int = WIDTH,
+) -> str:
+    """What there is to tell beside transitions, one paragraph each; nothing where that is nothing.
+
+    Args:
+        transitions: The transitions.
+        describe: What there is to tell of one.
+        markdown: Whether to write a Markdown list instead of text.
+        width: Columns that text may take.
+    """
+    told = []
+    for transition in transitions:
+        if words := describe(transition):
+            line = f"at {format_step(transition.step)}: {'; '.join(words)}"
+            told.append(f"- {line}" if markdown else textwrap.fill(line, width, subsequent_indent="  "))
+    return "\n".join(told)
 
 
 def format_events(events: Sequence[Event]) -> str:
