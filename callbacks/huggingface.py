@@ -5,6 +5,8 @@ Needs ``transformers``: ``pip install phasewatch[huggingface]``.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import sys
 import warnings
@@ -22,6 +24,7 @@ from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.printable import printable
 from phasewatch.probe import DEFAULT_SAMPLES, draw_probe
 from phasewatch.report import verdict
+from phasewatch.schedule import as_schedule
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import Flag
 from phasewatch.watch import OnError, Watch
@@ -46,6 +49,21 @@ def loss_of_model(module: nn.Module, batch: Any) -> Tensor:
             "PhaseWatchCallback(loss_fn=...), loss_fn(module, batch) -> scalar mean loss."
         )
     return loss
+
+
+GIVEN_BY_THE_TRAINER = ("module", "batch_sizes", "total_steps", "listeners")
+"""Settings of :class:`phasewatch.Watch` that are not the user's."""
+
+
+def _check_names(settings: Iterable[str]) -> None:
+    own = list(inspect.signature(PhaseWatchCallback).parameters)[:-1]
+    of_watch = inspect.signature(Watch).parameters
+    known = [*own, *(name for name in of_watch if name not in own and name not in GIVEN_BY_THE_TRAINER)]
+    for name in settings:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise TypeError(f"PhaseWatchCallback has no setting {name!r}; there are {', '.join(known)}.{meant}")
 
 
 class PhaseWatchCallback(TrainerCallback):
@@ -87,6 +105,13 @@ class PhaseWatchCallback(TrainerCallback):
         on_error: OnError = "warn",
         **settings: Any,
     ) -> None:
+        """Take the settings; nothing is measured before training begins.
+
+        Raises:
+            TypeError: If there is no setting of a name.
+        """
+        as_schedule(schedule)
+        _check_names(settings)
         self.watch: Watch | None = None
         self._probe = probe
         self._probe_samples = probe_samples

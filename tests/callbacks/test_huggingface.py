@@ -205,3 +205,17 @@ def test_a_loop_with_accelerate_is_watched_like_one_without(tmp_path: Path) -> N
     assert equal(weights, plain_weights)
     assert run is not None and plain is not None and measured(run) == measured(plain)
     assert [m.step for m in run.measurements] == [0, 3, 6, 9, 12] and run.finished
+
+
+def test_a_setting_that_there_is_not_is_refused_at_once() -> None:
+    pytest.importorskip("transformers")
+    from phasewatch.callbacks.huggingface import PhaseWatchCallback
+
+    with pytest.raises(TypeError, match=r"has no setting 'max_overheat'; .* Did you mean max_overhead\?"):
+        PhaseWatchCallback(max_overheat=0.2)
+    with pytest.raises(
+        TypeError, match=r"no setting 'listeners'; there are schedule, probe, .*, free_seconds, estimators,"
+    ):
+        PhaseWatchCallback(listeners=[])
+    with pytest.raises(ValueError, match="every -1 steps; expected a number of steps, at least 1"):
+        PhaseWatchCallback(schedule=-1)
