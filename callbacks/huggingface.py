@@ -25,6 +25,7 @@ from phasewatch.printable import printable
 from phasewatch.probe import DEFAULT_SAMPLES, draw_probe
 from phasewatch.report import verdict
 from phasewatch.schedule import as_schedule
+from phasewatch.settings import check_types
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import Flag
 from phasewatch.watch import OnError, Watch
@@ -108,8 +109,11 @@ class PhaseWatchCallback(TrainerCallback):
         """Take the settings; nothing is measured before training begins.
 
         Raises:
-            TypeError: If there is no setting of a name.
+            TypeError: If there is no setting of a name, or one is of a type that cannot be used.
         """
+        check_types(
+            probe_samples=probe_samples, loss_fn=loss_fn, outputs_fn=outputs_fn, n=n, directory=directory, seed=seed
+        )
         as_schedule(schedule)
         _check_names(settings)
         self.watch: Watch | None = None

@@ -46,6 +46,7 @@ from phasewatch.record.signals import HELD_OUT, LOSS
 from phasewatch.record.state import usable
 from phasewatch.report import NAMES, verdict
 from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
+from phasewatch.settings import check_types
 from phasewatch.tags import STAGE, tagged
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
@@ -540,6 +541,18 @@ class MonitoringCallback(WatchingCallback):
     ) -> None:
         """Check the settings; nothing is drawn before the run starts. ``None`` among the estimators is left out."""
         super().__init__()
+        check_types(
+            max_overhead=max_overhead,
+            free_seconds=free_seconds,
+            probe_samples=probe_samples,
+            batch_size=batch_size,
+            loss_fn=loss_fn,
+            outputs_fn=outputs_fn,
+            n=n,
+            threads=threads,
+            directory=directory,
+            seed=seed,
+        )
         self.estimators = checked_estimators(given for given in estimators if given is not None)
         self.schedule = as_schedule(schedule, max_overhead, free_seconds)
         self.probe = probe

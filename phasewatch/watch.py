@@ -47,6 +47,7 @@ from phasewatch.record.state import STANDING, usable
 from phasewatch.record.trace import unpack
 from phasewatch.resuming import taken_up
 from phasewatch.schedule import FREE_SECONDS, PROMPT, Clock, ScheduleLike, Spread, as_schedule
+from phasewatch.settings import check_types
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.kinds import read_beside
 
@@ -189,10 +190,22 @@ class Watch:
             say: Given the line that tells what a measurement takes; default it goes to the standard error.
 
         Raises:
+            TypeError: If a setting is of a type that cannot be used.
             ValueError: If the probe is empty, the loss cannot be used (see :class:`phasewatch.Objective`), or a
                 setting is out of its range.
             RecordError: If the directory cannot be written.
         """
+        check_types(
+            loss_fn=loss_fn,
+            outputs_fn=outputs_fn,
+            n=n,
+            directory=directory,
+            total_steps=total_steps,
+            max_overhead=max_overhead,
+            free_seconds=free_seconds,
+            threads=threads,
+            seed=seed,
+        )
         main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes, outputs_fn=outputs_fn, threads=threads)
         monitor = Monitor(tuple(estimators), main, as_schedule(schedule, max_overhead, free_seconds))
         others = [monitor.on_other_data(name, batches) for name, batches in (other_data or {}).items()]

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"interruption", "printable", "shown", "numpy", "pandas"},
     "updates": {"torch"},
     "schedule": set(),
+    "settings": set(),
     "tags": {"record"},
     "logs": {"record", "tags", "numpy"},
     "objective": {"interruption", "isolation", "torch", "numpy"},
@@ -41,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resuming": {"record"},
     "watch": {
         *("activity", "analysis", "estimators", "header", "interruption", "listener", "measure", "monitor"),
-        *("objective", "observer", "price", "printable", "record", "resuming", "schedule", "transitions"),
-        *("torch", "ruptures"),
+        *("objective", "observer", "price", "printable", "record", "resuming", "schedule", "settings"),
+        *("transitions", "torch", "ruptures"),
     },
     "figures": {"analysis", "record", "transitions", "numpy", "matplotlib"},
     "plot": {"analysis", "figures", "record", "transitions", "numpy", "matplotlib"},

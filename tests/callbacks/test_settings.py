@@ -41,6 +41,11 @@ def test_the_settings_given_are_those_that_measure() -> None:
         ({"extra": [LearningCoefficient()]}, ValueError, r"several estimators are called \['llc'\]"),
         ({"draws": 800}, TypeError, "draws"),
         ({"schedule": 10, "extra": [ProbeLoss(), ProbeLoss()]}, ValueError, "several estimators are called"),
+        ({"probe_samples": 2.5}, TypeError, "probe_samples is 2.5; expected a whole number"),
+        ({"seed": "x"}, TypeError, "seed is 'x'; expected a whole number"),
+        ({"loss_fn": 3}, TypeError, "loss_fn is 3; expected a function"),
+        ({"directory": 5}, TypeError, "directory is 5; expected a path"),
+        ({"max_overhead": "lots"}, TypeError, "max_overhead is 'lots'; expected a share of the training time"),
     ],
 )
 def test_wrong_settings_are_refused_before_training(settings: Any, error: type, message: str) -> None:
@@ -57,3 +62,5 @@ def test_a_watch_refuses_the_same() -> None:
             loss_fn=lambda m, b: (m(b[0]) - b[1]).square().mean(),
             estimators=[HessianSpectrum(), HessianSpectrum(2)],
         )
+    with pytest.raises(TypeError, match="n is 2.5; expected a whole number"):
+        Watch(module, [batch], loss_fn=lambda m, b: m(b[0]).square().mean(), n=2.5)  # type: ignore[arg-type]
