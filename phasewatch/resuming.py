@@ -10,8 +10,9 @@ from typing import Any
 from phasewatch.record import Journal, RecordError
 from phasewatch.record.lines import Kind
 from phasewatch.record.position import History, Position, find_history
+from phasewatch.record.state import IN_CHECKPOINTS
 
-HISTORY: tuple[Kind, ...] = ("measurement", "transition", "failure", "observed")
+HISTORY: tuple[Kind, ...] = (*IN_CHECKPOINTS, "observed")
 """The lines of a record that tell what happened in the run, and not how that was written."""
 
 

@@ -43,7 +43,7 @@ from phasewatch.record import Ending, Estimate, Flag, Journal, Measurement, Run,
 from phasewatch.record.lines import Kind
 from phasewatch.record.reading import assemble, standing_lines
 from phasewatch.record.signals import detected, is_described, searched
-from phasewatch.record.state import STANDING, usable
+from phasewatch.record.state import IN_CHECKPOINTS, STANDING, usable
 from phasewatch.record.trace import unpack
 from phasewatch.resuming import taken_up
 from phasewatch.schedule import FREE_SECONDS, PROMPT, Clock, ScheduleLike, Spread, as_schedule
@@ -64,9 +64,6 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
     SymmetryLedger(),
 )
 
-IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
-"""The lines of a record that a checkpoint holds where they are in memory alone: what happened in the run, without what
-was observed at every step, which is too long."""
 GIVEN_UP_AFTER = 8
 """Measurements in a row in which an estimator may fail, as many as make a run; then it is switched off."""
 # Seconds: what takes longer shows in a progress bar what it is at.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phasewatch.cli.arguments import add_alpha, add_form, add_signals
 from phasewatch.cli.loading import loaded
-from phasewatch.cli.speaking import Failure, columns, fitted, reason, say
+from phasewatch.cli.reports import holds_a_report, say_data, say_places, say_replaced, written
+from phasewatch.cli.speaking import columns, fitted, say
 
 if TYPE_CHECKING:
     from phasewatch.analysis import Analysis
@@ -59,15 +59,14 @@ def add(commands: Any) -> None:
 def perform(arguments: argparse.Namespace) -> int:
     """Find the transitions, say and write them."""
     from phasewatch.analysis import analyze_run
-    from phasewatch.report import ReportPaths
 
     run, directory, signals = loaded(arguments.run, arguments.signals, quiet=arguments.quiet or arguments.json)
     output = directory / report_name(run.path) if arguments.output is None else arguments.output
     analysis = analyze_run(run, alpha=arguments.alpha, signals=signals)
-    there = any(path.exists() for path in ReportPaths.within(output))
+    there = holds_a_report(output)
     report(analysis, output, quiet=arguments.quiet, as_json=arguments.json)
     if there and not arguments.quiet:
-        say(f"phasewatch: an older report in {output} was replaced.", file=sys.stderr)
+        say_replaced(output)
     return 0
 
 
@@ -82,12 +81,9 @@ def report(analysis: Analysis, output: Path, quiet: bool = False, as_json: bool 
     """
     from phasewatch.report import format_hints, format_moved, format_table, verdict, write_report
 
-    try:
-        paths = write_report(analysis, output)
-    except OSError as error:
-        raise Failure(f"the report cannot be written ({reason(error)}); give another --output.") from error
+    paths = written(lambda directory: write_report(analysis, directory), output)
     if as_json:
-        say(paths.json.read_text(encoding="utf-8").rstrip())
+        say_data(paths)
         return
     say(fitted(verdict(analysis)))
     if quiet:
@@ -97,9 +93,7 @@ def report(analysis: Analysis, output: Path, quiet: bool = False, as_json: bool 
     for describe in (format_moved, format_hints):
         if told := describe(analysis.run, analysis.transitions, width=columns()):
             say(f"\n{told}")
-    say()
-    for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
-        say(f"{name + ':':<8}{path}")
+    say_places(paths)
 
 
 def report_name(record: Path | None) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from phasewatch.cli.arguments import add_alpha, add_form, add_signals, at_least_one
 from phasewatch.cli.loading import loaded
-from phasewatch.cli.speaking import Failure, columns, fitted, reason, say
+from phasewatch.cli.reports import holds_a_report, say_data, say_places, say_replaced, written
+from phasewatch.cli.speaking import Failure, columns, fitted, say
 
 if TYPE_CHECKING:
     from phasewatch.record import Run
@@ -69,30 +70,25 @@ def perform(arguments: argparse.Namespace) -> int:
     directories = [directory.resolve() for _, directory, _ in given]
     named = directories if len(set(directories)) == len(directories) else places
     from phasewatch.analysis import analyze_run
-    from phasewatch.report import ReportPaths, compare_runs, format_comparison, write_comparison
+    from phasewatch.report import compare_runs, format_comparison, write_comparison
 
     together = Path(os.path.commonpath(directories))
     names = [str(place.relative_to(together)) for place in named]
     analyses = [analyze_run(run, alpha=arguments.alpha, signals=signals) for run, _, signals in given]
     comparison = compare_runs(names, analyses, arguments.factor)
     output = together / "comparison" if arguments.output is None else arguments.output
-    there = any(path.exists() for path in ReportPaths.within(output))
-    try:
-        paths = write_comparison(comparison, output)
-    except OSError as error:
-        raise Failure(f"the report cannot be written ({reason(error)}); give another --output.") from error
+    there = holds_a_report(output)
+    paths = written(lambda directory: write_comparison(comparison, directory), output)
     if there and not arguments.quiet:
-        say(f"phasewatch: an older report in {output} was replaced.", file=sys.stderr)
+        say_replaced(output)
     if arguments.json:
-        say(paths.json.read_text(encoding="utf-8").rstrip())
+        say_data(paths)
         return 0
     say(format_comparison(comparison, columns()))
     for remark in comparison.remarks:
         say(fitted(remark))
     if not arguments.quiet:
-        say()
-        for name, path in (("page", paths.html), ("figure", paths.png), ("data", paths.json)):
-            say(f"{name + ':':<8}{path}")
+        say_places(paths)
     return 0
 
 

@@ -322,8 +322,7 @@ def _jump(objective: Objective, rounding: float) -> float | None:
 
     left, right = 0.0, 1.0
     at_left, at_right = float(objective.batch_losses[0]), loss(right)
-    precision = _precision(objective.dtype, [loss(_NEAR * k) for k in range(_POINTS_NEAR)])
-    negligible = rounding * precision * max(abs(at_left), abs(at_right))
+    level = rounding * max(abs(at_left), abs(at_right))
     changes = [abs(at_right - at_left)]
     for _ in range(_HALVINGS):
         middle = (left + right) / 2
@@ -333,11 +332,12 @@ def _jump(objective: Objective, rounding: float) -> float | None:
         else:
             left, at_left = middle, at_middle
         changes.append(abs(at_right - at_left))
-        if not changes[-1] > negligible:  # also where the loss is not finite on the way
+        if not changes[-1] > level * torch.finfo(objective.dtype).eps:  # also where the loss is not finite on the way
             return None
         before = changes[-_HALVINGS_OF_A_JUMP - 3 : -_HALVINGS_OF_A_JUMP]
         if len(before) == 3 and changes[-1] > 0.7 * max(before):  # one alone may have had an extremum in its middle
-            return changes[-1]
+            precision = _precision(objective.dtype, [loss(_NEAR * k) for k in range(_POINTS_NEAR)])
+            return changes[-1] if changes[-1] > level * precision else None
     return None
 
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from phasewatch.record.bodies import objection
-from phasewatch.record.lines import Line
+from phasewatch.record.lines import Kind, Line
 from phasewatch.record.plain import mapping, member, number, number_or_none, numbers, text, texts, whole
 
+IN_CHECKPOINTS: tuple[Kind, ...] = ("measurement", "transition", "failure")
+"""The lines of a record that a checkpoint holds where they are in memory alone: what happened in the run, without what
+was observed at every step, which is too long."""
 STANDING = ("next_visits", "schedules", "taken")
 """Entries with a value for each monitor, which are of use together alone."""
 
@@ -86,8 +89,7 @@ def _list(value: Any, what: str) -> None:
 def _is_line(value: Any) -> bool:
     try:
         kind, body = _pair(value, "a line")
-        known = kind in ("measurement", "transition", "failure")
-        return known and objection(Line("", 0, kind, dict(mapping(body, "a line")))) is None
+        return kind in IN_CHECKPOINTS and objection(Line("", 0, kind, dict(mapping(body, "a line")))) is None
     except ValueError:
         return False
 
