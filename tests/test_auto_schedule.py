@@ -59,6 +59,7 @@ def test_it_does_not_depend_on_how_long_anything_takes(share: float, monkeypatch
     """Losses are left out at nearly all steps, or at none."""
     expected = steps_of(train(make()))
     monkeypatch.setattr(observer, "SHARE", share)
+    monkeypatch.setattr(observer, "ASKING", 0.0)
     watch = train(make())
     assert steps_of(watch) == expected
     watch.close()
@@ -133,6 +134,7 @@ def test_measured_by_hand_elsewhere_the_schedule_goes_on() -> None:
 def test_what_comes_rarely_is_never_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the metrics of a validation, in a run whose steps take no time."""
     monkeypatch.setattr(observer, "SHARE", 1e-9)
+    monkeypatch.setattr(observer, "ASKING", 0.0)
     watch = make(schedule=[TOTAL])
     for step in range(1_000):
         watch.observe(step, loss=1.0, accuracy=0.5)

@@ -366,6 +366,7 @@ def test_of_steps_that_are_left_out_each_counts_and_those_that_begin_anew_are_ta
 ) -> None:
     """Only what activity looks at is taken; a user counts the steps of each epoch from 0."""
     monkeypatch.setattr(observer, "SHARE", 1e-9)
+    monkeypatch.setattr(observer, "ASKING", 0.0)
     monkeypatch.setattr(observer, "THINNED_ANEW", 2)
     taken = Observer(SimpleNamespace(every=lambda _: 4, take=lambda *_: None, take_rates=lambda *_: None))  # type: ignore[arg-type]
     parameter = nn.Parameter(torch.ones(2))

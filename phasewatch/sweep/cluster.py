@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 from phasewatch.sweep.checkpoints import Checkpoint
@@ -48,6 +49,7 @@ class Cluster:
         except ImportError as error:
             raise ImportError("Ray is not installed: pip install 'phasewatch[ray]'") from error
         self._connected = not self._ray.is_initialized()
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
         if self._connected:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             self._ray.init(log_to_driver=False, configure_logging=False)
@@ -98,6 +100,9 @@ class Cluster:
         self._actors.clear()
         if self._connected:
             self._ray.shutdown()
+            # Ray sets a handler of its own in the main thread, and leaves it there
+            if threading.current_thread() is threading.main_thread() and self._on_sigterm is not None:
+                signal.signal(signal.SIGTERM, self._on_sigterm)
 
 
 class Measuring:
@@ -107,7 +112,7 @@ class Measuring:
         """Have it begin."""
         self._given: SimpleQueue[Checkpoint] = SimpleQueue()
         self._said: SimpleQueue[Message] = SimpleQueue()
-        Thread(target=work, args=(self, task), daemon=True).start()
+        threading.Thread(target=work, args=(self, task), daemon=True).start()
 
     def hear(self) -> Message:
         """The next thing that it says."""

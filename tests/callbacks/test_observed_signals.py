@@ -184,6 +184,7 @@ def test_where_steps_are_left_out_those_that_are_taken_are_whole(
 ) -> None:
     """Every third optimizer step of two batches: no batch of another step is in its mean."""
     monkeypatch.setattr(observer, "SHARE", 1e-12)
+    monkeypatch.setattr(observer, "ASKING", 0.0)
     monkeypatch.setattr(observer, "FIRST_SECONDS", 1.0)
     monkeypatch.setattr(observer, "THINNED_ANEW", 2)
     monkeypatch.setattr(Activity, "every", lambda *_: 3)

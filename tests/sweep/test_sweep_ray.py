@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.slow
 def local_ray() -> Iterator[Any]:
     """One for all tests, which find it connected and leave it so."""
     ray = pytest.importorskip("ray")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     ray.init(
         "local",
@@ -36,16 +38,19 @@ def local_ray() -> Iterator[Any]:
     )
     yield ray
     ray.shutdown()
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def test_one_is_started_where_there_is_none_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by the command, whose code lies in the current directory."""
     ray = pytest.importorskip("ray")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     live = trained(tmp_path / "checkpoints")
     (tmp_path / "own_code.py").write_text(Path(__file__).with_name("sweep_cases.py").read_text())
     monkeypatch.chdir(tmp_path)
     assert main(["measure", "checkpoints", "--build", "own_code:build", "--engine", "ray"]) == 0
     assert what_was_found(load_run("checkpoints/measured")) == what_was_found(live) and not ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) is on_sigterm
 
 
 def test_actors_make_the_record_that_one_process_makes(
