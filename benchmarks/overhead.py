@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from phasewatch import Watch
 from phasewatch.callbacks import HessianMonitor
 from phasewatch.callbacks.observing import TrainingSignals
+from phasewatch.measuring_time import measuring
 from phasewatch.observer import SHARE
 from phasewatch.updates import UpdateReader
 
@@ -160,29 +162,29 @@ def plain_loop(training: Training, steps: int) -> Row:
                 spent.append(0.0)
             if step == 2 * turn * TURNS // 10:
                 resident_early = resident()
-            began, by_the_clock = time.process_time(), time.perf_counter()
-            rows = slice(step * training.batch % samples, step * training.batch % samples + training.batch)
-            if observes:
-                called = time.thread_time()
-                watch.at(step)
-                asking += time.thread_time() - called - empty
-            optimizer.zero_grad()
-            loss = training.loss_fn(module, (inputs[rows], labels[rows]))
-            loss.backward()
-            if observes:
-                taken = watch.observer.steps_taken
-                called = time.thread_time()
-                watch.observe(observed, optimizer, loss=loss)
-                inside = time.thread_time() - called - empty
-                if watch.observer.steps_taken > taken:
-                    taking += inside
-                else:
-                    asking += inside
-                observed += 1
-            optimizer.step()
-            spent[-1] += time.process_time() - began
-            if not observes:  # as if it had been a measurement: no time of the run that is watched
-                watch.clock.measuring_seconds += time.perf_counter() - by_the_clock
+            # what is not observed is as if it had been a measurement: no time of the run that is watched
+            with nullcontext() if observes else measuring():
+                began = time.process_time()
+                rows = slice(step * training.batch % samples, step * training.batch % samples + training.batch)
+                if observes:
+                    called = time.thread_time()
+                    watch.at(step)
+                    asking += time.thread_time() - called - empty
+                optimizer.zero_grad()
+                loss = training.loss_fn(module, (inputs[rows], labels[rows]))
+                loss.backward()
+                if observes:
+                    taken = watch.observer.steps_taken
+                    called = time.thread_time()
+                    watch.observe(observed, optimizer, loss=loss)
+                    inside = time.thread_time() - called - empty
+                    if watch.observer.steps_taken > taken:
+                        taking += inside
+                    else:
+                        asking += inside
+                    observed += 1
+                optimizer.step()
+                spent[-1] += time.process_time() - began
         grown = resident() - resident_early
         watch.close()
         size = sum(len(line.encoded()) for line in watch._journal.lines if line.kind == "observed")

@@ -34,6 +34,7 @@ from phasewatch.header import header_of, main_of
 from phasewatch.interruption import Interrupted, held_back
 from phasewatch.listener import Listener
 from phasewatch.measure import Failure, Probe, measure, together
+from phasewatch.measuring_time import measuring, seconds_measuring, training_clock
 from phasewatch.monitor import Monitor
 from phasewatch.objective import LossFn, Objective, OutputsFn
 from phasewatch.objective.copies import KeptState
@@ -470,7 +471,7 @@ class Watch:
         """
         if self._closed or self.observer.leaves_out(step, values):
             return
-        if not self.observer.take(step, values, optimizer, self.clock.measuring_seconds):
+        if not self.observer.take(step, values, optimizer, seconds_measuring()):
             return
         for what, error in self.observer.errors():
             self._note(Failure(what, error), step)
@@ -811,7 +812,7 @@ class Watch:
         detector.observe(so_far.observed, so_far.resumed)
 
     def _advance_clock(self, step: int) -> None:
-        now = time.perf_counter()
+        now = training_clock()
         if self._last_seen is not None:
             last_step, last_time = self._last_seen
             self.clock.steps += step - last_step
@@ -835,7 +836,7 @@ class Watch:
         """Measure a module, by default the network as it is; None where nothing comes of it, or a signal stops it."""
         began = time.perf_counter()
         measurement = None
-        with held_back():
+        with measuring(), held_back():
             try:
                 measurement = self._measured(step, monitors, self.module if module is None else module, at_the_end)
             except Interrupted as stopped:
@@ -880,23 +881,18 @@ class Watch:
         if is_long:
             self._show(step, None)
         measurement = self._conclude(found) if found.estimates else None
-        now = time.perf_counter()
         is_first = not self.clock.measuring_seconds
-        took = max(0.0, now - began)
+        took = max(0.0, time.perf_counter() - began)
         self.clock.measuring_seconds += took
         self._prices = price.measured(self._prices, measured, found.seconds_by_part, took)
         self._expect()
         if is_first:
             self._plan_again()
-        if self._last_seen is not None:
-            self._last_seen = (self._last_seen[0], now)
         return measurement
 
     def _note_interruption(self, step: int, seconds: float, stopped: Interrupted) -> None:
         """Record what a signal has stopped; its time counts."""
         self.clock.measuring_seconds += seconds
-        if self._last_seen is not None:
-            self._last_seen = (self._last_seen[0], time.perf_counter())
         told = {
             "step": step,
             "what": "measurement",

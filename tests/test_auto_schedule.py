@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phasewatch import observer
+from phasewatch import measuring_time, observer
 from phasewatch import watch as watch_module
 from phasewatch.watch import Watch
 
@@ -90,7 +90,9 @@ def test_a_run_of_unknown_length_is_measured_more_often_where_its_loss_falls() -
 def test_clocks_that_jump_cost_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two hours ahead, as on a machine that slept, and back again; the share alone pays."""
     now = [0.0]
-    monkeypatch.setattr(watch_module, "time", SimpleNamespace(perf_counter=lambda: now[0], time=lambda: 0.0))
+    fake = SimpleNamespace(perf_counter=lambda: now[0], time=lambda: 0.0)
+    monkeypatch.setattr(watch_module, "time", fake)
+    monkeypatch.setattr(measuring_time, "time", fake)
     watch = make(max_overhead=0.1, free_seconds=0)
     for step in range(TOTAL):
         now[0] += 1.0 + (7_200.0 if step == 1_000 else -7_200.0 if step == 3_000 else 0.0)

@@ -48,6 +48,7 @@ def clock(monkeypatch: Any) -> Iterator[Any]:
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
     monkeypatch.setattr("phasewatch.watch.time", fake)
+    monkeypatch.setattr("phasewatch.measuring_time.time", fake)
     monkeypatch.setattr("phasewatch.measure.time", fake)
     monkeypatch.setattr(price.Pace, "of", lambda *_: price.Pace(GRADIENT_SECONDS, GRADIENT_SECONDS))
     for name in ("weight", "zeros_seen", "hessian_seen", "llc_seen"):

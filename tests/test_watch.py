@@ -446,6 +446,7 @@ def test_the_default_schedule_keeps_its_share_of_the_time(share: float, cost: fl
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
     monkeypatch.setattr("phasewatch.watch.time", fake)
+    monkeypatch.setattr("phasewatch.measuring_time.time", fake)
 
     @dataclass
     class Dear:
@@ -469,6 +470,35 @@ def test_the_default_schedule_keeps_its_share_of_the_time(share: float, cost: fl
     assert measured >= 0.5 * min(60, share * steps * 0.01 / cost)
     assert [watch.run.measurements[i].step for i in (0, -1)] == [0, steps]
     assert watch.run.measurements[-1].value("overhead") == pytest.approx(watch.clock.overhead)
+
+
+def test_what_another_watch_measures_is_no_training(monkeypatch: Any) -> None:
+    """Two on one loop, on a clock that only steps (0.01 s) and measurements move."""
+    clock = SimpleNamespace(now=0.0)
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
+    for module in ("watch", "measuring_time", "observer"):
+        monkeypatch.setattr(f"phasewatch.{module}.time", fake)
+
+    @dataclass
+    class Takes:
+        cost: float
+        name: str = "takes"
+
+        def read(self, objective: Objective, n: int, seed: int) -> Reading:
+            clock.now += self.cost
+            return Reading({"takes": Estimate(self.cost)})
+
+    watches = {cost: make(Takes(cost), schedule=100) for cost in (5.0, 0.5)}
+    for step in range(1_000):
+        for watch in watches.values():
+            watch.at(step)
+            watch.observe(step, loss=1.0)
+        clock.now += 0.01
+    for cost, watch in watches.items():
+        watch.close(1_000)
+        assert watch.clock.training_seconds == pytest.approx(10.0)
+        assert watch.observer.training_seconds == pytest.approx(9.99)
+        assert watch.clock.measuring_seconds == pytest.approx(cost * len(watch.run.measurements))
 
 
 def test_the_module_its_modes_gradients_and_the_random_streams_are_left_alone() -> None:

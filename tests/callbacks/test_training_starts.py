@@ -64,6 +64,7 @@ def clock(monkeypatch: Any) -> Any:
     clock = SimpleNamespace(now=0.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, time=lambda: clock.now)
     monkeypatch.setattr("phasewatch.watch.time", fake)
+    monkeypatch.setattr("phasewatch.measuring_time.time", fake)
     monkeypatch.setattr("phasewatch.measure.time", fake)
     monkeypatch.setattr(price.Pace, "of", lambda *_: price.Pace(1.0, 0.0))
     monkeypatch.setattr(price, "predicted", lambda estimators, *_: {"slow": SECONDS} if estimators else {})
