@@ -591,7 +591,8 @@ def _hidden(outside: Array) -> Array:
     Args:
         outside: Sum of the squared terms as each direction has seen it, the directions along the first axis.
     """
-    return np.asarray(gammainc(len(outside) / 2, outside.sum(0) / 2))
+    # of a layer that does nothing, rounding leaves less than none
+    return np.asarray(gammainc(len(outside) / 2, np.maximum(outside.sum(0), 0.0) / 2))
 
 
 def _last_of_radau(diagonal: Array, couplings: Array) -> float:

@@ -44,6 +44,9 @@ DIVERGED = 2.0
 LOST = 0.9
 """It has diverged as well where so much is lost again of a fall by ``DIVERGED``: a network whose units have all died
 ends at the loss of chance, where it began."""
+MEMORY = 30
+"""Steps by which the loss at every step may lag behind what made it change: three times the ten that a momentum of 0.9
+remembers. Chosen."""
 
 Array = NDArray[np.float64]
 Course = tuple[NDArray[Any], NDArray[Any]]
@@ -98,14 +101,14 @@ def named_by_events(transitions: Sequence[Transition], events: Sequence[Event]) 
 
     An event that comes when more than half of a change has happened, as the transition's interval has it, did not make
     it. The loss at every step places a change so exactly that what made it may come before its beginning, by as much as
-    the change and the doubt of its place are wide.
+    the change and the doubt of its place are wide, or as an optimizer remembers.
     """
     named = []
     for transition in transitions:
         low, high = transition.interval
         latest, earliest = max(transition.step, high), transition.start
         if TRAINING_LOSS in transition.seen_by:
-            earliest -= transition.end - transition.start + high - low
+            earliest -= max(transition.end - transition.start + high - low, MEMORY)
         causes = [event for event in events if earliest <= event.step <= latest]
         named.append(replace(transition, kind=causes[0].kind, resolutions=()) if causes else transition)
     return named

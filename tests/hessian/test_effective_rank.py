@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from cases import cross_entropy, half_squared_error, mlp, normal
 from torch import Tensor, nn
 
 from phasewatch.hessian import EffectiveRank, HessianOperator, effective_rank
-from phasewatch.hessian.effective_rank import _Direction
+from phasewatch.hessian.effective_rank import _Direction, _hidden
 from phasewatch.hessian.lanczos import lanczos
 from phasewatch.objective import Objective
 
@@ -308,3 +310,8 @@ def test_no_more_is_seen_than_the_outputs_are_many() -> None:
     assert exact_value <= 30 and found.value + found.quadrature_error <= 30 + 3 * found.standard_error
     assert abs(found.value - exact_value) <= 3 * found.standard_error + found.quadrature_error
     assert not found.converged
+
+
+def test_squares_that_are_nothing_but_rounding_hide_nothing() -> None:
+    """As of a layer that does nothing after a run has diverged. Of one direction the chance is erf(sqrt(x / 2))."""
+    assert _hidden(np.array([[-1e-58, 2.0]])).tolist() == [0.0, pytest.approx(math.erf(1.0))]

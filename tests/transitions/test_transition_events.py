@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from phasewatch.record import Change, Transition
+from phasewatch.record.signals import TRAINING_LOSS
 from phasewatch.transitions.events import Event, find_events, named_by_events
 
 STEPS = np.arange(2_000)
@@ -118,3 +120,13 @@ def test_a_transition_is_named_after_the_event_within_it_that_came_first() -> No
     assert (named.kind, named.resolutions) == ("learning-rate drop", ())
     for elsewhere in (90.0, 180.0, 250.0):
         assert named_by_events([one], [Event("learning-rate drop", elsewhere, "")]) == [one]
+
+
+@pytest.mark.parametrize(("behind", "is_it"), [(13, True), (200, False)])
+def test_what_the_loss_at_every_step_shows_soon_after_an_event_is_that(behind: float, is_it: bool) -> None:
+    """With momentum the loss settles some steps after the learning rate was changed."""
+    change = Change(2.34, 2.30, -0.04, 0.004, (-0.05, -0.03), -10.0)
+    one = Transition(812, 814, 813, (810, 817), "loss falls", {TRAINING_LOSS: change}, 9.7, 1e-9)
+    one = replace(one, seen_by=(TRAINING_LOSS,))
+    [named] = named_by_events([one], [Event("learning-rate drop", 813.0 - behind, "")])
+    assert named.kind == ("learning-rate drop" if is_it else "loss falls")
