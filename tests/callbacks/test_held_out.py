@@ -245,7 +245,11 @@ def test_a_stream_of_training_batches_beside_held_out_samples(tmp_path: Path) ->
             return len(batches)
 
     callback = fitted(
-        tmp_path, watch(tmp_path, schedule=[4], **FEW_DRAWS), DataLoader(Batches(), batch_size=None), validation(), max_epochs=3
+        tmp_path,
+        watch(tmp_path, schedule=[4], **FEW_DRAWS),
+        DataLoader(Batches(), batch_size=None),
+        validation(),
+        max_epochs=3,
     )
     probe, held_out = callback.run.header["monitors"]
     assert probe["probe"]["source"] == "captured from the stream" and held_out["probe"]["data"] == "held_out"
@@ -264,7 +268,9 @@ def test_batches_are_no_larger_than_those_of_training(tmp_path: Path, monkeypatc
 
 def test_other_data_have_both_coefficients_beside_held_out_samples(tmp_path: Path) -> None:
     other = [samples(32, 7).tensors]
-    callback = fitted(tmp_path, watch(tmp_path, schedule=[0], **FEW_DRAWS, other_data={"test": other}), training(), validation())
+    callback = fitted(
+        tmp_path, watch(tmp_path, schedule=[0], **FEW_DRAWS, other_data={"test": other}), training(), validation()
+    )
     assert {"llc_behavioral_test", "llc_behavioral_coarse_test", "llc_test", "loss_test"} <= set(callback.run.names)
     with pytest.raises(ValueError, match="'held_out' is what signals on the samples given as held_out are called"):
         fitted(tmp_path / "2", watch(tmp_path / "2", other_data={"held_out": other}), training())

@@ -50,9 +50,7 @@ def train(root: Any, watch: PhaseWatch, max_steps: int, stream: bool = False, ck
 
 
 # inside an epoch a stream starts anew when Lightning resumes, and the epoch gets longer: that is another run
-@pytest.mark.parametrize(
-    ("stopped_at", "stream", "settings"), [(7, False, QUICK), (12, False, LEAN), (12, True, LEAN)]
-)
+@pytest.mark.parametrize(("stopped_at", "stream", "settings"), [(7, False, QUICK), (12, False, LEAN), (12, True, LEAN)])
 def test_resumed_equals_uninterrupted(stopped_at: int, stream: bool, settings: dict[str, Any], tmp_path: Any) -> None:
     # 6 batches an epoch: 7 is inside an epoch, 12 at the end of one
     whole, first, second = (PhaseWatch(schedule=4, **settings) for _ in range(3))
@@ -156,7 +154,7 @@ def test_separate_callbacks_share_one_record_and_resume(tmp_path: Any) -> None:
     def callbacks() -> list[Any]:
         few = {"probe_samples": 16, "on_error": "raise"}
         return [
-            LLCMonitor(schedule=2, behavioral=None, llc=FEW_DRAWS["llc"], **few),
+            LLCMonitor(schedule=4, behavioral=None, llc=FEW_DRAWS["llc"], **few),
             HessianMonitor(schedule=3, hessian=HessianSpectrum(2), **few),
             TransitionDetector(),
         ]
@@ -176,7 +174,7 @@ def test_separate_callbacks_share_one_record_and_resume(tmp_path: Any) -> None:
         return load_run(trainer.log_dir)
 
     whole = fit(tmp_path / "whole", 10)
-    assert whole.series("llc").steps.tolist() == [0, 2, 4, 6, 8, 10]
+    assert whole.series("llc").steps.tolist() == [0, 4, 8]
     assert whole.series("nullity").steps.tolist() == [0, 3, 6, 9]
     fit(tmp_path / "cut", 5)
     resumed = fit(tmp_path / "cut", 10, tmp_path / "cut" / "step=5.ckpt")
