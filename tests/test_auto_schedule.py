@@ -41,11 +41,16 @@ def steps_of(watch: Watch) -> list[int]:
     return [measurement.step for measurement in watch.run.measurements]
 
 
-def test_around_a_fall_of_the_loss_it_is_measured_more_often() -> None:
+@pytest.fixture(scope="module")
+def steps_of_the_whole() -> list[int]:
+    return steps_of(train(make()))
+
+
+def test_around_a_fall_of_the_loss_it_is_measured_more_often(steps_of_the_whole: list[int]) -> None:
     unobserved = make()
     for step in range(TOTAL):
         unobserved.at(step)
-    observed, even = steps_of(train(make())), steps_of(unobserved)
+    observed, even = steps_of_the_whole, steps_of(unobserved)
     assert [s for s in observed if s < 1900] == [s for s in even if s < 1900]
     assert len([s for s in even if 1900 <= s < 2400]) <= 4
     assert len([s for s in observed if 1900 <= s < 2100]) >= 3
@@ -55,26 +60,26 @@ def test_around_a_fall_of_the_loss_it_is_measured_more_often() -> None:
 
 
 @pytest.mark.parametrize("share", [1e-9, 1e9])
-def test_it_does_not_depend_on_how_long_anything_takes(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_not_depend_on_how_long_anything_takes(
+    share: float, steps_of_the_whole: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses are left out at nearly all steps, or at none."""
-    expected = steps_of(train(make()))
     monkeypatch.setattr(observer, "SHARE", share)
     monkeypatch.setattr(observer, "ASKING", 0.0)
     watch = train(make())
-    assert steps_of(watch) == expected
+    assert steps_of(watch) == steps_of_the_whole
     watch.close()
     assert (len(watch.run.observed["loss"].steps) == TOTAL) is (share > 1)
 
 
-def test_a_run_that_is_cut_off_goes_on_to_the_same_steps(tmp_path: Path) -> None:
-    expected = steps_of(train(make()))
+def test_a_run_that_is_cut_off_goes_on_to_the_same_steps(steps_of_the_whole: list[int], tmp_path: Path) -> None:
     for cut in (1_000, 2_030):
         first = train(make(directory=tmp_path / str(cut)), 0, cut)
         state = first.state_dict()
         first.close()
         again = make()
         again.load_state_dict(state, [tmp_path / str(cut)])
-        assert steps_of(train(again, cut)) == expected
+        assert steps_of(train(again, cut)) == steps_of_the_whole
 
 
 def test_a_run_of_unknown_length_is_measured_more_often_where_its_loss_falls() -> None:

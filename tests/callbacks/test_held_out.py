@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_cases import FEW_DRAWS
+from lightning_cases import FEW_DRAWS, LEAN
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from phasewatch.callbacks import HessianMonitor, LLCMonitor, PhaseWatch, watching
-from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient
+from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient, SymmetryLedger
 from phasewatch.measure import seed_at
 from phasewatch.objective import Objective
 from phasewatch.record import load_run
 
 TRAINING, VALIDATION, SAMPLES = 96, 80, 64
-QUICK: dict[str, Any] = {**FEW_DRAWS, "probe_samples": SAMPLES, "on_error": "raise"}
+FEW: dict[str, Any] = {**LEAN, "probe_samples": SAMPLES}
 
 
 def samples(count: int, seed: int, width: int = 6) -> TensorDataset:
@@ -84,7 +84,7 @@ def fitted(
 
 
 def watch(path: Path, **settings: Any) -> PhaseWatch:
-    return PhaseWatch(**{"schedule": 3, "directory": str(path), "hessian": HessianSpectrum(2), **QUICK, **settings})
+    return PhaseWatch(**{"schedule": 3, "directory": str(path), **FEW, **settings})
 
 
 def cross_entropy(module: Any, batch: Any) -> Tensor:
@@ -103,6 +103,9 @@ def test_lambda_of_the_function_is_that_of_validation_samples_and_all_else_that_
     settings = {
         "behavioral": estimator,
         "llc": LearningCoefficient(chains=2, draws=6, burn_in=20, refined=("network.0",)),
+        "hessian": HessianSpectrum(2),
+        "zeros": SymmetryLedger(),
+        "schedule": [0],
     }
     held = fitted(tmp_path / "held", watch(tmp_path / "held", **settings), training(), validation())
     probe = fitted(tmp_path / "probe", watch(tmp_path / "probe", held_out=False, **settings), training(), validation())
@@ -173,8 +176,8 @@ def test_samples_that_do_not_serve_leave_the_probe_and_the_reason_is_told(
     assert reason in told and told.count("not on some of the validation loader") == 1
     plain = fitted(tmp_path / "2", watch(tmp_path / "2", held_out=False), training())
     assert [m["probe"]["data"] for m in callback.run.header["monitors"]] == [""]
-    first, other = callback.run.series("llc_behavioral"), plain.run.series("llc_behavioral")
-    assert first.values == pytest.approx(other.values, rel=1e-9)
+    for name in ("effective_rank", "effective_rank_coarse"):
+        assert callback.run.series(name).values == pytest.approx(plain.run.series(name).values, rel=1e-9), name
 
 
 def test_samples_of_the_training_set_are_not_held_out(
@@ -242,7 +245,11 @@ def test_a_stream_of_training_batches_beside_held_out_samples(tmp_path: Path) ->
             return len(batches)
 
     callback = fitted(
-        tmp_path, watch(tmp_path, schedule=1), DataLoader(Batches(), batch_size=None), validation(), max_epochs=3
+        tmp_path,
+        watch(tmp_path, schedule=[4], **FEW_DRAWS),
+        DataLoader(Batches(), batch_size=None),
+        validation(),
+        max_epochs=3,
     )
     probe, held_out = callback.run.header["monitors"]
     assert probe["probe"]["source"] == "captured from the stream" and held_out["probe"]["data"] == "held_out"
@@ -261,14 +268,16 @@ def test_batches_are_no_larger_than_those_of_training(tmp_path: Path, monkeypatc
 
 def test_other_data_have_both_coefficients_beside_held_out_samples(tmp_path: Path) -> None:
     other = [samples(32, 7).tensors]
-    callback = fitted(tmp_path, watch(tmp_path, other_data={"test": other}), training(), validation())
+    callback = fitted(
+        tmp_path, watch(tmp_path, schedule=[0], **FEW_DRAWS, other_data={"test": other}), training(), validation()
+    )
     assert {"llc_behavioral_test", "llc_behavioral_coarse_test", "llc_test", "loss_test"} <= set(callback.run.names)
     with pytest.raises(ValueError, match="'held_out' is what signals on the samples given as held_out are called"):
         fitted(tmp_path / "2", watch(tmp_path / "2", other_data={"held_out": other}), training())
 
 
 def test_the_other_callbacks(tmp_path: Path) -> None:
-    settings = {"schedule": 3, "probe_samples": SAMPLES, "on_error": "raise"}
+    settings = {"schedule": [0], "probe_samples": SAMPLES, "on_error": "raise"}
     llc = LLCMonitor(directory=str(tmp_path / "1"), **settings, **FEW_DRAWS)
     names = set(fitted(tmp_path / "1", llc, training(), validation()).run.names)
     assert {"loss", "loss_held_out", "llc", "llc_behavioral"} <= names
@@ -292,9 +301,7 @@ def test_a_resumed_run_keeps_its_samples(first: bool, tmp_path: Path) -> None:
     fitted(cut, watch(cut), train, validation(seed=2), max_steps=12, ckpt_path=ckpt, **late)
     resumed = load_run(cut)
     assert [m.step for m in resumed.measurements] == [0, 3, 6, 9, 12]
-    names = {"loss", "llc_behavioral", "llc_behavioral_coarse", "effective_rank"} | (
-        {"loss_held_out"} if first else set()
-    )
+    names = {"loss", "effective_rank", "effective_rank_coarse"} | ({"loss_held_out"} if first else set())
     for name in names:
         assert resumed.series(name).values == pytest.approx(whole.run.series(name).values, rel=1e-9), name
     assert ("loss_held_out" in resumed.names) == first

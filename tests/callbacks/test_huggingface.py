@@ -11,14 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from phasewatch import Watch
-from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient
+from phasewatch.estimators import BehavioralCoefficient, Estimator, HessianSpectrum, LearningCoefficient
 from phasewatch.record import Run, load_run
 
-FEW = (
-    LearningCoefficient(chains=2, draws=6, burn_in=20),
-    BehavioralCoefficient(chains=2, draws=16, burn_in=20),
-    HessianSpectrum(),
-)
+OF_THE_LOSS = LearningCoefficient(chains=2, draws=6, burn_in=20)
+FEW = (OF_THE_LOSS, BehavioralCoefficient(chains=2, draws=16, burn_in=20), HessianSpectrum(num_eigenvalues=2))
 
 
 class Sequences(Dataset[Any]):
@@ -78,11 +75,11 @@ def hugged(root: Path, *callbacks: Any, max_steps: int = 8, resume: str | None =
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def watching(**settings: Any) -> Any:
+def watching(*estimators: Estimator) -> Any:
     pytest.importorskip("transformers")
     from phasewatch.callbacks.huggingface import PhaseWatchCallback
 
-    return PhaseWatchCallback(schedule=4, probe_samples=16, estimators=FEW, on_error="raise", **settings)
+    return PhaseWatchCallback(schedule=4, probe_samples=16, estimators=estimators or FEW, on_error="raise")
 
 
 def evaluates(watching: Any) -> Any:
@@ -129,10 +126,10 @@ def test_the_trainer_trains_as_without_and_its_record_is_one(tmp_path: Path) -> 
 
 
 def test_a_resumed_run_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
-    whole = watching()
+    whole = watching(OF_THE_LOSS)
     weights = hugged(tmp_path / "whole", whole)
-    hugged(tmp_path / "cut", watching(), max_steps=4)
-    resumed = watching()
+    hugged(tmp_path / "cut", watching(OF_THE_LOSS), max_steps=4)
+    resumed = watching(OF_THE_LOSS)
     again = hugged(tmp_path / "cut", resumed, resume=str(tmp_path / "cut" / "checkpoint-4"))
     assert equal(weights, again)
     run = load_run(tmp_path / "cut" / "phasewatch.jsonl")

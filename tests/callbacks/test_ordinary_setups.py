@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_cases import data, same
+from lightning_cases import FEW_DRAWS, OF_THE_LOSS, data, same
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, WeightAveraging
 from pytorch_lightning.tuner import Tuner
 from torch import Tensor, nn
@@ -18,17 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks import PhaseWatch
-from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
 from phasewatch.record import load_run
 
-FEW: dict[str, Any] = {
-    "behavioral": BehavioralCoefficient(chains=2, draws=32, burn_in=20),
-    "llc": LearningCoefficient(chains=2, draws=6, burn_in=20),
-    "hessian": None,
-    "zeros": None,
-    "probe_samples": 16,
-    "on_error": "raise",
-}
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
@@ -161,13 +152,13 @@ def trained(chosen: Case, root: Path, *watch: PhaseWatch) -> tuple[dict[str, Any
 def test_weights_are_those_without_it_and_the_record_is_one(name: str, tmp_path: Path) -> None:
     chosen = CASES[name]
     plain, _ = trained(chosen, tmp_path / "plain")
-    watch = PhaseWatch(schedule=3, **FEW)
+    watch = PhaseWatch(schedule=3, **OF_THE_LOSS)
     watched, trainer = trained(chosen, tmp_path / "watched", watch)
     assert same(plain, watched)
     run = watch.run
     assert [m.step for m in run.measurements] == chosen[-1]
     assert run.finished and not run.failures
-    assert all(math.isfinite(value) for value in (*run.series("llc").values, *run.series("llc_behavioral").values))
+    assert all(math.isfinite(value) for value in (*run.series("llc").values, *run.series("effective_rank").values))
     assert run.path is not None and load_run(run.path).measurements == run.measurements
     assert trainer.callback_metrics["llc"] == pytest.approx(run.series("llc").values[-1])
 
@@ -208,7 +199,7 @@ def test_of_an_adapter_what_is_trained_is_measured_and_that_is_stated(tmp_path: 
         return module
 
     def watched(make: Make) -> tuple[dict[str, Any], Any]:
-        watch = PhaseWatch(schedule=6, **FEW)
+        watch = PhaseWatch(schedule=[0, 6], **{**OF_THE_LOSS, **FEW_DRAWS})
         weights, _ = trained(case(make), tmp_path, watch)
         return weights, watch.run
 

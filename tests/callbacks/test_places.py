@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from lightning_cases import Classifier, data
+from lightning_cases import LEAN, Classifier, data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from phasewatch.callbacks import HessianMonitor
-from phasewatch.estimators import HessianSpectrum
+from phasewatch.callbacks import PhaseWatch
 from phasewatch.record import RecordError, load_run
 
 
@@ -60,11 +59,9 @@ class OwnLogger(TensorBoardLogger):
     pass
 
 
-def train(root: Path, logger: Any, max_steps: int = 6, ckpt_path: Any = None, **options: Any) -> HessianMonitor:
+def train(root: Path, logger: Any, max_steps: int = 6, ckpt_path: Any = None, **options: Any) -> PhaseWatch:
     pl.seed_everything(3, verbose=False)
-    watch = HessianMonitor(
-        schedule=2, hessian=HessianSpectrum(1), probe_samples=16, on_error=options.pop("on_error", "raise"), **options
-    )
+    watch = PhaseWatch(**{**LEAN, "schedule": 2, **options})
     trainer = pl.Trainer(
         max_steps=max_steps,
         accelerator="cpu",
@@ -96,7 +93,7 @@ def test_runs_one_after_the_other_are_each_read_back_alone_and_whole(kind: Any, 
         assert run.finished and not run.gaps and run.header["run_id"] == watch.run.header["run_id"]
         assert path.parent.parent == tmp_path / "phasewatch_logs"
         events = EventAccumulator(str(path.parent / "phasewatch"), size_guidance={"scalars": 0}).Reload()
-        assert [event.step for event in events.Scalars("phasewatch_details/hessian_max")] == expected
+        assert [event.step for event in events.Scalars("phasewatch/1_loss")] == expected
     with pytest.raises(RecordError, match="holds 2 runs") as told:
         load_run(tmp_path)
     assert all(str(path) in str(told.value) for path in paths)

@@ -10,32 +10,24 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_cases import Classifier, data, same
+from lightning_cases import LEAN, OF_THE_LOSS, Classifier, data, same
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks import LLCMonitor, PhaseWatch, TransitionDetector
-from phasewatch.estimators import LearningCoefficient
 from phasewatch.record import Run, load_run
 
-FEW: dict[str, Any] = {
-    "behavioral": None,
-    "hessian": None,
-    "zeros": None,
-    "llc": LearningCoefficient(chains=2, draws=6, burn_in=20),
-    "on_error": "raise",
-}
 OTHER = [[tensor[:12] for tensor in data(seed=5).tensors]]
 
 
-def first() -> PhaseWatch:
-    return PhaseWatch(schedule=4, probe_samples=16, **FEW)
+def first(settings: dict[str, Any] = LEAN) -> PhaseWatch:
+    return PhaseWatch(schedule=4, **settings)
 
 
-def second() -> PhaseWatch:
-    return PhaseWatch(schedule=3, probe=OTHER, name="second", **FEW)
+def second(settings: dict[str, Any] = LEAN, name: str | None = "second") -> PhaseWatch:
+    return PhaseWatch(schedule=3, probe=OTHER, name=name, **settings)
 
 
 def train(root: Path, *callbacks: Any, max_steps: int = 8, loggers: Any = False, ckpt_path: Any = None) -> pl.Trainer:
@@ -65,11 +57,11 @@ def measured(run: Run) -> list[tuple[int, Any]]:
 
 def test_each_measures_and_records_what_it_does_alone_and_training_is_the_same(tmp_path: Path) -> None:
     loggers = [CSVLogger(tmp_path / "csv", flush_logs_every_n_steps=1), TensorBoardLogger(tmp_path / "tb")]
-    both = first(), second()
+    both = first(OF_THE_LOSS), second(OF_THE_LOSS)
     trainer = train(tmp_path, *both, loggers=loggers)
     assert same(weights(trainer), weights(train(tmp_path / "plain")))
 
-    alone = first(), PhaseWatch(schedule=3, probe=OTHER, **FEW)
+    alone = first(OF_THE_LOSS), second(OF_THE_LOSS, name=None)
     for callback in alone:
         train(tmp_path / "alone", callback)
     directory = Path(loggers[0].log_dir)
@@ -108,7 +100,7 @@ def test_what_is_no_name_is_refused(kind: Any, name: Any) -> None:
 
 
 def test_of_different_classes_those_of_one_name_share_a_record(tmp_path: Path) -> None:
-    settings = {"schedule": 4, "probe_samples": 16, "behavioral": None, "llc": FEW["llc"], "on_error": "raise"}
+    settings = {"schedule": 4, **{name: LEAN[name] for name in ("behavioral", "llc", "probe_samples", "on_error")}}
     callbacks = [LLCMonitor(**settings), TransitionDetector(name="late"), LLCMonitor(name="late", **settings)]
     train(tmp_path, *callbacks, max_steps=5)
     [base] = (tmp_path / "phasewatch_logs").iterdir()  # one directory for the run, though no logger has one for it
@@ -125,7 +117,9 @@ def test_of_different_classes_those_of_one_name_share_a_record(tmp_path: Path) -
 
 def test_each_goes_on_from_its_own_state(tmp_path: Path) -> None:
     def checkpoint(root: Path) -> ModelCheckpoint:
-        return ModelCheckpoint(root, filename="{step}", monitor="second/llc", every_n_train_steps=6, save_top_k=-1)
+        return ModelCheckpoint(
+            root, filename="{step}", monitor="second/effective_rank", every_n_train_steps=6, save_top_k=-1
+        )
 
     whole = first(), second()
     train(tmp_path / "whole", *whole, max_steps=12)
@@ -139,7 +133,7 @@ def test_each_goes_on_from_its_own_state(tmp_path: Path) -> None:
         expected = measured(never_stopped.run)
         assert [step for step, _ in measured(again.run)] == [step for step, _ in expected]
         for (_, ours), (_, theirs) in zip(measured(again.run), expected, strict=True):
-            assert ours["llc"].value == pytest.approx(theirs["llc"].value, rel=1e-9)
+            assert ours["effective_rank"].value == pytest.approx(theirs["effective_rank"].value, rel=1e-9)
         assert again.run.path is not None and again.run.header.get("continues") is None
         before = max(step for step, _ in expected if step < 6)
         assert load_run(again.run.path).resumed == (before + 1,)

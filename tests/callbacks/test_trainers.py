@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_cases import FEW_DRAWS, QUICK, Classifier, data
+from lightning_cases import LEAN, OF_THE_LOSS, Classifier, data
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import FSDPStrategy
@@ -78,10 +78,11 @@ def test_each_namespace_takes_the_same_callbacks(namespace: str, tmp_path: Path)
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.01)
 
-    few = {"probe_samples": 16, "on_error": "raise", "schedule": 4}
+    few = {"probe_samples": 16, "on_error": "raise", "schedule": 6}
+    of_the_loss = {name: OF_THE_LOSS[name] for name in ("behavioral", "llc")}
     for callbacks in (
-        [PhaseWatch(**{**QUICK, "schedule": 4})],
-        [LLCMonitor(**FEW_DRAWS, **few), HessianMonitor(HessianSpectrum(2), **few)],
+        [PhaseWatch(**{**OF_THE_LOSS, "hessian": HessianSpectrum(2)}, schedule=6)],
+        [LLCMonitor(**of_the_loss, **few), HessianMonitor(HessianSpectrum(2), **few)],
         [HessianMonitor(HessianSpectrum(2), **few), TransitionDetector()],
     ):
         trainer = lightning.Trainer(
@@ -89,7 +90,7 @@ def test_each_namespace_takes_the_same_callbacks(namespace: str, tmp_path: Path)
         )
         trainer.fit(Regression(), loader())
         run = load_run(trainer.log_dir)
-        assert [m.step for m in run.measurements] == [0, 4, 8, 12]
+        assert [m.step for m in run.measurements] == [0, 6, 12]
         assert run.finished and not run.failures
         assert ("llc" in run.names) == ("llc" in trainer.callback_metrics) == (type(callbacks[0]) is not HessianMonitor)
         assert trainer.callback_metrics["nullity"] == run.series("nullity").values[-1]
@@ -172,7 +173,7 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_several_loggers_all_get_every_measurement(tmp_path: Path) -> None:
     loggers = [TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv", flush_logs_every_n_steps=1)]
-    watch = PhaseWatch(schedule=4, **QUICK)
+    watch = PhaseWatch(schedule=4, **OF_THE_LOSS)
     train(tmp_path, watch, logger=loggers, log_every_n_steps=1)
     expected = [(m.step, m.value("llc")) for m in watch.run.measurements]
     assert [step for step, _ in expected] == [0, 4, 8, 12]
@@ -201,7 +202,7 @@ def test_early_stopping_and_checkpointing_on_the_learning_coefficient(tmp_path: 
     """EarlyStopping sees λ after each validation and stops where it does not improve on an impossible demand."""
     checkpoint = ModelCheckpoint(tmp_path, monitor="llc", mode="max", every_n_train_steps=2, filename="{step}")
     patience = EarlyStopping("llc", mode="max", min_delta=1e9, patience=2, check_on_train_epoch_end=True)
-    watch = PhaseWatch(schedule=2, **QUICK)
+    watch = PhaseWatch(schedule=2, **OF_THE_LOSS)
     trainer = train(tmp_path, watch, patience, checkpoint, max_epochs=20, enable_checkpointing=True)
     assert trainer.current_epoch == 3  # the first epoch sets the best, the next two do not improve on it
     assert patience.stopped_epoch == 2
@@ -218,7 +219,7 @@ def test_the_users_custom_scalars_survive_beside_ours(tmp_path: Path) -> None:
             self.logger.experiment.add_custom_scalars({"mine": {"loss": ["Multiline", ["train_loss"]]}})
 
     logger = TensorBoardLogger(tmp_path)
-    train(tmp_path, PhaseWatch(schedule=4, **QUICK), logger=logger, module=WithLayout())
+    train(tmp_path, PhaseWatch(schedule=4, **LEAN), logger=logger, module=WithLayout())
 
     def categories(directory: Path) -> list[str]:
         events = EventAccumulator(str(directory), size_guidance={"tensors": 0}).Reload()
@@ -231,7 +232,7 @@ def test_the_users_custom_scalars_survive_beside_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [True, 3])
 def test_fast_dev_run_measures_and_leaves_no_file(steps: Any, tmp_path: Path) -> None:
-    watch = PhaseWatch(schedule=1, **QUICK)
+    watch = PhaseWatch(schedule=1, **LEAN)
     train(tmp_path, watch, fast_dev_run=steps, logger=None, validate=True)
     assert [m.step for m in watch.run.measurements] == list(range(int(steps) + 1))
     assert watch.run.path is None
@@ -246,7 +247,7 @@ def test_without_training_nothing_is_measured_and_nothing_written(stage: str, tm
         def predict_step(self, batch: Any, batch_idx: int) -> Any:
             return self(batch[0])
 
-    watch = PhaseWatch(schedule=1, **QUICK)
+    watch = PhaseWatch(schedule=1, **LEAN)
     trainer = pl.Trainer(callbacks=[watch], default_root_dir=str(tmp_path), logger=False, **QUIET)
     getattr(trainer, stage)(Predicts(), loader())
     assert watch.watch is None
@@ -256,7 +257,7 @@ def test_without_training_nothing_is_measured_and_nothing_written(stage: str, tm
 
 
 def test_validation_between_training_steps_is_not_measured(tmp_path: Path) -> None:
-    watch = PhaseWatch(schedule=[0, 5], **QUICK)
+    watch = PhaseWatch(schedule=[0, 5], **LEAN)
     train(tmp_path, watch, validate=True, val_check_interval=2)
     assert [m.step for m in watch.run.measurements] == [0, 5]
 
@@ -272,7 +273,7 @@ def test_sharded_parameters_are_refused_in_setup(monkeypatch: Any) -> None:
 KILLED = """
     import os, signal, sys
     import pytorch_lightning as pl
-    from lightning_cases import QUICK, Classifier, data
+    from lightning_cases import LEAN, Classifier, data
     from phasewatch.callbacks import PhaseWatch
     from pytorch_lightning.loggers import TensorBoardLogger
     from torch.utils.data import DataLoader
@@ -285,7 +286,7 @@ KILLED = """
     pl.seed_everything(7)
     pl.Trainer(
         max_steps=50, accelerator="cpu", logger=TensorBoardLogger(sys.argv[1], name="", version=""),
-        callbacks=[PhaseWatch(schedule=2, **QUICK), Killer()], enable_progress_bar=False, enable_checkpointing=False,
+        callbacks=[PhaseWatch(schedule=2, **LEAN), Killer()], enable_progress_bar=False, enable_checkpointing=False,
     ).fit(Classifier(), DataLoader(data(), batch_size=8))
 """
 
@@ -305,14 +306,14 @@ DDP = """
     import json, sys
     import pytorch_lightning as pl
     import torch
-    from lightning_cases import QUICK, Classifier, data
+    from lightning_cases import OF_THE_LOSS, Classifier, data
     from phasewatch.callbacks import PhaseWatch
     from pytorch_lightning.callbacks import EarlyStopping
     from torch.utils.data import DataLoader
 
     watched = sys.argv[1] == "watched"
     pl.seed_everything(7)
-    callbacks = [PhaseWatch(schedule=2, **QUICK)] if watched else []
+    callbacks = [PhaseWatch(schedule=2, **OF_THE_LOSS)] if watched else []
     if watched:
         callbacks.append(EarlyStopping("llc", mode="max", min_delta=1e9, patience=3, check_on_train_epoch_end=True))
     trainer = pl.Trainer(
@@ -362,13 +363,14 @@ def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
     """Arguments of the callback become series of the record and metrics of the trainer."""
     validation = list(DataLoader(data(16, seed=5), batch_size=8))
     callback = LLCMonitor(
-        schedule=3,
-        behavioral=BehavioralCoefficient(chains=2, draws=32, burn_in=20, refined=("*.bias",)),
-        llc=LearningCoefficient(chains=2, draws=20, burn_in=20, refined=("*.bias",)),
+        schedule=[0, 9],
+        behavioral=BehavioralCoefficient(sampled=False, refined=("*.bias",)),
+        llc=LearningCoefficient(chains=2, draws=6, burn_in=20, refined=("*.bias",)),
+        probe_samples=16,
         other_data={"validation": validation},
         on_error="raise",
     )
     trainer = train(tmp_path, callback)
-    for name in ("llc", "llc_*.bias", "llc_validation", "loss_validation"):
+    for name in ("llc", "llc_*.bias", "effective_rank_*.bias", "llc_validation", "loss_validation"):
         assert len(callback.run.series(name).steps) == len(callback.run.measurements)
         assert name in trainer.callback_metrics

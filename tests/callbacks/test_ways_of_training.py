@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_cases import QUICK, Classifier, data, fit, same
+from lightning_cases import LEAN, QUICK, Classifier, data, fit, same
 from pytorch_lightning.callbacks import LearningRateMonitor, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import (
@@ -103,11 +103,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def identical(tmp_path: Any, make_module: Any, make_loader: Any = shuffled, **options: Any) -> PhaseWatch:
-    watch = PhaseWatch(schedule=3, **QUICK)
+def identical(
+    tmp_path: Any, make_module: Any, make_loader: Any = shuffled, settings: dict[str, Any] = QUICK, **options: Any
+) -> PhaseWatch:
+    watch = PhaseWatch(schedule=[0, 3], **settings)
     unwatched = fit(tmp_path, make_module, make_loader, None, **options)
     assert same(unwatched, fit(tmp_path, make_module, make_loader, watch, **options))
-    assert all(measurement.estimates for measurement in watch.run.measurements)
+    assert watch.run.measurements and all(measurement.estimates for measurement in watch.run.measurements)
     return watch
 
 
@@ -119,7 +121,7 @@ def test_layers_with_state(layer: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_loaders(loader: str, tmp_path: Any) -> None:
-    identical(tmp_path, Classifier, LOADERS[loader])
+    identical(tmp_path, Classifier, LOADERS[loader], LEAN)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -166,4 +168,4 @@ def test_other_callbacks_that_change_weights(tmp_path: Any) -> None:
         trainer.fit(module, shuffled())
         return dict(module.state_dict())
 
-    assert same(run(), run(PhaseWatch(schedule=3, **QUICK)))
+    assert same(run(), run(PhaseWatch(schedule=[0, 7, 13], **QUICK)))
