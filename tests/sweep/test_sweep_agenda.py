@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sweep_cases import STEPS, build, trained, what_was_found
 
 from phasewatch import measure_checkpoints
 from phasewatch.cli import main
 from phasewatch.record import Estimate, Measurement
-from phasewatch.sweep.agenda import COARSE, Agenda
+from phasewatch.sweep.agenda import Agenda
 from phasewatch.sweep.checkpoints import Checkpoint
 
 MANY = [Checkpoint(Path(f"{k}.pt"), 10 * k) for k in range(200)]
@@ -20,33 +22,73 @@ def measurement(step: int, **values: float) -> Measurement:
     return Measurement(step, {name: Estimate(value) for name, value in values.items()}, seconds=1.0)
 
 
-def order(agenda: Agenda, count: int, jumps: tuple[int, ...]) -> list[int]:
-    """The steps handed out where the loss and the nullity jump at these steps in turn."""
-    steps = []
-    for _ in range(count):
-        checkpoint = agenda.next()
-        if checkpoint is None:
-            break
+def handed_out(
+    signals: Callable[[int], dict[str, float]], budget: float | None, known: Sequence[Measurement] = ()
+) -> list[int]:
+    """The steps that are measured in turn, each in a second, where the signals are a function of the step."""
+    steps: list[int] = []
+    before = {measurement.step for measurement in known}
+    left = [checkpoint for checkpoint in MANY if checkpoint.step not in before]
+    agenda = Agenda(left, known, budget, clock=lambda: float(len(steps)))
+    while (checkpoint := agenda.next()) is not None:
         steps.append(checkpoint.step)
-        passed = [checkpoint.step >= jump for jump in jumps]
-        agenda.learn(measurement(checkpoint.step, loss=1.0 - sum(passed[::2]), nullity=5.0 + sum(passed[1::2])))
+        agenda.learn(measurement(checkpoint.step, **signals(checkpoint.step)))
     return steps
 
 
+def jumping(*jumps: int) -> Callable[[int], dict[str, float]]:
+    """The loss and the nullity jump at these steps in turn."""
+
+    def signals(step: int) -> dict[str, float]:
+        passed = [step >= jump for jump in jumps]
+        return {"loss": 1.0 - sum(passed[::2]), "nullity": 5.0 + sum(passed[1::2])}
+
+    return signals
+
+
+def around(steps: Sequence[int], place: int) -> tuple[int, int]:
+    """The last of the steps before a place, and the first from there on."""
+    return max(step for step in steps if step < place), min(step for step in steps if step >= place)
+
+
 def test_without_a_budget_all_come_in_order() -> None:
-    assert order(Agenda(MANY), 300, (500,)) == [checkpoint.step for checkpoint in MANY]
+    assert handed_out(jumping(500), None) == [checkpoint.step for checkpoint in MANY]
 
 
 @pytest.mark.parametrize("jumps", [(730,), (1990,), (10,), (420, 1510)])
-def test_twenty_by_bisection_locate_what_two_hundred_would(jumps: tuple[int, ...]) -> None:
-    """Nine cover the run in gaps of 25, and five halve the gap at a jump down to nothing."""
-    agenda = Agenda(MANY, budget=1e9, clock=lambda: 0.0)
-    steps = order(agenda, 20, jumps)
-    assert steps[:2] == [0, 1990] and len(set(steps)) == 20
-    coarse = sorted(steps[:COARSE])
-    assert max(after - before for before, after in zip(coarse, coarse[1:], strict=False)) <= 260
+def test_half_cover_the_run_and_the_others_close_in_on_what_jumps(jumps: tuple[int, ...]) -> None:
+    """Ten leave gaps of 22 checkpoints; ten more halve them at a jump, and two jumps, down to one or two."""
+    steps = handed_out(jumping(*jumps), 20.0)
+    assert steps[:2] == [0, 1990] and len(steps) == len(set(steps)) == 20
+    gaps = np.diff(sorted(steps[:10]))
+    assert gaps.min() >= 200 and gaps.max() <= 240
     for jump in jumps:
-        assert {jump - 10, jump} <= set(steps)
+        before, after = around(steps, jump)
+        assert after - before <= 20
+
+
+def test_noise_is_not_closed_in_on() -> None:
+    """In the second half one signal goes up and down; another jumps in the first."""
+    rng = np.random.default_rng(0)
+    noise = {checkpoint.step: float(rng.normal()) * (checkpoint.step >= 1000) for checkpoint in MANY}
+    steps = handed_out(lambda step: {"loss": float(step >= 500), "nullity": noise[step]}, 20.0)
+    before, after = around(steps, 500)
+    assert after - before <= 20
+
+
+def test_what_drifts_is_measured_evenly() -> None:
+    """Six gaps at first, and every one is halved before one is halved again: the widest is worth most."""
+    gaps = np.diff(sorted(handed_out(lambda step: {"loss": float(step)}, 15.0)))
+    assert len(gaps) == 14 and gaps.min() >= 80 and gaps.max() <= 170
+
+
+def test_a_later_call_goes_on_from_there() -> None:
+    """It knows how many there will be in all, and half of these are spread evenly."""
+    first = handed_out(jumping(730), 20.0)
+    known = [measurement(step, **jumping(730)(step)) for step in first]
+    second = handed_out(jumping(730), 20.0, known)
+    assert len(second) == 20 and not set(first) & set(second)
+    assert np.diff(sorted(first + second)).max() <= 1.5 * 1990 / 19
 
 
 def test_what_is_measured_at_the_same_time_is_not_handed_out_twice() -> None:
