@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -9,6 +10,9 @@ from matplotlib.axes import Axes
 from phasewatch.figures.style import FAINT, MOST_NAMED, ORANGE, STAGE_TINTS, VERMILION
 from phasewatch.record import Transition
 from phasewatch.transitions.events import Event
+
+NAME_WIDTH = 0.012
+"""Of the axis: what a name that stands upright takes beside its line."""
 
 
 def draw_stages(axis: Axes, transitions: Sequence[Transition]) -> None:
@@ -23,20 +27,40 @@ def draw_stages(axis: Axes, transitions: Sequence[Transition]) -> None:
 
 
 def draw_events(axis: Axes, events: Sequence[Event], named: bool) -> None:
-    """Dotted lines, and their kinds upright beside them unless there are too many to read."""
+    """Dotted lines, and their kinds upright beside them unless there are too many to read.
+
+    Of several that are too near each other for that, the kinds stand side by side.
+    """
     low, high = axis.get_xlim()
-    for event in events:
-        if low <= event.step <= high:
-            axis.axvline(event.step, color=FAINT, linewidth=1.0, linestyle=":", zorder=0.7)
-            if named and len(events) <= MOST_NAMED:
-                axis.text(
-                    event.step,
-                    0.97,
-                    f"{event.kind} ",
-                    transform=axis.get_xaxis_transform(),
-                    rotation=90,
-                    ha="right",
-                    va="top",
-                    fontsize=6.5,
-                    color=FAINT,
-                )
+    shown = [event for event in events if low <= event.step <= high]
+    for event in shown:
+        axis.axvline(event.step, color=FAINT, linewidth=1.0, linestyle=":", zorder=0.7)
+    if not named or len(events) > MOST_NAMED:
+        return
+    together: list[list[Event]] = []
+    for event in shown:
+        first = together[-1][0].step if together else -math.inf
+        if _across(axis, event.step) - _across(axis, first) < NAME_WIDTH:
+            together[-1].append(event)
+        else:
+            together.append([event])
+    for near in together:
+        axis.text(
+            near[0].step,
+            0.97,
+            "\n".join(f"{kind} " for kind in dict.fromkeys(event.kind for event in near)),
+            transform=axis.get_xaxis_transform(),
+            rotation=90,
+            ha="right",
+            va="top",
+            fontsize=6.5,
+            color=FAINT,
+        )
+
+
+def _across(axis: Axes, step: float) -> float:
+    """Where a step lies, as a share of the axis' width."""
+    if not math.isfinite(step):
+        return step
+    (pixels, _) = axis.transData.transform((step, 0.0))
+    return float(axis.transAxes.inverted().transform((pixels, 0.0))[0])

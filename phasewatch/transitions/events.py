@@ -101,16 +101,19 @@ def named_by_events(transitions: Sequence[Transition], events: Sequence[Event]) 
 
     An event that comes when more than half of a change has happened, as the transition's interval has it, did not make
     it. The loss at every step places a change so exactly that what made it may come before its beginning, by as much as
-    the change and the doubt of its place are wide, or as an optimizer remembers.
+    the change and the doubt of its place are wide, or as an optimizer remembers. After a divergence there is no network
+    left that could go through one.
     """
     named = []
+    diverged = min((event.step for event in events if event.kind == "divergence"), default=math.inf)
     for transition in transitions:
         low, high = transition.interval
         latest, earliest = max(transition.step, high), transition.start
         if TRAINING_LOSS in transition.seen_by:
             earliest -= max(transition.end - transition.start + high - low, MEMORY)
         causes = [event for event in events if earliest <= event.step <= latest]
-        named.append(replace(transition, kind=causes[0].kind, resolutions=()) if causes else transition)
+        kind = causes[0].kind if causes else "divergence" if transition.start >= diverged else None
+        named.append(transition if kind is None else replace(transition, kind=kind, resolutions=()))
     return named
 
 
@@ -174,14 +177,19 @@ def _bad_batches(steps: Array, losses: Array) -> list[Event]:
         return spoiled
     above = losses - median_filter(losses, size=2 * AROUND + 1, mode="nearest")
     scale = NORMAL_MAD * median_filter(np.abs(above), size=2 * AROUND + 1, mode="nearest")
+    outlying = above > OUTLYING * np.maximum(scale, np.finfo(float).tiny)
     found = []
-    for k in np.flatnonzero(above > OUTLYING * np.maximum(scale, np.finfo(float).tiny)):
+    for k in np.flatnonzero(outlying).tolist():
         beside = np.r_[above[max(k - AROUND, 0) : max(k - LONGEST_SPIKE + 1, 0)], above[k + LONGEST_SPIKE : k + AROUND]]
         near = above[max(k - LONGEST_SPIKE, 0) : k + LONGEST_SPIKE + 1]
         if above[k] == near.max() and len(beside) and above[k] > BEYOND_THE_NEXT * np.abs(beside).max():
             usual = losses[k] - above[k]
             words = f"a loss of {losses[k]:.3g} at step {steps[k]:,.0f} among {usual:.3g}"
-            found.append(Event("bad batch", float(steps[k]), words))
+            # The batch has the first of the losses that stand out; the next are those of the network after it.
+            begins = k
+            while begins > max(k - LONGEST_SPIKE, 0) and outlying[begins - 1]:
+                begins -= 1
+            found.append(Event("bad batch", float(steps[begins]), words))
     return sorted(spoiled + found, key=lambda event: event.step)
 
 

@@ -130,3 +130,18 @@ def test_what_the_loss_at_every_step_shows_soon_after_an_event_is_that(behind: f
     one = replace(one, seen_by=(TRAINING_LOSS,))
     [named] = named_by_events([one], [Event("learning-rate drop", 813.0 - behind, "")])
     assert named.kind == ("learning-rate drop" if is_it else "loss falls")
+
+
+def test_after_a_divergence_nothing_is_a_transition_of_its_own() -> None:
+    change = Change(25.0, 17.0, -8.0, 0.5, (-9.0, -7.0), -16.0)
+    later = Transition(1_300, 1_400, 1_360, (1_320, 1_400), "loss falls", {"loss": change}, 10.0, 1e-9)
+    diverged = Event("divergence", 1_002.0, "")
+    assert [one.kind for one in named_by_events([later], [diverged])] == ["divergence"]
+    before = replace(later, start=300, end=400, step=360, interval=(320.0, 400.0))
+    assert named_by_events([before], [diverged]) == [before]
+
+
+def test_a_batch_that_the_network_needs_some_steps_to_recover_from_is_where_it_came() -> None:
+    loss = falling()
+    loss[1_000:1_005] += [60.0, 200.0, 460.0, 220.0, 15.0]
+    assert kinds({"loss": loss}) == [("bad batch", 1_000.0)]
