@@ -792,6 +792,8 @@ class _TrainerMetrics:
         self._standing = run.transitions
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
+        if not flags:
+            return
         self._standing = standing
         self._log({STAGE: float(len(standing))}, step)
         self._trainer.callback_metrics[self._transitions] = torch.tensor(float(len(standing)))

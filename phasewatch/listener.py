@@ -21,7 +21,10 @@ class Listener(Protocol):
         ...
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
-        """The measurement at ``step`` flagged, revised or withdrew transitions; ``standing`` are all as of now."""
+        """The detector has looked at the measurement at ``step``: what it flagged, revised or withdrew, mostly nothing.
+
+        ``standing`` are all transitions as of now. Once the run is over it may withdraw some more.
+        """
         ...
 
     def on_end(self, analysis: Analysis) -> None:

@@ -84,6 +84,12 @@ def gaps(measurement: Measurement) -> dict[str, str]:
     return missing
 
 
+def doubted(measurement: Measurement) -> set[str]:
+    """Tags under which there is a number at this measurement that is not to be trusted."""
+    names = (tag(name, reliable=False) for name, found in measurement.estimates.items() if not found.reliable)
+    return set(names) & tagged(measurement).keys()
+
+
 def bounds_of(name: str) -> tuple[str, str]:
     """Names of the ends of the interval of a signal."""
     return look_up(name).bounds or (f"{name}_lower", f"{name}_upper")

@@ -659,8 +659,8 @@ class Watch:
         return analyze_run(self.run, self.detector.alpha, search=self.detector.search)
 
     def _withdraw(self, refuted: Sequence[Flag]) -> None:
-        if self.detector is not None:
-            self._say_flags(self._last_taken, self.detector.withdraw(refuted, self._last_taken, NOT_BORNE_OUT))
+        if self.detector is not None and (flags := self.detector.withdraw(refuted, self._last_taken, NOT_BORNE_OUT)):
+            self._say_flags(self._last_taken, flags)
 
     def _measure_the_end(self, step: int) -> None:
         """Measure what the budget has left for: the end, of it what is not too dear, and before it the kept start."""
@@ -924,16 +924,13 @@ class Watch:
         return measurement
 
     def _detect(self, measurement: Measurement) -> None:
-        if self.detector is not None:
-            self._say_flags(measurement.step, self.detector.update(*_seen(measurement)))
+        self._say_flags(measurement.step, self.detector.update(*_seen(measurement)) if self.detector else [])
 
     def _say_flags(self, step: int, flags: Sequence[Flag]) -> None:
         """Record what the detector says, and tell the listeners and the user's own function."""
-        if self.detector is None or not flags:
-            return
         for flag in flags:
             self._record(("transition", flag.to_dict()))
-        standing = self.detector.transitions
+        standing = self.transitions
         self._tell(step, lambda listener: listener.on_transitions(step, flags, standing))
         if self.on_transition is not None:
             for flag in flags:

@@ -128,7 +128,8 @@ def test_it_measures_the_weights_as_they_are_before_the_step(tmp_path: Path) -> 
     assert run.series("weight").steps.tolist() == [0, 10, 20, 30, 40]
     assert run.series("weight").values.tolist() == weights[::10]
     assert run.finished and not run.failures
-    assert listener.told == [*(("measurement", s) for s in (0, 10, 20, 30, 40)), ("end", 5), ("close", None)]
+    news = [(what, s) for s in (0, 10, 20, 30, 40) for what in ("measurement", "transitions")]
+    assert listener.told == [*news, ("end", 5), ("close", None)]
     assert run.measurements == watch.run.measurements
     assert weights == unwatched()
 

@@ -18,7 +18,7 @@ from phasewatch.figures import density_figure, run_figure
 from phasewatch.record import Flag, Histogram, Measurement, Run, Transition
 from phasewatch.record.signals import NULLITY, SPECTRUM, detected
 from phasewatch.report import format_hints, format_moved, format_table, verdict
-from phasewatch.tags import DETAILS, LOOKED_AT, STAGE, STAGE_OF_WHOLE_RUN, gaps, stages, tagged
+from phasewatch.tags import DETAILS, LOOKED_AT, STAGE, STAGE_OF_WHOLE_RUN, doubted, gaps, stages, tagged
 from phasewatch.tensorboard.layout import CATEGORY, Chart, charts, holds_another
 
 CHILD_RUN = "phasewatch"
@@ -36,7 +36,7 @@ class TensorBoardWriter:
 
     A tag is never written at a step earlier than its last one, as that would delete what it holds: a transition is
     logged at the step at which it was detected, and what is found after the run has tags of its own. What is not to be
-    trusted is a series of its own, and the series of what is has a gap there.
+    trusted is a series of its own, and each of the two has a gap where the other goes on.
 
     Attributes:
         directory: The run that is written to.
@@ -61,6 +61,7 @@ class TensorBoardWriter:
         self._scalars = scalars
         self._measurements: list[Measurement] = []
         self._begun: set[str] = set()
+        self._doubted: set[str] = set()
         self._charts: dict[str, Chart] = {}
         self._standing: tuple[Transition, ...] = ()
         self._unsaid: int | None = None
@@ -74,13 +75,13 @@ class TensorBoardWriter:
         """
         self._measurements = list(run.measurements)
         self._begun = {name for measurement in run.measurements for name in tagged(measurement)}
+        self._doubted = doubted(run.measurements[-1]) if run.measurements else set()
         self._standing = run.transitions
 
     def on_measurement(self, measurement: Measurement) -> None:
         """Write numbers, gaps and spectrum of one measurement.
 
-        The verdict follows once the detector has had its say of it, which is known when the next one comes; the
-        detector says nothing of the first.
+        The verdict follows once the detector has had its say of it.
         """
         if self._unsaid is not None:
             self._say_verdict(self._so_far, self._unsaid)
@@ -94,6 +95,10 @@ class TensorBoardWriter:
         for name, signal in gaps(measurement).items():
             if signal in self._begun:
                 self._writer.add_scalar(name, math.nan, step)
+        now_doubted = doubted(measurement)
+        for name in sorted(self._doubted - now_doubted):
+            self._writer.add_scalar(name, math.nan, step)
+        self._doubted = now_doubted
         self._write_layout(measurement)
         if SPECTRUM in measurement.histograms:
             self._write_spectrum(measurement.histograms[SPECTRUM], measurement.value(f"{NULLITY}_threshold"), step)
@@ -101,12 +106,14 @@ class TensorBoardWriter:
         if number & (number - 1) == 0:  # at 1, 2, 4, 8, ...: drawing costs as long as the run grows, and no more
             self._write_density(step)
         self._unsaid = step
-        if number == 1:
-            self._say_verdict(self._so_far, step)
         self._writer.flush()
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
-        """Write what the measurement at ``step`` flagged or revised: scalars, and table and figure as of now."""
+        """Write the verdict, and what the measurement at ``step`` flagged or revised: scalars, table and figure."""
+        if not flags:
+            self._say_verdict(self._so_far, step)
+            self._writer.flush()
+            return
         for flag in flags:
             if flag.action != "withdrawn":
                 self._writer.add_scalar(f"{DETAILS}transition_at", flag.transition.step, step)

@@ -82,7 +82,8 @@ def test_writes_every_signal_into_the_child_run_and_what_is_unreliable_apart(tmp
     for name, values in expected.items():
         steps, found = scalars[f"phasewatch_details/{name}"]
         assert steps == [0, 10, 20] and found == pytest.approx(values, nan_ok=True)
-    assert scalars["phasewatch_details/llc_unreliable"] == ([10], [5.0])
+    steps, found = scalars["phasewatch_details/llc_unreliable"]
+    assert steps == [10, 20] and found == pytest.approx([5.0, math.nan], nan_ok=True)
     assert "phasewatch_details/llc_lower_unreliable" not in scalars
     assert scalars["phasewatch/5_stage"] == ([0, 10, 20], [0.0, 0.0, 0.0])
 
@@ -98,6 +99,33 @@ def test_a_chart_of_bands_has_its_three_series_at_the_same_steps(tmp_path: Path)
     for end, known in (("", [1, 2, 4]), ("_lower", [2, 4]), ("_upper", [2, 4])):
         steps, values = scalars[f"phasewatch_details/llc{end}"]
         assert steps.tolist() == [1, 2, 3, 4] and steps[np.isfinite(values)].tolist() == known
+
+
+def test_no_line_of_what_is_doubted_leads_across_what_is_not(tmp_path: Path) -> None:
+    """One gap, where the doubt ends, and none before it began; a resumed run closes what the one before left open."""
+    doubts = [(), ("R-hat",), ("R-hat",), (), (), ("R-hat",)]
+    found = [Measurement(step, {"llc": Estimate(5.0, 0.5, doubt)}) for step, doubt in enumerate(doubts)]
+    writer = TensorBoardWriter(tmp_path / "first")
+    for one in found:
+        writer.on_measurement(one)
+    writer.close()
+    steps, values = read_scalars(writer.directory)["phasewatch_details/llc_unreliable"]
+    assert steps.tolist() == [1, 2, 3, 5] and np.isnan(values).tolist() == [False, False, True, False]
+    resumed = TensorBoardWriter(tmp_path / "second")
+    resumed.on_resume(Run(None, {}, tuple(found), (), (), (), finished=False))
+    resumed.on_measurement(Measurement(6, {"llc": Estimate(5.0, 0.5)}))
+    resumed.close()
+    steps, values = read_scalars(resumed.directory)["phasewatch_details/llc_unreliable"]
+    assert steps.tolist() == [6] and np.isnan(values).all()
+
+
+def test_the_verdict_does_not_wait_for_the_next_measurement(tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path)
+    for step in (0, 10):
+        writer.on_measurement(measurement(step))
+        writer.on_transitions(step, [], [])
+        assert texts(writer.directory, VERDICT)[-1][0] == step
+    writer.close()
 
 
 def test_in_the_front_stands_what_a_person_looks_at_in_order(tmp_path: Path) -> None:
