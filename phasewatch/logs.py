@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import warnings
@@ -33,6 +34,8 @@ TABLES = {
     ".parquet": "read_parquet",
 }
 """What pandas reads a file by, and how it ends."""
+FEW = 12
+"""Names that are told where one was misspelt."""
 METRICS = "metrics.csv"
 """What Lightning's CSVLogger writes."""
 CALLED_UNRELIABLE = "called unreliable where it was logged"
@@ -123,6 +126,20 @@ def chosen(scalars: Mapping[str, object]) -> tuple[list[str], str]:
     return [name for name in scalars if "loss" in name.lower()], "they look like losses"
 
 
+def told_missing(source: object, unknown: Sequence[str], known: Sequence[str]) -> str:
+    """That there are no such series, and which there are: of many the nearest, and some."""
+    near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=3)]
+    nearest = f"the nearest are {', '.join(dict.fromkeys(near))}; " if near and len(known) > FEW else ""
+    return f"{source} has no series {', '.join(map(repr, unknown))}; {nearest}it has{told_known(known)}."
+
+
+def told_known(known: Sequence[str]) -> str:
+    """Names after a verb; of many how many there are, and the first."""
+    known = list(dict.fromkeys(known))
+    count = f" {len(known)}, among them" if len(known) > FEW else ""
+    return f"{count}: {', '.join(known[:FEW]) or 'none'}"
+
+
 def run_of_scalars(scalars: Scalars, names: Sequence[str], source: str) -> Run:
     """Series as a run, so that they can be analysed like one.
 
@@ -139,9 +156,7 @@ def run_of_scalars(scalars: Scalars, names: Sequence[str], source: str) -> Run:
     """
     unknown = [name for name in names if name not in scalars]
     if unknown:
-        raise RecordError(
-            f"{source} has no series {', '.join(map(repr, unknown))}; it has: {', '.join(scalars) or 'none'}."
-        )
+        raise RecordError(told_missing(source, unknown, list(scalars)))
     found: dict[int, dict[str, Estimate]] = {}
     for name in names:
         for series, doubts in ((name, ()), (f"{name}{UNRELIABLE}", (CALLED_UNRELIABLE,))):

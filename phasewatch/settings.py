@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -52,6 +52,13 @@ EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "free_seconds": (_number, "a number of seconds such as 60, or 0 for none"),
     "loss_fn": (_or_none(callable), "a function loss_fn(module, batch) -> scalar mean loss"),
     "outputs_fn": (_or_none(callable), "a function outputs_fn(module, batch) -> outputs, or None"),
+    "on_transition": (_or_none(callable), "a function on_transition(flag), or None"),
+    "say": (_or_none(callable), "a function say(text), or None"),
+    "listeners": (
+        lambda value: isinstance(value, Sequence) and all(hasattr(one, "on_measurement") for one in value),
+        "a list of listeners, as phasewatch.tensorboard.TensorBoardWriter(directory)",
+    ),
+    "step": (_whole, "a whole number, the optimizer steps made so far"),
     "directory": (_or_none(lambda value: isinstance(value, str | os.PathLike)), "a path, or None"),
 }
 """Name of a setting to what is usable, and that in words."""

@@ -203,6 +203,9 @@ class Watch:
             free_seconds=free_seconds,
             threads=threads,
             seed=seed,
+            listeners=listeners,
+            on_transition=on_transition,
+            say=say,
         )
         main = Probe(list(probe), loss_fn, n, mode, batch_sizes=batch_sizes, outputs_fn=outputs_fn, threads=threads)
         monitor = Monitor(tuple(estimators), main, as_schedule(schedule, max_overhead, free_seconds))
@@ -398,7 +401,12 @@ class Watch:
 
         Returns:
             The measurement, which may be that of the first state if it was kept; None if none was due.
+
+        Raises:
+            TypeError: If the first step is no whole number.
         """
+        if self._last_asked < 0:
+            check_types(step=step)
         if step < self._idle_until:  # at nearly every step: it must cost next to nothing
             self._last_asked = step
             return None
@@ -601,7 +609,11 @@ class Watch:
 
         Returns:
             The measurement; None if every estimator failed.
+
+        Raises:
+            TypeError: If ``step`` is no whole number.
         """
+        check_types(step=step)
         self._advance_clock(step)
         self._measure_start()
         measurement = self._measure(step, self.monitors)

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import phasewatch
 from phasewatch.cli import main
+from phasewatch.logs import told_missing
 from phasewatch.record import SCHEMA_VERSION, Estimate, Journal, Measurement
 
 
@@ -188,6 +189,14 @@ def test_signals_of_a_record_are_chosen_by_name(tmp_path: Path, capsys: pytest.C
     assert "1 transition" in capsys.readouterr().out
     assert main(["analyze", str(tmp_path), "--signals", "loss", "accuracy"]) == 2
     assert "has no series 'accuracy'; it has: loss." in capsys.readouterr().err
+
+
+def test_of_many_series_the_nearest_are_told() -> None:
+    known = ["loss", "llc_behavioral", *(f"zeros_{k}" for k in range(100))]
+    assert told_missing("here", ["llc_behavioural"], known) == (
+        "here has no series 'llc_behavioural'; the nearest are llc_behavioral; it has 102, among them: loss, "
+        "llc_behavioral, " + ", ".join(f"zeros_{k}" for k in range(10)) + "."
+    )
 
 
 def test_demo_is_given_its_output_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

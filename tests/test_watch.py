@@ -628,3 +628,25 @@ def test_a_signal_of_two_monitors_that_differ_is_in_doubt() -> None:
         assert found is not None
         assert found.value("loss") == pytest.approx(float(loss_fn(module, batches[0])), rel=1e-6)
         assert found.estimates["loss"].reliable is reliable
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"listeners": print}, "listeners is <built-in function print>; expected a list of listeners"),
+        ({"listeners": [print]}, r"listeners is \[<built-in function print>\]; expected a list of listeners"),
+        ({"on_transition": "stop"}, "on_transition is 'stop'; expected a function"),
+        ({"say": "loudly"}, "say is 'loudly'; expected a function"),
+    ],
+)
+def test_whom_to_tell_is_checked_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make(Weight(), **settings)
+
+
+@pytest.mark.parametrize("step", ["3", 2.5, None, True])
+def test_a_step_is_a_whole_number(step: Any) -> None:
+    with make(Weight()) as watch:
+        for ask in (watch.at, watch.measure):
+            with pytest.raises(TypeError, match=f"step is {step!r}; expected a whole number"):
+                ask(step)

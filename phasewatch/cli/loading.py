@@ -30,7 +30,7 @@ def _load(path: Path, signals: list[str] | None, quiet: bool) -> tuple[Run, Path
 
     A record comes first, then event files, then tables; what is named is looked for where it is.
     """
-    from phasewatch.logs import find_table, is_table
+    from phasewatch.logs import find_table, is_table, told_missing
     from phasewatch.record import RecordError, find_record, load_run
     from phasewatch.record.signals import LOSS, TRAINING_LOSS
 
@@ -50,9 +50,7 @@ def _load(path: Path, signals: list[str] | None, quiet: bool) -> tuple[Run, Path
             if signals is None or set(signals) <= set(known):
                 return run, record.parent, signals
             if not any(path.rglob("*tfevents*")):
-                unknown = ", ".join(repr(name) for name in signals if name not in known)
-                has = ", ".join(dict.fromkeys(known)) or "none"
-                raise RecordError(f"{record} has no series {unknown}; it has: {has}.")
+                raise RecordError(told_missing(record, [name for name in signals if name not in known], known))
     return _load_series(path, signals, quiet)
 
 
@@ -78,7 +76,7 @@ def _is_record(path: Path) -> bool:
 
 def _load_series(path: Path, names: list[str] | None, quiet: bool) -> tuple[Run, Path, list[str]]:
     """A run out of a table or of event files."""
-    from phasewatch.logs import chosen, is_table, own_names, read_table, run_of_scalars
+    from phasewatch.logs import chosen, is_table, own_names, read_table, run_of_scalars, told_known
     from phasewatch.record import RecordError
 
     if is_table(path):
@@ -93,7 +91,7 @@ def _load_series(path: Path, names: list[str] | None, quiet: bool) -> tuple[Run,
         if not names:
             raise RecordError(
                 f"{source} holds no phasewatch record and nothing that looks like a loss; name some of its series by "
-                f"--signals. It has: {', '.join(scalars) or 'none'}."
+                f"--signals. It has{told_known(list(scalars))}."
             )
         if not quiet:
             say(f"No phasewatch record here; reading {', '.join(names)} ({why}) from {source}.\n")

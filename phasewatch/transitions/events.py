@@ -23,6 +23,7 @@ EventKind = Literal[
 ]
 
 LEARNING_RATE = "learning_rate"
+OF_RATES: tuple[EventKind, ...] = ("learning-rate drop", "learning-rate rise", "end of a warm-up")
 
 ABRUPT = 1.5
 """Factor by which the learning rate changes from one step to the next where that is an event of its own; schedules that
@@ -101,17 +102,22 @@ def named_by_events(transitions: Sequence[Transition], events: Sequence[Event]) 
 
     An event that comes when more than half of a change has happened, as the transition's interval has it, did not make
     it. The loss at every step places a change so exactly that what made it may come before its beginning, by as much as
-    the change and the doubt of its place are wide, or as an optimizer remembers. After a divergence there is no network
-    left that could go through one.
+    the change and the doubt of its place are wide, and after a change of the learning rate as an optimizer remembers.
+    After a divergence there is no network left that could go through one.
     """
     named = []
     diverged = min((event.step for event in events if event.kind == "divergence"), default=math.inf)
     for transition in transitions:
         low, high = transition.interval
-        latest, earliest = max(transition.step, high), transition.start
+        latest, lag, settling = max(transition.step, high), 0.0, 0.0
         if TRAINING_LOSS in transition.seen_by:
-            earliest -= max(transition.end - transition.start + high - low, MEMORY)
-        causes = [event for event in events if earliest <= event.step <= latest]
+            lag = transition.end - transition.start + high - low
+            settling = max(lag, MEMORY)
+        causes = [
+            event
+            for event in events
+            if transition.start - (settling if event.kind in OF_RATES else lag) <= event.step <= latest
+        ]
         kind = causes[0].kind if causes else "divergence" if transition.start >= diverged else None
         named.append(transition if kind is None else replace(transition, kind=kind, resolutions=()))
     return named

@@ -364,13 +364,13 @@ def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
     validation = list(DataLoader(data(16, seed=5), batch_size=8))
     callback = LLCMonitor(
         schedule=[0, 9],
-        behavioral=BehavioralCoefficient(sampled=False, refined=("*.bias",)),
+        behavioral=BehavioralCoefficient(chains=2, draws=16, burn_in=20, refined=("*.bias",)),
         llc=LearningCoefficient(chains=2, draws=6, burn_in=20, refined=("*.bias",)),
         probe_samples=16,
         other_data={"validation": validation},
         on_error="raise",
     )
     trainer = train(tmp_path, callback)
-    for name in ("llc", "llc_*.bias", "effective_rank_*.bias", "llc_validation", "loss_validation"):
+    for name in ("llc", "llc_*.bias", "llc_behavioral_*.bias", "llc_validation", "loss_validation"):
         assert len(callback.run.series(name).steps) == len(callback.run.measurements)
         assert name in trainer.callback_metrics

@@ -130,6 +130,7 @@ def test_what_the_loss_at_every_step_shows_soon_after_an_event_is_that(behind: f
     one = replace(one, seen_by=(TRAINING_LOSS,))
     [named] = named_by_events([one], [Event("learning-rate drop", 813.0 - behind, "")])
     assert named.kind == ("learning-rate drop" if is_it else "loss falls")
+    assert named_by_events([one], [Event("bad batch", 813.0 - behind, "")]) == [one]
 
 
 def test_after_a_divergence_nothing_is_a_transition_of_its_own() -> None:
