@@ -30,6 +30,7 @@ from phasewatch.callbacks.progress import ShownProgress
 from phasewatch.callbacks.summaries import log_verdict, prefixed
 from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
 from phasewatch.estimators import BehavioralCoefficient, Estimator, checked_estimators
+from phasewatch.estimators.enough import ROWS
 from phasewatch.interruption import held_back
 from phasewatch.isolation import isolated
 from phasewatch.listener import Listener
@@ -38,7 +39,7 @@ from phasewatch.monitor import Monitor
 from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
-from phasewatch.price import spoken, what_would_help
+from phasewatch.price import size_of, spoken, what_would_help
 from phasewatch.printable import printable
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
@@ -714,7 +715,8 @@ class MonitoringCallback(WatchingCallback):
             objective = probe.first(CHECKED_AT_THE_START).objective(trainer.lightning_module, self.seed)
             objective.outputs(objective.parameters, 0)
         wanted, there = self._size_of(monitor.probe), sum(probe.sizes)
-        if 2 * there < wanted:
+        # λ looks at no more positions of sequences than ROWS, of however many samples
+        if 2 * there < wanted and size_of(objective, 1).rows * len(drawn.batches) < ROWS:
             return f"it has {there} samples, less than half of the {wanted} of the probe"
         return drawn
 

@@ -180,6 +180,32 @@ def test_samples_that_do_not_serve_leave_the_probe_and_the_reason_is_told(
         assert callback.run.series(name).values == pytest.approx(plain.run.series(name).values, rel=1e-9), name
 
 
+class Tagger(Classifier):
+    """Labels each of 40 positions of a sequence."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.network(batch[0]).flatten(0, 1), batch[1].flatten())
+
+
+def test_of_sequences_their_positions_count(tmp_path: Path) -> None:
+    """16 sequences, a quarter of those of the probe, have 640 positions, of which 512 are looked at."""
+    sequences = [TensorDataset(torch.randn(count, 40, 6), torch.randint(3, (count, 40))) for count in (TRAINING, 16)]
+    train, validate = (DataLoader(data, batch_size=8) for data in sequences)
+    callback = watch(tmp_path)
+    trainer = pl.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[callback],
+    )
+    trainer.fit(Tagger(), train, validate)
+    assert "held_out" in [m["probe"]["data"] for m in callback.run.header["monitors"]]
+
+
 def test_samples_of_the_training_set_are_not_held_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
