@@ -288,7 +288,8 @@ class Spread:
         distance = _even_in_the_logarithm(step, total or LENGTH_UNKNOWN, self.measurements, taken)
         if self.max_overhead is None or not clock.measurement_seconds:
             return distance
-        free = self.free_seconds / clock.measurement_seconds
+        # with those that were made, which may have been cheaper or dearer than the next are expected to be
+        free = clock.taken + max(self.free_seconds - clock.measuring_seconds, 0.0) / clock.measurement_seconds
         until = float(total or LENGTH_UNKNOWN)
         if clock.training_seconds and clock.steps:
             # from there on the share pays for more than is free
