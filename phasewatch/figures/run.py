@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from phasewatch.analysis import Analysis
 from phasewatch.figures.panel import draw_panel, measured_bounds, recorded
-from phasewatch.figures.stages import draw_events, draw_stages
+from phasewatch.figures.stages import draw_events, draw_stages, fractions
 from phasewatch.figures.style import (
     BOTTOM,
     CHARACTER,
@@ -119,11 +119,10 @@ def _says_something(row: Signal, run: Run) -> bool:
 
 
 def _fractions(places: Sequence[float], steps: NDArray[np.int64]) -> list[float]:
-    """Where steps lie along the axis, as shares of its width."""
+    """Where steps lie along the axis that there will be, as shares of its width."""
     axis = Figure().add_axes((0, 0, 1, 1))
     scale_steps(axis, steps)
-    pixels = axis.transData.transform([(place, 0.0) for place in places])[:, 0]
-    return [float(x) for x in axis.transAxes.inverted().transform([(x, 0.0) for x in pixels])[:, 0]]
+    return fractions(axis, places)
 
 
 def _label_rows(transitions: Sequence[Transition], steps: NDArray[np.int64]) -> list[int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from phasewatch.figures.style import FAINT, MOST_NAMED, ORANGE, STAGE_TINTS, VERMILION
@@ -39,8 +39,7 @@ def draw_events(axis: Axes, events: Sequence[Event], named: bool) -> None:
         return
     together: list[list[Event]] = []
     for event in shown:
-        first = together[-1][0].step if together else -math.inf
-        if _across(axis, event.step) - _across(axis, first) < NAME_WIDTH:
+        if together and np.ptp(fractions(axis, [together[-1][0].step, event.step])) < NAME_WIDTH:
             together[-1].append(event)
         else:
             together.append([event])
@@ -58,9 +57,7 @@ def draw_events(axis: Axes, events: Sequence[Event], named: bool) -> None:
         )
 
 
-def _across(axis: Axes, step: float) -> float:
-    """Where a step lies, as a share of the axis' width."""
-    if not math.isfinite(step):
-        return step
-    (pixels, _) = axis.transData.transform((step, 0.0))
-    return float(axis.transAxes.inverted().transform((pixels, 0.0))[0])
+def fractions(axis: Axes, places: Sequence[float]) -> list[float]:
+    """Where steps lie along an axis, as shares of its width."""
+    pixels = axis.transData.transform([(place, 0.0) for place in places])[:, 0]
+    return [float(x) for x in axis.transAxes.inverted().transform([(x, 0.0) for x in pixels])[:, 0]]

@@ -61,7 +61,6 @@ class TensorBoardWriter:
         self._scalars = scalars
         self._measurements: list[Measurement] = []
         self._begun: set[str] = set()
-        self._doubted: set[str] = set()
         self._charts: dict[str, Chart] = {}
         self._standing: tuple[Transition, ...] = ()
         self._unsaid: int | None = None
@@ -75,7 +74,6 @@ class TensorBoardWriter:
         """
         self._measurements = list(run.measurements)
         self._begun = {name for measurement in run.measurements for name in tagged(measurement)}
-        self._doubted = doubted(run.measurements[-1]) if run.measurements else set()
         self._standing = run.transitions
 
     def on_measurement(self, measurement: Measurement) -> None:
@@ -85,6 +83,7 @@ class TensorBoardWriter:
         """
         if self._unsaid is not None:
             self._say_verdict(self._so_far, self._unsaid)
+        before = doubted(self._measurements[-1]) if self._measurements else set()
         self._measurements.append(measurement)
         step = measurement.step
         numbers = tagged(measurement)
@@ -95,10 +94,8 @@ class TensorBoardWriter:
         for name, signal in gaps(measurement).items():
             if signal in self._begun:
                 self._writer.add_scalar(name, math.nan, step)
-        now_doubted = doubted(measurement)
-        for name in sorted(self._doubted - now_doubted):
+        for name in sorted(before - doubted(measurement)):
             self._writer.add_scalar(name, math.nan, step)
-        self._doubted = now_doubted
         self._write_layout(measurement)
         if SPECTRUM in measurement.histograms:
             self._write_spectrum(measurement.histograms[SPECTRUM], measurement.value(f"{NULLITY}_threshold"), step)

@@ -64,6 +64,7 @@ def fitted(
     max_steps: int = 6,
     ckpt_path: Any = None,
     checkpoint: bool = False,
+    make_module: Any = Classifier,
     **options: Any,
 ) -> Any:
     """The callback, after a run of one epoch in a directory of its own."""
@@ -79,7 +80,7 @@ def fitted(
         callbacks=callbacks,
         **options,
     )
-    trainer.fit(Classifier(), train, validate, ckpt_path=ckpt_path)
+    trainer.fit(make_module(), train, validate, ckpt_path=ckpt_path)
     return callback
 
 
@@ -191,18 +192,7 @@ def test_of_sequences_their_positions_count(tmp_path: Path) -> None:
     """16 sequences, a quarter of those of the probe, have 640 positions, of which 512 are looked at."""
     sequences = [TensorDataset(torch.randn(count, 40, 6), torch.randint(3, (count, 40))) for count in (TRAINING, 16)]
     train, validate = (DataLoader(data, batch_size=8) for data in sequences)
-    callback = watch(tmp_path)
-    trainer = pl.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[callback],
-    )
-    trainer.fit(Tagger(), train, validate)
+    callback = fitted(tmp_path, watch(tmp_path), train, validate, max_steps=1, make_module=Tagger)
     assert "held_out" in [m["probe"]["data"] for m in callback.run.header["monitors"]]
 
 
