@@ -112,7 +112,13 @@ class PhaseWatchCallback(TrainerCallback):
             TypeError: If there is no setting of a name, or one is of a type that cannot be used.
         """
         check_types(
-            probe_samples=probe_samples, loss_fn=loss_fn, outputs_fn=outputs_fn, n=n, directory=directory, seed=seed
+            probe_samples=probe_samples,
+            loss_fn=loss_fn,
+            outputs_fn=outputs_fn,
+            n=n,
+            directory=directory,
+            seed=seed,
+            on_transition=on_transition,
         )
         as_schedule(schedule)
         _check_names(settings)

@@ -37,9 +37,17 @@ def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def _listens(value: Any) -> bool:
+    """Whether all methods are there to be called; those of a class still lack the object."""
+    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in LISTENING)
+
+
 def _or_none(is_usable: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or is_usable(value)
 
+
+LISTENING = ("on_resume", "on_measurement", "on_transitions", "on_end", "close")
+"""The methods of ``phasewatch.listener.Listener``."""
 
 EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "probe_samples": (_whole, "a whole number, such as 512"),
@@ -55,8 +63,8 @@ EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "on_transition": (_or_none(callable), "a function on_transition(flag), or None"),
     "say": (_or_none(callable), "a function say(text), or None"),
     "listeners": (
-        lambda value: isinstance(value, Sequence) and all(hasattr(one, "on_measurement") for one in value),
-        "a list of listeners, as phasewatch.tensorboard.TensorBoardWriter(directory)",
+        lambda value: isinstance(value, Sequence) and all(map(_listens, value)),
+        f"a list of listeners with {', '.join(LISTENING)}, as phasewatch.tensorboard.TensorBoardWriter(directory)",
     ),
     "step": (_whole, "a whole number, the optimizer steps made so far"),
     "directory": (_or_none(lambda value: isinstance(value, str | os.PathLike)), "a path, or None"),

@@ -403,13 +403,14 @@ class Watch:
             The measurement, which may be that of the first state if it was kept; None if none was due.
 
         Raises:
-            TypeError: If the first step is no whole number.
+            TypeError: If the first step, or one at which something is due, is no whole number.
         """
         if self._last_asked < 0:
             check_types(step=step)
         if step < self._idle_until:  # at nearly every step: it must cost next to nothing
             self._last_asked = step
             return None
+        check_types(step=step)
         if self._last_asked < 0:
             with self._guarded("record", step):
                 self._record_header()  # a run that is killed in its first measurement has a record

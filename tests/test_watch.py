@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import phasewatch.listener
 from phasewatch.analysis import NOT_BORNE_OUT, Analysis, analyze_run
 from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Reading
 from phasewatch.measure import Probe
@@ -24,6 +25,7 @@ from phasewatch.objective import Objective
 from phasewatch.record import Ending, Estimate, Flag, Measurement, RecordError, Run, Transition, load_run
 from phasewatch.report import verdict
 from phasewatch.schedule import Every, as_schedule
+from phasewatch.settings import LISTENING
 from phasewatch.transitions import LiveDetector
 from phasewatch.watch import Monitor, Watch
 
@@ -635,6 +637,8 @@ def test_a_signal_of_two_monitors_that_differ_is_in_doubt() -> None:
     [
         ({"listeners": print}, "listeners is <built-in function print>; expected a list of listeners"),
         ({"listeners": [print]}, r"listeners is \[<built-in function print>\]; expected a list of listeners"),
+        ({"listeners": [type("Deaf", (), {"on_measurement": print})()]}, "expected a list of listeners with on_resume, on_"),
+        ({"listeners": [Listener]}, r"listeners is \[<class '.*Listener'>\]; expected a list of listeners"),
         ({"on_transition": "stop"}, "on_transition is 'stop'; expected a function"),
         ({"say": "loudly"}, "say is 'loudly'; expected a function"),
     ],
@@ -650,3 +654,17 @@ def test_a_step_is_a_whole_number(step: Any) -> None:
         for ask in (watch.at, watch.measure):
             with pytest.raises(TypeError, match=f"step is {step!r}; expected a whole number"):
                 ask(step)
+
+
+def test_a_step_at_which_something_is_due_is_a_whole_number() -> None:
+    with make(Weight()) as watch:
+        watch.at(0)
+        watch.at(1)
+        with pytest.raises(TypeError, match="step is 10.5; expected a whole number"):
+            watch.at(10.5)  # type: ignore[arg-type]
+        assert watch.at(11) is not None
+
+
+def test_a_listener_is_asked_for_every_method_that_is_called() -> None:
+    methods = [name for name, of in vars(phasewatch.listener.Listener).items() if callable(of) and not name.startswith("_")]
+    assert list(LISTENING) == methods
