@@ -35,7 +35,7 @@ TABLES = {
 }
 """What pandas reads a file by, and how it ends."""
 FEW = 12
-"""Names that are told where one was misspelt."""
+"""Names that are told where one was misspelt. Chosen."""
 METRICS = "metrics.csv"
 """What Lightning's CSVLogger writes."""
 CALLED_UNRELIABLE = "called unreliable where it was logged"
@@ -127,17 +127,20 @@ def chosen(scalars: Mapping[str, object]) -> tuple[list[str], str]:
 
 
 def told_missing(source: object, unknown: Sequence[str], known: Sequence[str]) -> str:
-    """That there are no such series, and which there are: of many the nearest, and some."""
+    """That there are no such series, and which there are: of many the nearest, and some; all where none is named."""
+    if not unknown:
+        return f"--signals names no series; {source} has: {', '.join(dict.fromkeys(known)) or 'none'}."
     near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=3)]
     nearest = f"the nearest are {', '.join(dict.fromkeys(near))}; " if near and len(known) > FEW else ""
     return f"{source} has no series {', '.join(map(repr, unknown))}; {nearest}it has{told_known(known)}."
 
 
 def told_known(known: Sequence[str]) -> str:
-    """Names after a verb; of many how many there are, and the first."""
+    """Names after a verb; of many how many there are, the first, and how to see all."""
     known = list(dict.fromkeys(known))
-    count = f" {len(known)}, among them" if len(known) > FEW else ""
-    return f"{count}: {', '.join(known[:FEW]) or 'none'}"
+    if len(known) <= FEW:
+        return f": {', '.join(known) or 'none'}"
+    return f" {len(known)}, among them: {', '.join(known[:FEW])} (--signals without a name says all)"
 
 
 def run_of_scalars(scalars: Scalars, names: Sequence[str], source: str) -> Run:
@@ -152,10 +155,10 @@ def run_of_scalars(scalars: Scalars, names: Sequence[str], source: str) -> Run:
         source: Where they are from, for the header.
 
     Raises:
-        RecordError: If there is no such series.
+        RecordError: If there is no such series, or none is named.
     """
     unknown = [name for name in names if name not in scalars]
-    if unknown:
+    if unknown or not names:
         raise RecordError(told_missing(source, unknown, list(scalars)))
     found: dict[int, dict[str, Estimate]] = {}
     for name in names:

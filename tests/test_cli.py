@@ -195,8 +195,22 @@ def test_of_many_series_the_nearest_are_told() -> None:
     known = ["loss", "llc_behavioral", *(f"zeros_{k}" for k in range(100))]
     assert told_missing("here", ["llc_behavioural"], known) == (
         "here has no series 'llc_behavioural'; the nearest are llc_behavioral; it has 102, among them: loss, "
-        "llc_behavioral, " + ", ".join(f"zeros_{k}" for k in range(10)) + "."
+        "llc_behavioral, " + ", ".join(f"zeros_{k}" for k in range(10)) + " (--signals without a name says all)."
     )
+
+
+def test_signals_without_a_name_says_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"metric_{k}" for k in range(30)]
+    table = tmp_path / "metrics.csv"
+    table.write_text("step," + ",".join(names) + "\n" + "".join(f"{k}{',1' * 30}\n" for k in range(10)))
+    recorded = tmp_path / "recorded"
+    record(recorded)
+    assert main(["analyze", str(table), "--signals"]) == 2
+    assert f"--signals names no series; {table} has: {', '.join(names)}." in " ".join(capsys.readouterr().err.split())
+    assert main(["compare", str(recorded), str(recorded), "--signals"]) == 2
+    assert "has: loss." in " ".join(capsys.readouterr().err.split())
+    assert main(["analyze", str(table), "--signals", "metric_x"]) == 2
+    assert "has 30, among them: metric_0, metric_1," in " ".join(capsys.readouterr().err.split())
 
 
 def test_demo_is_given_its_output_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

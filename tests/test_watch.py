@@ -637,7 +637,10 @@ def test_a_signal_of_two_monitors_that_differ_is_in_doubt() -> None:
     [
         ({"listeners": print}, "listeners is <built-in function print>; expected a list of listeners"),
         ({"listeners": [print]}, r"listeners is \[<built-in function print>\]; expected a list of listeners"),
-        ({"listeners": [type("Deaf", (), {"on_measurement": print})()]}, "expected a list of listeners with on_resume, on_"),
+        (
+            {"listeners": [type("Deaf", (), {"on_measurement": print})()]},
+            "expected a list of listeners with on_resume, on_",
+        ),
         ({"listeners": [Listener]}, r"listeners is \[<class '.*Listener'>\]; expected a list of listeners"),
         ({"on_transition": "stop"}, "on_transition is 'stop'; expected a function"),
         ({"say": "loudly"}, "say is 'loudly'; expected a function"),
@@ -666,5 +669,7 @@ def test_a_step_at_which_something_is_due_is_a_whole_number() -> None:
 
 
 def test_a_listener_is_asked_for_every_method_that_is_called() -> None:
-    methods = [name for name, of in vars(phasewatch.listener.Listener).items() if callable(of) and not name.startswith("_")]
+    methods = [
+        name for name, of in vars(phasewatch.listener.Listener).items() if callable(of) and not name.startswith("_")
+    ]
     assert list(LISTENING) == methods

@@ -21,8 +21,8 @@ def add_signals(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--signals",
         metavar="NAME",
-        nargs="+",
-        help="analyse these signals, of the record, the event files or the table",
+        nargs="*",
+        help="analyse these signals, of the record, the event files or the table; without a NAME, say which there are",
     )
 
 

@@ -47,7 +47,7 @@ def _load(path: Path, signals: list[str] | None, quiet: bool) -> tuple[Run, Path
         else:
             run = load_run(record)
             known = [*run.names, *([TRAINING_LOSS] if LOSS in run.observed else []), *run.observed]
-            if signals is None or set(signals) <= set(known):
+            if signals is None or (signals and set(signals) <= set(known)):
                 return run, record.parent, signals
             if not any(path.rglob("*tfevents*")):
                 raise RecordError(told_missing(record, [name for name in signals if name not in known], known))

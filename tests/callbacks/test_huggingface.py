@@ -216,3 +216,5 @@ def test_a_setting_that_there_is_not_is_refused_at_once() -> None:
         PhaseWatchCallback(listeners=[])
     with pytest.raises(ValueError, match="every -1 steps; expected a number of steps, at least 1"):
         PhaseWatchCallback(schedule=-1)
+    with pytest.raises(TypeError, match="on_transition is 'stop'; expected a function"):
+        PhaseWatchCallback(on_transition="stop")  # type: ignore[arg-type]
