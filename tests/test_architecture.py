@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "probe": {"isolation", "objective", "torch", "numpy"},
     "hessian": {"isolation", "objective", "shown", "torch", "numpy", "scipy"},
     "llc": {"isolation", "objective", "shown", "torch", "numpy", "scipy"},
-    "symmetry": {"isolation", "objective", "hessian", "shown", "torch", "numpy", "scipy"},
+    "symmetry": {"isolation", "objective", "hessian", "shown", "torch", "numpy", "scipy", "tabulate"},
     "transitions": {"record", "shown", "numpy", "scipy", "ruptures"},
     "analysis": {"record", "transitions", "numpy", "ruptures"},
     "estimators": {"objective", "hessian", "llc", "symmetry", "record", "torch", "numpy"},
@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "figures": {"analysis", "record", "transitions", "numpy", "matplotlib"},
     "plot": {"analysis", "figures", "record", "transitions", "numpy", "matplotlib"},
-    "report": {"analysis", "figures", "printable", "record", "transitions", "numpy", "matplotlib"},
+    "report": {"analysis", "figures", "printable", "record", "transitions", "numpy", "matplotlib", "tabulate"},
     "tensorboard": {
         *("analysis", "figures", "google", "logs", "record", "report", "tags", "numpy", "tensorboard", "torch"),
         "matplotlib",

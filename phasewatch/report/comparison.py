@@ -12,7 +12,7 @@ from phasewatch.figures import comparison_figure
 from phasewatch.figures.numbers import format_span, format_step
 from phasewatch.report.html import ReportPaths
 from phasewatch.report.markup import document, escape, picture, sentences, table
-from phasewatch.report.table import WIDTH
+from phasewatch.report.table import LEFT, WIDTH, in_columns
 from phasewatch.report.verdict import verdict
 from phasewatch.transitions import AlignedTransition, align_transitions
 
@@ -157,10 +157,11 @@ def format_comparison(comparison: Comparison, width: int = WIDTH) -> str:
     """
     if not comparison.aligned:
         return NONE_FOUND
-    rows = [(*COLUMNS, *comparison.names), *comparison_rows(comparison)]
-    if len(_lines(rows)[0]) > width:
-        rows = [row[:3] for row in rows]
-    return "\n".join(_lines(rows))
+    columns, rows = [*COLUMNS, *comparison.names], comparison_rows(comparison)
+    wide = in_columns(columns, rows, LEFT)
+    if len(wide.splitlines()[1]) <= width:
+        return wide
+    return in_columns(COLUMNS, [row[: len(COLUMNS)] for row in rows], LEFT)
 
 
 def write_comparison(comparison: Comparison, directory: str | os.PathLike[str]) -> ReportPaths:
@@ -202,15 +203,3 @@ def _joined(factor: float) -> str:
 
 def _steps(one: AlignedTransition) -> list[float | None]:
     return [None if transition is None else transition.step for transition in one.transitions]
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

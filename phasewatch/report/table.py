@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+
+from tabulate import MIN_PADDING, tabulate
 
 from phasewatch.figures.numbers import format_change, format_span, format_step, format_value
 from phasewatch.record import Transition
@@ -12,6 +14,8 @@ from phasewatch.transitions.events import Event
 
 NONE_FOUND = "No transitions were found: nothing stands out from how the run moves and scatters otherwise."
 COLUMNS = ("step (95 % interval)", "from-to", "kind", "what changed", "score")
+LEFT = ("kind", "what changed")
+"""Columns of words; the others are of numbers."""
 EVENT_COLUMNS = ("step", "event", "what happened")
 WIDTH = 100
 # A signal's change is told when it is this many standard errors beyond the drift of the stages.
@@ -83,6 +87,21 @@ def table_rows(transitions: Sequence[Transition], arrow: str = "->") -> list[tup
     ]
 
 
+def in_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str], style: str = "simple"
+) -> str:
+    """Cells under their columns, as text.
+
+    Args:
+        columns: What the columns are called.
+        rows: The cells, which may have several lines.
+        left: The columns that are aligned at their left; the others are at their right.
+        style: Of ``tabulate``.
+    """
+    alignment = ["left" if column in left else "right" for column in columns]
+    return tabulate(rows, columns, style, disable_numparse=True, colalign=alignment)
+
+
 def describe_changes(transition: Transition, arrow: str = "->") -> list[str]:
     """What each signal did, λ of the function first, then the most significant; at least one, else those beyond noise.
 
@@ -97,27 +116,24 @@ def describe_changes(transition: Transition, arrow: str = "->") -> list[str]:
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(COLUMNS), " | ".join(["---:", "---:", "---", "---", "---:"])]
-    lines += [" | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
+    cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows]
+    return in_columns(COLUMNS, cells, LEFT, style="pipe")
 
 
 def _text(rows: Sequence[Sequence[str]], width: int) -> str:
-    widths = [max(len(row[k].replace("\n", ", ")) for row in [COLUMNS, *rows]) for k in range(len(COLUMNS))]
+    widths = [
+        max(len(column) + MIN_PADDING, *(len(row[k].replace("\n", ", ")) for row in rows))
+        for k, column in enumerate(COLUMNS)
+    ]
     widths[2] = min(widths[2], _WIDEST_KIND)
     room = width - sum(widths[:3]) - widths[4] - _GAP * (len(COLUMNS) - 1)
     if room < min(widths[3], _LEAST_ROOM):
         return "\n".join(line for row in rows for line in _paragraph(row, width))
-    widths[3] = min(widths[3], room)
-    lines = [_line(COLUMNS, widths), _line(["-" * width for width in widths], widths)]
-    for row in rows:
-        kind = textwrap.wrap(row[2], widths[2])
-        changed = _wrap_changes(row[3].split("\n"), widths[3])
-        for k in range(max(len(kind), len(changed))):
-            cells = [row[0], row[1], "", "", row[4]] if k == 0 else [""] * len(COLUMNS)
-            cells[2], cells[3] = (part[k] if k < len(part) else "" for part in (kind, changed))
-            lines.append(_line(cells, widths))
-    return "\n".join(lines)
+    cells = [
+        (place, extent, textwrap.fill(kind, widths[2]), "\n".join(_wrap_changes(changed.split("\n"), room)), score)
+        for place, extent, kind, changed, score in rows
+    ]
+    return in_columns(COLUMNS, cells, LEFT)
 
 
 def _paragraph(row: Sequence[str], width: int) -> list[str]:
@@ -126,14 +142,6 @@ def _paragraph(row: Sequence[str], width: int) -> list[str]:
     told = [f"step {place}: {kind}", f"  from-to {extent}, score {score}"]
     told += [f"  {line}" for line in _wrap_changes(changed.split("\n"), width - 2)]
     return [line for one in told for line in textwrap.wrap(one, width, initial_indent="", subsequent_indent="  ")]
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = [
-        cell.ljust(width) if column in ("kind", "what changed") else cell.rjust(width)
-        for cell, width, column in zip(cells, widths, COLUMNS, strict=True)
-    ]
-    return (" " * _GAP).join(aligned).rstrip()
 
 
 def _wrap_changes(changes: Sequence[str], width: int) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 from phasewatch.hessian import ZeroCount
@@ -126,16 +127,17 @@ class ZeroLedger:
 
     def table(self) -> str:
         """The ledger as text, one line for each kind and layer."""
-        lines = [f"{'kind':<16} {'layer':<24} {'zeros':>7}  units"]
-        lines += [f"{f.kind:<16} {f.layer:<24} {f.dimensions:>7,}  {_listed(f.units)}" for f in self.findings]
-        lines.append(f"{'certified':<41} {self.certified:>7,}  of {self.num_parameters:,} parameters")
+        rows = [(f.kind, f.layer, f"{f.dimensions:,}", _listed(f.units)) for f in self.findings]
+        rows.append(("certified", "", f"{self.certified:,}", f"of {self.num_parameters:,} parameters"))
         if self.zeros is not None:
-            state = "  of what is not known, perhaps" if self.unexplained and self.unknown else ""
-            lines.append(f"{'unexplained':<41} {_number(self.unexplained):>7}{state}")
-            lines.append(f"{'nullity':<41} {_number(self.zeros.count):>7}  {self.zeros!r}")
+            state = "of what is not known, perhaps" if self.unexplained and self.unknown else ""
+            rows.append(("unexplained", "", _number(self.unexplained), state))
+            rows.append(("nullity", "", _number(self.zeros.count), repr(self.zeros)))
         for layer in self.closeness:
             for kind, (distance, units) in layer.nearly().items():
-                lines.append(f"{'nearly ' + kind:<21} {layer.layer:<19} {distance:>7.1e}  {_listed((units,))}")
+                rows.append((f"nearly {kind}", layer.layer, f"{distance:.1e}", _listed((units,))))
+        columns, alignment = ("kind", "layer", "zeros", "units"), ("left", "left", "right", "left")
+        lines = [tabulate(rows, columns, "simple", disable_numparse=True, colalign=alignment)]
         lines += [f"not exact: {text}" for text in self.broken]
         lines += [f"not known: {text}" for text in self.unknown]
         if self.rank_limit < self.num_parameters:
