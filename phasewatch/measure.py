@@ -6,7 +6,7 @@ import gc
 import math
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ from phasewatch.isolation import isolated, seed_everything
 from phasewatch.objective import LossFn, NoOutputsError, Objective, OutputsFn
 from phasewatch.objective.function import sizes_of_batches
 from phasewatch.record import Estimate, Histogram, Measurement
+
+HALVINGS = 3
+"""Times that batches are cut in two where memory runs out. Chosen: training has memory for eight times what is left."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ def measure(
 
     The module and all random streams are left as they were. An estimator that raises, or returns what is no
     :class:`phasewatch.estimators.Reading` of names that no other one has emitted, costs only its own numbers. Where one
-    runs out of memory, it is tried once more on an objective that is evaluated at one place at a time (one chain
-    after another), as are all after it.
+    runs out of memory, it is tried again on an objective that is evaluated at one place at a time (one chain after
+    another), then in batches of half the size, of a quarter and of an eighth. What serves is kept for those after it.
 
     Args:
         module: The network.
@@ -184,10 +187,12 @@ def measure(
             began_part = time.perf_counter()
             n = data.n or objective.num_samples
             reading, raised = _read(estimator, objective, n, seed_at(seed, step), estimates)
-            if raised is not None and _is_out_of_memory(raised) and not objective.one_at_a_time:
-                gc.collect()
-                objective = objective.evaluated_one_at_a_time()
-                reading, raised = _read(estimator, objective, n, seed_at(seed, step), estimates)
+            if raised is not None and _is_out_of_memory(raised):
+                for lighter in _ever_lighter(objective):
+                    reading, raised = _read(estimator, lighter, n, seed_at(seed, step), estimates)
+                    if raised is None or not _is_out_of_memory(raised):
+                        objective = lighter
+                        break
             by_part[estimator.name] = time.perf_counter() - began_part
             if reading is None:
                 assert raised is not None
@@ -245,6 +250,21 @@ def _read(
             traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
         return None, error
     return reading, None
+
+
+def _ever_lighter(objective: Objective) -> Iterator[Objective]:
+    """The same with less and less memory taken, as long as that can be had."""
+    gc.collect()
+    lighter: Objective | None = objective
+    if not objective.one_at_a_time:
+        lighter = objective.evaluated_one_at_a_time()
+        yield lighter
+    for _ in range(HALVINGS):
+        gc.collect()
+        lighter = lighter and lighter.in_smaller_batches()
+        if lighter is None:
+            return
+        yield lighter
 
 
 def _is_out_of_memory(error: Exception) -> bool:

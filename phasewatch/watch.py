@@ -1032,9 +1032,9 @@ class Watch:
         if failure.is_out_of_memory and any(e.name == what for m in self.monitors for e in m.estimators):
             self._impossible.add(what)
             warnings.warn(
-                f"phasewatch: {what} takes more memory than there is, with one chain after another too "
-                f"({failure.error}). It is left out from step {step} on; all else is measured, and training goes on. A "
-                "smaller probe, or smaller batches in it, takes less.",
+                f"phasewatch: {what} takes more memory than there is, with one chain after another and in smaller "
+                f"batches too ({failure.error}). It is left out from step {step} on; all else is measured, and training "
+                "goes on. A smaller probe takes less.",
                 stacklevel=2,
             )
         elif first:

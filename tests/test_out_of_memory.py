@@ -95,11 +95,47 @@ def test_where_that_fails_too_it_is_left_out_and_said_and_the_rest_measured(erro
         for step in range(3):
             watch.at(step)
     assert len([w for w in caught if "memory" in str(w.message)]) == 1
-    assert hungry.calls == [False, True]
+    assert hungry.calls == [False, True, True, True, True]
     run = load_run(tmp_path)
     assert run.series("seed").steps.tolist() == run.series("loss").steps.tolist() == [0, 1, 2]
     (failure,) = run.failures
     assert (failure["what"], failure["step"]) == ("hungry", 0)
+
+
+@dataclass
+class Greedy:
+    """The gradient's norm, with memory for so many samples at a time; notes the batches that it was given."""
+
+    most: int
+    name: str = "greedy"
+    batches: list[list[int]] = field(default_factory=list)
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        self.batches.append(objective.batch_sizes)
+        if max(objective.batch_sizes) > self.most:
+            raise MemoryError
+        weighted = zip(objective.batch_weights, range(objective.num_batches), strict=True)
+        return Reading({"norm": Estimate(float(sum(w * objective.gradient(batch=k) for w, k in weighted).norm()))})
+
+
+def test_smaller_batches_of_the_same_samples_give_the_same_number() -> None:
+    module, probe = nn.Linear(3, 1), Probe([PROBE[0], (INPUTS[:7], INPUTS[:7, :1])], half_mean_squared_error)
+    at_once, greedy = Greedy(20), Greedy(5)
+    (whole, _), (cut, failures) = (measure(module, [g], probe, step=0) for g in (at_once, greedy))
+    assert not failures and cut.value("norm") == pytest.approx(whole.value("norm"), rel=1e-6)
+    assert greedy.batches == [[20, 7], [20, 7], [10, 10, 3, 4], [5, 5, 5, 5, 1, 2, 2, 2]]
+    hopeless, after = Greedy(0, name="hopeless"), Greedy(20, name="after")
+    _, (failure,) = measure(module, [hopeless, after], probe, step=0)
+    assert failure.what == "hopeless" and after.batches == [[20, 7]]
+
+
+def test_a_loss_that_compares_samples_is_not_cut() -> None:
+    def spread(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return module(batch[0]).var()
+
+    greedy = Greedy(5)
+    _, (failure,) = measure(nn.Linear(3, 1), [greedy], Probe(PROBE, spread), step=0)
+    assert failure.is_out_of_memory and greedy.batches == [[20], [20]]
 
 
 def test_memory_that_the_probe_itself_does_not_find_is_asked_for_again() -> None:

@@ -548,6 +548,28 @@ class Objective(PureLoss):
                 return self._on([(self._layouts[i], self.data[i], self.batch_sizes[i]) for i in every_second])
             return self._first_part([slice(start, None, 2) for start in (0, 1)])
 
+    def in_smaller_batches(self) -> Objective | None:
+        """The same loss on the same samples, each batch cut in two: to look at one takes half of the memory.
+
+        Returns:
+            None where a batch cannot be cut, for the reasons of :meth:`on_half`.
+        """
+        if self._origin is not None:
+            origin, again = self._origin
+            smaller = origin.in_smaller_batches()
+            return None if smaller is None else again(smaller)
+        batches = range(self.num_batches)
+        if min(self.batch_sizes) < 2 or not all(map(self._has_samples, batches)):
+            return None
+        middles = [size // 2 for size in self.batch_sizes]
+        with isolated():
+            try:
+                cut = [self._samples(rows, i) for i in batches for rows in (slice(middles[i]), slice(middles[i], None))]
+                smaller = self._on(cut)
+            except Exception:  # what the loss takes is not only tensors, or has a size of its own
+                return None
+        return smaller if _equal(smaller.mean_loss, self.mean_loss) else None
+
     def evaluated_one_at_a_time(self) -> Objective:
         """The same, evaluated at one place after another where several are asked for: it takes the least memory."""
         other = copy.copy(self)
@@ -613,16 +635,16 @@ class Objective(PureLoss):
             return None
         whole = float(self.batch_losses[0])
         mean = sum(part.num_samples / size * float(part.batch_losses[0]) for part in cut)
-        return cut[0] if abs(mean - whole) <= SAME_LOSS * (SAME_LOSS + abs(whole)) else None
+        return cut[0] if _equal(mean, whole) else None
 
-    def _has_samples(self) -> bool:
-        """Whether each tensor of the first batch has an entry for each sample, or no dimension."""
-        return all(not tensor.dim() or tensor.size(0) == self.batch_sizes[0] for tensor in self.data[0])
+    def _has_samples(self, batch: int = 0) -> bool:
+        """Whether each tensor of a batch has an entry for each sample, or no dimension."""
+        return all(not tensor.dim() or tensor.size(0) == self.batch_sizes[batch] for tensor in self.data[batch])
 
-    def _samples(self, rows: slice) -> tuple[Layout, list[Tensor], int]:
-        """Some of the samples of the first batch."""
-        own = [tensor[rows].clone() if tensor.dim() else tensor for tensor in self.data[0]]
-        return Layout(self._layouts[0].rebuild(own)), own, len(range(self.batch_sizes[0])[rows])
+    def _samples(self, rows: slice, batch: int = 0) -> tuple[Layout, list[Tensor], int]:
+        """Some of the samples of a batch."""
+        own = [tensor[rows].clone() if tensor.dim() else tensor for tensor in self.data[batch]]
+        return Layout(self._layouts[batch].rebuild(own)), own, len(range(self.batch_sizes[batch])[rows])
 
     def _on(self, batches: Sequence[tuple[Layout, list[Tensor], int]]) -> Objective:
         """The same loss on other batches, each with its layout, its tensors and its number of samples."""
@@ -651,6 +673,10 @@ class Objective(PureLoss):
             f"Objective({self.num_parameters:,} parameters, {self.num_samples:,} samples in "
             f"{self.num_batches} batches, loss {self.mean_loss:.6g})"
         )
+
+
+def _equal(loss: float, other: float) -> bool:
+    return abs(loss - other) <= SAME_LOSS * (SAME_LOSS + abs(other))
 
 
 def _matches(name: str, pattern: str) -> bool:
