@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
 from functools import cache, partial
 from itertools import takewhile
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from phasewatch.analysis import Analysis
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
+from phasewatch.callbacks.meeting import Meeting
 from phasewatch.callbacks.observing import TrainingSignals
 from phasewatch.callbacks.places import checked_name, checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.progress import ShownProgress
@@ -39,7 +39,7 @@ from phasewatch.monitor import Monitor
 from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 from phasewatch.objective.merging import one_batch_serves
-from phasewatch.price import size_of, spoken, what_would_help
+from phasewatch.price import size_of, what_would_help
 from phasewatch.printable import printable
 from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
 from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
@@ -75,8 +75,6 @@ SINCE_TRANSITION = "steps_since_transition"
 _SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _LARGEST_NETWORK_FOR_ONE_BATCH = 100_000
 _LARGEST_PROBE_IN_CHECKPOINT = 64 * 2**20
-SHARE_OF_TIMEOUT = 0.5
-"""Of the time after which processes give up waiting for one another; a measurement that takes longer is warned of."""
 LONGEST_COLLECTION = 0.1
 """Share of a run after which a stream's probe is what it has given so far."""
 
@@ -112,7 +110,7 @@ class WatchingCallback(CallbackBase):
         self._alone = True
         self._unprepared: Sequence[WatchingCallback] = ()
         self._waited_for = ""
-        self._told_of_timeout = False
+        self._meeting: Meeting | None = None
 
     @property
     def state_key(self) -> str:
@@ -209,6 +207,7 @@ class WatchingCallback(CallbackBase):
         self._checkpoints = None
         self._began_at = step
         self._alone = trainer.world_size == 1
+        self._meeting = Meeting(trainer)
         if not trainer.is_global_zero:
             return
         self._watch = self._signals = None
@@ -273,8 +272,6 @@ class WatchingCallback(CallbackBase):
             self._watch.at(step)
             measured = self._watch.last_taken == step
             self._next_visit = self._watch.next_visit
-            if measured:
-                self._warn_of_timeout(trainer, self._watch)
         elif trainer.is_global_zero:
             self._next_visit = step + 1
         measured = self._share(trainer, measured)
@@ -310,7 +307,7 @@ class WatchingCallback(CallbackBase):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the end, finish the record and say where it is."""
-        if self._next_visit is None and self._watch is None:
+        if self._meeting is None:
             return
         if self._watch is None and trainer.is_global_zero and any(s.batches for _, s in self._streams):
             self._finish_streams(trainer, pl_module)
@@ -327,6 +324,8 @@ class WatchingCallback(CallbackBase):
             self._say(trainer, _summary(self._watch))
         if self._share(trainer, bool(self._flags)):
             self._keep_checkpoint(trainer, step)
+        self._meeting.end()
+        self._meeting = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the record of a run that was cut short, and say where it is."""
@@ -457,23 +456,8 @@ class WatchingCallback(CallbackBase):
         self._watch = watch
         self._signals = TrainingSignals(watch, trainer)
         self._own_metrics = metrics.names
-        self._next_visit = watch.next_visit
-        self._warn_of_timeout(trainer, watch)
-
-    def _warn_of_timeout(self, trainer: Any, watch: Watch) -> None:
-        """Other processes wait while this one measures, and no longer than their group allows."""
-        limit = getattr(trainer.strategy, "_timeout", None)
-        if trainer.world_size == 1 or self._told_of_timeout or not isinstance(limit, timedelta):
-            return
-        if watch.clock.end_seconds > SHARE_OF_TIMEOUT * limit.total_seconds():
-            self._told_of_timeout = True
-            warnings.warn(
-                f"phasewatch: a measurement takes about {spoken(watch.clock.end_seconds)}, for which the other "
-                f"processes wait, and after {spoken(limit.total_seconds())} they give up, which ends training. "
-                "strategy=DDPStrategy(timeout=timedelta(...)) lets them wait for longer; a smaller probe or fewer "
-                "estimators take less.",
-                stacklevel=2,
-            )
+        if self._alone:  # else the others come to where they were told to, and hear the next step there
+            self._next_visit = watch.next_visit
 
     def _keep_checkpoint(self, trainer: Any, step: int) -> None:
         """Keep the state at a measurement back, and what lies around a transition; all ranks must ask."""
@@ -507,10 +491,11 @@ class WatchingCallback(CallbackBase):
         """
         if trainer.world_size == 1:
             return measured
+        assert self._meeting is not None
         metrics = {}
         if trainer.is_global_zero:
             metrics = {prefixed(name, self.name): value for name, value in _latest(self._watch).items()}
-        self._next_visit, metrics, measured = trainer.strategy.broadcast((self._next_visit, metrics, measured))
+        self._next_visit, metrics, measured = self._meeting.broadcast((self._next_visit, metrics, measured))
         if metrics and not trainer.is_global_zero:
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         return bool(measured)

@@ -1033,8 +1033,8 @@ class Watch:
             self._impossible.add(what)
             warnings.warn(
                 f"phasewatch: {what} takes more memory than there is, with one chain after another and in smaller "
-                f"batches too ({failure.error}). It is left out from step {step} on; all else is measured, and training "
-                "goes on. A smaller probe takes less.",
+                f"batches too ({failure.error}). It is left out from step {step} on; all else is measured, and "
+                "training goes on. A smaller probe takes less.",
                 stacklevel=2,
             )
         elif first:

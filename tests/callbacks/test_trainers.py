@@ -359,6 +359,43 @@ def test_two_processes_train_as_without_and_share_the_metrics(tmp_path: Path) ->
     assert watched[0]["llc"] == pytest.approx(run.series("llc").values[-1], rel=1e-6)
 
 
+LONG = """
+    import sys, time
+    from datetime import timedelta
+    import pytorch_lightning as pl
+    from lightning_cases import LEAN, Classifier, data
+    from phasewatch.callbacks import PhaseWatch
+    from phasewatch.estimators import Reading
+    from pytorch_lightning.strategies import DDPStrategy
+    from torch.utils.data import DataLoader
+
+    class Slow:  # its measurement takes longer than processes wait for one another
+        name = "slow"
+        def read(self, objective, n, seed):
+            time.sleep(50)
+            return Reading({})
+
+    pl.seed_everything(7)
+    pl.Trainer(
+        max_steps=3, accelerator="cpu", devices=2, strategy=DDPStrategy(timeout=timedelta(seconds=40)), logger=False,
+        callbacks=[PhaseWatch(schedule=[1], **LEAN, extra=[Slow()])], default_root_dir=sys.argv[1],
+        enable_progress_bar=False, enable_checkpointing=False,
+    ).fit(Classifier(), DataLoader(data(), batch_size=8))
+"""
+
+
+@pytest.mark.slow
+def test_a_measurement_may_take_longer_than_processes_wait_for_one_another(tmp_path: Path) -> None:
+    process = run_script(tmp_path, LONG, str(tmp_path), start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, output
+    assert [m.step for m in load_run(tmp_path / "phasewatch_logs").measurements] == [1]
+
+
 def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
     """Arguments of the callback become series of the record and metrics of the trainer."""
     validation = list(DataLoader(data(16, seed=5), batch_size=8))
