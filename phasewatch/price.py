@@ -36,8 +36,8 @@ BEFORE_ALL = "the loss on the probe"
 BEFORE_ALL_BATCHES, CHECKS = 1.5, 10
 """For this, gradients of each batch, the loss of each sample being half of one, and of the first batch to check it."""
 LEFT_OUT_FIRST = (SymmetryLedger, HessianSpectrum, LearningCoefficient)
-"""In this order, all else that is measured by default; after them λ of the function on other data. Of that on the probe, or
-held out, the chains go last; the effective ranks stay."""
+"""In this order, all else that is measured by default; after them λ of the function on other data. Of that on the
+probe, or held out, the chains go last; the effective ranks stay."""
 IN_THEIR_PLACE = "half the effective rank stands in for it"
 LEAST_WITH_CHAINS = 3
 """Measurements with the chains of λ of the function without which these are left out."""

@@ -405,6 +405,36 @@ def test_convolutions_along_one_axis(padding: str | int, dilation: int) -> None:
     account(module, inputs, 4, generic=4)
 
 
+@pytest.mark.parametrize(
+    ("between", "read"),
+    [
+        (nn.ChannelShuffle(2), 4),
+        (nn.PixelUnshuffle(2), 16),
+        (nn.Upsample(scale_factor=2), 4),
+        (nn.Upsample(size=7, mode="bilinear"), 4),  # its averages of one code differ by rounding
+    ],
+)
+def test_channels_that_are_moved_or_resized(between: nn.Module, read: int) -> None:
+    """One rescaling a channel, wherever it goes and however often it is read."""
+    inputs = normal(30, 2, 4, 4)
+    module = seeded(nn.Sequential(nn.Conv2d(2, 4, 1), nn.LeakyReLU(0.2), between, nn.Conv2d(read, 2, 1)))
+    account(module, inputs, 4, generic=4)
+
+
+def test_a_maximum_of_several_units_is_not_known() -> None:
+    """Two units each share a factor and a shift, which no rule knows: six zeros, and none of a single unit is tried."""
+
+    class Greatest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.amax(-1)
+
+    inputs = normal(200, 4)
+    module = seeded(nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (3, 2)), Greatest(), nn.Linear(3, 3)))
+    ledger = explain_zeros(module, at_own_outputs(module, inputs))
+    assert ledger.unexplained == ledger.nullity == dense_nullity(module, inputs) == 6
+    assert (ledger.broken, ledger.unknown) == ((), ("the function amax after 0",))
+
+
 def test_a_type_taken_from_units_holds_none() -> None:
     """A mask that is cast to the type of hidden units is no unit of theirs: 6 units of ReLU."""
 
