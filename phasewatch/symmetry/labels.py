@@ -51,7 +51,8 @@ def settled(labels: Tensor, width: int) -> Tensor:
     """The same codes without what rounding has added in averages; arguments and errors as of :func:`decoded`."""
     channels = decoded(labels, width)
     once = channels[tuple(slice(None) if stride else slice(1) for stride in channels.strides)]
-    return encoded(once).expand(labels.shape)
+    codes = encoded(once).expand(labels.shape)
+    return labels if torch.equal(codes, labels) else codes  # views keep sharing their memory
 
 
 def varying_axes(labels: Tensor) -> set[int]:
