@@ -36,8 +36,8 @@ BEFORE_ALL = "the loss on the probe"
 BEFORE_ALL_BATCHES, CHECKS = 1.5, 10
 """For this, gradients of each batch, the loss of each sample being half of one, and of the first batch to check it."""
 LEFT_OUT_FIRST = (SymmetryLedger, HessianSpectrum, LearningCoefficient)
-"""In this order; after them λ of the function on other data. Of that on the probe, or held out, the chains go last; the
-effective ranks stay."""
+"""In this order, all else that is measured by default; after them λ of the function on other data. Of that on the
+probe, or held out, the chains go last; the effective ranks stay."""
 IN_THEIR_PLACE = "half the effective rank stands in for it"
 LEAST_WITH_CHAINS = 3
 """Measurements with the chains of λ of the function without which these are left out."""
@@ -100,6 +100,9 @@ def predicted(estimators: Sequence[Estimator], size: Size, pace: Pace) -> dict[s
     """Seconds that each estimator will take, by name, and what is spent before all; those that say nothing left out.
 
     The chains of λ of the function stand by themselves.
+
+    Raises:
+        TypeError: If one says something else than a price.
     """
     found = {BEFORE_ALL: pace.seconds(Price(BEFORE_ALL_BATCHES * size.num_batches + CHECKS))}
     for estimator in estimators:
@@ -107,8 +110,18 @@ def predicted(estimators: Sequence[Estimator], size: Size, pace: Pace) -> dict[s
             found[chains] = pace.seconds(estimator.price_of_chains(size))
             found[estimator.name] = pace.seconds(estimator.price_of_ranks(size))
         elif isinstance(estimator, Priced):
-            found[estimator.name] = pace.seconds(estimator.price(size))
+            found[estimator.name] = pace.seconds(_price_of(estimator, size))
     return found
+
+
+def _price_of(estimator: Priced, size: Size) -> Price:
+    price = estimator.price(size)
+    if not isinstance(price, Price):
+        raise TypeError(
+            f"{type(estimator).__name__}.price returned {price!r}; expected a phasewatch.estimators.Price, such as "
+            "Price(gradients=10) * size.num_batches"
+        )
+    return price
 
 
 def chains_of(estimator: Estimator) -> str | None:

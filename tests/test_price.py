@@ -23,6 +23,7 @@ from phasewatch.estimators import (
 from phasewatch.estimators.enough import ROWS, enough
 from phasewatch.objective import Objective
 from phasewatch.schedule import Spread
+from phasewatch.watch import DEFAULT_ESTIMATORS
 
 PRICES = {"rest": 1.0, price.CHAINS: 9.0, "zeros": 4.0, "hessian": 3.0, "llc": 2.0}
 DEAR = ["zeros", "hessian", "llc"]
@@ -72,6 +73,11 @@ def test_what_is_left_out_first_and_what_never() -> None:
     assert price.may_be_left_out([LearningCoefficient()]) == []
     assert price.may_be_left_out([LearningCoefficient(), ProbeLoss()]) == ["llc"]  # a stranger is never left out
     assert price.may_be_left_out([BehavioralCoefficient(sampled=False), SymmetryLedger()]) == ["zeros"]
+
+
+def test_all_that_is_measured_by_default_can_be_left_out() -> None:
+    """Else a run that cannot pay for it has to."""
+    assert {type(estimator) for estimator in DEFAULT_ESTIMATORS} == {BehavioralCoefficient, *price.LEFT_OUT_FIRST}
 
 
 def test_the_chains_are_priced_by_themselves_and_left_out_by_a_twin_without() -> None:
@@ -133,6 +139,12 @@ def test_the_size_knows_how_much_of_a_probe_is_enough(samples: int, length: int,
     objective = Objective(nn.Linear(3, 2), probe, loss_fn=loss_fn)
     size = price.size_of(objective, batches)
     assert size.batches_of(ROWS) == sum(enough(objective).batch_sizes) / samples
+
+
+def test_a_price_that_is_none_is_refused_by_name() -> None:
+    own = SimpleNamespace(name="own", price=lambda size: 15)
+    with pytest.raises(TypeError, match="SimpleNamespace.price returned 15; expected a .*Price"):
+        price.predicted([own], Size(100, 1, 10, 10), price.Pace(1.0, 1.0))
 
 
 def test_seconds_are_counts_times_pace() -> None:

@@ -15,7 +15,7 @@ from phasewatch.symmetry.walk import Walk
 Rule = Callable[[Walk, Call], None]
 """What a call does to the spaces that it meets."""
 
-LAYERS: dict[str, Rule] = {**linear_maps.LAYERS, **norms.LAYERS, **attention.LAYERS}
+LAYERS: dict[str, Rule] = {**elementwise.LAYERS, **linear_maps.LAYERS, **norms.LAYERS, **attention.LAYERS}
 """Rules for functions with parameters of their own, by the name of the function."""
 
 FUNCTIONS: dict[str, Rule] = {

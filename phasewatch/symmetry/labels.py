@@ -47,6 +47,14 @@ def decoded(labels: Tensor, width: int) -> Indices:
     return np.broadcast_to(order[nearest], shape)
 
 
+def settled(labels: Tensor, width: int) -> Tensor:
+    """The same codes without what rounding has added in averages; arguments and errors as of :func:`decoded`."""
+    channels = decoded(labels, width)
+    once = channels[tuple(slice(None) if stride else slice(1) for stride in channels.strides)]
+    codes = encoded(once).expand(labels.shape)
+    return labels if torch.equal(codes, labels) else codes  # views keep sharing their memory
+
+
 def varying_axes(labels: Tensor) -> set[int]:
     """Axes along which the unit changes."""
     long = [axis for axis in range(labels.dim()) if labels.shape[axis] > 1 and labels.stride(axis)]

@@ -92,11 +92,15 @@ class Passage:
 
 @dataclass(eq=False)
 class Activation:
-    """An elementwise function between the writers and the readers of a space; ``channels`` lie along ``axis``."""
+    """An elementwise function between the writers and the readers of a space; ``channels`` lie along ``axis``.
+
+    ``slopes`` are the places of the parameters that are the slopes of negative inputs, if each channel has its own.
+    """
 
     call: Call
     axis: int
     channels: Indices
+    slopes: Indices | None = None
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ Indices = NDArray[np.int64]
 LINEAR_MAPS = {"linear", "conv1d", "conv2d", "embedding"}
 """Calls whose gradients at the output are noted."""
 
-HOMOGENEOUS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
+HOMOGENEOUS = {"relu", "relu_", "leaky_relu", "leaky_relu_", "prelu"}
 """Elementwise functions that commute with positive factors."""
 
 NONLINEAR = {"tanh", "tanh_", "sigmoid", "sigmoid_", "gelu", "silu", "elu", "elu_", "selu", "celu", "mish"} | {

@@ -168,7 +168,7 @@ class Layer:
         """Where units are at their steeper slope; None where the activation function is not piecewise linear."""
         if self.slopes is None or not self.space.linear or not self.slopes.max() > 0:
             return None
-        return np.asarray(self.slopes == self.slopes.max())
+        return np.asarray((self.slopes == self.slopes.max(1, keepdims=True)) & (self.slopes != 0))
 
     def _always_on(self) -> _Nearest | None:
         steep = self._steep()
@@ -250,6 +250,7 @@ def unit_directions(layer: Layer, parameters: Array) -> Iterator[Directions]:
     yield from _parallel(layer, ~constant, parameters)
     if layer.slopes is not None and not space.heads and not space.norms:
         yield from _sharing_slopes(layer, ~closed, parameters)
+    yield from _with_own_slope(layer, ~closed, parameters)
 
 
 def _incoming(space: Space, unit: int) -> tuple[Added, ...]:
@@ -327,6 +328,21 @@ def _sharing_slopes(layer: Layer, among: NDArray[np.bool_], parameters: Array) -
             columns.add(np.arange(len(units))[:, None], shifting.rows[units][:, shifting.shifts], 1.0)
             undo_shifts(columns, np.arange(len(units)), space, parameters, units, slopes[units, 0])
             yield Directions(kind, space.layer, where, (columns.form(),))
+
+
+def _with_own_slope(layer: Layer, among: NDArray[np.bool_], parameters: Array) -> Iterator[Directions]:
+    """A unit whose slope is one parameter everywhere: what is written shrinks as the slope grows."""
+    space = layer.space
+    if layer.slopes is None or space.activations[0].slopes is None:
+        return
+    own = space.activations[0].slopes[np.argsort(space.activations[0].channels)]
+    everywhere = (layer.slopes == parameters[own][:, None]).all(1)
+    for unit in np.flatnonzero(everywhere & among).tolist():
+        columns = Columns()
+        columns.add(0, own[[unit]], parameters[own[unit]])
+        for writer in space.writers:
+            columns.add(0, writer.rows[unit], -parameters[writer.rows[unit]])
+        yield Directions("always on", space.layer, ((unit,),), (columns.form(),))
 
 
 def annihilating_directions(site: Site) -> Iterator[Directions]:

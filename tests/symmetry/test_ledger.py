@@ -33,6 +33,7 @@ def account(module: nn.Module, inputs: Tensor, nullity: int | None = None, **kin
     assert nullity is None or dense == nullity
     assert ledger.certified == ledger.nullity == dense, ledger.table()
     assert ledger.unexplained == 0
+    assert ledger.unknown == ()
     assert ledger.generic + sum(ledger.non_generic.values()) == dense
     for kind in ("generic", *NON_GENERIC_KINDS):
         expected = kinds.get(kind.replace(" ", "_"), 0)
@@ -102,6 +103,17 @@ def test_always_on_units() -> None:
     module[0].bias.data[[1, 5, 6]] = 20.0
     ledger = account(module, x, 8 + 9, generic=8, always_on=9)
     assert ledger.of_kind("always on")[0].units == ((1, 5, 6),)
+
+
+@pytest.mark.parametrize(("slopes", "linear"), [(1, 1), (6, 2)])
+def test_slopes_that_are_learnt(slopes: int, linear: int) -> None:
+    """A factor of each unit; of one that is negative everywhere a shift, and a factor against a slope of its own."""
+    x = normal(400, 4)
+    module = seeded(nn.Sequential(nn.Linear(4, 6), nn.PReLU(slopes), nn.Linear(6, 3)))
+    account(module, x, 6, generic=6)
+    module[0].bias.data[2] = -20.0
+    ledger = account(module, x, 6 + linear, generic=6, always_on=linear)
+    assert {finding.units for finding in ledger.of_kind("always on")} == {((2,),)}
 
 
 @pytest.mark.parametrize("outputs", [1, 4])
@@ -393,6 +405,36 @@ def test_convolutions_along_one_axis(padding: str | int, dilation: int) -> None:
     account(module, inputs, 4, generic=4)
 
 
+@pytest.mark.parametrize(
+    ("between", "read"),
+    [
+        (nn.ChannelShuffle(2), 4),
+        (nn.PixelUnshuffle(2), 16),
+        (nn.Upsample(scale_factor=2), 4),
+        (nn.Upsample(size=7, mode="bilinear"), 4),  # its averages of one code differ by rounding
+    ],
+)
+def test_channels_that_are_moved_or_resized(between: nn.Module, read: int) -> None:
+    """One rescaling a channel, wherever it goes and however often it is read."""
+    inputs = normal(30, 2, 4, 4)
+    module = seeded(nn.Sequential(nn.Conv2d(2, 4, 1), nn.LeakyReLU(0.2), between, nn.Conv2d(read, 2, 1)))
+    account(module, inputs, 4, generic=4)
+
+
+def test_a_maximum_of_several_units_is_not_known() -> None:
+    """Two units each share a factor and a shift, which no rule knows: six zeros, and none of a single unit is tried."""
+
+    class Greatest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.amax(-1)
+
+    inputs = normal(200, 4)
+    module = seeded(nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (3, 2)), Greatest(), nn.Linear(3, 3)))
+    ledger = explain_zeros(module, at_own_outputs(module, inputs))
+    assert ledger.unexplained == ledger.nullity == dense_nullity(module, inputs) == 6
+    assert (ledger.broken, ledger.unknown) == ((), ("the function amax after 0",))
+
+
 def test_a_type_taken_from_units_holds_none() -> None:
     """A mask that is cast to the type of hidden units is no unit of theirs: 6 units of ReLU."""
 
@@ -621,6 +663,16 @@ def test_every_kind_has_a_measure_that_names_the_units() -> None:
     distance, _ = explain_zeros(base, at_own_outputs(base, flat)).closeness[0].distances["data rank"]
     features = torch.cat([flat, torch.ones(400, 1, dtype=torch.float64)], dim=1)
     assert distance == pytest.approx(float(torch.linalg.svdvals(features / features.norm(dim=0))[-1]), rel=1e-6)
+
+
+def test_a_unit_is_nearly_always_on_by_the_steeper_of_its_own_slopes() -> None:
+    """The third unit is negative on two of the samples; of the first unit the learnt slope is the steeper one."""
+    x = normal(400, 4)
+    module = seeded(nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 3)))
+    module[0].bias.data[2] -= module[0](x).detach()[:, 2].sort().values[1:3].mean()
+    module[1].weight.data[:] = torch.tensor([1.5, *[0.2] * 5])
+    [closeness] = explain_zeros(module, at_own_outputs(module, x)).closeness
+    assert closeness.distances["always on"] == (pytest.approx(2 / 400), (2,))
 
 
 def test_units_that_nearly_cancel_are_named_with_their_distance() -> None:

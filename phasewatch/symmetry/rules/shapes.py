@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from phasewatch.symmetry.labels import decoded
+from phasewatch.symmetry.labels import settled
 from phasewatch.symmetry.spaces import Space
 from phasewatch.symmetry.tape import Call
 from phasewatch.symmetry.walk import Walk
@@ -20,7 +23,7 @@ def relabel(walk: Walk, call: Call) -> None:
 
 
 def pool(walk: Walk, call: Call) -> None:
-    """The same, and of linear maps only positive factors of single units pass a maximum."""
+    """The same, and of linear maps only positive factors of single units pass a maximum of one unit each."""
     if (space := _relabelled(walk, call)) is not None:
         space.separate()
 
@@ -34,14 +37,19 @@ def _relabelled(walk: Walk, call: Call) -> Space | None:
     if any(space is not spaces[0] for space in spaces) or joins_others:
         walk.give_up(call)
         return None
-    args, kwargs = tree_map(lambda x: found[id(x)][1] if id(x) in found else x, (call.args, dict(call.kwargs)))
+
+    def sent(change: Callable[[Tensor], Tensor]) -> Any:
+        args, kwargs = tree_map(lambda x: change(found[id(x)][1]) if id(x) in found else x, (call.args, call.kwargs))
+        return getattr(args[0], call.name) if call.name in ("T", "mT") else call.function(*args, **kwargs)
+
     try:
         with torch.no_grad():
-            labels = getattr(args[0], call.name) if call.name in ("T", "mT") else call.function(*args, **kwargs)
+            labels = sent(lambda label: label)
+            if call.name in _POOL and not torch.equal(labels, -sent(torch.neg)):
+                raise ValueError("a maximum is that of several units: their greatest label is not their least")
         moved = [leaf for leaf in tree_leaves(labels) if isinstance(leaf, Tensor)]
         for tensor, of_tensor in zip(call.outputs(), moved, strict=False):
-            decoded(of_tensor, spaces[0].width)
-            walk.track(tensor, spaces[0], of_tensor)
+            walk.track(tensor, spaces[0], settled(of_tensor, spaces[0].width))
     except (RuntimeError, TypeError, ValueError):
         walk.give_up(call)
         return None
@@ -53,6 +61,7 @@ _RELABEL = {
     *("__getitem__", "chunk", "split", "tensor_split", "T", "mT", "movedim", "moveaxis", "repeat", "repeat_interleave"),
     *("unbind", "swapaxes", "swapdims", "narrow", "select", "cat", "concat", "stack", "view_as", "reshape_as", "mean"),
     *("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "index_select", "roll", "flip"),
+    *("pixel_unshuffle", "channel_shuffle", "interpolate"),
 }
 _POOL = {"max_pool1d", "max_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax"}
 
