@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
+from phasewatch.failing import OnError
 from phasewatch.isolation import isolated
 from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.printable import printable
@@ -28,7 +29,7 @@ from phasewatch.schedule import as_schedule
 from phasewatch.settings import check_types
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import Flag
-from phasewatch.watch import OnError, Watch
+from phasewatch.watch import Watch
 
 try:
     from transformers import TrainerCallback

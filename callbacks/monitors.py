@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from ruptures.base import BaseEstimator
 
+from phasewatch.callbacks.monitoring import MonitoringCallback
 from phasewatch.callbacks.places import checked_name
-from phasewatch.callbacks.watching import MonitoringCallback, WatchingCallback
+from phasewatch.callbacks.watching import WatchingCallback
 from phasewatch.estimators import (
     BehavioralCoefficient,
     Estimator,
@@ -16,11 +17,11 @@ from phasewatch.estimators import (
     LearningCoefficient,
     SymmetryLedger,
 )
+from phasewatch.failing import OnError
 from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.probe import DEFAULT_SAMPLES
 from phasewatch.schedule import FREE_SECONDS
 from phasewatch.transitions import Flag, LiveDetector
-from phasewatch.watch import OnError
 
 
 class PhaseWatch(MonitoringCallback):

@@ -1,15 +1,21 @@
-"""The verdict on a run as loggers keep it: numbers, words and the report, each where the logger has a place for it."""
+"""The verdict on a run, as the terminal is told it and as loggers keep it: numbers, words and the report."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from phasewatch.analysis import Analysis
 from phasewatch.callbacks.places import is_a
+from phasewatch.price import what_would_help
+from phasewatch.record import FILE_NAME
 from phasewatch.report import verdict, write_report
+from phasewatch.schedule import Spread
 from phasewatch.tags import SUMMARY
+from phasewatch.transitions.detect import MIN_POINTS
+from phasewatch.watch import Watch
 
 FOLDER = "phasewatch"
 """Of the report, among the artifacts of a run."""
@@ -59,3 +65,29 @@ _WITH_ARTIFACTS: dict[str, Callable[[Any, str, str, str], None]] = {
     "WandbLogger": _to_wandb,
     "MLFlowLogger": _to_mlflow,
 }
+
+
+def told_at_the_end(watch: Watch) -> str:
+    """What a run says when it ends: what was measured, the verdict, and where to look."""
+    measured = len(watch.run.measurements)
+    said = "" if watch.analysis is None else textwrap.indent(f"\n{verdict(watch.analysis)}", "  ")
+    text = f"phasewatch: {measured} measurements"
+    if watch.clock.training_seconds:
+        text += (
+            f", {watch.clock.measuring_seconds:.1f} s measuring beside {watch.clock.training_seconds:.1f} s of training"
+        )
+    if watch.directory is None:
+        return f"{text}.{said}"
+    # where several records share the directory, the file says which
+    alone = watch.run.path is None or watch.run.path.name == FILE_NAME
+    record = watch.directory if alone else watch.run.path
+    text += f".{said}"
+    if measured:
+        text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
+    budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
+    short = measured < MIN_POINTS and bool(budgets) and len(watch.prices) > 0
+    # where the seconds would have paid for one more, it is the run that was short
+    if short and budgets[0].left(watch.clock) < watch.clock.measurement_seconds:
+        helps = what_would_help(watch.prices, budgets[0], watch.clock.training_seconds)
+        text += f"\n  Little was measured: {helps}"
+    return text

@@ -5,54 +5,38 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import textwrap
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader
 
-from phasewatch.analysis import Analysis
 from phasewatch.callbacks.checkpoints import TransitionCheckpoints
+from phasewatch.callbacks.kept_probes import fits_into_checkpoint, kept_on_device, restored_probe
 from phasewatch.callbacks.meeting import Meeting
+from phasewatch.callbacks.metrics import TrainerMetrics, latest
 from phasewatch.callbacks.observing import TrainingSignals
-from phasewatch.callbacks.places import checked_name, checkpoints_of_run, directory_of_run, is_a
+from phasewatch.callbacks.places import checkpoints_of_run, directory_of_run, is_a
 from phasewatch.callbacks.progress import ShownProgress
-from phasewatch.callbacks.summaries import log_verdict, prefixed
-from phasewatch.callbacks.training_step import ADVICE, TrainingStepLoss, returns_nothing
-from phasewatch.estimators import BehavioralCoefficient, Estimator, checked_estimators
-from phasewatch.estimators.enough import ROWS
+from phasewatch.callbacks.summaries import prefixed, told_at_the_end
+from phasewatch.callbacks.training_step import ADVICE
+from phasewatch.failing import OnError
 from phasewatch.interruption import held_back
-from phasewatch.isolation import isolated
 from phasewatch.listener import Listener
-from phasewatch.measure import Probe
 from phasewatch.monitor import Monitor
-from phasewatch.objective import LossFn, NoOutputsError, OutputsFn
-from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
-from phasewatch.objective.merging import one_batch_serves
-from phasewatch.price import size_of, what_would_help
+from phasewatch.objective.batches import clone_batch
 from phasewatch.printable import printable
-from phasewatch.probe import DEFAULT_SAMPLES, DrawnProbe, StreamProbe, batch_size_of, draw_probe, support
-from phasewatch.record import FILE_NAME, Flag, Measurement, Run, Transition
-from phasewatch.record.signals import HELD_OUT, LOSS
+from phasewatch.probe import StreamProbe
+from phasewatch.record import Flag, Run
 from phasewatch.record.state import usable
-from phasewatch.report import NAMES, verdict
-from phasewatch.schedule import FREE_SECONDS, Spread, as_schedule
-from phasewatch.settings import check_types
-from phasewatch.tags import STAGE, tagged
 from phasewatch.tensorboard import TensorBoardWriter
 from phasewatch.transitions import LiveDetector
-from phasewatch.transitions.detect import MIN_POINTS
-from phasewatch.watch import CHECKED_AT_THE_START, OnError, Watch
+from phasewatch.watch import Watch
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as CallbackBase
@@ -70,11 +54,7 @@ else:
 
     CallbackBase = _callback_base()
 
-SINCE_TRANSITION = "steps_since_transition"
-"""The metric that EarlyStopping can wait for: steps since the last transition ended, or since the run began."""
 _SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
-_LARGEST_NETWORK_FOR_ONE_BATCH = 100_000
-_LARGEST_PROBE_IN_CHECKPOINT = 64 * 2**20
 LONGEST_COLLECTION = 0.1
 """Share of a run after which a stream's probe is what it has given so far."""
 
@@ -166,8 +146,7 @@ class WatchingCallback(CallbackBase):
         """Refuse at once what cannot work.
 
         Raises:
-            ValueError: If the trainer has two of this class with one name, the parameters are sharded, or the loss
-                cannot come out of ``training_step``.
+            ValueError: If the trainer has two of this class with one name, or the parameters are sharded.
         """
         kind = type(self).__name__
         if any(type(other) is type(self) and other is not self for other in self._family(trainer)):
@@ -181,9 +160,6 @@ class WatchingCallback(CallbackBase):
                 f"{kind} needs whole parameters on each device, and {strategy} shards them. Train with "
                 "strategy='ddp' or on a single device, or measure saved checkpoints afterwards."
             )
-        needs_training_step = isinstance(self, MonitoringCallback) and self.loss_fn is None
-        if stage == "fit" and needs_training_step and returns_nothing(type(pl_module).training_step):
-            raise ValueError(f"training_step of {type(pl_module).__name__} returns no loss. {ADVICE}")
 
     def _family(self, trainer: Any) -> list[WatchingCallback]:
         """The callbacks here that share a watch with this one, itself included, in the trainer's order."""
@@ -321,7 +297,7 @@ class WatchingCallback(CallbackBase):
                 self._watch.measure(step)  # the probe was complete after all that the schedule asked for
             self._watch.close(step)
             self._signals = None
-            self._say(trainer, _summary(self._watch))
+            self._say(trainer, told_at_the_end(self._watch))
         if self._share(trainer, bool(self._flags)):
             self._keep_checkpoint(trainer, step)
         self._meeting.end()
@@ -332,7 +308,7 @@ class WatchingCallback(CallbackBase):
         if self._watch is not None and self._signals is not None:
             self._watch.close(error=exception)
             self._signals = None
-            self._say(trainer, _summary(self._watch))
+            self._say(trainer, told_at_the_end(self._watch))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Put the state where Lightning has those of all callbacks.
@@ -354,7 +330,7 @@ class WatchingCallback(CallbackBase):
             return
         found = state_dict.get("probes") or []
         kept = found if isinstance(found, list) else [found]
-        probes = [_restored_probe(probe, "probes") for probe in kept]
+        probes = [restored_probe(probe, "probes") for probe in kept]
         self._restored = {"watch": state_dict.get("watch", {}), "probes": probes}
 
     def _choose_directory(self, trainer: Any) -> Path | None:
@@ -382,7 +358,7 @@ class WatchingCallback(CallbackBase):
         assert self._watch is not None
         probes: list[Any] = []
         for _, stream in self._captured:
-            keep = _fits_into_checkpoint(stream.batches)
+            keep = fits_into_checkpoint(stream.batches)
             probes.append(([clone_batch(b) for b in stream.batches], list(stream.sizes)) if keep else None)
         return {"watch": self._watch.state_dict(), "probes": probes}
 
@@ -390,7 +366,7 @@ class WatchingCallback(CallbackBase):
         assert self._restored is not None
         for (_, stream), kept in zip(self._streams, self._restored["probes"], strict=False):
             if kept is not None and kept.sizes is not None:
-                stream.restore(_kept_on_device(trainer, kept.batches), kept.sizes)
+                stream.restore(kept_on_device(trainer, kept.batches), kept.sizes)
         if all(stream.complete for _, stream in self._streams):
             self._use_captured(trainer)
 
@@ -435,7 +411,7 @@ class WatchingCallback(CallbackBase):
                 detector=detector,
                 seed=self.seed,
                 on_error=self.on_error,
-                listeners=[metrics := _TrainerMetrics(trainer, self.name, partial(self._say, trainer))],
+                listeners=[metrics := TrainerMetrics(trainer, self.name, partial(self._say, trainer))],
                 on_transition=self._on_flag,
                 say=partial(self._say, trainer),
                 progress=ShownProgress(trainer),
@@ -494,329 +470,11 @@ class WatchingCallback(CallbackBase):
         assert self._meeting is not None
         metrics = {}
         if trainer.is_global_zero:
-            metrics = {prefixed(name, self.name): value for name, value in _latest(self._watch).items()}
+            metrics = {prefixed(name, self.name): value for name, value in latest(self._watch).items()}
         self._next_visit, metrics, measured = self._meeting.broadcast((self._next_visit, metrics, measured))
         if metrics and not trainer.is_global_zero:
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         return bool(measured)
-
-
-class MonitoringCallback(WatchingCallback):
-    """A callback that measures: it has a probe, a loss and a schedule."""
-
-    def __init__(
-        self,
-        estimators: Iterable[Estimator | None],
-        schedule: int | list[int] | Literal["auto", "log"] = "auto",
-        max_overhead: float | None = 0.1,
-        free_seconds: float = FREE_SECONDS,
-        probe: Iterable[Any] | None = None,
-        probe_samples: int = DEFAULT_SAMPLES,
-        batch_size: int | None = None,
-        loss_fn: LossFn | None = None,
-        outputs_fn: OutputsFn | None = None,
-        n: int | None = None,
-        held_out: Iterable[Any] | bool = False,
-        other_data: dict[str, Any] | None = None,
-        mode: Literal["eval", "train"] = "eval",
-        threads: int | None = 1,
-        directory: str | None = None,
-        seed: int = 0,
-        on_error: OnError = "warn",
-        name: str | None = None,
-    ) -> None:
-        """Check the settings; nothing is drawn before the run starts. ``None`` among the estimators is left out."""
-        super().__init__()
-        check_types(
-            max_overhead=max_overhead,
-            free_seconds=free_seconds,
-            probe_samples=probe_samples,
-            batch_size=batch_size,
-            loss_fn=loss_fn,
-            outputs_fn=outputs_fn,
-            n=n,
-            threads=threads,
-            directory=directory,
-            seed=seed,
-        )
-        self.estimators = checked_estimators(given for given in estimators if given is not None)
-        self.schedule = as_schedule(schedule, max_overhead, free_seconds)
-        self.probe = probe
-        self.probe_samples = probe_samples
-        self.batch_size = batch_size
-        self.loss_fn = loss_fn
-        self.outputs_fn = outputs_fn
-        self.n = n
-        self.held_out = held_out
-        self.other_data = other_data
-        self.mode = mode
-        self.threads = threads
-        self.directory = directory
-        self.seed = seed
-        self.on_error = on_error
-        self.name = checked_name(name)
-        self._drawn: dict[str, DrawnProbe | None] = {}  # held-out samples, once drawn; None where there are none
-
-    def _state(self) -> dict[str, Any]:
-        """That of the run, and the held-out samples: a validation set that is split off anew would hold others."""
-        kept = {
-            what: None if drawn is None else (drawn.batches, drawn.sizes)
-            for what, drawn in self._drawn.items()
-            if drawn is None or _fits_into_checkpoint(drawn.batches)
-        }
-        return {**super()._state(), **kept}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the run starts."""
-        of_run = dict(state_dict)
-        if HELD_OUT in of_run:
-            kept = of_run.pop(HELD_OUT)
-            probe = _restored_probe(kept, HELD_OUT)
-            self._drawn = {} if probe is None and kept is not None else {HELD_OUT: probe}
-        super().load_state_dict(of_run)
-
-    def monitors(self, trainer: Any, module: Any) -> list[Monitor]:
-        """Estimators, probe, loss and schedule, on the trainer's device; one more for each set of other data.
-
-        Raises:
-            ValueError: If a probe is empty, ``probe_samples`` is not positive, or ``outputs_fn`` has no ``loss_fn``.
-        """
-        if self.outputs_fn is not None and self.loss_fn is None:
-            raise ValueError(
-                "outputs_fn was given without loss_fn; expected both: outputs_fn(module, batch) -> outputs, and "
-                "loss_fn(outputs, batch) -> scalar mean loss."
-            )
-        loss_fn = self.loss_fn or TrainingStepLoss(trainer)
-        batches, sizes, source, n = self._find_probe(trainer, loss_fn)
-        probe = Probe(
-            batches,
-            loss_fn,
-            self.n or n,
-            self.mode,
-            source=source,
-            batch_sizes=sizes,
-            outputs_fn=self.outputs_fn,
-            threads=self.threads,
-        )
-        monitor = Monitor(self.estimators, probe, replace(self.schedule))  # type: ignore[type-var]
-        others = []
-        for name, batches in (self.other_data or {}).items():
-            with isolated():
-                others.append(monitor.on_other_data(name, [_to_device(trainer, batch) for batch in batches]))
-        return [*self._with_held_out(trainer, monitor), *others]
-
-    def _find_probe(self, trainer: Any, loss_fn: LossFn) -> tuple[Any, Sequence[int] | None, str, int | None]:
-        if self.probe_samples < 1:
-            raise ValueError(f"probe_samples is {self.probe_samples}; expected a positive number of samples")
-        loader = trainer.train_dataloader
-        indices = support(loader)
-        n = None if indices is None else len(indices)
-        if self.probe is not None:
-            probe = self._given(self.probe, "probe", "the training set")
-        elif indices is None:
-            stream = StreamProbe(self.probe_samples, self.batch_size, getattr(loader, "batch_size", None))
-            return stream, None, "captured from the stream", None
-        else:
-            probe = self._draw(trainer, loader, loss_fn)
-        probe = self._on_device(trainer, probe)
-        return probe.batches, probe.sizes, "given" if self.probe is not None else "drawn from the training set", n
-
-    def _given(self, given: Iterable[Any], what: str, otherwise: str) -> DrawnProbe:
-        """What the user gave to measure on; a loader as if it were not shuffled, and without moving its stream."""
-        if isinstance(given, DataLoader) and (known := support(given)) is not None:
-            return draw_probe(given, len(known), self.seed).without_short_rest()
-        with isolated():
-            batches = list(given)
-        if not batches:
-            raise ValueError(f"{what} is empty; give at least one batch, or leave it out to draw from {otherwise}")
-        return DrawnProbe(batches, None)
-
-    def _on_device(self, trainer: Any, probe: DrawnProbe) -> DrawnProbe:
-        with isolated():
-            batches = [_to_device(trainer, batch) for batch in probe.batches]
-        sizes = probe.sizes
-        if self.batch_size is not None and sizes is None:
-            sizes = [self.batch_size] * len(batches)
-        return DrawnProbe(batches, sizes)
-
-    def _with_held_out(self, trainer: Any, monitor: Monitor) -> Sequence[Monitor]:
-        """The monitor, its λ of the function on held-out samples where there are some."""
-        if self.held_out is False:
-            return [monitor]
-        if self.held_out is not True:
-            given = self._on_device(trainer, self._given(self.held_out, "held_out", "the validation loader"))
-            return monitor.on_held_out(given.batches, "given", given.sizes)
-        if not any(isinstance(e, BehavioralCoefficient) for e in monitor.estimators):
-            return [monitor]
-        if trainer.fit_loop.epoch_loop._batches_that_stepped == 0:
-            self._drawn = {}
-        if HELD_OUT not in self._drawn:
-            self._drawn[HELD_OUT] = self._draw_held_out(trainer, monitor)
-        drawn = self._drawn[HELD_OUT]
-        if drawn is None:
-            return [monitor]
-        return monitor.on_held_out(
-            _kept_on_device(trainer, drawn.batches), "drawn from the validation loader", drawn.sizes
-        )
-
-    def _draw_held_out(self, trainer: Any, monitor: Monitor) -> DrawnProbe | None:
-        """Samples of the first validation loader; None where they do not serve, of which the reason is told."""
-        if not trainer.enable_validation:
-            return None
-        try:
-            found = self._find_held_out(trainer, monitor)
-        except NoOutputsError:  # nor will they be seen on the probe, of which the watch tells
-            return None
-        except Exception as error:
-            if isinstance(error, AttributeError) and not self._waited_for:
-                raise  # it may be there after the first batch
-            found = f"the loss cannot be taken on them ({type(error).__name__}: {error})"
-        if isinstance(found, str):
-            self._say(
-                trainer,
-                "phasewatch: λ of the function is measured on the samples of the training probe and not on some of the "
-                f"validation loader: {found}. held_out=[batches] sets others, held_out=False says that this is meant.",
-            )
-            return None
-        return found
-
-    def _find_held_out(self, trainer: Any, monitor: Monitor) -> DrawnProbe | str:
-        """Samples of the first validation loader, or why they do not serve."""
-        loader = next(iter(tree_leaves(trainer.val_dataloaders)), None)
-        if loader is None:
-            return "it is not loaded yet when training starts, without a sanity check of validation"
-        indices = support(loader)
-        if indices is None:
-            return "it cannot be drawn from without moving its stream"
-        if getattr(trainer.train_dataloader, "dataset", None) is loader.dataset and not set(indices).isdisjoint(
-            support(trainer.train_dataloader) or indices
-        ):
-            return "it draws from the training samples"
-        # Where it has larger batches than training, they are made for evaluations without a gradient.
-        size = min(filter(None, map(batch_size_of, (trainer.train_dataloader, loader))), default=None)
-        drawn = self._on_device(trainer, self._draw(trainer, loader, monitor.probe.loss_fn, size))
-        with isolated():
-            probe = replace(monitor.probe, batches=drawn.batches, batch_sizes=drawn.sizes)
-            objective = probe.first(CHECKED_AT_THE_START).objective(trainer.lightning_module, self.seed)
-            objective.outputs(objective.parameters, 0)
-        wanted, there = self._size_of(monitor.probe), sum(probe.sizes)
-        # λ looks at no more positions of sequences than ROWS, of however many samples
-        if 2 * there < wanted and size_of(objective, 1).rows * len(drawn.batches) < ROWS:
-            return f"it has {there} samples, less than half of the {wanted} of the probe"
-        return drawn
-
-    def _size_of(self, probe: Probe) -> int:
-        """Samples in the probe, or asked for where it is still to come."""
-        if isinstance(probe.batches, StreamProbe):
-            return probe.batches.samples
-        try:
-            return sum(probe.batch_sizes or map(count_samples, probe.batches))
-        except UnknownSizeError:  # refused when the watch begins
-            return self.probe_samples
-
-    def _draw(self, trainer: Any, loader: Any, loss_fn: LossFn, batch_size: int | None = None) -> DrawnProbe:
-        """Samples of a data set: in one batch where that is small and the same loss, else in batches as for training.
-
-        In one batch it is free of noise, which λ from few gradients needs.
-        """
-        probe = draw_probe(loader, self.probe_samples, self.seed, batch_size=batch_size)
-        count = sum(parameter.numel() for parameter in trainer.lightning_module.parameters())
-        if count > _LARGEST_NETWORK_FOR_ONE_BATCH or self.mode != "eval" or probe.sizes is None:
-            return probe.without_short_rest()
-
-        @cache
-        def whole() -> DrawnProbe:
-            return draw_probe(loader, self.probe_samples, self.seed, batch_size=self.probe_samples)
-
-        with isolated(), suppress(Exception):  # a loss that cannot be used is refused when the watch begins
-            batches = [_to_device(trainer, batch) for batch in probe.batches]
-            if one_batch_serves(
-                trainer.lightning_module,
-                batches,
-                probe.sizes,
-                lambda: _to_device(trainer, whole().batches[0]),
-                loss_fn=loss_fn,
-                outputs_fn=self.outputs_fn,
-                seed=self.seed,
-            ):
-                return whole()
-        return probe.without_short_rest()
-
-
-class _TrainerMetrics:
-    """Passes measurements on to every logger of the trainer and to ``callback_metrics``.
-
-    Attributes:
-        names: Of the metrics that it has put there.
-    """
-
-    def __init__(self, trainer: Any, name: str | None, say: Callable[[str], object]) -> None:
-        """Nothing is put anywhere yet.
-
-        Args:
-            trainer: The trainer.
-            name: Of the watch: its metrics are ``<name>/<signal>`` then.
-            say: Given what a person is to know at once.
-        """
-        self._name = name
-        self._in = partial(prefixed, name=name)
-        self._transitions, self._since = self._in("transitions"), self._in(SINCE_TRANSITION)
-        self.names = {self._transitions, self._since}
-        self._trainer = trainer
-        self._say = say
-        self._told: dict[int, str] = {}
-        self._standing: Sequence[Transition] = ()
-
-    def on_measurement(self, measurement: Measurement) -> None:
-        self._log({**tagged(measurement), STAGE: float(len(self._standing))}, measurement.step)
-        own = {self._in(name): torch.tensor(value) for name, value in _metrics(measurement).items()}
-        own.setdefault(self._transitions, self._trainer.callback_metrics.get(self._transitions, torch.tensor(0.0)))
-        own[self._since] = torch.tensor(_since_transition(measurement.step, self._standing))
-        self._trainer.callback_metrics.update(own)
-        self.names.update(own)
-
-    def on_resume(self, run: Run) -> None:
-        self._standing = run.transitions
-
-    def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
-        if not flags:
-            return
-        self._standing = standing
-        self._log({STAGE: float(len(standing))}, step)
-        self._trainer.callback_metrics[self._transitions] = torch.tensor(float(len(standing)))
-        self._trainer.callback_metrics[self._since] = torch.tensor(_since_transition(step, standing))
-        for flag in flags:
-            news = self._news(flag)
-            if news is not None:
-                self._say(f"phasewatch: {news}, seen at {step}")
-
-    def _news(self, flag: Flag) -> str | None:
-        """What a person wants to know at once: beginnings, ends and errors, but no better figures."""
-        transition = flag.transition
-        state = "withdrawn" if flag.action == "withdrawn" else "under way" if transition.under_way else "over"
-        before = self._told.get(flag.number, None if flag.action == "flagged" else state)
-        self._told[flag.number] = state
-        if state == before:
-            return None
-        place = f"since step {transition.start:g}" if transition.under_way else f"at step {transition.step:g}"
-        if state == "withdrawn":
-            return f"no transition ({transition.full_kind}) {place} after all"
-        if state == "under way":
-            return f"transition ({transition.full_kind}) under way {place}"
-        ended = f" has ended by {transition.end:g}" if before == "under way" else ""
-        return f"transition ({transition.full_kind}) {place}{ended}"
-
-    def on_end(self, analysis: Analysis) -> None:
-        for logger in self._trainer.loggers:
-            log_verdict(logger, analysis, self._name)
-
-    def close(self) -> None: ...
-
-    def _log(self, numbers: dict[str, float], step: int) -> None:
-        for logger in self._trainer.loggers:
-            if self._name is None or not is_a(logger, "TensorBoardLogger"):  # there it has a run of its own
-                logger.log_metrics({self._in(name): number for name, number in numbers.items()}, step=step)
-                logger.save()
 
 
 def _beside_checkpoint(trainer: Any, name: str | None) -> list[Path]:
@@ -834,80 +492,12 @@ def _tensorboard_writers(trainer: Any, directory: Path | None, name: str | None)
     return [] if directory is None else [TensorBoardWriter(directory)]
 
 
-def _to_device(trainer: Any, batch: Any) -> Any:
-    """The batch as ``training_step`` would get it, in memory of its own."""
-    module = trainer.lightning_module
-    batch = clone_batch(trainer.precision_plugin.convert_input(batch))
-    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-
 def _stream_length(trainer: Any, stream: StreamProbe) -> int | None:
     """Samples in an epoch, where the number of batches is known."""
     batches = trainer.num_training_batches
     if math.isinf(batches):
         return None
     return round(batches * trainer.world_size * sum(stream.sizes) / len(stream.sizes))
-
-
-def _latest(watch: Watch | None) -> dict[str, float]:
-    if watch is None or not watch.run.measurements:
-        return {}
-    latest = watch.run.measurements[-1]
-    return {
-        **_metrics(latest),
-        "transitions": float(len(watch.transitions)),
-        SINCE_TRANSITION: _since_transition(latest.step, watch.transitions),
-    }
-
-
-def _since_transition(step: int, standing: Sequence[Transition]) -> float:
-    """Steps since the last transition ended, or the run began; 0 while one is under way."""
-    return max(0.0, step - max((step if one.under_way else one.end for one in standing), default=0.0))
-
-
-def _metrics(measurement: Measurement) -> dict[str, float]:
-    """The finite numbers, and whether each λ is reliable; not the loss, which may be a metric of the user's own."""
-    found = {name: one.value for name, one in measurement.estimates.items() if math.isfinite(one.value)}
-    marks = {f"{name}_reliable": float(measurement.estimates[name].reliable) for name in NAMES if name in found}
-    return {name: value for name, value in {**found, **marks}.items() if name != LOSS}
-
-
-def _kept_on_device(trainer: Any, batches: Sequence[Any]) -> list[Any]:
-    """Batches as a checkpoint gives them back, which training_step's hooks have seen already."""
-    device = trainer.strategy.root_device
-    return [tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch) for batch in batches]
-
-
-def _restored_probe(kept: Any, what: str) -> DrawnProbe | None:
-    """Batches and their sizes out of a checkpoint; None where there are none, of which it is told if it is odd."""
-    match kept:
-        case None:
-            return None
-        case (list() as batches, None | list() as sizes) if batches and (
-            sizes is None or (len(sizes) == len(batches) and all(type(size) is int and size > 0 for size in sizes))
-        ):
-            return DrawnProbe(batches, sizes)
-    warnings.warn(
-        f"phasewatch: what the checkpoint holds as {what} is no list of batches with a list of their sizes: it is of "
-        "another version, or was changed. What is measured on is drawn anew.",
-        stacklevel=3,
-    )
-    return None
-
-
-def _fits_into_checkpoint(batches: Sequence[Any]) -> bool:
-    size = sum(t.nbytes for t in tree_leaves(batches) if isinstance(t, Tensor))
-    return size <= _LARGEST_PROBE_IN_CHECKPOINT and _is_plain(list(batches))
-
-
-def _is_plain(tree: Any) -> bool:
-    """Whether a checkpoint with this in it loads with ``weights_only=True``."""
-    if isinstance(tree, dict):
-        return type(tree) is dict and all(_is_plain(v) for v in tree.values())
-    if isinstance(tree, (list, tuple)):
-        return type(tree) in (list, tuple) and all(_is_plain(v) for v in tree)
-    return type(tree) is Tensor or isinstance(tree, (int, float, str, bool, type(None)))
 
 
 def _is_own(error: Exception) -> bool:
@@ -917,28 +507,3 @@ def _is_own(error: Exception) -> bool:
         trace = trace.tb_next
     place = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
     return place.startswith("phasewatch.") and isinstance(error, (ValueError, TypeError, OSError))
-
-
-def _summary(watch: Watch) -> str:
-    measured = len(watch.run.measurements)
-    said = "" if watch.analysis is None else textwrap.indent(f"\n{verdict(watch.analysis)}", "  ")
-    text = f"phasewatch: {measured} measurements"
-    if watch.clock.training_seconds:
-        text += (
-            f", {watch.clock.measuring_seconds:.1f} s measuring beside {watch.clock.training_seconds:.1f} s of training"
-        )
-    if watch.directory is None:
-        return f"{text}.{said}"
-    # where several records share the directory, the file says which
-    alone = watch.run.path is None or watch.run.path.name == FILE_NAME
-    record = watch.directory if alone else watch.run.path
-    text += f".{said}"
-    if measured:
-        text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"
-    budgets = [m.schedule for m in watch.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
-    short = measured < MIN_POINTS and bool(budgets) and len(watch.prices) > 0
-    # where the seconds would have paid for one more, it is the run that was short
-    if short and budgets[0].left(watch.clock) < watch.clock.measurement_seconds:
-        helps = what_would_help(watch.prices, budgets[0], watch.clock.training_seconds)
-        text += f"\n  Little was measured: {helps}"
-    return text

@@ -7,9 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,15 +28,17 @@ from phasewatch.estimators import (
     LearningCoefficient,
     SymmetryLedger,
 )
+from phasewatch.failing import Failing, OnError
 from phasewatch.header import header_of, main_of
 from phasewatch.interruption import Interrupted, held_back
 from phasewatch.listener import Listener
 from phasewatch.measure import Failure, Probe, measure, together
 from phasewatch.measuring_time import measuring, seconds_measuring, training_clock
 from phasewatch.monitor import Monitor
-from phasewatch.objective import LossFn, Objective, OutputsFn
+from phasewatch.objective import LossFn, OutputsFn
 from phasewatch.objective.copies import KeptState
 from phasewatch.observer import Observer
+from phasewatch.outlay import Outlay
 from phasewatch.printable import printable
 from phasewatch.record import Ending, Estimate, Flag, Journal, Measurement, Run, Transition
 from phasewatch.record.lines import Kind
@@ -52,7 +52,6 @@ from phasewatch.settings import check_types
 from phasewatch.transitions import LiveDetector
 from phasewatch.transitions.kinds import read_beside
 
-OnError = Literal["warn", "raise", "disable"]
 CHECKED_AT_THE_START = 2
 """Batches of a probe that are looked at before training, the second for what a module keeps from the first; the others
 are in every measurement."""
@@ -65,8 +64,7 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
     SymmetryLedger(),
 )
 
-GIVEN_UP_AFTER = 8
-"""Measurements in a row in which an estimator may fail, as many as make a run; then it is switched off."""
+NOTHING_LEFT_OUT: dict[str, Any] = {"left_out": [], "chains_in_each": 1}
 # Seconds: what takes longer shows in a progress bar what it is at.
 SHOWN_FROM = 2.0
 
@@ -286,13 +284,12 @@ class Watch:
         listeners: Sequence[Listener],
         say: Callable[[str], object] | None,
     ) -> None:
-        if on_error not in ("warn", "raise", "disable"):
-            raise ValueError(f"on_error is {on_error!r}; expected 'warn', 'raise' or 'disable'")
         self.module = module
         self.monitors = monitors
         self.detector = detector
         self.seed = seed
-        self.on_error = on_error
+        names = {estimator.name for monitor in monitors for estimator in monitor.estimators}
+        self._failing = Failing(on_error, names, lambda told: self._record(("failure", told)))
         self.listeners = list(listeners)
         self.clock = Clock(total_steps=total_steps)
         self.say = _to_standard_error if say is None else say
@@ -315,50 +312,23 @@ class Watch:
         self._last_seen: tuple[int, float] | None = None
         self._last_taken = -1
         self._start: Start | None = None
-        self._left_out: list[str] = []
-        self._chains_in_each = 1
-        self._until_chains = 0
-        self._planned_for: list[float] | None = None
         self._plan_at: int | None = None
-        self._failed: set[str] = set()
-        self._impossible: set[str] = set()
-        self._failed_in_a_row: Counter[str] = Counter()
-        self._told_impossible: set[str] = set()
         self._undescribed: set[str] = set()
         self._closed = False
         self.analysis: Analysis | None = None
-        self._prices: dict[str, float] = {}
-        with self._guarded("price", 0):
-            self._prices = self._predict(objectives)
-        self._expect()
+        self._outlay = Outlay(monitors, self.clock)
+        with self._failing.guarded("price", 0):
+            self._outlay.predict(objectives)
 
     @property
     def main(self) -> Monitor | None:
         """The monitor whose samples are those of the run: the first that measures on the main probe."""
         return main_of(self.monitors)
 
-    def _predict(self, objectives: Sequence[Objective]) -> dict[str, float]:
-        """Seconds for each part of a measurement, by its name."""
-        prices: dict[str, float] = {}
-        pace: price.Pace | None = None
-        chains = any(price.chains_of(e) for monitor in self.monitors for e in monitor.estimators)
-        for monitor, objective in zip(self.monitors, objectives, strict=True):
-            size = price.size_of(objective, len(monitor.probe.batches))
-            pace = pace or price.Pace.of(objective, size, chains, monitor.probe.threads)
-            for name, seconds in price.predicted(monitor.estimators, size, pace).items():
-                prices[name] = prices.get(name, 0.0) + seconds
-        return prices
-
     @property
     def header(self) -> dict[str, Any]:
         """What its record says of it in the first line: the network, the data, the settings."""
         return dict(self._header)
-
-    @property
-    def _budget(self) -> Spread | None:
-        """The schedule that allows least time for measuring; None where none limits it."""
-        limited = [m.schedule for m in self.monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
-        return min(limited, key=_limits, default=None)
 
     @property
     def next_visit(self) -> int | None:
@@ -371,7 +341,7 @@ class Watch:
     @property
     def prices(self) -> dict[str, float]:
         """Seconds that each part of a measurement takes, as is known by now; what is left out is not among them."""
-        return {name: seconds for name, seconds in self._prices.items() if name not in self._left_out}
+        return self._outlay.prices
 
     @property
     def last_taken(self) -> int:
@@ -412,7 +382,7 @@ class Watch:
             return None
         check_types(step=step)
         if self._last_asked < 0:
-            with self._guarded("record", step):
+            with self._failing.guarded("record", step):
                 self._record_header()  # a run that is killed in its first measurement has a record
             self._begin_to_count(step)
         self._last_asked = step
@@ -443,7 +413,7 @@ class Watch:
             self._plan()
             kept = [] if self._start is None else self._start.monitors
             paid = all(m.schedule.left(self.clock) >= self.clock.needed_seconds for m in kept)
-            if kept and paid and self._draws_chains(kept):
+            if kept and paid and self._outlay.draws_chains(kept):
                 measurement = self._measure_start()
             for monitor in self.monitors:
                 if isinstance(monitor.schedule, Spread) and monitor not in visited:
@@ -454,7 +424,7 @@ class Watch:
             measured = []
         elif measured and self._start is not None:
             # What must be measured now does not wait until the start is paid with its chains.
-            if self._draws_chains(self._start.monitors) or any(
+            if self._outlay.draws_chains(self._start.monitors) or any(
                 m.schedule.left(self.clock) == math.inf for m in measured
             ):
                 measurement = self._measure_start()
@@ -483,106 +453,60 @@ class Watch:
         if not self.observer.take(step, values, optimizer, seconds_measuring()):
             return
         for what, error in self.observer.errors():
-            self._note(Failure(what, error), step)
+            self._failing.note(Failure(what, error), step)
         if self.observer.is_due:
             self._record_observed(step)
 
     def _look_for_activity(self) -> None:
         """Let the schedules know whether something is under way."""
-        with self._guarded("activity", max(self._last_asked, 0)):
+        with self._failing.guarded("activity", max(self._last_asked, 0)):
             self.observer.look()
         self.clock.last_active = self.activity.last
 
     def _record_observed(self, step: int) -> None:
-        with self._guarded("record", step):
+        with self._failing.guarded("record", step):
             self._record()
 
     def _begin_to_count(self, step: int) -> None:
         """At the first step asked of: see when to plan, or say at once what a measurement takes where nothing does."""
-        if self._planned_for is not None:
+        if self._outlay.planned_for is not None:
             return
         seconds, total = self.clock.measurement_seconds, self.clock.total_steps
-        if self._budget is not None:
+        if self._outlay.budget is not None:
             self._plan_at = step + (TIMED_STEPS if total is None else max(1, min(TIMED_STEPS, total - step)))
         elif seconds > PROMPT:
-            self._planned_for = []
+            self._outlay.planned_for = []
             self.say(
                 f"phasewatch: a measurement takes about {price.spoken(seconds)}, and the schedule does not limit the "
                 "time for that; schedule='auto' keeps to a share of the training time, max_overhead."
             )
 
-    @property
-    def _dear(self) -> list[str]:
-        """What may be left out, the first to go first."""
-        return price.may_be_left_out([e for monitor in self.monitors for e in monitor.estimators])
-
-    def _leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
-        """Measure these no more, and draw the chains of λ of the function in each so many measurements."""
-        changed = parts != self._left_out or chains_in_each != self._chains_in_each
-        self._left_out, self._chains_in_each = parts, chains_in_each
-        self._header |= {"left_out": parts, "chains_in_each": chains_in_each}
-        if changed and self._recording:
-            with self._guarded("record", max(self._last_asked, 0)):
-                self._record(("plan", {"left_out": parts, "chains_in_each": chains_in_each}))
-        self._expect()
-
-    def _expect(self) -> None:
-        """Set what a measurement is expected to take."""
-        clock, whole = self.clock, price.together(self._prices, self._left_out)
-        chains = 0.0 if price.CHAINS in self._left_out else self._prices.get(price.CHAINS, 0.0)
-        clock.measurement_seconds = whole - chains * (1 - 1 / self._chains_in_each)
-        clock.end_seconds = whole
-
     def _plan(self) -> None:
         """Leave out what is too dear for the run, and say what a measurement takes."""
         self._plan_at = None
-        budget, clock = self._budget, self.clock
-        if budget is None or not (clock.steps and clock.training_seconds) or self._planned_for is not None:
+        plan = self._outlay.plan()
+        if plan is None:
             return
-        self._planned_for = _limits(budget)
-        training = None if clock.total_steps is None else clock.step_seconds * clock.total_steps
-        if training is not None:
-            self._leave_out(*self._paid_by(budget.budget(training)))
-        plan = price.Plan(
-            whole=sum(self._prices.values()),
-            rest=clock.measurement_seconds,
-            budget=budget,
-            training=training,
-            left_out=tuple(self._left_out),
-            chains=self._prices.get(price.CHAINS, 0.0),
-            chains_in_each=self._chains_in_each,
-        )
+        self._record_what_is_left_out()
         if plan.is_beyond_the_run:
             warnings.warn(f"phasewatch: {plan.with_what_mends_it()}", stacklevel=3)
         else:
             self.say(f"phasewatch: {plan.told(None if self._start is None else self._start.step)}")
 
-    def _paid_by(self, seconds: float) -> tuple[list[str], int]:
-        """What to leave out of a run that may measure for so long, no less than before; how often chains are drawn."""
-        parts = max(price.too_dear(self._prices, self._dear, seconds), self._left_out, key=len)
-        return parts, max(price.chains_in_each(self._prices, parts, seconds), self._chains_in_each)
-
-    def _plan_again(self) -> None:
-        """After the first measurement it is known what one takes: leave out what is too dear after all, and say so."""
-        budget, clock = self._budget, self.clock
-        if budget is None or clock.total_steps is None or not self._planned_for:
-            return
-        took, before = clock.end_seconds, (self._left_out, self._chains_in_each)
-        paid = self._paid_by(budget.budget(clock.step_seconds * clock.total_steps))
-        if paid != before:
-            self._leave_out(*paid)
-            rarely = f", {price.CHAINS} drawn in each {price.ORDINALS[paid[1]]}" if paid[1] > 1 else ""
-            self.say(
-                f"phasewatch: a measurement takes {price.spoken(took)}; from now on about "
-                f"{price.spoken(clock.measurement_seconds)}, {', '.join(paid[0]) or 'nothing'} left out{rarely}."
-            )
+    def _record_what_is_left_out(self) -> None:
+        settled = self._outlay.settled
+        changed = any(self._header.get(what, before) != settled[what] for what, before in NOTHING_LEFT_OUT.items())
+        self._header |= settled
+        if changed and self._recording:
+            with self._failing.guarded("record", max(self._last_asked, 0)):
+                self._record(("plan", settled))
 
     def _keep(self, step: int, monitors: Sequence[Monitor]) -> None:
         """Keep the state of the first step, to be measured later under that step and before all others."""
         self._last_taken = step
         for monitor in monitors:
             monitor.last_taken = step
-        with self._guarded("start", step):
+        with self._failing.guarded("start", step):
             self._start = Start(step, KeptState(self.module), list(monitors))
 
     def _measure_start(self) -> Measurement | None:
@@ -592,7 +516,7 @@ class Watch:
         self._plan()
         start, self._start = self._start, None
         module = None
-        with self._guarded("start", start.step):
+        with self._failing.guarded("start", start.step):
             module = start.state.module()
         return None if module is None else self._measure(start.step, start.monitors, module)
 
@@ -650,16 +574,16 @@ class Watch:
         self._record_observed(step)
         self._closed, self._start = True, None
         analysis = None
-        with self._guarded("analysis", step):
+        with self._failing.guarded("analysis", step):
             analysis = self._analysis()
             self._withdraw(analysis.not_borne_out)
         if self._recording:
-            with self._guarded("record", step):
+            with self._failing.guarded("record", step):
                 self._journal.append("end", {"time": time.time(), **Ending.by(error).to_dict()})
         if analysis is not None:
             self.analysis = analysis = replace(analysis, run=self.run)
         for listener in self.listeners:
-            with self._guarded(type(listener).__name__, step):
+            with self._failing.guarded(type(listener).__name__, step):
                 if analysis is not None:
                     listener.on_end(analysis)
                 listener.close()
@@ -686,7 +610,7 @@ class Watch:
         if start is not None and left >= (clock.needed_seconds if last else clock.measurement_seconds):
             self._measure_start()
             left, start = min(m.schedule.left(clock) for m in due), None
-        parts = price.what_fits(self._prices, self._dear, left)
+        parts = self._outlay.what_fits(left)
         unpaid = [f"the state of step {start.step}"] if start is not None else []
         unpaid += ["the end"] if last and parts is None else []
         if unpaid:
@@ -696,9 +620,10 @@ class Watch:
             )
         if parts is None:
             last = [m for m in last if m.schedule.left(clock) == math.inf]
-        elif last and len(parts) > len(self._left_out):
+        elif last and len(parts) > len(self._outlay.left_out):
             self.say(f"phasewatch: the end is measured without {', '.join(parts)}, which is not paid any more.")
-            self._leave_out(parts)
+            self._outlay.leave_out(parts)
+            self._record_what_is_left_out()
         if last:
             self._measure(step, last, at_the_end=True)
         for monitor in last:
@@ -735,11 +660,7 @@ class Watch:
             "activity": self.activity.state_dict(),
             "last_taken": self._last_taken,
             "start": None if self._start is None else self._start.step,
-            "planned_for": self._planned_for,
-            "left_out": list(self._left_out),
-            "chains_in_each": self._chains_in_each,
-            "until_chains": self._until_chains,
-            "prices": dict(self._prices),
+            **self._outlay.state_dict(),
             "clock": {
                 "steps": self.clock.steps,
                 "training_seconds": self.clock.training_seconds,
@@ -778,17 +699,14 @@ class Watch:
         state = {**self.state_dict(), "run_id": None, **kept}
         self._recording = True
         self._last_taken = state["last_taken"]
-        if state["planned_for"] == ([] if self._budget is None else _limits(self._budget)):
-            self._planned_for, self._left_out = state["planned_for"], list(state["left_out"])
-            self._chains_in_each, self._until_chains = state["chains_in_each"], state["until_chains"]
-            self._header |= {"left_out": self._left_out, "chains_in_each": self._chains_in_each}
         self.clock = Clock(total_steps=self.clock.total_steps, **state["clock"])
-        with self._guarded("activity", max(self._last_taken, 0)):
+        self._outlay.load_state_dict(state, self.clock)
+        if self._outlay.planned_for is not None:
+            self._header |= self._outlay.settled
+        with self._failing.guarded("activity", max(self._last_taken, 0)):
             self.activity.load_state_dict(state["activity"])
-        self._prices.update(state["prices"])
-        self._expect()
         step = max(self._last_taken, 0)
-        with self._guarded("record", step):
+        with self._failing.guarded("record", step):
             self._journal, told, said = taken_up(self._journal, self._header, state, [Path(place) for place in places])
             self._journal.extend(told)
             for text in said:
@@ -804,11 +722,11 @@ class Watch:
                 monitor.last_taken = self._last_taken
                 monitor.go_on(self._last_taken, self.clock)
         if self.detector is not None:
-            with self._guarded("detector", step):
+            with self._failing.guarded("detector", step):
                 flags = [Flag.from_dict(line.body) for line in lines if line.kind == "transition"]
                 self._resume_detector(self.detector, state["detector"], list(map(_seen, measured)), flags)
         for listener in self.listeners:
-            with self._guarded(type(listener).__name__, step):
+            with self._failing.guarded(type(listener).__name__, step):
                 listener.on_resume(self.run)
 
     def _resume_detector(
@@ -831,13 +749,6 @@ class Watch:
             self.clock.steps += step - last_step
             self.clock.training_seconds += max(0.0, now - last_time)  # the clock may have been set back
         self._last_seen = (step, now)
-
-    def _draws_chains(self, monitors: Sequence[Monitor]) -> bool:
-        """Whether the chains of λ of the function are due in this measurement, and paid beside those of the end."""
-        if self._chains_in_each == 1:
-            return True
-        left = min(monitor.schedule.left(self.clock) for monitor in monitors)
-        return self._until_chains <= 0 and left >= 2 * self.clock.end_seconds
 
     def _measure(
         self,
@@ -863,16 +774,13 @@ class Watch:
         began = time.perf_counter()
         for monitor in monitors:
             monitor.taken, monitor.last_taken = monitor.taken + 1, max(step, monitor.last_taken)
-        draws_chains = at_the_end or self._draws_chains(monitors)
-        left_out = {*self._left_out, *([] if draws_chains else [price.CHAINS])}
-        self._until_chains = self._chains_in_each - 1 if draws_chains else self._until_chains - 1
+        draws_chains = at_the_end or self._outlay.draws_chains(monitors)
+        left_out = self._outlay.count(draws_chains)
         by_monitor: list[Measurement] = []
         of_main: Measurement | None = None
         measured: list[Estimator] = []
         is_long = self.clock.end_seconds > SHOWN_FROM
         for monitor in monitors:
-            failed = self._failed if self.on_error == "disable" else set()
-            without = self._impossible | left_out | failed
             estimators = [price.without(e, left_out) for e in monitor.estimators]
             found, failures = measure(
                 module,
@@ -881,11 +789,11 @@ class Watch:
                 step,
                 progress=partial(self._show, step) if is_long else lambda part: None,
                 seed=self.seed,
-                without=without,
+                without=self._failing.left_out | left_out,
             )
             for failure in failures:
-                self._note(failure, step)
-            self._switch_off(step, estimators, failures)
+                self._failing.note(failure, step)
+            self._failing.count(step, [estimator.name for estimator in estimators], failures)
             by_monitor.append(found)
             measured.extend(estimators)
             if monitor is self.main:
@@ -897,10 +805,10 @@ class Watch:
         is_first = not self.clock.measuring_seconds
         took = max(0.0, time.perf_counter() - began)
         self.clock.measuring_seconds += took
-        self._prices = price.measured(self._prices, measured, found.seconds_by_part, took)
-        self._expect()
-        if is_first:
-            self._plan_again()
+        self._outlay.take(measured, found, took)
+        if is_first and (news := self._outlay.plan_again()):
+            self._record_what_is_left_out()
+            self.say(f"phasewatch: {news}")
         return measurement
 
     def _note_interruption(self, step: int, seconds: float, stopped: Interrupted) -> None:
@@ -913,11 +821,11 @@ class Watch:
             "traceback": "",
             "time": time.time(),
         }
-        with self._guarded("record", step):
+        with self._failing.guarded("record", step):
             self._record(("failure", told))
 
     def _show(self, step: int, part: str | None) -> None:
-        with self._guarded("progress", step):
+        with self._failing.guarded("progress", step):
             self.progress(part)
 
     def _conclude(self, found: Measurement) -> Measurement:
@@ -928,11 +836,11 @@ class Watch:
             estimates = {**estimates, "overhead": Estimate(overhead)}
         measurement = replace(found, estimates=estimates, time=time.time())
         self._last_taken = max(step, self._last_taken)
-        with self._guarded("record", step):
+        with self._failing.guarded("record", step):
             self._record(("measurement", measurement.to_dict()))
         self._tell(step, lambda listener: listener.on_measurement(measurement))
         self._say_what_is_undescribed(measurement)
-        with self._guarded("detector", step):
+        with self._failing.guarded("detector", step):
             self._detect(measurement)
         return measurement
 
@@ -947,12 +855,12 @@ class Watch:
         self._tell(step, lambda listener: listener.on_transitions(step, flags, standing))
         if self.on_transition is not None:
             for flag in flags:
-                with self._guarded("on_transition", step):
+                with self._failing.guarded("on_transition", step):
                     self.on_transition(flag)
 
     def _tell(self, step: int, news: Callable[[Listener], None]) -> None:
         for listener in self.listeners:
-            with self._guarded(type(listener).__name__, step):
+            with self._failing.guarded(type(listener).__name__, step):
                 news(listener)
 
     def _say_what_is_undescribed(self, measurement: Measurement) -> None:
@@ -981,73 +889,6 @@ class Watch:
         if not self._recording:
             self._recording = True
             self._journal.append("header", self._header)
-
-    @contextmanager
-    def _guarded(self, what: str, step: int) -> Iterator[None]:
-        """Keep an error of phasewatch from ending the run."""
-        try:
-            yield
-        except Exception as error:
-            self._note(Failure(what, error), step)
-
-    def _switch_off(self, step: int, estimators: Sequence[Estimator], failures: Sequence[Failure]) -> None:
-        """Leave out from here on what has failed in so many measurements in a row, and say so."""
-        failed = {failure.what: failure for failure in failures}
-        for name in {estimator.name for estimator in estimators} - self._impossible:
-            self._failed_in_a_row[name] = self._failed_in_a_row[name] + 1 if name in failed else 0
-            if self._failed_in_a_row[name] == GIVEN_UP_AFTER and self.on_error == "warn":
-                self._impossible.add(name)
-                warnings.warn(
-                    f"phasewatch: {name} has failed in {GIVEN_UP_AFTER} measurements in a row, last at step {step} "
-                    f"({failed[name].error}). It is switched off; all else is measured, and training goes on.",
-                    stacklevel=2,
-                )
-
-    def _note(self, failure: Failure, step: int) -> None:
-        """Record what failed, warn once and go on, or raise it."""
-        what = failure.what
-        first = what not in self._failed
-        self._failed.add(what)
-        try:
-            told = {
-                "step": step,
-                "what": what,
-                "error": failure.error,
-                "traceback": failure.traceback,
-                "time": time.time(),
-            }
-            self._record(("failure", told))
-        except Exception:
-            pass  # recording itself may be what failed; the warning below is then all there is
-        if failure.is_permanent:
-            self._impossible.add(what)
-            if failure.error not in self._told_impossible:
-                self._told_impossible.add(failure.error)
-                warnings.warn(
-                    f"phasewatch: {what} cannot be measured in this run, all else is ({failure.error}).", stacklevel=2
-                )
-            return
-        if self.on_error == "raise":
-            raise failure.exception
-        if failure.is_out_of_memory and any(e.name == what for m in self.monitors for e in m.estimators):
-            self._impossible.add(what)
-            warnings.warn(
-                f"phasewatch: {what} takes more memory than there is, with one chain after another and in smaller "
-                f"batches too ({failure.error}). It is left out from step {step} on; all else is measured, and "
-                "training goes on. A smaller probe takes less.",
-                stacklevel=2,
-            )
-        elif first:
-            warnings.warn(
-                f"phasewatch: {what} failed at step {step} ({failure.error}). Training goes on; further failures are "
-                "only recorded.",
-                stacklevel=2,
-            )
-
-
-def _limits(budget: Spread) -> list[float]:
-    """The share and the free seconds that it keeps to, as a checkpoint holds them."""
-    return [budget.max_overhead or math.inf, budget.free_seconds]
 
 
 def _to_standard_error(text: str) -> None:

@@ -8,7 +8,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return 0.5 * (module(batch[0]) - batch[1]).square().mean()
 
 
-def make(directory: Path | None = None) -> Watch:
+def make(directory: Path | None = None, on_error: Literal["raise", "warn"] = "raise") -> Watch:
     module = nn.Linear(3, 1, bias=False)
     return Watch(
         module,
@@ -35,7 +35,7 @@ def make(directory: Path | None = None) -> Watch:
         estimators=(),
         schedule=1,
         directory=directory,
-        on_error="raise",
+        on_error=on_error,
     )
 
 
@@ -268,8 +268,7 @@ def test_a_copied_folder_goes_on_by_itself(whole: Watch, tmp_path: Path) -> None
 
 
 def test_what_could_not_be_written_yet_is_in_the_checkpoint(whole: Watch, tmp_path: Path) -> None:
-    first = make(tmp_path / "first")
-    first.on_error = "warn"
+    first = make(tmp_path / "first", on_error="warn")
     train(first, 0, 25)
     shutil.rmtree(tmp_path / "first")
     with pytest.warns(UserWarning, match="record failed"):

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from phasewatch.callbacks import HessianMonitor, LLCMonitor, PhaseWatch, watching
+from phasewatch.callbacks import HessianMonitor, LLCMonitor, PhaseWatch, monitoring
 from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum, LearningCoefficient, SymmetryLedger
 from phasewatch.measure import seed_at
 from phasewatch.objective import Objective
@@ -277,7 +277,7 @@ def test_a_stream_of_training_batches_beside_held_out_samples(tmp_path: Path) ->
 
 def test_batches_are_no_larger_than_those_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a validation loader are made for evaluations without a gradient."""
-    monkeypatch.setattr(watching, "_LARGEST_NETWORK_FOR_ONE_BATCH", 0)
+    monkeypatch.setattr(monitoring, "LARGEST_IN_ONE_BATCH", 0)
     callback = fitted(tmp_path, watch(tmp_path), training(), validation())
     assert [m["probe"]["batches"] for m in callback.run.header["monitors"]] == [SAMPLES // 16, SAMPLES // 16]
 

@@ -1,0 +1,175 @@
+"""What a run spends on measuring: which parts of a measurement it can pay for, and how often the chains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from phasewatch import price
+from phasewatch.estimators import Estimator
+from phasewatch.monitor import Monitor
+from phasewatch.objective import Objective
+from phasewatch.record import Measurement
+from phasewatch.schedule import Clock, Spread
+
+
+class Outlay:
+    """The prices of a measurement's parts, and what is left out for them.
+
+    Attributes:
+        clock: Where the time went; it is told what a measurement will take.
+        left_out: Parts that are not measured, the dearest first.
+        chains_in_each: In every so many measurements the chains of λ of the function are drawn.
+        until_chains: Measurements until the next with chains.
+        planned_for: Share and free seconds that it was planned for; None before that.
+    """
+
+    def __init__(self, monitors: Sequence[Monitor], clock: Clock) -> None:
+        """Nothing is known of prices yet."""
+        self._monitors = monitors
+        self.clock = clock
+        self._prices: dict[str, float] = {}
+        self.left_out: list[str] = []
+        self.chains_in_each = 1
+        self.until_chains = 0
+        self.planned_for: list[float] | None = None
+        self._expect()
+
+    def predict(self, objectives: Sequence[Objective]) -> None:
+        """Time what parts are made of, and reckon what they take.
+
+        Args:
+            objectives: Of the monitors.
+        """
+        pace: price.Pace | None = None
+        chains = any(price.chains_of(estimator) for estimator in self._estimators)
+        prices: dict[str, float] = {}
+        for monitor, objective in zip(self._monitors, objectives, strict=True):
+            size = price.size_of(objective, len(monitor.probe.batches))
+            pace = pace or price.Pace.of(objective, size, chains, monitor.probe.threads)
+            for name, seconds in price.predicted(monitor.estimators, size, pace).items():
+                prices[name] = prices.get(name, 0.0) + seconds
+        self._prices = prices
+        self._expect()
+
+    def take(self, measured: Sequence[Estimator], found: Measurement, seconds: float) -> None:
+        """Take what a measurement has taken in place of what was predicted."""
+        self._prices = price.measured(self._prices, measured, found.seconds_by_part, seconds)
+        self._expect()
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """Seconds that each part takes, as is known by now; what is left out is not among them."""
+        return {name: seconds for name, seconds in self._prices.items() if name not in self.left_out}
+
+    @property
+    def budget(self) -> Spread | None:
+        """The schedule that allows least time for measuring; None where none limits it."""
+        limited = [m.schedule for m in self._monitors if isinstance(m.schedule, Spread) and m.schedule.max_overhead]
+        return min(limited, key=_limits, default=None)
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """What is left out and how often chains are drawn, as the record tells it."""
+        return {"left_out": list(self.left_out), "chains_in_each": self.chains_in_each}
+
+    def plan(self) -> price.Plan | None:
+        """Leave out what is too dear for the run; None where there is nothing to plan by, or it was done."""
+        budget, clock = self.budget, self.clock
+        if budget is None or not (clock.steps and clock.training_seconds) or self.planned_for is not None:
+            return None
+        self.planned_for = _limits(budget)
+        training = None if clock.total_steps is None else clock.step_seconds * clock.total_steps
+        if training is not None:
+            self.leave_out(*self._paid_by(budget.budget(training)))
+        return price.Plan(
+            whole=sum(self._prices.values()),
+            rest=clock.measurement_seconds,
+            budget=budget,
+            training=training,
+            left_out=tuple(self.left_out),
+            chains=self._prices.get(price.CHAINS, 0.0),
+            chains_in_each=self.chains_in_each,
+        )
+
+    def plan_again(self) -> str:
+        """After the first measurement it is known what one takes: leave out what is too dear after all, and say so."""
+        budget, clock = self.budget, self.clock
+        if budget is None or clock.total_steps is None or not self.planned_for:
+            return ""
+        took = clock.end_seconds
+        parts, chains_in_each = self._paid_by(budget.budget(clock.step_seconds * clock.total_steps))
+        if (parts, chains_in_each) == (self.left_out, self.chains_in_each):
+            return ""
+        self.leave_out(parts, chains_in_each)
+        rarely = f", {price.CHAINS} drawn in each {price.ORDINALS[chains_in_each]}" if chains_in_each > 1 else ""
+        return (
+            f"a measurement takes {price.spoken(took)}; from now on about {price.spoken(clock.measurement_seconds)}, "
+            f"{', '.join(parts) or 'nothing'} left out{rarely}."
+        )
+
+    def leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
+        """Measure these no more, and draw the chains of λ of the function in each so many measurements."""
+        self.left_out, self.chains_in_each = parts, chains_in_each
+        self._expect()
+
+    def what_fits(self, seconds: float) -> list[str] | None:
+        """What to leave out of one measurement that may take so long; None where even the rest would take longer."""
+        return price.what_fits(self._prices, self._dear, seconds)
+
+    def draws_chains(self, monitors: Sequence[Monitor]) -> bool:
+        """Whether the chains of λ of the function are due in this measurement, and paid beside those of the end."""
+        if self.chains_in_each == 1:
+            return True
+        left = min(monitor.schedule.left(self.clock) for monitor in monitors)
+        return self.until_chains <= 0 and left >= 2 * self.clock.end_seconds
+
+    def count(self, draws_chains: bool) -> set[str]:
+        """Count a measurement with chains or without; what is left out of it."""
+        self.until_chains = self.chains_in_each - 1 if draws_chains else self.until_chains - 1
+        return {*self.left_out, *([] if draws_chains else [price.CHAINS])}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {
+            "planned_for": self.planned_for,
+            **self.settled,
+            "until_chains": self.until_chains,
+            "prices": dict(self._prices),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], clock: Clock) -> None:
+        """Go on from there; what was left out stays so under the same budget only."""
+        if state["planned_for"] == ([] if self.budget is None else _limits(self.budget)):
+            self.planned_for, self.left_out = state["planned_for"], list(state["left_out"])
+            self.chains_in_each, self.until_chains = state["chains_in_each"], state["until_chains"]
+        self.clock = clock
+        self._prices.update(state["prices"])
+        self._expect()
+
+    @property
+    def _estimators(self) -> list[Estimator]:
+        return [estimator for monitor in self._monitors for estimator in monitor.estimators]
+
+    @property
+    def _dear(self) -> list[str]:
+        """What may be left out, the first to go first."""
+        return price.may_be_left_out(self._estimators)
+
+    def _paid_by(self, seconds: float) -> tuple[list[str], int]:
+        """What to leave out of a run that may measure for so long, no less than before; how often chains are drawn."""
+        parts = max(price.too_dear(self._prices, self._dear, seconds), self.left_out, key=len)
+        return parts, max(price.chains_in_each(self._prices, parts, seconds), self.chains_in_each)
+
+    def _expect(self) -> None:
+        """Tell the clock what a measurement will take."""
+        whole = price.together(self._prices, self.left_out)
+        chains = 0.0 if price.CHAINS in self.left_out else self._prices.get(price.CHAINS, 0.0)
+        self.clock.measurement_seconds = whole - chains * (1 - 1 / self.chains_in_each)
+        self.clock.end_seconds = whole
+
+
+def _limits(budget: Spread) -> list[float]:
+    """The share and the free seconds that it keeps to, as a checkpoint holds them."""
+    return [budget.max_overhead or math.inf, budget.free_seconds]
