@@ -1,8 +1,8 @@
-"""What phasewatch reads, fuzzed under the guidance of coverage: inputs that reach new code are kept and changed further.
+"""What phasewatch reads, fuzzed under the guidance of coverage: what reaches new code is kept and changed again.
 
 By atheris (libFuzzer), which counts the branches of phasewatch's readers; `make reliability` runs it. It begins with a
-whole file of each kind (`tests/fuzzed.py`). An error other than phasewatch's own ends the run, and so does an input that
-takes longer than a minute or more than 2 GB; the input is kept, and `guided.py FILE` reads it again.
+whole file of each kind (`tests/fuzzed.py`). An error other than phasewatch's own ends the run, and so does an input
+that takes longer than a minute or more than 2 GB; that input is kept, and `guided.py FILE` reads it again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOWEST = 60
 """Seconds that an input may take. Chosen: some of them take a few milliseconds."""
 LONGEST = 64
 """Bytes that libFuzzer lets a word of its dictionary have (`Word` in FuzzerDictionary.h)."""
-READERS = ("phasewatch.record", "phasewatch.tensorboard", "phasewatch.logs", "phasewatch.tags")
+READERS = ("phasewatch.record", "phasewatch.tensorboard", "phasewatch.logs", "phasewatch.transitions.live")
 """Whose branches are counted."""
 
 

@@ -3,7 +3,7 @@
 Kills: a small network is watched in a process that is killed (SIGKILL) at moments drawn over the whole run, and goes on
 from its last checkpoint. Cuts and flips: a record of every kind of line, cut off before each of its bytes, and with one
 bit of each byte turned. Readers: records, states of checkpoints, event files and tables, changed at random, many with
-checksums that are right again.
+checksums that are right again; and changed under the guidance of coverage where atheris is installed.
 The right answer is everywhere that of the same run without the trouble. Prints the table, writes
 benchmarks/results/reliability.md, and ends with an error where a promise is broken.
 """
@@ -11,23 +11,27 @@ benchmarks/results/reliability.md, and ends with an error where a promise is bro
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
 import random
+import re
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from fuzzed import framed, look_at, made_anew, whole_inputs, with_checksum
+from mutants import mutated
+from records import measurement
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -39,16 +43,14 @@ from phasewatch.record.state import usable
 from phasewatch.record.trace import pack
 from phasewatch.tensorboard import read_scalars
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "record"))
-from mutants import mutated  # noqa: E402
-from records import measurement  # noqa: E402
-
-RESULTS = Path(__file__).parent / "results" / "reliability.md"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "reliability.md"
 SEED = 22
 STEPS = 20
 JUMP = 10
 NAMED = "loss falls"
 """The kind of the transition of the small run."""
+PARTS = ("kills", "cuts", "readers", "guided")
 Row = tuple[str, str, str, str]
 Places = list[tuple[int, int]]
 
@@ -212,7 +214,7 @@ def cuts_and_flips(rng: random.Random) -> Iterator[Row]:
 
         lost = changed = silent = 0
         for end in range(len(content)):
-            file.write_bytes(content[:end])
+            made_anew(file, content[:end])
             found = _loaded(file)
             kept = () if found is None else found.measurements
             lost += len([m for m, last in zip(whole.measurements, ends, strict=True) if last <= end and m not in kept])
@@ -231,7 +233,7 @@ def cuts_and_flips(rng: random.Random) -> Iterator[Row]:
         for at in range(len(content)):
             flipped = bytearray(content)
             flipped[at] ^= 1 << rng.randrange(8)
-            file.write_bytes(flipped)
+            made_anew(file, bytes(flipped))
             found = _loaded(file)
             kept = () if found is None else found.measurements
             most.append(len(whole.measurements) - len(kept))
@@ -262,26 +264,21 @@ def odd_records(count: int, rng: random.Random, place: Path) -> tuple[int, int]:
     read = damaged = 0
     for number in range(count):
         if number % 2:
-            file.write_bytes(scrambled(content, rng))
+            made_anew(file, scrambled(content, rng))
         else:
             lines = list(given)
             which = rng.randrange(len(lines))
             lines[which] = mutated(lines[which], rng)
-            file.write_bytes(b"".join(map(with_checksum, lines)))
+            texts = [json.dumps(line, separators=(",", ":")).encode() for line in lines]
+            made_anew(file, b"".join(map(with_checksum, texts)))
         try:
             run = load_run(file)
         except RecordError:
             continue
-        run.rows(), run.observed, repr(run), run.told_ending
+        look_at(run)
         read += 1
         damaged += bool(run.damaged or run.gaps)
     return read, damaged
-
-
-def with_checksum(line: Any) -> bytes:
-    text = json.dumps(line, separators=(",", ":"))
-    text = text if text.startswith("{") else "{" + text
-    return f'{{"crc32":"{zlib.crc32(text.encode()):08x}",{text[1:]}\n'.encode()
 
 
 def scrambled(content: bytes, rng: random.Random) -> bytes:
@@ -332,22 +329,17 @@ def odd_event_files(count: int, rng: random.Random, place: Path) -> tuple[int, i
     told = 0
     for number in range(count):
         if number % 2:
-            file.write_bytes(scrambled(content, rng))
+            made_anew(file, scrambled(content, rng))
         else:
             odd = list(events)
             which = rng.randrange(len(odd))
             odd[which] = scrambled(odd[which], rng)
-            file.write_bytes(b"".join(map(framed, odd)))
+            made_anew(file, b"".join(map(framed, odd)))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             read_scalars(file)
         told += bool(caught)
     return count, told
-
-
-def framed(data: bytes) -> bytes:
-    header = struct.pack("<Q", len(data))
-    return header + struct.pack("<I", masked_crc32c(header)) + data + struct.pack("<I", masked_crc32c(data))
 
 
 def odd_tables(count: int, rng: random.Random, place: Path) -> tuple[int, int]:
@@ -357,7 +349,7 @@ def odd_tables(count: int, rng: random.Random, place: Path) -> tuple[int, int]:
     read = refused = 0
     for number in range(count):
         name, text = (("log.csv", as_csv), ("log.jsonl", as_json))[number % 2]
-        (place / name).write_bytes(scrambled(text.encode(), rng))
+        made_anew(place / name, scrambled(text.encode(), rng))
         try:
             read_table(place / name)
             read += 1
@@ -396,27 +388,72 @@ def readers(scale: float, rng: random.Random) -> Iterator[Row]:
         )
 
 
+# --- readers of input that coverage has led to
+
+
+def guided(count: int) -> Iterator[Row]:
+    promise = "whatever is read, changed under the guidance of coverage, raises phasewatch's own error or none"
+    test = "`tests/test_fuzzed.py`"
+    if importlib.util.find_spec("atheris") is None:
+        yield promise, test, "nothing", "atheris is not installed: it is for Linux on x86-64, and Python from 3.11"
+        return
+    kept = Path(tempfile.gettempdir()) / "phasewatch-"
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, str(HERE / "guided.py"), f"--runs={count}", f"--seed={SEED}"]
+        command += ["--place", place, "--keep", str(kept)]
+        # names are hashed alike each time, so that the same seed tries the same inputs
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        began = time.perf_counter()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+    print(f"guided: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    tried = [int(number) for number in re.findall(r"^#(\d+)\s", done.stderr, re.MULTILINE)]
+    branches = [int(number) for number in re.findall(r"^#\d+\s.* cov: (\d+) ", done.stderr, re.MULTILINE)]
+    errors = int(done.returncode != 0)
+    if errors:
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+        _broken.append(f"an error of a reader that is not phasewatch's own; the input is {kept}*")
+    yield (
+        promise,
+        test,
+        f"{max(tried, default=0):,} inputs, made of {len(whole_inputs())} whole files",
+        f"{errors} other errors; {min(branches, default=0)} branches of the readers reached by the whole files, "
+        f"{max(branches, default=0)} in the end",
+    )
+
+
 _broken: list[str] = []
+
+
+def written() -> dict[str, Row]:
+    """The rows of the results by their promises."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][2:]
+    return {promise: (promise, *rest) for promise, *rest in rows}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the odd inputs that are read")
+    parser.add_argument("--guided", type=int, default=100_000, help="inputs under the guidance of coverage")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="try these parts anew, keep the others' rows")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
-    rows: list[Row] = []
-    for part in (
+    rows = written() if arguments.only else {}
+    parts = (
         kills(arguments.kills, random.Random(SEED)),
         cuts_and_flips(random.Random(SEED)),
         readers(arguments.scale, random.Random(SEED)),
-    ):
-        for row in part:
+        guided(arguments.guided),
+    )
+    for name, part in zip(PARTS, parts, strict=True):
+        for row in part if name in (arguments.only or PARTS) else ():
             print(" | ".join(row), flush=True)
-            rows.append(row)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in [("promise", "test", "tried", "found"), ("---",) * 4, *rows])
+            rows[row[0]] = row
+    heading = ("promise", "test", "tried", "found"), ("---",) * 4
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [*heading, *rows.values()])
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}, {platform.machine()}"
     text = f"# What is lost when things go wrong\n\nMade by `make reliability`, seed {SEED}. {versions}.\n\n{table}\n"
     arguments.output.write_text(text, encoding="utf-8")

@@ -183,9 +183,10 @@ def _frame(path: Path) -> Any:
     settings: dict[str, Any] = {"lines": True} if TABLES[ending] == "read_json" else {}
     try:
         return getattr(pandas, TABLES[ending])(path, **settings)
-    except (ImportError, OSError):
-        raise
     except Exception as error:  # a parser's own, of many types
+        # what the system tells has a number; an OSError without one says that a compressed file is none
+        if isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
         raise RecordError(f"{path} cannot be read as a table: {error}") from error
 
 

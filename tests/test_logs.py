@@ -97,6 +97,16 @@ def test_torn_json_is_refused(tmp_path: Path) -> None:
         read_table(tmp_path / "log.jsonl")
 
 
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zip"])
+def test_what_is_called_compressed_and_is_not_is_no_table(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"log.csv.{ending}"
+    with pytest.raises(FileNotFoundError):
+        read_table(file)
+    file.write_bytes(b"step,loss\n1,2\n")
+    with pytest.raises(RecordError, match="cannot be read as a table"):
+        read_table(file)
+
+
 def test_what_is_looked_at_where_nobody_says_it() -> None:
     assert chosen({"train/Loss": 0, "lr": 0, "val_loss_epoch": 0, "acc": 0})[0] == ["train/Loss", "val_loss_epoch"]
     assert chosen({"loss": 0, "acc": 0}) == (["loss"], "they look like losses")

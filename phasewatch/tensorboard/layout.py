@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 
@@ -68,7 +69,7 @@ def holds_another(directory: Path) -> bool:
                 for value in event.summary.value
                 if value.tag == CONFIG_SUMMARY_TAG
             ]
-        except DamagedError:  # so it may be the user's
+        except (DamagedError, DecodeError, IndexError):  # a page that is none or lacking: so it may be the user's
             return True
         if any(category.title != CATEGORY for page in pages for category in page.category):
             return True

@@ -183,7 +183,7 @@ class LiveDetector:
             suspected = [[Transition.from_dict(plain) for plain in look] for look in state["suspected"]]
             looked_until = _optional(state["looked_until"], "looked_until")
             waiting, missed = bool(state["waiting"]), {int(number): int(count) for number, count in state["missed"]}
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"not the state of a LiveDetector ({error!r}): expected what LiveDetector.state_dict() returned"
             ) from error

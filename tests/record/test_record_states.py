@@ -99,6 +99,23 @@ def test_an_entry_that_a_state_lacks_or_has_in_another_form_costs_no_more_than_t
         assert run.flags == whole.run.flags
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("searched", float("inf")), ("missed", [[0, float("inf")]]), ("alpha", 10**400)],
+    ids=["searched", "missed", "alpha"],
+)
+def test_a_detector_whose_numbers_are_too_large_looks_anew(
+    entry: str, value: Any, whole: Watch, first: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    state, earlier = first
+    watch = make(tmp_path)
+    with pytest.warns(UserWarning, match="not the state of a LiveDetector .OverflowError.* It looks anew"):
+        watch.load_state_dict({**state, "detector": {**state["detector"], entry: value}}, [earlier])
+    train(watch, STOP, END).close()
+    run = load_run(tmp_path)
+    assert run.finished and not run.failures and values(run.measurements) == values(whole.run.measurements)
+
+
 @pytest.mark.parametrize("state", [{}, [], None, {"x": 1}])
 def test_what_is_no_state_is_told_of_and_the_watch_begins_anew(state: Any, tmp_path: Path) -> None:
     watch = make(tmp_path)

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from torch.utils.tensorboard import SummaryWriter
 
 from phasewatch.cli import main
 from phasewatch.logs import run_of_scalars
 from phasewatch.record import RecordError
 from phasewatch.tensorboard import find_event_files, read_scalars
+from phasewatch.tensorboard.layout import holds_another
 
 
 def event_file(directory: Path, tag: str = "loss", points: int = 20) -> Path:
@@ -84,6 +86,17 @@ def test_tensors_that_say_they_are_large_are_no_scalars(sizes: list[int], tmp_pa
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**24
+
+
+@pytest.mark.parametrize("pages", [[], [b"\xff\xff"]], ids=["none", "one that cannot be decoded"])
+def test_a_page_that_cannot_be_read_is_left_as_it_is(pages: list[bytes], tmp_path: Path) -> None:
+    file = event_file(tmp_path)
+    assert not holds_another(tmp_path)
+    event = Event(step=0, wall_time=1.0)
+    value = event.summary.value.add(tag=CONFIG_SUMMARY_TAG)
+    value.tensor.string_val.extend(pages)
+    file.write_bytes(file.read_bytes() + record(event.SerializeToString()))
+    assert holds_another(tmp_path)
 
 
 def test_a_pipe_is_no_event_file(tmp_path: Path) -> None:
