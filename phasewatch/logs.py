@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.record import Estimate, Measurement, RecordError, Run
+from phasewatch.record.plain import LARGEST_WHOLE
 from phasewatch.record.signals import LOSS, detected
 from phasewatch.tags import UNRELIABLE, name_of
 
@@ -67,7 +68,7 @@ def read_table(path: str | os.PathLike[str]) -> Scalars:
             f"{', '.join(map(str, frame.columns)) or 'no column'}."
         )
     steps = _numbers(frame[step])
-    whole = np.isfinite(steps) & (steps == np.floor(steps))
+    whole = (np.abs(steps) <= LARGEST_WHOLE) & (steps == np.floor(steps))
     wrong = list(frame[step][frame[step].notna().to_numpy() & ~whole])
     if wrong and not whole.any():
         raise RecordError(

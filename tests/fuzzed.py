@@ -106,6 +106,7 @@ def _table(name: str) -> Callable[[bytes, Path], None]:
 
 
 def _look_at_scalars(scalars: Scalars) -> None:
+    assert all((steps[1:] > steps[:-1]).all() for steps, _ in scalars.values())
     named = own_names(scalars)
     look_at(run_of_scalars(named, list(named), "an input"))
 

@@ -85,8 +85,8 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_rows_whose_step_is_none_are_left_out_and_told(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("step,loss\n1,3.0\nstep,loss\n2.5,9.0\n,7.0\n4,1.0\n")
-    with pytest.warns(UserWarning, match=r"log.csv: 2 rows are left out, whose step is 'step' or the like"):
+    (tmp_path / "log.csv").write_text("step,loss\n1,3.0\nstep,loss\n2.5,9.0\n1e300,8.0\n,7.0\n4,1.0\n")
+    with pytest.warns(UserWarning, match=r"log.csv: 3 rows are left out, whose step is 'step' or the like"):
         scalars = read_table(tmp_path / "log.csv")
     assert [column.tolist() for column in scalars["loss"]] == [[1, 4], [3.0, 1.0]]
 
