@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import cross_entropy, deep_linear_network, half_squared_error, linear_network
-from scipy import optimize
+from cases import (
+    coefficient_of_regression,
+    coefficient_of_zero_network,
+    cross_entropy,
+    deep_linear_network,
+    half_squared_error,
+    linear_network,
+    regression,
+    zero_network,
+)
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -23,73 +31,6 @@ from phasewatch.objective import Objective
 LIVE: dict[str, Any] = {"chains": 4, "draws": 1200, "burn_in": 200, "precision": 0.07}
 """What a measurement during training spends."""
 BOTH = (0.1, 0.003)
-
-
-def white(samples: int, inputs: int, seed: int) -> Tensor:
-    """Inputs whose second moments are the identity exactly."""
-    x = torch.randn(samples, inputs, generator=torch.Generator().manual_seed(seed))
-    return torch.linalg.qr(x)[0] * samples**0.5
-
-
-def zero_network(inputs: int, hidden: int, outputs: int, seed: int) -> Objective:
-    """Two linear layers, both zero."""
-    net = nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.Linear(hidden, outputs, bias=False))
-    for weight in net.parameters():
-        nn.init.zeros_(weight)
-    x = white(64, inputs, seed)
-    return Objective(net, [(x, torch.zeros(64, outputs))], loss_fn=half_squared_error)
-
-
-def coefficient_of_zero_network(
-    inputs: int, hidden: int, outputs: int, resolution: float, spread: float = 1.0
-) -> float:
-    """lambda at a resolution by quadrature, for one or two hidden units.
-
-    The second layer is Gaussian for a given first one. What remains are the eigenvalues of a Wishart matrix (Muirhead
-    1982, "Aspects of multivariate statistical theory", th. 3.2.18), on a logarithmic grid.
-    """
-    scale = spread**4 * (2 / inputs) * (2 / hidden)
-    grid = np.exp(np.linspace(-25, math.log(inputs + 60), 400))
-    if hidden == 1:
-        values = grid[:, None]
-        log_weights = inputs / 2 * np.log(grid) - grid / 2
-    else:
-        first, second = (axis.ravel() for axis in np.meshgrid(grid, grid))
-        apart = first > second
-        values = np.stack([first, second], axis=1)[apart]
-        log_weights = ((inputs - 1) / 2 * np.log(values) - values / 2).sum(axis=1)
-        log_weights += np.log(values[:, 0] - values[:, 1])
-
-    def coefficient(log_nbeta: float) -> float:
-        held = math.exp(log_nbeta) * scale * values
-        log_density = log_weights - outputs / 2 * np.log1p(held).sum(axis=1)
-        density = np.exp(log_density - log_density.max())
-        energies = outputs / 2 * (held / (1 + held)).sum(axis=1)
-        return float((density * energies).sum() / density.sum())
-
-    log_nbeta = optimize.brentq(lambda x: coefficient(x) - resolution * math.exp(x), -5, 20)
-    return coefficient(log_nbeta)
-
-
-def regression(inputs: int, outputs: int, seed: int, dtype: torch.dtype = torch.float32) -> Objective:
-    """A linear model of inputs of different sizes, on 200 samples."""
-    torch.manual_seed(seed)
-    net = nn.Linear(inputs, outputs, bias=False).to(dtype)
-    x = (torch.randn(200, inputs) * torch.linspace(0.3, 2, inputs)).to(dtype)
-    return Objective(net, [(x, torch.randn(200, outputs, dtype=dtype))], loss_fn=half_squared_error)
-
-
-def coefficient_of_regression(objective: Objective, resolution: float) -> float:
-    """lambda at a resolution: every direction counts as half of how far the divergence holds it."""
-    x = objective.batches[0][0].double()
-    outputs = objective.parameter_shapes["weight"][0]
-    held = torch.linalg.eigvalsh(x.T @ x / len(x)).numpy() * 2 / x.shape[1]
-
-    def coefficient(log_nbeta: float) -> float:
-        stiff = math.exp(log_nbeta) * held
-        return float(outputs / 2 * (stiff / (1 + stiff)).sum())
-
-    return coefficient(optimize.brentq(lambda x: coefficient(x) - resolution * math.exp(x), -5, 20))
 
 
 def relu_network(norm: bool = False, seed: int = 0, width: int = 8) -> tuple[nn.Sequential, Tensor, Tensor]:
