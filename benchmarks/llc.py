@@ -1,10 +1,10 @@
 """Learning coefficients against exact answers and peers, and what they cost, all measured in one process.
 
-Prints four tables and draws a figure: the estimates of phasewatch (no argument given), of devinterp with its defaults
+Prints its tables and draws a figure: the estimates of phasewatch (no argument given), of devinterp with its defaults
 and with the step size that comes nearest to the known answer (nobody has that knowledge in practice), and of
-canonical-interp; how many gradients reach 5 %; the time that each takes for a gradient, in units of the bare one;
-and the peak memory beside that of a training step. Writes them to benchmarks/results/ and docs/. Peers are used where
-they are installed: pip install -r benchmarks/requirements.txt
+canonical-interp; how many gradients reach 5 %; the time that each takes for a gradient, in units of the bare one; the
+peak memory beside that of a training step; and what other values of the samplers' constants would do. Writes them to
+benchmarks/results/ and docs/. Peers are used where they are installed: pip install -r benchmarks/requirements.txt
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import numpy as np
 
 # Before torch is loaded: else a second run of this file would find everything compiled.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+import sensitivity
 import torch
 from cases import (
     cross_entropy,
@@ -451,7 +452,7 @@ def wall_time(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-SECTIONS = ("accuracy", "budgets", "memory", "speed")
+SECTIONS = ("accuracy", "budgets", "memory", "speed", "sensitivity")
 MEASUREMENTS = 20
 """Estimates with default draws over which the time of compilation is spread."""
 
@@ -593,6 +594,8 @@ def main() -> None:
                 found[section] = budget_table([linear_case(*case, 1, fresh=False) for case in BUDGETED])
             elif section == "speed":
                 found[section] = speed_table(arguments.network, found.get(section, {}) if arguments.network else {})
+            elif section == "sensitivity":
+                found[section] = sensitivity.measure()
             else:
                 found[section] = memory_table()
             found[f"{section} load"] = round(os.getloadavg()[1], 1)
@@ -618,7 +621,7 @@ def main() -> None:
         f"| {MEASUREMENTS} measurements, compilation counted: devinterp / phasewatch |\n"
         "|---|---|---|---|---|---|---|---|\n"
         + "\n".join(found["speed"].values())
-        + f"\n\n## Memory\n\n{found['memory']}\n"
+        + f"\n\n## Memory\n\n{found['memory']}\n\n{sensitivity.told(found['sensitivity'])}\n"
     )
     (results / "llc.md").write_text(text)
     figure(rows, ROOT / "docs" / "llc_accuracy.png")
