@@ -56,7 +56,7 @@ else:
 
 _SHARDED_STRATEGIES = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 LONGEST_COLLECTION = 0.1
-"""Share of a run after which a stream's probe is what it has given so far."""
+"""Share of a run after which a stream's probe is what it has given so far. Chosen."""
 
 
 class WatchingCallback(CallbackBase):

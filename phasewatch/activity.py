@@ -12,26 +12,26 @@ import numpy as np
 from phasewatch.transitions.events import ABRUPT
 
 WIDTH = math.log(21) / 160
-"""Of a block of losses, in log(1 + step/scale): 160 in a run of twenty scales."""
+"""Of a block of losses, in log(1 + step/scale): 160 in a run of twenty scales. Chosen."""
 SAMPLED = 2.0
 """Times the root of its steps are how many losses of a block are looked at at least, if it has as many; not twice as
-many. So reading them costs ever less of a long run, and their mean is ever better known."""
+many. So reading them costs ever less of a long run, and their mean is ever better known. Chosen."""
 BEFORE = (8, 16)
-"""Blocks of the stretch before, at least and at most."""
+"""Blocks of the stretch before, at least and at most. Chosen."""
 NOW = (1, 2, 4)
-"""Blocks that are held against it: an abrupt change shows in one, a slow one in four."""
+"""Blocks that are held against it: an abrupt change shows in one, a slow one in four. Chosen."""
 CERTAIN = 5.0
 """Standard errors that the loss is off the course of the stretch before. SGD noise about a power law makes that in less
 than one of sixty runs, with tails as heavy as Student's t with three degrees of freedom in one of fourteen
 (tests/test_activity.py)."""
 FASTER = 2.0
-"""Times as fast as in the stretch before, in log time."""
+"""Times as fast as in the stretch before, in log time. Chosen."""
 NOTABLE = 0.02
-"""Change of the loss relative to its level: without noise any smaller one would be certain as well."""
+"""Change of the loss relative to its level: without noise any smaller one would be certain as well. Chosen."""
 MOST_FOLLOWED = 10
-"""Signals, the first that come: each has false alarms of its own."""
+"""Signals, the first that come: each has false alarms of its own. Chosen."""
 LONGEST = 32
-"""Blocks after which what was faster is how the run is now: a fifth of it."""
+"""Blocks after which what was faster is how the run is now: a fifth of it. Chosen."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from phasewatch.transitions.kinds import read_beside
 NOT_BORNE_OUT = "not borne out by the whole run"
 """Why what was flagged while a run went on is withdrawn at its end."""
 MOST_SAMPLES = 20
-"""Of the samples that a transition moved, so many stand in the data of a report."""
+"""Of the samples that a transition moved, so many stand in the data of a report. Chosen."""
 
 _MORE = (
     "Train for longer, or measure more often: max_overhead=None lifts the limit on the time for measuring, "

@@ -11,6 +11,7 @@ STEPS = 4000
 BATCH = 64
 MEASURE_EVERY = 100
 SMALL_START = 0.1
+"""Factor on the usual start, so that the network rests before it learns. All four are chosen."""
 
 
 def run(output: Path, seed: int = 0) -> None:

@@ -22,7 +22,7 @@ Scalars = dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
 """Name to steps, ascending, and values."""
 
 MOST_POINTS = 240
-"""Detection takes quadratic memory; longer series are averaged in groups."""
+"""Detection takes quadratic memory; longer series are averaged in groups. Chosen."""
 STEPS = ("step", "global_step", "_step", "trainer/global_step", "iteration", "iter", "epoch")
 """Columns that may count the steps, the first that there is; upper and lower case are the same."""
 NO_SIGNALS = ("epoch", "_runtime", "_timestamp", "timestamp", "time", "wall_time", "relative time (process)")

@@ -21,22 +21,23 @@ from phasewatch.transitions.events import LEARNING_RATE
 from phasewatch.updates import NORMS, UpdateReader
 
 SHARE = 0.01
-"""Of the training time that all of this may take."""
+"""Of the training time that all of this may take. Chosen."""
 LONGEST_WAIT = 60.0
 """Seconds until a block is written: what a kill may lose. Written more often, the lines of a slow run would take more
-room than what is in them."""
+room than what is in them. Chosen."""
 MOST_STEPS = 16_384
-"""Steps until a block is written."""
+"""Steps until a block is written. Chosen."""
 MOST_SIGNALS = 200
-"""Names; a value of each at a thousand validations makes some 10 MB."""
+"""Names; a value of each at a thousand validations makes some 10 MB. Chosen."""
 FETCHED = 1_024
-"""Values that stay on a device until they are fetched together."""
+"""Values that stay on a device until they are fetched together. Chosen."""
 FIRST_READ = 10
-"""Steps before the norms are read first: how long a step takes must be known, and its first ones take longer."""
+"""Steps before the norms are read first: how long a step takes must be known, and its first ones take longer.
+Chosen."""
 FIRST_SECONDS = 0.02
 """What the first read is taken to take, which also loads what it calls: 4 to 17 ms in benchmarks/overhead.py."""
 LEAST_FOR_NORMS = 0.1
-"""Of the share, where steps are so short that all else takes nearly all of it."""
+"""Of the share, where steps are so short that all else takes nearly all of it. Chosen."""
 UNCOUNTED = 1.5
 """Times what is counted is what a step is taken to be made longer by: calling, passing arguments, and the caches of the
 processor cannot be timed from inside. Chosen, not measured."""
@@ -44,9 +45,10 @@ ASKING = 4e-6
 """Seconds that a step is longer where nothing is taken at it: a call of ``Watch.at`` and one of ``Watch.observe`` that
 return at once took 2 to 6 µs in loops whose steps had worn the caches (benchmarks/overhead.py)."""
 THINNED_ANEW = 64
-"""Steps after which it is seen again how many can be afforded."""
+"""Steps after which it is seen again how many can be afforded. Chosen."""
 GIVEN_AT_EVERY_STEP = 0.5
-"""Of the steps, from which on a value counts as one that is: others, as those of a validation, are never left out."""
+"""Of the steps, from which on a value counts as one that is: others, as those of a validation, are never left out.
+Chosen."""
 
 
 class Observer:

@@ -40,19 +40,20 @@ LEFT_OUT_FIRST = (SymmetryLedger, HessianSpectrum, LearningCoefficient)
 probe, or held out, the chains go last; the effective ranks stay."""
 IN_THEIR_PLACE = "half the effective rank stands in for it"
 LEAST_WITH_CHAINS = 3
-"""Measurements with the chains of λ of the function without which these are left out."""
+"""Measurements with the chains of λ of the function without which these are left out. Chosen."""
 ORDINALS = {2: "second", 3: "third"}
 CHAINS_TIMED, MASSES_USED = 4, 2.5
 """Chains that are evaluated together, where any are; and how often a move uses their masses, between the two times of a
 draw and the three of the set-up."""
 TRIES, TIMED = 3, 0.3
-"""Evaluations of which the shortest counts, since the first one sets things up; none more after so many seconds."""
+"""Evaluations of which the shortest counts, since the first one sets things up; none more after so many seconds.
+Chosen."""
 
 MORE = 1.25
 """Times the budget in force is what is advised at least where that has paid for too few. Chosen."""
 
 MANY = 1000
-"""Measurements of which it does not matter how many more are allowed."""
+"""Measurements of which it does not matter how many more are allowed. Chosen."""
 
 
 @dataclass(frozen=True)

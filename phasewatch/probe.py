@@ -21,6 +21,7 @@ from phasewatch.isolation import isolated, seed_everything
 from phasewatch.objective.batches import UnknownSizeError, clone_batch, count_samples
 
 DEFAULT_SAMPLES = 512
+"""Of a probe that is drawn, unless it is said how many. Chosen."""
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,25 @@ from typing import Literal, Protocol
 
 PROMPT = 5.0
 """Seconds that a first measurement may take unasked: training is to start within ten, and predictions of a measurement
-are right to a factor of two."""
+are right to a factor of two. Chosen."""
 FREE_SECONDS = 60.0
-"""Seconds of measuring that nobody minds, however short the run: a fifty-point record of two minutes of training."""
+"""Seconds of measuring that nobody minds, however short the run: a fifty-point record of two minutes of training.
+Chosen."""
 LENGTH_UNKNOWN = 1000
-"""Steps over which measurements are spread at first where nobody says how many there will be."""
+"""Steps over which measurements are spread at first where nobody says how many there will be. Chosen."""
 EVEN = 2 / 3
 """Of the measurements that are left, so many are spread evenly over what is left of the run; the others are for where
-something is under way."""
+something is under way. Chosen."""
 EVEN_AT_LEAST = 8
 """Of those that are left, spread evenly in any case: with fewer no transition is detected."""
 CLOSER = 4
-"""Measurements in place of one where something is under way: three or four within its distance."""
+"""Measurements in place of one where something is under way: three or four within its distance. Chosen."""
 SCALES = 20
-"""Of the length of a run, the part from which on its time is logarithmic: measurements are even in log(1 + 20 t)."""
+"""Of the length of a run, the part from which on its time is logarithmic: measurements are even in log(1 + 20 t).
+Chosen."""
 KEPT = 0.4
-"""Of an even spread over all of the run, so much is spread over what is left even where more was spent before."""
+"""Of an even spread over all of the run, so much is spread over what is left even where more was spent before.
+Chosen."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 from phasewatch.printable import printable
 
 LONGEST = 120
-"""Characters of a list in a table."""
+"""Characters of a list in a table. Chosen."""
 
 
 def shown(heading: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -14,11 +14,11 @@ NORMS = ("gradient_norm", "weight_norm", "update_norm", "gradient_variance", "gr
 """Signals that are read every so many steps, as time allows."""
 LARGEST_COPY = 2**22
 """Numbers of the weights and of the gradient that are kept from one step to the next: 16 MB each in float32. Of more
-parameters it is every so manieth."""
+parameters it is every so manieth. Chosen."""
 SLOWEST_MEMORY = 1e11
 """Bytes a second that any GPU for training moves: what one does is not waited for, so a bound on it is taken."""
 PASSES = 8
-"""Times that reading at two steps moves the parameters through memory, at most."""
+"""Times that reading at two steps moves the parameters through memory, at most. Chosen."""
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,9 @@ from phasewatch.transitions.kinds import read_beside
 
 CHECKED_AT_THE_START = 2
 """Batches of a probe that are looked at before training, the second for what a module keeps from the first; the others
-are in every measurement."""
+are in every measurement. Chosen."""
 TIMED_STEPS = 10
-"""Training steps after which it is known how long the run takes, and with it what it can pay for."""
+"""Training steps after which it is known how long the run takes, and with it what it can pay for. Chosen."""
 DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
     BehavioralCoefficient(),
     LearningCoefficient(),
@@ -65,7 +65,7 @@ DEFAULT_ESTIMATORS: tuple[Estimator, ...] = (
 )
 
 NOTHING_LEFT_OUT: dict[str, Any] = {"left_out": [], "chains_in_each": 1}
-# Seconds: what takes longer shows in a progress bar what it is at.
+# Seconds: what takes longer shows in a progress bar what it is at. Chosen.
 SHOWN_FROM = 2.0
 
 

@@ -13,6 +13,7 @@ from typing import TextIO
 from phasewatch.printable import printable
 
 WIDTH = 100
+"""Columns of what is printed, at most. Chosen."""
 _SPELLED = {"λ": "lambda", "→": "->", "±": "+-", "ε": "epsilon", "β": "beta", "ν": "nu", "²": "^2", "×": "x", "·": "-"}
 
 

@@ -22,7 +22,7 @@ from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
 
 PRECISION = (0.09, 0.1)
-"""Half-width of the interval at which chains end, as a share of lambda, below that and from there on."""
+"""Half-width of the interval at which chains end, as a share of lambda, below that and from there on. Chosen."""
 MOST_PRODUCTS = (96, 64)
 """Products with the Gauss-Newton matrix for an effective rank, below 20,000 parameters and from there on: so many give
 a coarse one of 370, of a convnet of 106 thousand parameters, to 4 %, half as many to 12 %, a quarter to a factor."""
@@ -42,12 +42,13 @@ half as much at 1,500 on a CPU."""
 LEAST_PROBE_SHARE = 0.9
 """Share of the effective rank that half of the probe must show, or λ is noted to be that of this probe. It may still be
 compared along a run, all of whose measurements have the probe in common: where modular addition has generalised, λ on
-1,024 pairs is 1.3 to 1.7 times that on 512, and a seventh of what it was when they were memorised."""
+1,024 pairs is 1.3 to 1.7 times that on 512, and a seventh of what it was when they were memorised. Chosen."""
 DRAWN = 3 / 4
 """Share of their draws after which chains end, rather too much than too little: from an eighth to all of them on the
 networks of benchmarks/results/live.md, where a run begins or is under way two thirds."""
 APPROACH, MASSES_FOUND = 20, 20
-"""Moves in which chains look for their start, at each resolution, and times that their masses are found anew."""
+"""Moves in which chains look for their start, at each resolution, and times that their masses are found anew.
+Chosen: some 12 and 18 on small networks."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from phasewatch.objective import Objective
 
 LARGE = 20_000
 """Parameters from which there are fewer chains and moves by default: their coefficients are large, and a few draws say
-as much of them as many of a small one."""
+as much of them as many of a small one. Chosen."""
 ROWS, LEAST_SAMPLES = 512, 4
-"""Samples, or positions of sequences, of which there are enough: no more of the probe is looked at."""
+"""Samples, or positions of sequences, of which there are enough: no more of the probe is looked at. Chosen."""
 
 
 def enough(objective: Objective, needed: int = ROWS) -> Objective:

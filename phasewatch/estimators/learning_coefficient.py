@@ -16,7 +16,8 @@ from phasewatch.record.signals import LLC
 _PILOT = 2 * 33 + 40
 """Gradients of all batches before the chains, see :func:`phasewatch.estimate_llc`."""
 _MOVE = 1.5
-"""Gradients of a batch that a move of a chain takes as long as, with what is looked at beside it."""
+"""Gradients of a batch that a move of a chain takes as long as, with what is looked at beside it. Chosen, above
+what benchmarks/results/llc.md has."""
 
 
 @dataclass(frozen=True)

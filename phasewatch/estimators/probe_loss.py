@@ -11,10 +11,10 @@ from phasewatch.record import Estimate
 from phasewatch.record.signals import LOSS
 
 SAMPLES_KEPT = 2048
-"""Of a larger probe the losses of the first samples are kept: a record is to hold thousands of measurements."""
+"""Of a larger probe the losses of the first samples are kept: a record is to hold thousands of measurements. Chosen."""
 
 DIGITS = 4
-"""Significant digits of the loss of a sample."""
+"""Significant digits of the loss of a sample. Chosen."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from phasewatch.record import Estimate, Histogram
 from phasewatch.record.signals import NULLITY, SPECTRUM
 
 IN_DOUBLE_PRECISION = 2.0
-"""Products in float64 take so many in float32."""
+"""Products in float64 take so many in float32. Chosen: as many times the bytes."""
 STEPS, STEPS_OF_LARGE = 16, 12
-"""Products of the first Lanczos run, and of that of a large network; the second run takes half as many."""
+"""Products of the first Lanczos run, and of that of a large network; the second run takes half as many. Chosen."""
 TOLERANCE = 0.01
-"""Residual at which the greatest and the least eigenvalue count as found, relative to the larger one."""
+"""Residual at which the greatest and the least eigenvalue count as found, relative to the larger one. Chosen."""
 ROWS_OF_LARGE = 64
-"""Samples of which a large network's spectrum is, or four sequences; no more of the probe is looked at."""
+"""Samples of which a large network's spectrum is, or four sequences; no more of the probe is looked at. Chosen."""
 
 
 @dataclass(frozen=True)

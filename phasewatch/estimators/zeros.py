@@ -18,7 +18,7 @@ from phasewatch.symmetry import explain_zeros
 
 STEPS, STEPS_OF_LARGE = 8, 4
 """Products of the first Lanczos run of the bracket, the second takes half as many: it is wide, and ten times as many do
-not make it narrow enough for a count."""
+not make it narrow enough for a count. Chosen."""
 LEDGER = 16
 """Products that explaining the zeros takes about as long as, see benchmarks/results/price.md."""
 

@@ -12,9 +12,10 @@ from phasewatch.analysis import Analysis
 from phasewatch.figures.style import BOTTOM, FAINT, INK, ORANGE, RIGHT, STAGE_TINTS, TOP, VERMILION, WIDE, scale_steps
 from phasewatch.transitions import AlignedTransition
 
+# Inches. Chosen by eye.
 WIDTH, LEFT = 9.0, 0.3
 LANE_HEIGHT = 0.75
-# Share of a lane's height that its curve takes; the rest holds the name of the run.
+# Share of a lane's height that its curve takes; the rest holds the name of the run. Chosen.
 CURVE = 0.66
 
 

@@ -16,8 +16,9 @@ from phasewatch.record import Measurement
 from phasewatch.record.signals import SPECTRUM
 
 ROWS = 91
+"""Of the picture, from one side of zero to the other. Chosen."""
 DECADES = 8
-"""Magnitudes of eigenvalues that the axis shows on each side of zero, below the largest."""
+"""Magnitudes of eigenvalues that the axis shows on each side of zero, below the largest. Chosen."""
 
 _PALE_TO_DARK = ListedColormap(colormaps["YlGnBu"](np.linspace(0.25, 1, 256)))
 """Single eigenvalues stay pale, so that what there is much of stands out; nothing is white."""

@@ -17,7 +17,7 @@ from phasewatch.record import Run, Series, Signal
 from phasewatch.record.signals import CATALOGUE, DETAIL, LOSS, NORMAL_95, TRAINING_LOSS
 
 STRETCHES = 400
-"""Averages that are drawn of what was observed at every step."""
+"""Averages that are drawn of what was observed at every step. Chosen."""
 AVERAGED = ", averages over stretches of steps"
 
 

@@ -12,7 +12,7 @@ from phasewatch.record import Transition
 from phasewatch.transitions.events import Event
 
 NAME_WIDTH = 0.012
-"""Of the axis: what a name that stands upright takes beside its line."""
+"""Of the axis: what a name that stands upright takes beside its line. Chosen."""
 
 
 def draw_stages(axis: Axes, transitions: Sequence[Transition]) -> None:

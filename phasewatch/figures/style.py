@@ -16,17 +16,18 @@ COLOURS = (BLUE, INK, GREEN, PURPLE)
 OTHER_COLOURS = (SKY, PURPLE, GREEN)
 STAGE_TINTS = ("#F3F5F8", "#E5EAF1")
 
+# Inches. Chosen by eye.
 WIDTH = 9.0
 PANEL_HEIGHT = 1.26
 TITLE_HEIGHT = 0.21
 LABEL_HEIGHT = 0.17
 BOTTOM, TOP, LEFT, RIGHT = 0.46, 0.12, 0.72, 0.32
 CHARACTER = 0.068
-# From here on the points of a series are drawn as a line only.
+# From here on the points of a series are drawn as a line only. Chosen.
 MANY_POINTS = 150
-# More events than that are lines without a name.
+# More events than that are lines without a name. Chosen.
 MOST_NAMED = 12
-# A positive signal that decays by this factor is drawn on a logarithmic axis.
+# A positive signal that decays by this factor is drawn on a logarithmic axis. Chosen.
 WIDE = 10.0
 
 

@@ -365,7 +365,7 @@ _STEP = 0.01
 """Length of the line on which jumps are looked for, relative to the parameters. Chosen."""
 
 _HALVINGS = 20
-"""Times that it is halved: a smooth change has then shrunk to a millionth."""
+"""Times that it is halved: a smooth change has then shrunk to a millionth. Chosen."""
 
 _HALVINGS_OF_A_JUMP = 5
 """Halvings over which a change that does not shrink is taken for a jump. Chosen: what is smooth shrinks to a 32nd."""

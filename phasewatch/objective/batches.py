@@ -17,6 +17,7 @@ _CONSTANTS = (type(None), bool, int, float, complex, str, bytes)
 
 
 MOST_COLOURS = 4
+"""Channels that an image may have. Chosen: a mask or a depth beside three colours."""
 
 
 class UnknownSizeError(ValueError):

@@ -14,21 +14,25 @@ from phasewatch.objective.copies import PythonState
 from phasewatch.objective.function import PureLoss
 
 SHIFT = 0.02
-"""The other place: every tensor moved by a random direction of this share of its root mean square."""
+"""The other place: every tensor moved by a random direction of this share of its root mean square. Chosen."""
 DIRECTIONS = 3
-"""Directions along which differences are taken; a gradient that is not the loss's own is wrong along most of them."""
+"""Directions along which differences are taken; a gradient that is not the loss's own is wrong along most of them.
+Chosen."""
 STEPS = (1.0, 0.3, 0.1)
-"""Lengths of the differences, in units of the shift: kinks and curvature spoil long ones, rounding short ones."""
+"""Lengths of the differences, in units of the shift: kinks and curvature spoil long ones, rounding short ones.
+Chosen."""
 SHORT_STEPS = (1e-2, 1e-3, 1e-4, 1e-5)
-"""More of them, where double precision lets differences be so short."""
+"""More of them, where double precision lets differences be so short. Chosen."""
 TOLERANCE = 0.02
-"""Disagreement up to which a difference agrees, as a share of the gradient's typical slope along a direction."""
+"""Disagreement up to which a difference agrees, as a share of the gradient's typical slope along a direction.
+Chosen."""
 CONVERGED = 0.3
-"""Differences of several lengths speak against a gradient if they are this much nearer to each other than to it."""
+"""Differences of several lengths speak against a gradient if they are this much nearer to each other than to it.
+Chosen."""
 ROUNDING = 100.0
-"""Rounding up to which two losses are the same, in units of the precision and the size of the loss."""
+"""Rounding up to which two losses are the same, in units of the precision and the size of the loss. Chosen."""
 FEW_ROUNDINGS = 4.0
-"""What a difference of two losses is off by from rounding, likewise."""
+"""What a difference of two losses is off by from rounding, likewise. Chosen."""
 
 
 def first_evaluation(function: PureLoss, gradient: Tensor | None = None) -> Tensor:

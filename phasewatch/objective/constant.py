@@ -13,9 +13,9 @@ from phasewatch.objective.loss import Objective
 from phasewatch.objective.outputs import NoOutputsError
 
 MOST_EVALUATIONS = 12
-"""Evaluations spent on fitting the constants."""
+"""Evaluations spent on fitting the constants. Chosen."""
 VANISHED = 0.1
-"""The constants are fitted once the slope of the loss in them is this share of the one at the mean output."""
+"""The constants are fitted once the slope of the loss in them is this share of the one at the mean output. Chosen."""
 
 
 def loss_of_constant_prediction(objective: Objective, fitted: bool = True) -> float:

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from phasewatch.objective.loss import Objective
 
 FAR = 1000.0
-"""How much farther a loss is looked at that seems linear: one with corners is so as far as the next corner."""
+"""How much farther a loss is looked at that seems linear: one with corners is so as far as the next corner. Chosen."""
 SMALLER = 0.1
-"""Displacements are as large as the outputs' own spread, and by this smaller."""
+"""Displacements are as large as the outputs' own spread, and by this smaller. Chosen."""
 ROUNDING = 100.0
-"""Rounding up to which two losses are the same, in units of the precision and the size of what they are made of."""
+"""Rounding up to which two losses are the same, in units of the precision and the size of what they are made of.
+Chosen."""
 
 
 class Bend(Enum):

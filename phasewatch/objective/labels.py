@@ -11,7 +11,7 @@ from torch import Tensor
 from phasewatch.objective.batches import Layout
 
 TOKENS_KEPT = 16
-"""Tokens of a sequence that are enough to know it by."""
+"""Tokens of a sequence that are enough to know it by. Chosen."""
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 

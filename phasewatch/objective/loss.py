@@ -31,9 +31,9 @@ from phasewatch.objective.outputs import (
 from phasewatch.objective.vectorized import Vectorized
 
 SAME_LOSS = 1e-4
-"""Relative difference up to which two losses are the same: rounding of sums in another order stays below it."""
+"""Relative difference up to which two losses are the same: rounding of sums in another order stays below it. Chosen."""
 _SAME_IN_ANOTHER_PRECISION = 1e-3
-"""Relative difference up to which a loss is the same in another precision."""
+"""Relative difference up to which a loss is the same in another precision. Chosen."""
 _REWRITE = (
     "Rewrite loss_fn(module, batch) so that it calls the module and makes the loss of its outputs, or give "
     "outputs_fn(module, batch) -> outputs beside loss_fn(outputs, batch) -> scalar mean loss."

@@ -14,9 +14,10 @@ from phasewatch.objective.loss import SAME_LOSS, Objective
 from phasewatch.objective.memory import with_saved_bytes
 
 LARGEST_GRAPH = 2**28
-"""Bytes that the graph of a loss may hold on to for all samples together."""
+"""Bytes that the graph of a loss may hold on to for all samples together. Chosen."""
 SHIFT = 0.5
-"""How far from the parameters the losses are compared a second time, in units of one over the root of the width."""
+"""How far from the parameters the losses are compared a second time, in units of one over the root of the width.
+Chosen."""
 
 
 def one_batch_serves(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from phasewatch.objective.loss import Objective
 
 ROUNDING = 100.0
-"""Rounding up to which two numbers are the same, in units of the precision and the size of what they are made of."""
+"""Rounding up to which two numbers are the same, in units of the precision and the size of what they are made of.
+Chosen."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from phasewatch.objective.outputs import OutputsAndSlopes, total
 
 NORMALIZED = 1e-3
-"""How far the logarithm of the sum of probabilities may be from zero."""
+"""How far the logarithm of the sum of probabilities may be from zero. Chosen."""
 
 
 def log_probability_dimension(output: Tensor) -> int | None:

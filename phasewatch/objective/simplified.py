@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 MOST_KEPT = 2**22
-"""Bytes of what is computed once, for one evaluation; views of the data take none."""
+"""Bytes of what is computed once, for one evaluation; views of the data take none. Chosen."""
 FEW_CLASSES = 64
 """PyTorch's log-softmax works through short last dimensions one by one; with the samples last it is four times as fast
-on ten classes."""
+on ten classes. Up to how many is chosen."""
 
 _aten = torch.ops.aten
 _FILLED: dict[Any, Callable[[Node], Any]] = {

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from phasewatch.objective.loss import Objective
 
 LARGEST_OUTPUTS = 2**28
-"""Bytes that the outputs and as many slopes may take over all batches; beyond, no more than one batch's are held."""
+"""Bytes that the outputs and as many slopes may take over all batches; beyond, no more than one batch's are held.
+Chosen."""
 
 
 class Recomputed(Sequence[list[Tensor]]):

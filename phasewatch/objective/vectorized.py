@@ -30,7 +30,7 @@ Block = tuple[int, ...]
 """Numbers of batches that are evaluated in one call."""
 
 LARGEST_BLOCK = 2**17
-"""Bytes of data up to which batches of one shape are evaluated together where all are asked for."""
+"""Bytes of data up to which batches of one shape are evaluated together where all are asked for. Chosen."""
 
 _PROGRAMS: WeakKeyDictionary[Any, dict[Any, Program]] = WeakKeyDictionary()
 """By loss function, so that a later measurement of the same network need not trace or compile again."""

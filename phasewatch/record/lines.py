@@ -22,7 +22,7 @@ SCHEMA_VERSION = 2
 Kind = Literal["header", "resume", "plan", "measurement", "observed", "transition", "failure", "end"]
 
 DEEPEST = 32
-"""How deeply the values of a line may be nested; those of phasewatch are six deep."""
+"""How deeply the values of a line may be nested; those of phasewatch are six deep. Chosen."""
 
 _RESERVED = {"crc32", "run_id", "sequence", "kind"}
 _PREFIX = '{"crc32":"'

@@ -18,7 +18,7 @@ from phasewatch.record.run import Run
 from phasewatch.record.signals import take_up
 from phasewatch.record.transition import Flag, standing_transitions
 
-# So many runs are told of where one was asked for; telling what each holds means reading it.
+# So many runs are told of where one was asked for; telling what each holds means reading it. Chosen.
 MOST_LISTED = 20
 
 

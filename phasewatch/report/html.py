@@ -56,6 +56,7 @@ weight; hollow triangles lie beyond the axis.</dd>
 
 
 MOST_REASONS = 4
+"""Doubts that are told of a signal. Chosen."""
 
 
 class ReportPaths(NamedTuple):

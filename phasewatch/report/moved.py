@@ -11,6 +11,7 @@ from phasewatch.report.table import WIDTH, format_beside
 SAMPLES_TOLD = 5
 CLASSES_TOLD = 3
 TOKENS_TOLD = 6
+"""How many of each are told of a transition. Chosen."""
 
 
 def format_moved(run: Run, transitions: Sequence[Transition], markdown: bool = False, width: int = WIDTH) -> str:

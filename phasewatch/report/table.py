@@ -17,14 +17,16 @@ COLUMNS = ("step (95 % interval)", "from-to", "kind", "what changed", "score")
 LEFT = ("kind", "what changed")
 """Columns of words; the others are of numbers."""
 EVENT_COLUMNS = ("step", "event", "what happened")
+# Columns of a table, unless the reader says how many. Chosen.
 WIDTH = 100
-# A signal's change is told when it is this many standard errors beyond the drift of the stages.
+# A signal's change is told when it is this many standard errors beyond the drift of the stages. Chosen.
 LEAST_Z = 3.0
 _FIRST = (LLC_BEHAVIORAL, LLC_COARSE)
 _GAP = 2
 _WIDEST_KIND = 18
 _LEAST_ROOM = 30
-"""Columns for what changed, with fewer of which it is a narrow heap of words."""
+"""Characters between two columns; of the kind at most; and of what changed, with fewer of which it is a narrow heap of
+words. Chosen."""
 
 
 def format_table(transitions: Sequence[Transition], markdown: bool = False, width: int = WIDTH) -> str:

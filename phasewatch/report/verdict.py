@@ -36,6 +36,7 @@ _TOLD = {
 }
 """What a transition did is told of these, where it did something to them."""
 MOST_REASONS = 2
+"""Changes that are told of a transition, and doubts of a signal. Chosen."""
 
 
 @dataclass(frozen=True)

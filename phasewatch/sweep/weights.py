@@ -17,6 +17,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 PREFERRED = ("", "state_dict", "model_state_dict", "model")
 """Where a checkpoint's weights stand; these count before others that fit as well, such as averaged ones."""
 MOST_LISTED = 4
+"""Names that an error tells. Chosen."""
 
 
 def load_weights(module: nn.Module, content: Any, path: Path) -> None:

@@ -23,6 +23,7 @@ from phasewatch.tensorboard.layout import CATEGORY, Chart, charts, holds_another
 
 CHILD_RUN = "phasewatch"
 BINS = 60
+"""Of the histogram of a spectrum. Chosen."""
 VERDICT, FOUND, FLAGGED = (
     f"{LOOKED_AT}1_verdict",
     f"{LOOKED_AT}2_transitions_found",

@@ -10,7 +10,8 @@ import numpy as np
 
 from phasewatch.record.transition import Transition
 
-# In units of leaving one transition unmatched, and two matched ones whose steps differ by a factor of two.
+# Two matched transitions cost 1 for each such factor between their steps, and the second where their kinds differ; one
+# that is left unmatched costs the third. Chosen.
 FACTOR = 2.0
 OTHER_KIND = 0.5
 MISSING = 1.0

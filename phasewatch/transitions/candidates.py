@@ -15,11 +15,13 @@ from phasewatch.transitions.cost import CostWeightedLine
 from phasewatch.transitions.search import OptimalPartition
 from phasewatch.transitions.series import Scaled
 
-# Candidates come from segmentations that find too much on purpose; more than one boundary for this many measurements
-# is a sign of correlated noise, and the penalty is raised.
+# Candidates come from segmentations that find too much on purpose, by a penalty that white noise exceeds at half a
+# place a run; more than one boundary for this many measurements is a sign of correlated noise, and the penalty is
+# raised. Chosen.
 LEAST_SPACING = 12
 CANDIDATE_RATE = 0.5
 # The penalty's factor from one try to the next, and how many tries there are: a cost may be in units of its own.
+# Chosen.
 STEP, MOST_TRIES = 1.5, 100
 
 

@@ -9,6 +9,7 @@ from ruptures.base import BaseCost
 from ruptures.exceptions import NotEnoughPoints
 
 BLOCK = 32
+"""Starts of segments whose costs are computed together, for memory. Chosen."""
 
 
 class CostWeightedLine(BaseCost):  # type: ignore[misc]

@@ -20,22 +20,23 @@ from phasewatch.transitions.series import NORMAL_MAD, Column, Scaled, checked_co
 from phasewatch.transitions.stretches import fit_line
 
 BLOCKS = 240
-"""Averages that are searched: as many points as the live detector looks at again with each measurement."""
+"""Averages that are searched: as many points as the live detector looks at again with each measurement. Chosen."""
 SHORTEST = 1e-3
 """Share of a run that a block is at least: what takes less than a few of them is not looked for at its beginning, where
-there is least to tell it from noise."""
+there is least to tell it from noise. Chosen."""
 SCATTER_OVER = 50
 """Successive values whose scatter is looked at together, and among which neighbours are correlated: what is correlated
-over more is a course, which the search knows to be correlated noise or not."""
+over more is a course, which the search knows to be correlated noise or not. Chosen."""
 OUTLYING = 5.0
-"""Of a value that lies further than so many standard deviations from those around it, no more is believed."""
+"""Of a value that lies further than so many standard deviations from those around it, no more is believed. Chosen."""
 FASTER, SURE = 1.5, 2.0
 """A transition is so many times as fast as the run just before and just after it, by so many standard errors. Lines in
-log time bend where an exponential or a noisy beginning does; this is what tells those from a transition."""
+log time bend where an exponential or a noisy beginning does; this is what tells those from a transition. Chosen."""
 BESIDE = 12
-"""Blocks beside a transition, at least, whose rate it is held against, and within which it is placed more exactly."""
+"""Blocks beside a transition, at least, whose rate it is held against, and within which it is placed more exactly.
+Chosen."""
 WIDE = 6
-"""Blocks across which a transition is so wide that shorter ones say no more of where it is."""
+"""Blocks across which a transition is so wide that shorter ones say no more of where it is. Chosen."""
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,11 @@ from phasewatch.transitions.series import (
 )
 from phasewatch.transitions.wording import free_energy_change
 
+# Fewer measurements are not looked at. Chosen.
 MIN_POINTS = 8
-# Where the scatter is below this share of a signal's span, its course is resolved, and judged by its speed.
+# Where the scatter is below this share of a signal's span, its course is resolved, and judged by its speed. Chosen.
 RESOLVED = 0.03
-# A run in which only larger abrupt changes (in noise standard deviations) would be seen is not decided.
+# A run in which only larger abrupt changes (in noise standard deviations) would be seen is not decided. Chosen.
 LARGEST_UNSEEN = 5.0
 
 Model = Literal["auto", "drift", "plateau"]

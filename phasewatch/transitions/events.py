@@ -27,24 +27,27 @@ OF_RATES: tuple[EventKind, ...] = ("learning-rate drop", "learning-rate rise", "
 
 ABRUPT = 1.5
 """Factor by which the learning rate changes from one step to the next where that is an event of its own; schedules that
-decay by the step or by the epoch (cosine, exponential) change it by less."""
+decay by the step or by the epoch (cosine, exponential) change it by less. Chosen."""
 GRADUAL = 3.0
-"""After a smaller change, one that is at most so many times as large goes on with it, as where a cosine ends."""
+"""After a smaller change, one that is at most so many times as large goes on with it, as where a cosine ends.
+Chosen."""
 WARM_UP, NO_CHANGE = 3, 1e-6
 """So many times, from the first on, the learning rate rises in a warm-up at least; by less than a relative change of
-the second it stays."""
+the second it stays. Chosen."""
 AROUND = 100
-"""Observations on each side that a loss is held against, and of which the loss before and after an event is told."""
+"""Observations on each side that a loss is held against, and of which the loss before and after an event is told.
+Chosen."""
 OUTLYING, BEYOND_THE_NEXT = 10.0, 5.0
 """A bad batch has a loss so many standard deviations above the median around it, and so many times as far above it as
 any other there. Of noise with tails as heavy as Student's t with three degrees of freedom, one step in 10,000 has."""
 LONGEST_SPIKE = 2
-"""Steps after which the loss is back, or it is no bad batch."""
+"""Steps after which the loss is back, or it is no bad batch. Chosen."""
 DIVERGED = 2.0
-"""A run has diverged where the loss ends at so many times what it was at the start of the run, or is no number."""
+"""A run has diverged where the loss ends at so many times what it was at the start of the run, or is no number.
+Chosen."""
 LOST = 0.9
 """It has diverged as well where so much is lost again of a fall by ``DIVERGED``: a network whose units have all died
-ends at the loss of chance, where it began."""
+ends at the loss of chance, where it began. Chosen."""
 MEMORY = 30
 """Steps by which the loss at every step may lag behind what made it change: three times the ten that a momentum of 0.9
 remembers. Chosen."""

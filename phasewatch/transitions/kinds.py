@@ -23,12 +23,13 @@ from phasewatch.record.signals import (
 )
 from phasewatch.record.transition import Change
 
-# In standard errors: what is not constant, and whose direction is known.
+# In standard errors: what is not constant, and whose direction is known. Chosen.
 SIGNIFICANT = 3.0
 SURE = 1.0
 
 OCTAVE = math.log(2.0)
-"""By so much, up and down, the logarithms of spread and resolution are moved where a change must keep its sign."""
+"""By so much, up and down, the logarithms of spread and resolution are moved where a change must keep its sign.
+Chosen: a factor of two."""
 
 LOSS_ALONE = 4
 """Place, in the order of how much is said, of words that say nothing of the learning coefficient."""

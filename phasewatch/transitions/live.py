@@ -23,23 +23,25 @@ from phasewatch.transitions.regression import PLACES
 from phasewatch.transitions.series import Scaled, checked_alpha
 
 # Measurements that are looked at again with each new one. Once the run is longer, what ended before the second half of
-# them is settled.
+# them is settled. Chosen.
 WINDOW = 240
-# A change is looked for among this many newest measurements at every one, in all of them now and then.
+# A change is looked for among this many newest measurements at every one, in all of them once there are an eighth more.
+# Chosen.
 RECENT = 12
 REFRESH = 8
-# A flag is withdrawn when so many searches in a row have not found it: what is on the verge comes and goes.
+# A flag is withdrawn when so many searches in a row have not found it: what is on the verge comes and goes. Chosen.
 PATIENCE = 3
 # Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
-# a false alarm are far from adding up.
+# a false alarm are far from adding up. Chosen.
 LOOK_SHARE = 0.05
-# The loss at every step is searched again once it has gone on by this share: a longer run has longer stages.
+# The loss at every step is searched again once it has gone on by this share: a longer run has longer stages. Chosen.
 OBSERVED_ANEW = 0.025
 # Looks at the loss at every step, one after another, that must have seen a transition. There are hundreds in a run, at
 # ever more of the same points: of 42 null runs of the benchmark's kinds, on other seeds, 9 were flagged with one look,
 # of 28 with two 4, and what was flagged by chance was mostly gone in the look after.
 LOOKS = 3
 # What the log odds of a change must exceed beyond those of alpha where, without it, the noise's correlation is 1.
+# Chosen.
 CORRELATION_PRICE = 12.0
 
 

@@ -24,7 +24,7 @@ class Ramp:
     interval: tuple[float, float]
 
 
-# The most starts and the most ends that are tried.
+# The most starts and the most ends that are tried. Chosen.
 GRID = 24
 
 

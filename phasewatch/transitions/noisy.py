@@ -25,7 +25,7 @@ from phasewatch.transitions.regression import (
 from phasewatch.transitions.series import Scaled
 from phasewatch.transitions.wording import describe
 
-# The widening of a change's error for having chosen boundaries, slopes and bends by the same data.
+# The widening of a change's error for having chosen boundaries, slopes and bends by the same data. Chosen.
 SELECTION = 1.1
 
 

@@ -17,6 +17,7 @@ from phasewatch.transitions.wording import describe
 
 LENGTHS = np.array([0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5])
 GRID = 400
+"""Lengths of the smoothing, as shares of the run in log time, and places at which its slope is looked at. Chosen."""
 
 
 def plateau_boundaries(scaled: Scaled) -> list[Transition]:

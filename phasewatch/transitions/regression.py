@@ -23,31 +23,36 @@ from phasewatch.transitions.series import UNRELIABLE_VARIANCE
 # A boundary: the half-way place and the 10-90 % width of the change, both in measurements; width 0 is abrupt.
 Boundary = tuple[float, float]
 
+# What is tried: correlations of the noise from one measurement to the next, widths of transitions in measurements, and
+# scales and exponents of bends. Chosen.
 CORRELATIONS = np.array([0.0, 0.2, 0.4, 0.6, 0.75, 0.88])
 WIDTHS = np.array([0.0, 3.0, 4.5, 6.5, 9.0, 13.0, 19.0, 27.0, 40.0, 60.0, 90.0])
 BEND_SCALES = 10
 BEND_EXPONENTS = (0.4, 1.0)
 # Prices, in units of twice the log-likelihood: of a change in one signal, more where its noise is correlated (a level
 # that wanders makes steps look likelier than they are), of a bend, of slopes that differ, of correlation, of a ramp.
+# Chosen.
 CHANGE_PRICE = 4.0
 CORRELATED_CHANGE_PRICE = 22.0
 BEND_PRICE = 10.0
 SLOPES_PRICE = 3.0
 CORRELATION_PRICE = 12.0
 WIDTH_PRICE = 3.0
-# As many measurements of a signal as the fitting of it uses up.
+# As many measurements of a signal as the fitting of it uses up. Chosen.
 FITTED = 8
-# What is left unexplained below this share of a signal's span is of no interest.
+# What is left unexplained below this share of a signal's span is of no interest. Chosen.
 RESOLUTION = 0.015
-# Prior standard deviation of a slope's change at a boundary, in spans of the signal over the whole of log time.
+# Prior standard deviation of a slope's change at a boundary, in spans of the signal over the whole of log time. Chosen.
 SLOPE_PRIOR = 0.5
-# Effective number of places for each measurement: at and between measurements, of several widths.
+# Effective number of places for each measurement: at and between measurements, of several widths. Chosen.
 PLACES = 4.0
-# Width of a ramp that is tried where a step may be none.
+# Width of a ramp that is tried where a step may be none. Chosen.
 RAMP = 5.0
+# Times that all boundaries are moved and others tried beside them, at most. Chosen.
 ROUNDS = 3
-# Measurements that stand for a stage at least, even where they lie within a wide transition.
+# Measurements that stand for a stage at least, even where they lie within a wide transition. Chosen.
 LEAST_BESIDE = 3
+# A logistic curve goes from 10 to 90 % over so many of its units.
 LOG_81 = math.log(81.0)
 
 

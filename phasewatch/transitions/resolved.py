@@ -24,14 +24,15 @@ from phasewatch.transitions.series import Scaled
 from phasewatch.transitions.stretches import fast_stretches, fit_line
 from phasewatch.transitions.wording import describe
 
+# Measurements of a stage at least. Chosen.
 MIN_STAGE = 3
 # A transition is faster than the stages beside it by this share at least ...
 FASTER = 0.3
-# ... and moves a signal by at least this share of its range.
+# ... and moves a signal by at least this share of its range. Both are chosen.
 LEAST_CHANGE = 0.05
 # A difference of the Bayes information criterion that is very strong evidence (Kass & Raftery 1995, section 3.2).
 PLAINLY_BETTER = 10.0
-# The widening for autocorrelation settles within a few rounds of segmenting and measuring it.
+# The widening for autocorrelation settles within a few rounds of segmenting and measuring it. Chosen.
 ROUNDS = 3
 
 

@@ -16,19 +16,20 @@ from phasewatch.record.signals import look_up
 
 NORMAL_MAD = 1.4826
 """Standard deviations in a median absolute deviation, of a normal distribution."""
-# An unreliable point keeps a voice, a small one.
+# An unreliable point keeps a voice, a small one. Chosen.
 UNRELIABLE_VARIANCE = 25.0
-# Differences below this share of a signal's range are of no interest, however exactly it is known.
+# Differences below this share of a signal's range are of no interest, however exactly it is known. Chosen.
 NOISE_FLOOR = 0.002
-# A signal that falls through more than this factor is followed on a logarithmic scale.
+# A signal that falls through more than this factor is followed on a logarithmic scale. Chosen.
 LOG_SPAN = 10.0
-# The logarithm's offset, as a share of the range.
+# The logarithm's offset, as a share of the range. Chosen.
 LOG_OFFSET = 0.01
+# An isolated spike counts as so many standard deviations at most. Chosen.
 SPIKE = 3.5
-# Measurements over which a standard error is compared with those about it.
+# Measurements over which a standard error is compared with those about it. Chosen.
 ERROR_WINDOW = 9
 # Measurements over which the noise is looked at by itself; it counts there where it exceeds this many times the noise
-# of the whole run.
+# of the whole run. Chosen.
 NOISE_WINDOW = 25
 LOUDER = 2.0
 # Standard deviation, in white noise, of the change between neighbouring second differences of unit variance.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # A transition is faster than the stage before it by this share in steps as well: what only decelerates never is.
+# Chosen.
 FASTER_IN_STEPS = 0.2
 
 
