@@ -168,9 +168,10 @@ SEEDS, BLOCKS, DRAWS = 2, 4, 5
 DEFAULT, ALL = "the default", "all at once"
 LIVE: dict[str, Any] = {"chains": 4, "burn_in": 200, "draws": 1_200, "precision": PRECISION[0]}
 LIVE_LOSS: dict[str, Any] = {"chains": 4, "burn_in": 200, "draws": 400}
-"""As the product has them during training, where a set-up that is poor would show."""
+"""As the product has them during training, where a poor set-up would show. The localization of the latter is that of a
+single checkpoint: a crossing that is held more closely is none."""
 PROBE = 128
-"""Digits."""
+"""Digits that the network of ``phasewatch demo`` is looked at on."""
 LONG: dict[str, Any] = {"chains": 8, "burn_in": 1_000, "draws": 8_000, "precision": 0.01}
 """Where no answer is known, that of so many gradients stands for it."""
 SIGNIFICANT, NOTABLE = 3.0, 0.2
@@ -246,7 +247,7 @@ def measured(estimate: Any, exact: float) -> Measured:
 
 @functools.cache
 def plateaus(widths: tuple[int, ...]) -> list[Checkpoint]:
-    """By rank."""
+    """Networks of a training, one for each rank at which it rests."""
     return linear_run(widths)
 
 
