@@ -621,7 +621,8 @@ def main() -> None:
         f"| {MEASUREMENTS} measurements, compilation counted: devinterp / phasewatch |\n"
         "|---|---|---|---|---|---|---|---|\n"
         + "\n".join(found["speed"].values())
-        + f"\n\n## Memory\n\n{found['memory']}\n\n{sensitivity.told(found['sensitivity'])}\n"
+        + f"\n\n## Memory\n\n{found['memory']}\n\n"
+        f"## What other values of the samplers' constants do\n\n{found['sensitivity']}\n"
     )
     (results / "llc.md").write_text(text)
     figure(rows, ROOT / "docs" / "llc_accuracy.png")

@@ -11,7 +11,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -379,8 +379,8 @@ def shown(value: float | tuple[float, ...]) -> str:
     return " and ".join(f"{one:.3g}" for one in value) if isinstance(value, tuple) else f"{value:.3g}"
 
 
-def measure() -> dict[str, list[dict[str, Any]]]:
-    """The rows of each table, by its heading."""
+def measure() -> str:
+    """The tables, each with what it says."""
     found = {}
     for heading, constants, cases in (
         (FUNCTION, OF_THE_FUNCTION + CHECKS_OF_THE_FUNCTION, functions),
@@ -388,24 +388,22 @@ def measure() -> dict[str, list[dict[str, Any]]]:
         (PILOT, OF_THE_PILOT, verdicts),
     ):
         print(heading, flush=True)
-        found[heading] = [asdict(row) for row in vary(constants, cases())]
-    return found
+        found[heading] = vary(constants, cases())
+    return told(found)
 
 
-def told(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The tables, each with what it says."""
+def told(found: Mapping[str, Sequence[Row]]) -> str:
     left_out = "; ".join(f"{', '.join(names)} ({why})" for why, names in LEFT_OUT.items())
     parts = [
-        "## What other values of the samplers' constants do\n\n"
         "Each constant halved and doubled by itself: of a share the odds, of what lies to either side of 1 the "
         f"logarithm. Then, {DRAWS} times, all of a table at once, each by a factor of its own between a half and 2. "
         f"{SEEDS} seeds a case, with the settings of measurements during training; the default has {BLOCKS} rows with "
         "seeds of their own, which show what chance does. Errors are shares of λ, or of 1 where it is less. "
         f"Not varied: {left_out}."
     ]
-    for heading, made in found.items():
-        rows = [Row(**row) for row in made]
-        parts.append(f"### {heading}\n\n{CASES[heading]} " + (of_pilot(rows) if heading == PILOT else of_chains(rows)))
+    for heading, rows in found.items():
+        table = of_pilot(rows) if heading == PILOT else of_chains(rows)
+        parts.append(f"### {heading}\n\n{CASES[heading]}\n\n{table}")
     return "\n\n".join(parts)
 
 
@@ -439,13 +437,17 @@ def says(rows: Sequence[Row]) -> str:
     def listed(values: Mapping[str, str]) -> str:
         return ", ".join(f"{name} ({value})" for name, value in values.items()) or "none"
 
-    return (
-        f"Of {len(single)} changes of one constant these raise the mean error by more than {SIGNIFICANT:.0f} standard "
-        f"errors: {listed({name: f'{by:+.1%}' for name, by in first.items()})}; with {SEEDS * BLOCKS} other seeds "
-        f"by: {listed(second)}. The share called reliable, {reliable:.0%} of {count} by default, moves by "
-        f"as many standard errors with: {listed(doubted)}; the gradients spent by more than {NOTABLE:.0%} with: "
-        f"{listed(dearer)}. Median "
-        f"errors are {span(usual)} by default, {span(single)} with one constant changed, {span(together)} with all."
+    return "\n".join(
+        [
+            f"- Of {len(single)} changes of one constant these raise the mean error by more than {SIGNIFICANT:.0f} "
+            f"standard errors: {listed({name: f'{by:+.1%}' for name, by in first.items()})}. With {SEEDS * BLOCKS} "
+            f"other seeds they change it by: {listed(second)}.",
+            f"- The share called reliable, {reliable:.0%} of {count} by default, changes by as much with: "
+            f"{listed(doubted)}.",
+            f"- The gradients spent change by more than {NOTABLE:.0%} with: {listed(dearer)}.",
+            f"- Median errors are {span(usual)} by default, {span(single)} with one constant changed, "
+            f"{span(together)} with all.",
+        ]
     )
 
 
@@ -455,10 +457,10 @@ def counted(rows: Sequence[Row]) -> tuple[float, int]:
     return sum(row.reliable * count for row, count in zip(rows, counts, strict=True)) / sum(counts), sum(counts)
 
 
-def differs(share: float, count: int, usual: float) -> bool:
+def differs(found: float, count: int, usual: float) -> bool:
     """Whether a share of so many is none of the usual one, with a binomial standard error that is never zero."""
     held = (count * usual + 1) / (count + 2)
-    return abs(share - usual) > SIGNIFICANT * math.sqrt(held * (1 - held) / count)
+    return abs(found - usual) > SIGNIFICANT * math.sqrt(held * (1 - held) / count)
 
 
 def name_of(row: Row) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import distributed
 
 PATIENCE = timedelta(days=7)
-"""So long the others wait: longer than any measurement, as to give up would end training."""
+"""So long the others wait: longer than any measurement, as to give up would end training. Chosen."""
 
 
 class Meeting:

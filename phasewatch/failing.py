@@ -13,7 +13,8 @@ from phasewatch.measure import Failure
 
 OnError = Literal["warn", "raise", "disable"]
 GIVEN_UP_AFTER = 8
-"""Measurements in a row in which an estimator may fail, as many as make a run; then it is switched off."""
+"""Measurements in a row in which an estimator may fail, as many as make a run; then it is switched off.
+Chosen."""
 
 
 class Failing:
