@@ -440,8 +440,8 @@ def says(rows: Sequence[Row]) -> str:
     return "\n".join(
         [
             f"- Of {len(single)} changes of one constant these raise the mean error by more than {SIGNIFICANT:.0f} "
-            f"standard errors: {listed({name: f'{by:+.1%}' for name, by in first.items()})}. With {SEEDS * BLOCKS} "
-            f"other seeds they change it by: {listed(second)}.",
+            f"standard errors: {listed({name: f'{by:+.1%}' for name, by in first.items()})}."
+            + (f" With {SEEDS * BLOCKS} other seeds they change it by: {listed(second)}." if second else ""),
             f"- The share called reliable, {reliable:.0%} of {count} by default, changes by as much with: "
             f"{listed(doubted)}.",
             f"- The gradients spent change by more than {NOTABLE:.0%} with: {listed(dearer)}.",
