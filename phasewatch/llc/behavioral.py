@@ -43,6 +43,10 @@ HEAT_CAPACITY = (0.33, 2.0)
 """Least and largest as a share of lambda, with which it agrees in a quadratic well. Chosen."""
 SIGNIFICANCE = 3.0
 """Standard errors from which on a drift or a heat capacity counts. Chosen."""
+CARRIED = 1.5
+"""Factor by which the mean divergence of the draws may miss the resolution, and lambda be carried over along its slope;
+beyond it nbeta is set anew. Chosen: chance does not miss by so much from lambda = 3 on, and where lambda is less most
+draws lie far below their mean, which misleads the search for nbeta."""
 STEEPNESS = (0.5, 3.0)
 """Of E[D] in temperature (lambda over the heat capacity, 1 in a quadratic well), as far as that is believed: no further
 than a heat capacity that passes the check says."""
@@ -115,6 +119,17 @@ class BehavioralLLC(Shown):
     def half_width(self) -> float:
         """Of the interval, as a share of the coefficient; of 1 where the coefficient is less."""
         return (self.interval[1] - self.interval[0]) / 2 / max(self.learning_coefficient, 1.0)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the coefficient is carried over to the resolution from so far that it may not be that of it."""
+        return self.heat_capacity > 0 and not 1 / CARRIED <= self.divergence / self.resolution <= CARRIED
+
+    @property
+    def nbeta_of_resolution(self) -> float:
+        """Where the mean divergence is the resolution, by its slope at the draws."""
+        steepness = _steepness(self.nbeta * self.divergence, self.heat_capacity)
+        return self.nbeta * (self.divergence / self.resolution) ** steepness
 
     def description_length(self, loss: float, n: int) -> float:
         """N L + lambda log n: nats to tell the labels of n samples by this function at a loss of L each.
@@ -221,12 +236,14 @@ def estimate_behavioral_llc(
         found: dict[float, BehavioralLLC] = {}
         for resolution in sorted(set(resolutions), reverse=True):
             before = sampler.gradients
-            if sampler.at_the_prior <= resolution:
+            if sampler.prior_is_within(resolution):
                 found[resolution] = _nothing(resolution, divergence, chains)
                 continue
             sampler.set_up(resolution, burn_in)
             rounds = min(ROUNDS, draws // LEAST_DRAWS)
             for length in np.diff(np.linspace(0, draws, rounds + 1).astype(int)).tolist():
+                if resolution in found and found[resolution].is_far:
+                    sampler.move_on(found[resolution].nbeta_of_resolution, resolution, burn_in)
                 seen = sampler.draw(length)
                 found[resolution] = _estimate(resolution, seen, divergence)
                 if found[resolution].reliable and found[resolution].half_width <= precision:
@@ -272,8 +289,7 @@ def _estimate(resolution: float, seen: Draws, divergence: Objective) -> Behavior
     mean = float(energies.mean())
     divergence_reached = float(seen.divergences.mean())
     heat_capacity = float(energies.var(axis=1, ddof=1).mean())
-    # d ln(lambda) / d ln(nbeta) = 1 - C / lambda and d ln E[D] / d ln(nbeta) = -C / lambda
-    steepness = min(max(mean / heat_capacity, STEEPNESS[0]), STEEPNESS[1]) if heat_capacity else 1.0
+    steepness = _steepness(mean, heat_capacity)
     # Chains that never move have a divergence of zero, and nothing to carry over.
     carried = (resolution / divergence_reached) ** (1 - steepness) if heat_capacity else 1.0
     coefficient = mean * carried
@@ -325,6 +341,10 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
         reasons.append(f"the chains disagree (R-hat {estimate.rhat:.2f})")
     if estimate.half_width > LARGEST_HALF_WIDTH:
         reasons.append(f"too few independent draws ({estimate.ess:.0f}: +- {estimate.half_width:.0%})")
+    if estimate.is_far:
+        reasons.append(
+            f"the chains are {estimate.divergence:.2g} nats away on average, and not {estimate.resolution:g}"
+        )
     if estimate.acceptance < LEAST_ACCEPTANCE:
         reasons.append(f"the chains often stick (acceptance {estimate.acceptance:.2f})")
     half = energies.shape[1] // 2
@@ -342,6 +362,11 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
     if not least - margin < estimate.heat_capacity < largest + margin:
         reasons.append(f"the divergence varies oddly for its mean (heat capacity {estimate.heat_capacity:.3g})")
     return reasons
+
+
+def _steepness(mean: float, heat_capacity: float) -> float:
+    """How much ln(nbeta) falls where ln E[D] rises by one: d ln E[D] / d ln(nbeta) = -C / lambda."""
+    return min(max(mean / heat_capacity, STEEPNESS[0]), STEEPNESS[1]) if heat_capacity else 1.0
 
 
 def _standard_error(energies: diagnostics.FloatArray) -> float:

@@ -34,6 +34,10 @@ from phasewatch.objective import Objective
 FURTHEST, FURTHEST_NATS = 5.0, 10.0
 """The bound is so many resolutions, and so many units of 1 / nbeta: for the gamma law that nbeta D has in a quadratic
 well it cuts off less than 1e-6 at any number of dimensions."""
+LEAST_LOOKS, MOST_LOOKS, CLEARLY = 16, 256, 4.0
+"""Draws from the prior, at least and at most, on whose mean divergence it rests that there is nothing to sample; it is
+clear where it is so many standard errors from the resolution. Chosen. Where the divergence has no scale (a² b²) most
+draws are near and few carry the mean."""
 NEAR, ROUNDS_NEAR, MOST_ROUNDS = 1.5, 4, 50
 """The Gaussian is narrow enough after so many rounds in which its divergence was below so many resolutions; no more
 rounds than the third. Chosen."""
@@ -136,8 +140,9 @@ class ResolvedChains:
         self._rows = [slice(None)] if at_once else [slice(k, k + 1) for k in range(chains)]
         positions = self._normal(1)[0]
         values, _ = self._evaluate(positions)
-        self.at_the_prior = float(values.nan_to_num(torch.inf).median())
-        self._nbeta_near = self._nbeta = 1 / self.at_the_prior if 0 < self.at_the_prior < math.inf else 1.0
+        self._at_the_prior = values.nan_to_num(torch.inf).cpu().numpy()
+        far = float(np.sort(self._at_the_prior)[(chains - 1) // 2])
+        self._nbeta_near = self._nbeta = 1 / far if 0 < far < math.inf else 1.0
         self._reach = 1.0
         self._near = FactoredCurvature(list(divergence.parameter_shapes.values()), spread)
         # Uniform on (-1, 1); its absolute value decides, its sign is the direction in which that moves.
@@ -147,6 +152,20 @@ class ResolvedChains:
         self._seen = _Seen()
         self._ahead: list[Tensor] = []
         self._ahead_inside: list[Tensor] = []
+
+    def prior_is_within(self, resolution: float) -> bool:
+        """Whether the prior by itself is on average no further away, so that λ at this resolution is zero."""
+        if np.sort(self._at_the_prior)[(len(self._generators) - 1) // 2] > resolution:
+            return False
+        while True:
+            values = self._at_the_prior
+            enough = len(values) >= LEAST_LOOKS
+            error = values.std(ddof=1) / math.sqrt(len(values)) if enough and np.isfinite(values).all() else math.inf
+            mean = values.mean()
+            if len(values) >= MOST_LOOKS or CLEARLY * error < abs(mean - resolution):
+                return bool(mean <= resolution)
+            found, _ = self._evaluate(self._normal(1)[0])
+            self._at_the_prior = np.concatenate([values, found.nan_to_num(torch.inf).cpu().numpy()])
 
     def begin_at_the_prior(self) -> None:
         """Stand where the prior puts them, with no masses: for seeing what a move takes before any is set up."""
@@ -261,6 +280,20 @@ class ResolvedChains:
             hits=float(np.mean(seen.hits)),
             step_size=math.exp(self._log_step),
         )
+
+    def move_on(self, nbeta: float, resolution: float, moves: int) -> None:
+        """Let the chains go to another nbeta; what was drawn before counts no more.
+
+        Args:
+            nbeta: The inverse temperature.
+            resolution: The mean divergence wanted, for the bound.
+            moves: Moves of each chain before the next draw.
+        """
+        self._set_nbeta(nbeta)
+        self._set_bound(resolution)
+        for _ in range(moves):
+            self._move()
+        self._seen = _Seen()
 
     def _approach(self, resolution: float) -> tuple[Tensor, NDArray[np.float64], Tensor]:
         """Narrow the Gaussian around w* until the divergence of its draws is about as given.
