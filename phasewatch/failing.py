@@ -1,13 +1,11 @@
-"""What fails costs only itself: it is recorded, warned of once, and left out where it would fail again."""
+"""What fails costs only itself: it is warned of once, and left out where it would fail again."""
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 from phasewatch.measure import Failure
 
@@ -20,15 +18,12 @@ Chosen."""
 class Failing:
     """What has failed in a run so far, and what follows from it."""
 
-    def __init__(
-        self, on_error: OnError, estimators: Collection[str], record: Callable[[dict[str, Any]], object]
-    ) -> None:
+    def __init__(self, on_error: OnError, estimators: Collection[str]) -> None:
         """Nothing has failed yet.
 
         Args:
             on_error: What an error does: warn once and go on, raise, or go on without what has failed.
             estimators: Their names.
-            record: Given what there is to record of a failure.
 
         Raises:
             ValueError: If ``on_error`` is none of the three.
@@ -37,7 +32,6 @@ class Failing:
             raise ValueError(f"on_error is {on_error!r}; expected 'warn', 'raise' or 'disable'")
         self._on_error = on_error
         self._estimators = estimators
-        self._record = record
         self._failed: set[str] = set()
         self._impossible: set[str] = set()
         self._in_a_row: Counter[str] = Counter()
@@ -48,22 +42,11 @@ class Failing:
         """Names of what is not tried any more."""
         return self._impossible | (self._failed if self._on_error == "disable" else set())
 
-    @contextmanager
-    def guarded(self, what: str, step: int) -> Iterator[None]:
-        """Keep an error of phasewatch from ending the run."""
-        try:
-            yield
-        except Exception as error:
-            self.note(Failure(what, error), step)
-
     def note(self, failure: Failure, step: int) -> None:
-        """Record what failed, warn once and go on, or raise it."""
+        """Warn once of what failed and go on, or raise it."""
         what = failure.what
         first = what not in self._failed
         self._failed.add(what)
-        told = {"step": step, "what": what, "error": failure.error, "traceback": failure.traceback, "time": time.time()}
-        with suppress(Exception):  # recording itself may be what failed; the warning below is then all there is
-            self._record(told)
         if failure.is_permanent:
             self._impossible.add(what)
             if failure.error not in self._told:
@@ -105,5 +88,5 @@ class Failing:
                 warnings.warn(
                     f"phasewatch: {name} has failed in {GIVEN_UP_AFTER} measurements in a row, last at step {step} "
                     f"({failed[name].error}). It is switched off; all else is measured, and training goes on.",
-                    stacklevel=3,
+                    stacklevel=2,
                 )

@@ -124,7 +124,7 @@ class Failure:
 
     @property
     def is_out_of_memory(self) -> bool:
-        """Whether there was no memory left; what failed was tried twice then."""
+        """Whether there was no memory left, however little was taken."""
         return _is_out_of_memory(self.exception)
 
 

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -289,7 +290,7 @@ class Watch:
         self.detector = detector
         self.seed = seed
         names = {estimator.name for monitor in monitors for estimator in monitor.estimators}
-        self._failing = Failing(on_error, names, lambda told: self._record(("failure", told)))
+        self._failing = Failing(on_error, names)
         self.listeners = list(listeners)
         self.clock = Clock(total_steps=total_steps)
         self.say = _to_standard_error if say is None else say
@@ -317,7 +318,7 @@ class Watch:
         self._closed = False
         self.analysis: Analysis | None = None
         self._outlay = Outlay(monitors, self.clock)
-        with self._failing.guarded("price", 0):
+        with self._guarded("price", 0):
             self._outlay.predict(objectives)
 
     @property
@@ -382,7 +383,7 @@ class Watch:
             return None
         check_types(step=step)
         if self._last_asked < 0:
-            with self._failing.guarded("record", step):
+            with self._guarded("record", step):
                 self._record_header()  # a run that is killed in its first measurement has a record
             self._begin_to_count(step)
         self._last_asked = step
@@ -453,18 +454,18 @@ class Watch:
         if not self.observer.take(step, values, optimizer, seconds_measuring()):
             return
         for what, error in self.observer.errors():
-            self._failing.note(Failure(what, error), step)
+            self._note(Failure(what, error), step)
         if self.observer.is_due:
             self._record_observed(step)
 
     def _look_for_activity(self) -> None:
         """Let the schedules know whether something is under way."""
-        with self._failing.guarded("activity", max(self._last_asked, 0)):
+        with self._guarded("activity", max(self._last_asked, 0)):
             self.observer.look()
         self.clock.last_active = self.activity.last
 
     def _record_observed(self, step: int) -> None:
-        with self._failing.guarded("record", step):
+        with self._guarded("record", step):
             self._record()
 
     def _begin_to_count(self, step: int) -> None:
@@ -498,7 +499,7 @@ class Watch:
         changed = any(self._header.get(what, before) != settled[what] for what, before in NOTHING_LEFT_OUT.items())
         self._header |= settled
         if changed and self._recording:
-            with self._failing.guarded("record", max(self._last_asked, 0)):
+            with self._guarded("record", max(self._last_asked, 0)):
                 self._record(("plan", settled))
 
     def _keep(self, step: int, monitors: Sequence[Monitor]) -> None:
@@ -506,7 +507,7 @@ class Watch:
         self._last_taken = step
         for monitor in monitors:
             monitor.last_taken = step
-        with self._failing.guarded("start", step):
+        with self._guarded("start", step):
             self._start = Start(step, KeptState(self.module), list(monitors))
 
     def _measure_start(self) -> Measurement | None:
@@ -516,7 +517,7 @@ class Watch:
         self._plan()
         start, self._start = self._start, None
         module = None
-        with self._failing.guarded("start", start.step):
+        with self._guarded("start", start.step):
             module = start.state.module()
         return None if module is None else self._measure(start.step, start.monitors, module)
 
@@ -574,16 +575,16 @@ class Watch:
         self._record_observed(step)
         self._closed, self._start = True, None
         analysis = None
-        with self._failing.guarded("analysis", step):
+        with self._guarded("analysis", step):
             analysis = self._analysis()
             self._withdraw(analysis.not_borne_out)
         if self._recording:
-            with self._failing.guarded("record", step):
+            with self._guarded("record", step):
                 self._journal.append("end", {"time": time.time(), **Ending.by(error).to_dict()})
         if analysis is not None:
             self.analysis = analysis = replace(analysis, run=self.run)
         for listener in self.listeners:
-            with self._failing.guarded(type(listener).__name__, step):
+            with self._guarded(type(listener).__name__, step):
                 if analysis is not None:
                     listener.on_end(analysis)
                 listener.close()
@@ -703,10 +704,10 @@ class Watch:
         self._outlay.load_state_dict(state, self.clock)
         if self._outlay.planned_for is not None:
             self._header |= self._outlay.settled
-        with self._failing.guarded("activity", max(self._last_taken, 0)):
+        with self._guarded("activity", max(self._last_taken, 0)):
             self.activity.load_state_dict(state["activity"])
         step = max(self._last_taken, 0)
-        with self._failing.guarded("record", step):
+        with self._guarded("record", step):
             self._journal, told, said = taken_up(self._journal, self._header, state, [Path(place) for place in places])
             self._journal.extend(told)
             for text in said:
@@ -722,11 +723,11 @@ class Watch:
                 monitor.last_taken = self._last_taken
                 monitor.go_on(self._last_taken, self.clock)
         if self.detector is not None:
-            with self._failing.guarded("detector", step):
+            with self._guarded("detector", step):
                 flags = [Flag.from_dict(line.body) for line in lines if line.kind == "transition"]
                 self._resume_detector(self.detector, state["detector"], list(map(_seen, measured)), flags)
         for listener in self.listeners:
-            with self._failing.guarded(type(listener).__name__, step):
+            with self._guarded(type(listener).__name__, step):
                 listener.on_resume(self.run)
 
     def _resume_detector(
@@ -792,7 +793,7 @@ class Watch:
                 without=self._failing.left_out | left_out,
             )
             for failure in failures:
-                self._failing.note(failure, step)
+                self._note(failure, step)
             self._failing.count(step, [estimator.name for estimator in estimators], failures)
             by_monitor.append(found)
             measured.extend(estimators)
@@ -814,18 +815,11 @@ class Watch:
     def _note_interruption(self, step: int, seconds: float, stopped: Interrupted) -> None:
         """Record what a signal has stopped; its time counts."""
         self.clock.measuring_seconds += seconds
-        told = {
-            "step": step,
-            "what": "measurement",
-            "error": f"was stopped by {stopped} after {seconds:.1f} s",
-            "traceback": "",
-            "time": time.time(),
-        }
-        with self._failing.guarded("record", step):
-            self._record(("failure", told))
+        with self._guarded("record", step):
+            self._record_failure(step, "measurement", f"was stopped by {stopped} after {seconds:.1f} s")
 
     def _show(self, step: int, part: str | None) -> None:
-        with self._failing.guarded("progress", step):
+        with self._guarded("progress", step):
             self.progress(part)
 
     def _conclude(self, found: Measurement) -> Measurement:
@@ -836,11 +830,11 @@ class Watch:
             estimates = {**estimates, "overhead": Estimate(overhead)}
         measurement = replace(found, estimates=estimates, time=time.time())
         self._last_taken = max(step, self._last_taken)
-        with self._failing.guarded("record", step):
+        with self._guarded("record", step):
             self._record(("measurement", measurement.to_dict()))
         self._tell(step, lambda listener: listener.on_measurement(measurement))
         self._say_what_is_undescribed(measurement)
-        with self._failing.guarded("detector", step):
+        with self._guarded("detector", step):
             self._detect(measurement)
         return measurement
 
@@ -855,12 +849,12 @@ class Watch:
         self._tell(step, lambda listener: listener.on_transitions(step, flags, standing))
         if self.on_transition is not None:
             for flag in flags:
-                with self._failing.guarded("on_transition", step):
+                with self._guarded("on_transition", step):
                     self.on_transition(flag)
 
     def _tell(self, step: int, news: Callable[[Listener], None]) -> None:
         for listener in self.listeners:
-            with self._failing.guarded(type(listener).__name__, step):
+            with self._guarded(type(listener).__name__, step):
                 news(listener)
 
     def _say_what_is_undescribed(self, measurement: Measurement) -> None:
@@ -889,6 +883,23 @@ class Watch:
         if not self._recording:
             self._recording = True
             self._journal.append("header", self._header)
+
+    @contextmanager
+    def _guarded(self, what: str, step: int) -> Iterator[None]:
+        """Keep an error of phasewatch from ending the run."""
+        try:
+            yield
+        except Exception as error:
+            self._note(Failure(what, error), step)
+
+    def _note(self, failure: Failure, step: int) -> None:
+        """Record what failed, and do what follows from it."""
+        with suppress(Exception):  # recording itself may be what failed; the warning is then all there is
+            self._record_failure(step, failure.what, failure.error, failure.traceback)
+        self._failing.note(failure, step)
+
+    def _record_failure(self, step: int, what: str, error: str, trace: str = "") -> None:
+        self._record(("failure", {"step": step, "what": what, "error": error, "traceback": trace, "time": time.time()}))
 
 
 def _to_standard_error(text: str) -> None:

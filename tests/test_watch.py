@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import gc
 import os
 import shutil
 import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -673,3 +676,32 @@ def test_a_listener_is_asked_for_every_method_that_is_called() -> None:
         name for name, of in vars(phasewatch.listener.Listener).items() if callable(of) and not name.startswith("_")
     ]
     assert list(LISTENING) == methods
+
+
+def test_a_watch_that_nobody_holds_is_gone_with_its_network(tmp_path: Path) -> None:
+    watch = make(Weight(), directory=tmp_path)
+    train(watch)
+    watch.close()
+    left = [weakref.ref(watch), weakref.ref(watch.module)]
+    gc.disable()
+    try:
+        del watch
+        assert [one() for one in left] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_copy_records_what_fails_in_its_own_record() -> None:
+    watch = make(Weight())
+    watch.at(0)
+    other = copy.deepcopy(watch)
+    with pytest.warns(UserWarning, match="loss"):
+        other.observe(1, loss="none")  # type: ignore[arg-type]
+    assert (len(watch.run.failures), len(other.run.failures)) == (0, 1)
+
+
+def test_a_warning_says_that_it_comes_from_here() -> None:
+    with pytest.warns(UserWarning) as caught, make(Fails([0]), Weight(), listeners=[Listener("measurement")]) as watch:
+        watch.at(0)
+    where = [Path(one.filename).name for one in caught if "planted" in str(one.message)]
+    assert where == ["watch.py", "watch.py"]
