@@ -104,6 +104,7 @@ def of(module: ModuleType, *names: str, kind: Kind = number) -> list[Constant]:
 
 
 OF_THE_FUNCTION = [
+    *of(resolved_chains, "LEAST_LOOKS", "MOST_LOOKS", "CLEARLY"),
     *of(resolved_chains, "FURTHEST", "FURTHEST_NATS", "NEAR", "ROUNDS_NEAR", "MOST_ROUNDS"),
     *of(resolved_chains, "COOLING", kind=ratio),
     *of(resolved_chains, "PATH", "FIRST_STEP", "LARGEST_STEP"),
@@ -116,7 +117,7 @@ OF_THE_FUNCTION = [
     *of(factored_curvature, "FORGETTING", kind=share),
     *of(factored_curvature, "WIDEST"),
     *of(behavioral, "ROUNDS"),
-    *of(behavioral, "STEEPNESS", kind=ratio),
+    *of(behavioral, "CARRIED", "STEEPNESS", kind=ratio),
 ]
 CHECKS_OF_THE_FUNCTION = [
     *of(behavioral, "LARGEST_RHAT", kind=ratio),
