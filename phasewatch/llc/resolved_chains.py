@@ -140,7 +140,7 @@ class ResolvedChains:
         self._rows = [slice(None)] if at_once else [slice(k, k + 1) for k in range(chains)]
         positions = self._normal(1)[0]
         values, _ = self._evaluate(positions)
-        self._at_the_prior = values.nan_to_num(torch.inf).cpu().numpy()
+        self._at_the_prior = values.nan_to_num(torch.inf, torch.inf).cpu().numpy()
         far = float(np.sort(self._at_the_prior)[(chains - 1) // 2])
         self._nbeta_near = self._nbeta = 1 / far if 0 < far < math.inf else 1.0
         self._reach = 1.0
@@ -157,15 +157,15 @@ class ResolvedChains:
         """Whether the prior by itself is on average no further away, so that λ at this resolution is zero."""
         if np.sort(self._at_the_prior)[(len(self._generators) - 1) // 2] > resolution:
             return False
-        while True:
+        while np.isfinite(self._at_the_prior).all():  # else nor is the mean
             values = self._at_the_prior
-            enough = len(values) >= LEAST_LOOKS
-            error = values.std(ddof=1) / math.sqrt(len(values)) if enough and np.isfinite(values).all() else math.inf
-            mean = values.mean()
+            mean, enough = values.mean(), len(values) >= LEAST_LOOKS
+            error = values.std(ddof=1) / math.sqrt(len(values)) if enough else math.inf
             if len(values) >= MOST_LOOKS or CLEARLY * error < abs(mean - resolution):
                 return bool(mean <= resolution)
             found, _ = self._evaluate(self._normal(1)[0])
-            self._at_the_prior = np.concatenate([values, found.nan_to_num(torch.inf).cpu().numpy()])
+            self._at_the_prior = np.concatenate([values, found.nan_to_num(torch.inf, torch.inf).cpu().numpy()])
+        return False
 
     def begin_at_the_prior(self) -> None:
         """Stand where the prior puts them, with no masses: for seeing what a move takes before any is set up."""
@@ -305,7 +305,7 @@ class ResolvedChains:
         for _ in range(MOST_ROUNDS):
             positions = self._reach * self._near.narrow(self._normal(1)[0], self._nbeta_near)
             values, gradients = self._evaluate(positions)
-            excess = float(values.nan_to_num(torch.inf).median()) / resolution
+            excess = float(values.nan_to_num(torch.inf, torch.inf).median()) / resolution
             if excess == math.inf or not bool(gradients.isfinite().all()):
                 self._reach /= 2
                 continue

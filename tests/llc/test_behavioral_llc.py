@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from phasewatch.llc.behavioral import BehavioralLLC, _estimate, estimate_behavioral_llc
-from phasewatch.llc.resolved_chains import Draws
+from phasewatch.llc.resolved_chains import Draws, ResolvedChains
 from phasewatch.llc.spread import prior_spread
 from phasewatch.objective import Objective
 
@@ -179,6 +180,19 @@ def test_nothing_where_the_prior_is_within_the_resolution() -> None:
     assert coarse.reliable
     assert coarse.gradients == 0
     assert fine.learning_coefficient > 0
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan])
+def test_where_a_draw_of_the_prior_is_not_finite_there_is_something_to_sample(odd: float, monkeypatch: Any) -> None:
+    """Without a word of NumPy's, and without a look at any more draws."""
+    found = torch.tensor([1e-4, 1e-4, 1e-4, odd], dtype=torch.float64)
+    monkeypatch.setattr(ResolvedChains, "_evaluate", lambda self, positions: (found, positions))
+    divergence = regression(5, 3, seed=0).behavioral()
+    sampler = ResolvedChains(divergence, torch.ones_like(divergence.parameters), 4, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not sampler.prior_is_within(0.003)
+    assert len(sampler._at_the_prior) == 4
 
 
 @pytest.mark.parametrize("resolution", BOTH)
