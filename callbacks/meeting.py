@@ -37,7 +37,7 @@ class Meeting:
         return shared[0]
 
     def end(self) -> None:
-        """Dissolve the group; to be called by all."""
+        """Leave the group; who waits in it for this process gets an error."""
         if self._group is not None:
             distributed.destroy_process_group(self._group)
             self._group = None

@@ -300,15 +300,20 @@ class WatchingCallback(CallbackBase):
             self._say(trainer, told_at_the_end(self._watch))
         if self._share(trainer, bool(self._flags)):
             self._keep_checkpoint(trainer, step)
-        self._meeting.end()
-        self._meeting = None
+        self._leave_meeting()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Finish the record of a run that was cut short, and say where it is."""
+        """Let other processes go, which would wait for this one; finish the record, and say where it is."""
+        self._leave_meeting()
         if self._watch is not None and self._signals is not None:
             self._watch.close(error=exception)
             self._signals = None
             self._say(trainer, told_at_the_end(self._watch))
+
+    def _leave_meeting(self) -> None:
+        if self._meeting is not None:
+            self._meeting.end()
+            self._meeting = None
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Put the state where Lightning has those of all callbacks.

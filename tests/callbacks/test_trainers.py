@@ -396,6 +396,40 @@ def test_a_measurement_may_take_longer_than_processes_wait_for_one_another(tmp_p
     assert [m.step for m in load_run(tmp_path / "phasewatch_logs").measurements] == [1]
 
 
+FAILS = """
+    import sys
+    from types import SimpleNamespace
+    import torch.distributed
+    from phasewatch.callbacks import PhaseWatch
+    from phasewatch.callbacks.meeting import Meeting
+
+    rank = int(sys.argv[1])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+    watch = PhaseWatch()
+    watch._meeting = Meeting(SimpleNamespace(strategy=None, world_size=2))
+    assert watch._meeting.broadcast(rank) == 0
+    if rank == 0:
+        watch.on_exception(None, None, ZeroDivisionError())
+        sys.stdin.read()  # goes on, as a script may that catches what the trainer raises
+    else:
+        watch._meeting.broadcast(rank)
+"""
+
+
+@pytest.mark.slow
+def test_where_the_first_process_fails_the_others_do_not_wait_for_it(tmp_path: Path) -> None:
+    first = run_script(tmp_path, FAILS, "0", str(tmp_path / "store"), stdin=subprocess.PIPE)
+    other = run_script(tmp_path, FAILS, "1", str(tmp_path / "store"))
+    try:
+        output, _ = other.communicate(timeout=120)
+        assert other.returncode == 1 and "RuntimeError" in output, output
+        assert first.poll() is None
+    finally:
+        other.kill()
+        told, _ = first.communicate()
+    assert first.returncode == 0, told
+
+
 def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
     """Arguments of the callback become series of the record and metrics of the trainer."""
     validation = list(DataLoader(data(16, seed=5), batch_size=8))
