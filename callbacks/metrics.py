@@ -49,15 +49,13 @@ class TrainerMetrics:
     def on_measurement(self, measurement: Measurement) -> None:
         """Put its numbers where loggers and callbacks look."""
         self._log({**tagged(measurement), STAGE: float(len(self._standing))}, measurement.step)
-        own = {self._in(name): torch.tensor(value) for name, value in _metrics(measurement).items()}
-        own.setdefault(self._transitions, self._trainer.callback_metrics.get(self._transitions, torch.tensor(0.0)))
-        own[self._since] = torch.tensor(_since_transition(measurement.step, self._standing))
-        self._trainer.callback_metrics.update(own)
-        self.names.update(own)
+        self._put(measurement)
 
     def on_resume(self, run: Run) -> None:
-        """Go on from the transitions that stand."""
+        """Go on from the transitions that stand, and the numbers measured last: callbacks wait for them from now on."""
         self._standing = run.transitions
+        if run.measurements:
+            self._put(run.measurements[-1])
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
         """Count them, and say what is new."""
@@ -96,6 +94,12 @@ class TrainerMetrics:
     def close(self) -> None:
         """Nothing is left open."""
 
+    def _put(self, measurement: Measurement) -> None:
+        metrics = _as_of(measurement, self._standing)
+        own = {self._in(name): torch.tensor(value) for name, value in metrics.items()}
+        self._trainer.callback_metrics.update(own)
+        self.names.update(own)
+
     def _log(self, numbers: dict[str, float], step: int) -> None:
         for logger in self._trainer.loggers:
             if self._name is None or not is_a(logger, "TensorBoardLogger"):  # there it has a run of its own
@@ -107,11 +111,15 @@ def latest(watch: Watch | None) -> dict[str, float]:
     """The metrics as of the last measurement; none before the first."""
     if watch is None or not watch.run.measurements:
         return {}
-    latest = watch.run.measurements[-1]
+    return _as_of(watch.run.measurements[-1], watch.transitions)
+
+
+def _as_of(measurement: Measurement, standing: Sequence[Transition]) -> dict[str, float]:
+    """The metrics at a measurement, given the transitions that stand."""
     return {
-        **_metrics(latest),
-        "transitions": float(len(watch.transitions)),
-        SINCE_TRANSITION: _since_transition(latest.step, watch.transitions),
+        **_metrics(measurement),
+        "transitions": float(len(standing)),
+        SINCE_TRANSITION: _since_transition(measurement.step, standing),
     }
 
 

@@ -134,6 +134,15 @@ def test_resuming_in_the_directory_of_the_run(tmp_path: Any) -> None:
     assert lines.count('"kind":"resume"') == 1 and lines.count('"kind":"header"') == 1
 
 
+def test_the_metrics_are_there_before_anything_is_measured_anew(tmp_path: Any) -> None:
+    """EarlyStopping ends training with an error where the metric is missing that it waits for."""
+    options = {**LEAN, "schedule": [2, 20]}
+    before = train(tmp_path, PhaseWatch(**options), 6).callback_metrics
+    after = train(tmp_path, PhaseWatch(**options), 9, ckpt_path=tmp_path / "step=6.ckpt").callback_metrics
+    own = {"effective_rank_coarse", "transitions", "steps_since_transition"}
+    assert {name: after[name] for name in own} == {name: before[name] for name in own}
+
+
 def test_a_directory_that_was_moved_is_found_beside_the_checkpoint(tmp_path: Any) -> None:
     first = PhaseWatch(schedule=2, **LEAN)
     trainer = train(tmp_path / "here", first, 6)
