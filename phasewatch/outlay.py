@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from phasewatch import price
@@ -53,9 +53,20 @@ class Outlay:
         self._prices = prices
         self._expect()
 
-    def take(self, measured: Sequence[Estimator], found: Measurement, seconds: float) -> None:
-        """Take what a measurement has taken in place of what was predicted."""
-        self._prices = price.measured(self._prices, measured, found.seconds_by_part, seconds)
+    def take(
+        self, measured: Sequence[Estimator], found: Measurement, seconds: float, given_up: Collection[str]
+    ) -> None:
+        """Take what a measurement has taken in place of what was predicted.
+
+        Args:
+            measured: The estimators that it was made by.
+            found: The measurement.
+            seconds: What it took in all.
+            given_up: Names of estimators that have failed and are not tried any more: they will take nothing.
+        """
+        prices = price.measured(self._prices, measured, found.seconds_by_part, seconds)
+        gone = {part for e in self._estimators if e.name in given_up for part in (e.name, price.chains_of(e))}
+        self._prices = {name: seconds for name, seconds in prices.items() if name not in gone}
         self._expect()
 
     @property

@@ -806,7 +806,7 @@ class Watch:
         is_first = not self.clock.measuring_seconds
         took = max(0.0, time.perf_counter() - began)
         self.clock.measuring_seconds += took
-        self._outlay.take(measured, found, took)
+        self._outlay.take(measured, found, took, self._failing.left_out)
         if is_first and (news := self._outlay.plan_again()):
             self._record_what_is_left_out()
             self.say(f"phasewatch: {news}")

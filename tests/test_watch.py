@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import phasewatch.listener
 from phasewatch.analysis import NOT_BORNE_OUT, Analysis, analyze_run
-from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Reading
+from phasewatch.estimators import HessianSpectrum, LearningCoefficient, Price, Reading, Size
 from phasewatch.measure import Probe
 from phasewatch.objective import Objective
 from phasewatch.record import Ending, Estimate, Flag, Measurement, RecordError, Run, Transition, load_run
@@ -73,6 +73,13 @@ class Fails:
         if self.calls - 1 in self.at:
             raise self.error("planted")
         return Reading({"survived": Estimate(1.0)})
+
+
+class Dear(Fails):
+    """Says that it takes very long."""
+
+    def price(self, size: Size) -> Price:
+        return Price(gradients=1e9)
 
 
 class Listener:
@@ -705,3 +712,14 @@ def test_a_warning_says_that_it_comes_from_here() -> None:
         watch.at(0)
     where = [Path(one.filename).name for one in caught if "planted" in str(one.message)]
     assert where == ["watch.py", "watch.py"]
+
+
+def test_what_is_not_tried_any_more_is_not_paid_for() -> None:
+    """Else a budget would wait for seconds that nothing takes."""
+    tried = Dear(range(9), MemoryError), Dear([], name="sound")
+    with pytest.warns(UserWarning, match="takes more memory than there is"):
+        watch = make(*tried)
+        assert {"fails", "sound"} < watch.prices.keys()
+        watch.at(0)
+    assert "sound" in watch.prices and "fails" not in watch.prices
+    assert watch.clock.measurement_seconds == pytest.approx(sum(watch.prices.values()))
