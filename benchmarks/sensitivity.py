@@ -369,7 +369,7 @@ def row_of(changed: str, value: str, found: Sequence[Sequence[Measured]], usual:
 
 def stands_out(row: Row, usual: Sequence[Row]) -> bool:
     by, error = excess(row, usual)
-    return by > SIGNIFICANT * error
+    return math.isnan(by) or by > SIGNIFICANT * error
 
 
 def mean_gradients(found: Sequence[Measured]) -> float:

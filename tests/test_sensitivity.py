@@ -136,3 +136,10 @@ def test_kinds(sensitivity: ModuleType) -> None:
             assert changed != constant.value, constant.name
             if constant.kind is sensitivity.share:
                 assert 0 < changed < 1
+
+
+def test_where_there_is_no_estimate_it_stands_out(sensitivity: ModuleType) -> None:
+    usual = [sensitivity.Row("the default", "", [[0.01, 0.03], [0.02, 0.05]], 1.0, 1.0)]
+    for errors, expected in (([0.02, 0.02], False), ([0.9, 0.9], True), ([0.02, float("nan")], True)):
+        row = sensitivity.Row("RATE", "2", [errors, [0.03, 0.03]], 1.0, 1.0)
+        assert sensitivity.stands_out(row, usual) is expected
