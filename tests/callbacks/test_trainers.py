@@ -61,6 +61,17 @@ def run_script(tmp_path: Path, script: str, *arguments: str, **options: Any) -> 
     )
 
 
+def run_two_processes(tmp_path: Path, script: str, *arguments: str) -> None:
+    """To its end, or to none of them: one that waits for the other would outlive the test."""
+    process = run_script(tmp_path, script, *arguments, start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, output
+
+
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_each_namespace_takes_the_same_callbacks(namespace: str, tmp_path: Path) -> None:
     lightning = importlib.import_module(namespace)
@@ -337,13 +348,7 @@ DDP = """
 @pytest.mark.slow
 def test_two_processes_train_as_without_and_share_the_metrics(tmp_path: Path) -> None:
     for name in ("plain", "watched"):
-        process = run_script(tmp_path, DDP, name, str(tmp_path), start_new_session=True)
-        try:
-            output, _ = process.communicate(timeout=600)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        assert process.returncode == 0, output
+        run_two_processes(tmp_path, DDP, name, str(tmp_path))
     plain, watched = (
         [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
         for name in ("plain", "watched")
@@ -386,13 +391,7 @@ LONG = """
 
 @pytest.mark.slow
 def test_a_measurement_may_take_longer_than_processes_wait_for_one_another(tmp_path: Path) -> None:
-    process = run_script(tmp_path, LONG, str(tmp_path), start_new_session=True)
-    try:
-        output, _ = process.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, output
+    run_two_processes(tmp_path, LONG, str(tmp_path))
     assert [m.step for m in load_run(tmp_path / "phasewatch_logs").measurements] == [1]
 
 
