@@ -109,9 +109,8 @@ class TrainerMetrics:
 
 def latest(watch: Watch | None) -> dict[str, float]:
     """The metrics as of the last measurement; none before the first."""
-    if watch is None or not watch.run.measurements:
-        return {}
-    return _as_of(watch.run.measurements[-1], watch.transitions)
+    measurements = () if watch is None else watch.run.measurements
+    return {} if watch is None or not measurements else _as_of(measurements[-1], watch.transitions)
 
 
 def _as_of(measurement: Measurement, standing: Sequence[Transition]) -> dict[str, float]:

@@ -69,7 +69,8 @@ _WITH_ARTIFACTS: dict[str, Callable[[Any, str, str, str], None]] = {
 
 def told_at_the_end(watch: Watch) -> str:
     """What a run says when it ends: what was measured, the verdict, and where to look."""
-    measured = len(watch.run.measurements)
+    run = watch.run
+    measured = len(run.measurements)
     said = "" if watch.analysis is None else textwrap.indent(f"\n{verdict(watch.analysis)}", "  ")
     text = f"phasewatch: {measured} measurements"
     if watch.clock.training_seconds:
@@ -79,8 +80,8 @@ def told_at_the_end(watch: Watch) -> str:
     if watch.directory is None:
         return f"{text}.{said}"
     # where several records share the directory, the file says which
-    alone = watch.run.path is None or watch.run.path.name == FILE_NAME
-    record = watch.directory if alone else watch.run.path
+    alone = run.path is None or run.path.name == FILE_NAME
+    record = watch.directory if alone else run.path
     text += f".{said}"
     if measured:
         text += f"\n  phasewatch analyze {record}\n  tensorboard --logdir {watch.directory}"

@@ -255,16 +255,16 @@ def _read(
 def _ever_lighter(objective: Objective) -> Iterator[Objective]:
     """The same with less and less memory taken, as long as that can be had."""
     gc.collect()
-    lighter: Objective | None = objective
     if not objective.one_at_a_time:
-        lighter = objective.evaluated_one_at_a_time()
-        yield lighter
+        objective = objective.evaluated_one_at_a_time()
+        yield objective
     for _ in range(HALVINGS):
         gc.collect()
-        lighter = lighter and lighter.in_smaller_batches()
-        if lighter is None:
+        smaller = objective.in_smaller_batches()
+        if smaller is None:
             return
-        yield lighter
+        objective = smaller
+        yield objective
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -141,7 +141,7 @@ class ResolvedChains:
         positions = self._normal(1)[0]
         values, _ = self._evaluate(positions)
         self._at_the_prior = values.nan_to_num(torch.inf, torch.inf).cpu().numpy()
-        far = float(np.sort(self._at_the_prior)[(chains - 1) // 2])
+        self._far = far = float(np.sort(self._at_the_prior)[(chains - 1) // 2])
         self._nbeta_near = self._nbeta = 1 / far if 0 < far < math.inf else 1.0
         self._reach = 1.0
         self._near = FactoredCurvature(list(divergence.parameter_shapes.values()), spread)
@@ -155,7 +155,7 @@ class ResolvedChains:
 
     def prior_is_within(self, resolution: float) -> bool:
         """Whether the prior by itself is on average no further away, so that λ at this resolution is zero."""
-        if np.sort(self._at_the_prior)[(len(self._generators) - 1) // 2] > resolution:
+        if self._far > resolution:
             return False
         while np.isfinite(self._at_the_prior).all():  # else nor is the mean
             values = self._at_the_prior

@@ -568,7 +568,7 @@ class Objective(PureLoss):
                 smaller = self._on(cut)
             except Exception:  # what the loss takes is not only tensors, or has a size of its own
                 return None
-        return smaller if _equal(smaller.mean_loss, self.mean_loss) else None
+        return smaller if same_loss(smaller.mean_loss, self.mean_loss) else None
 
     def evaluated_one_at_a_time(self) -> Objective:
         """The same, evaluated at one place after another where several are asked for: it takes the least memory."""
@@ -635,7 +635,7 @@ class Objective(PureLoss):
             return None
         whole = float(self.batch_losses[0])
         mean = sum(part.num_samples / size * float(part.batch_losses[0]) for part in cut)
-        return cut[0] if _equal(mean, whole) else None
+        return cut[0] if same_loss(mean, whole) else None
 
     def _has_samples(self, batch: int = 0) -> bool:
         """Whether each tensor of a batch has an entry for each sample, or no dimension."""
@@ -675,7 +675,8 @@ class Objective(PureLoss):
         )
 
 
-def _equal(loss: float, other: float) -> bool:
+def same_loss(loss: float, other: float) -> bool:
+    """Whether two losses differ by no more than rounding of sums in another order."""
     return abs(loss - other) <= SAME_LOSS * (SAME_LOSS + abs(other))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from phasewatch.isolation import isolated
 from phasewatch.objective.function import LossFn, OutputsFn
-from phasewatch.objective.loss import SAME_LOSS, Objective
+from phasewatch.objective.loss import Objective, same_loss
 from phasewatch.objective.memory import with_saved_bytes
 
 LARGEST_GRAPH = 2**28
@@ -76,8 +76,7 @@ def _elsewhere(objective: Objective) -> Tensor:
 
 def _same(one: Objective, other: Objective, vector: Tensor) -> bool:
     with torch.no_grad():
-        losses = one.loss(vector), other.loss(vector)
-    return bool(abs(losses[0] - losses[1]) <= SAME_LOSS * (SAME_LOSS + abs(losses[0])))
+        return same_loss(float(other.loss(vector)), float(one.loss(vector)))
 
 
 def _graph_size(objective: Objective) -> int:
