@@ -44,7 +44,7 @@ from reference_runs import (
 
 from phasewatch import Objective
 from phasewatch.estimators import Estimator, LearningCoefficient, ProbeLoss, behavioral, zeros
-from phasewatch.price import CHAINS, Pace, predicted, size_of, without
+from phasewatch.price import COARSE_CHAINS, FINE_CHAINS, Pace, predicted, size_of, without
 from phasewatch.watch import DEFAULT_ESTIMATORS
 
 RESULTS = Path(__file__).parent / "results" / "price.md"
@@ -89,7 +89,9 @@ NETWORKS = {
     "MLP (demo)": Case(demo_run, (500, 4_000), 64, 1_200, together=True),
     "convnet": Case(convnet_run, (30, 600), 64, 700),
     "transformer": Case(transformer_run, (30, 200), 16, 700),
-    LARGE: Case(large_transformer_run, (10,), 16, 500, left_out=(LearningCoefficient().name, CHAINS)),
+    LARGE: Case(
+        large_transformer_run, (10,), 16, 500, left_out=(LearningCoefficient().name, COARSE_CHAINS, FINE_CHAINS)
+    ),
 }
 
 PARTS = (
@@ -323,7 +325,7 @@ def on_paper(row: Row) -> str:
     """What a model of a billion parameters would take, from the measured row of ten million."""
     tokens = SEQUENCES * LENGTH
     gradient = 6 * PARAMETERS * tokens / (DEVICES * USED * FLOPS)
-    chains = row["predicted"][CHAINS]
+    chains = row["predicted"][COARSE_CHAINS] + row["predicted"][FINE_CHAINS]
     copies = (max(row["MB"].values()) - row["resident MB"]) / (4e-6 * row["parameters"])
     resident = 4 * (2 + OPTIMIZER) * PARAMETERS
     return f"""## On paper: a billion parameters on {DEVICES} devices

@@ -58,7 +58,7 @@ REPORTING_SEED = 9_000_000
 SIMULATED = 60
 NEAR = 0.05
 """A transition is found where one is within this share of the run."""
-QUICK: list[Estimator] = [HessianSpectrum(num_eigenvalues=2), BehavioralCoefficient(sampled=False)]
+QUICK: list[Estimator] = [HessianSpectrum(num_eigenvalues=2), BehavioralCoefficient(sampled="none")]
 
 
 def digits_watch() -> Watch:

@@ -61,7 +61,7 @@ for step in range(STEPS + 1):
 def build():
     inputs, targets, *_ = data()
     probe = list(zip(inputs[:512].split(256), targets[:512].split(256), strict=True))
-    quick = [HessianSpectrum(num_eigenvalues=3), BehavioralCoefficient(sampled=False)]
+    quick = [HessianSpectrum(num_eigenvalues=3), BehavioralCoefficient(sampled="none")]
     return phasewatch.Watch(network(), probe, loss_fn=half_squared_error, n=SAMPLES, estimators=quick)
 
 

@@ -65,7 +65,7 @@ class Outlay:
             given_up: Names of estimators that have failed and are not tried any more: they will take nothing.
         """
         prices = price.measured(self._prices, measured, found.seconds_by_part, seconds)
-        gone = {part for e in self._estimators if e.name in given_up for part in (e.name, price.chains_of(e))}
+        gone = {part for e in self._estimators if e.name in given_up for part in (e.name, *price.chains_of(e))}
         self._prices = {name: seconds for name, seconds in prices.items() if name not in gone}
         self._expect()
 
@@ -100,7 +100,7 @@ class Outlay:
             budget=budget,
             training=training,
             left_out=tuple(self.left_out),
-            chains=self._prices.get(price.CHAINS, 0.0),
+            chains=price.of_chains(self._prices, self.left_out) or self._prices.get(price.COARSE_CHAINS, 0.0),
             chains_in_each=self.chains_in_each,
         )
 
@@ -117,7 +117,7 @@ class Outlay:
         rarely = f", {price.CHAINS} drawn in each {price.ORDINALS[chains_in_each]}" if chains_in_each > 1 else ""
         return (
             f"a measurement takes {price.spoken(took)}; from now on about {price.spoken(clock.measurement_seconds)}, "
-            f"{', '.join(parts) or 'nothing'} left out{rarely}."
+            f"{price.in_words(parts) or 'nothing'} left out{rarely}."
         )
 
     def leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
@@ -127,7 +127,8 @@ class Outlay:
 
     def what_fits(self, seconds: float) -> list[str] | None:
         """What to leave out of one measurement that may take so long; None where even the rest would take longer."""
-        return price.what_fits(self._prices, self._dear, seconds)
+        more = price.what_fits(self.prices, [name for name in self._dear if name not in self.left_out], seconds)
+        return None if more is None else self._in_order({*more, *self.left_out})
 
     def draws_chains(self, monitors: Sequence[Monitor]) -> bool:
         """Whether the chains of λ of the function are due in this measurement, and paid beside those of the end."""
@@ -139,7 +140,7 @@ class Outlay:
     def count(self, draws_chains: bool) -> set[str]:
         """Count a measurement with chains or without; what is left out of it."""
         self.until_chains = self.chains_in_each - 1 if draws_chains else self.until_chains - 1
-        return {*self.left_out, *([] if draws_chains else [price.CHAINS])}
+        return {*self.left_out, *([] if draws_chains else [price.COARSE_CHAINS, price.FINE_CHAINS])}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -170,13 +171,16 @@ class Outlay:
 
     def _paid_by(self, seconds: float) -> tuple[list[str], int]:
         """What to leave out of a run that may measure for so long, no less than before; how often chains are drawn."""
-        parts = max(price.too_dear(self._prices, self._dear, seconds), self.left_out, key=len)
+        parts = self._in_order({*price.too_dear(self._prices, self._dear, seconds), *self.left_out})
         return parts, max(price.chains_in_each(self._prices, parts, seconds), self.chains_in_each)
+
+    def _in_order(self, parts: Collection[str]) -> list[str]:
+        return [name for name in self._dear if name in parts]
 
     def _expect(self) -> None:
         """Tell the clock what a measurement will take."""
         whole = price.together(self._prices, self.left_out)
-        chains = 0.0 if price.CHAINS in self.left_out else self._prices.get(price.CHAINS, 0.0)
+        chains = price.of_chains(self._prices, self.left_out)
         self.clock.measurement_seconds = whole - chains * (1 - 1 / self.chains_in_each)
         self.clock.end_seconds = whole
 

@@ -31,13 +31,14 @@ from phasewatch.schedule import Spread
 from phasewatch.transitions.detect import MIN_POINTS
 
 CHAINS = "the chains of λ of the function"
+COARSE_CHAINS, FINE_CHAINS = f"{CHAINS} (coarse)", f"{CHAINS} (fine)"
 BEFORE_ALL = "the loss on the probe"
 """What is spent beside the estimators: building the objective with its checks, the loss and its gradient."""
 BEFORE_ALL_BATCHES, CHECKS = 1.5, 10
 """For this, gradients of each batch, the loss of each sample being half of one, and of the first batch to check it."""
 LEFT_OUT_FIRST = (SymmetryLedger, HessianSpectrum, LearningCoefficient)
 """In this order, all else that is measured by default; after them λ of the function on other data. Of that on the
-probe, or held out, the chains go last; the effective ranks stay."""
+probe, or held out, the chains go last, the fine ones before the coarse ones; the effective ranks stay."""
 IN_THEIR_PLACE = "half the effective rank stands in for it"
 LEAST_WITH_CHAINS = 3
 """Measurements with the chains of λ of the function without which these are left out. Chosen."""
@@ -107,8 +108,9 @@ def predicted(estimators: Sequence[Estimator], size: Size, pace: Pace) -> dict[s
     """
     found = {BEFORE_ALL: pace.seconds(Price(BEFORE_ALL_BATCHES * size.num_batches + CHECKS))}
     for estimator in estimators:
-        if (chains := chains_of(estimator)) is not None and isinstance(estimator, BehavioralCoefficient):
-            found[chains] = pace.seconds(estimator.price_of_chains(size))
+        if chains_of(estimator) and isinstance(estimator, BehavioralCoefficient):
+            for name, resolution in zip((COARSE_CHAINS, FINE_CHAINS), estimator.resolutions_sampled, strict=False):
+                found[name] = pace.seconds(estimator.price_of_chains(size, resolution))
             found[estimator.name] = pace.seconds(estimator.price_of_ranks(size))
         elif isinstance(estimator, Priced):
             found[estimator.name] = pace.seconds(_price_of(estimator, size))
@@ -125,16 +127,20 @@ def _price_of(estimator: Priced, size: Size) -> Price:
     return price
 
 
-def chains_of(estimator: Estimator) -> str | None:
-    """What the chains that an estimator can do without are called; None where it has none."""
-    if isinstance(estimator, BehavioralCoefficient) and estimator.sampled and not estimator.data:
-        return CHAINS
-    return None
+def chains_of(estimator: Estimator) -> tuple[str, ...]:
+    """What the chains that an estimator can do without are called, those that go first first."""
+    if isinstance(estimator, BehavioralCoefficient) and not estimator.data:
+        return (COARSE_CHAINS, FINE_CHAINS)[: len(estimator.resolutions_sampled)][::-1]
+    return ()
 
 
 def without(estimator: Estimator, left_out: Collection[str]) -> Estimator:
-    """The same estimator, or its twin that draws no chains where these are left out."""
-    return replace(estimator, sampled=False) if chains_of(estimator) in left_out else estimator  # type: ignore[type-var]
+    """The same estimator, or its twin that draws fewer chains, or none, where these are left out."""
+    chains = chains_of(estimator)
+    if not any(name in left_out for name in chains):
+        return estimator
+    sampled = "none" if COARSE_CHAINS in left_out else "coarse"
+    return replace(estimator, sampled=sampled)  # type: ignore[type-var]
 
 
 def measured(
@@ -154,7 +160,7 @@ def measured(
         The same with what is expected now; of what was not measured, as before.
     """
     found = dict(prices)
-    parts = {e.name: tuple(filter(None, (chains_of(e), e.name))) for e in estimators if e.name in by_part}
+    parts = {e.name: (*chains_of(e), e.name) for e in estimators if e.name in by_part}
     took = {BEFORE_ALL: seconds - sum(by_part[name] for name in parts)}
     for name, seconds_of_it in (took | {name: by_part[name] for name in parts}).items():
         names = parts.get(name, (name,))
@@ -180,15 +186,15 @@ def may_be_left_out(estimators: Sequence[Estimator]) -> list[str]:
     names = list(dict.fromkeys(name for _, name in sorted(ranked, key=lambda pair: pair[0])))
     if not any(_rank(e) is None for e in estimators):
         return names[:-1]
-    return [*names, CHAINS] if any(chains_of(e) for e in estimators) else names
+    return [*names, *dict.fromkeys(name for e in estimators for name in chains_of(e))]
 
 
 def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -> list[str]:
     """What has to be left out of every measurement for a run to have enough of them.
 
     Enough are as many as a transition takes; of these three at least with the chains of λ of the function, since λ is
-    what all this is about (:func:`chains_in_each`). Where that cannot be, three measurements with them; where not even
-    these are paid, the chains go too.
+    what all this is about (:func:`chains_in_each`), at the coarse resolution alone where both are too dear. Where that
+    cannot be, three measurements with them; where not even these are paid, the chains go too.
 
     Args:
         prices: Seconds for each part of a measurement.
@@ -196,15 +202,17 @@ def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -
         budget: Seconds for measuring in the whole run.
 
     Returns:
-        The first of ``order``; all of it where even that is not enough.
+        Some of ``order``; all of it where even that is not enough.
     """
-    dear = [name for name in order if name != CHAINS]
-    chains = prices.get(CHAINS, 0.0) if CHAINS in order else 0.0
-    for count, with_chains in ((MIN_POINTS, MIN_POINTS), (MIN_POINTS, LEAST_WITH_CHAINS), (LEAST_WITH_CHAINS,) * 2):
-        for left_out in (dear[:k] for k in range(len(dear) + 1)):
-            without_chains = together(prices, left_out) - chains
-            if count * without_chains + with_chains * chains <= budget:
-                return left_out
+    chains = [name for name in order if name in (FINE_CHAINS, COARSE_CHAINS)]
+    dear = [name for name in order if name not in chains]
+    for count in (MIN_POINTS, LEAST_WITH_CHAINS):
+        for gone in (chains[:k] for k in range(max(len(chains), 1))):
+            for with_chains in dict.fromkeys((count, LEAST_WITH_CHAINS)):
+                for left_out in ([*dear[:k], *gone] for k in range(len(dear) + 1)):
+                    drawn = of_chains(prices, left_out)
+                    if count * (together(prices, left_out) - drawn) + with_chains * drawn <= budget:
+                        return left_out
     return list(order)
 
 
@@ -213,13 +221,21 @@ def chains_in_each(prices: Mapping[str, float], left_out: Collection[str], budge
 
     So many that a run has as many measurements as a transition takes, where three of these or more have them; else 1.
     """
-    chains = 0.0 if CHAINS in left_out else prices.get(CHAINS, 0.0)
+    chains = of_chains(prices, left_out)
     without_chains = MIN_POINTS * (together(prices, left_out) - chains)
     for each in range(1, MIN_POINTS):
         with_chains = math.ceil(MIN_POINTS / each)
         if with_chains >= LEAST_WITH_CHAINS and without_chains + with_chains * chains <= budget:
             return each
     return 1
+
+
+def in_words(left_out: Sequence[str]) -> str:
+    """What is left out, with what stands in for the chains where there are none."""
+    if COARSE_CHAINS not in left_out:
+        return ", ".join(left_out)
+    others = [name for name in left_out if name not in (COARSE_CHAINS, FINE_CHAINS)]
+    return ", ".join([*others, f"{CHAINS} ({IN_THEIR_PLACE})"])
 
 
 def what_fits(prices: Mapping[str, float], order: Sequence[str], seconds: float) -> list[str] | None:
@@ -230,6 +246,11 @@ def what_fits(prices: Mapping[str, float], order: Sequence[str], seconds: float)
 def together(prices: Mapping[str, float], left_out: Collection[str]) -> float:
     """Seconds that a measurement takes without some parts."""
     return sum(seconds for name, seconds in prices.items() if name not in left_out)
+
+
+def of_chains(prices: Mapping[str, float], left_out: Collection[str]) -> float:
+    """Seconds that the chains of λ of the function take of that."""
+    return sum(prices.get(name, 0.0) for name in (COARSE_CHAINS, FINE_CHAINS) if name not in left_out)
 
 
 def what_would_help(prices: Mapping[str, float], budget: Spread, training: float) -> str:
@@ -272,7 +293,8 @@ class Plan:
         budget: The schedule that keeps to one.
         training: Seconds that training takes in the whole run; None where that is not known.
         left_out: What is left out of every measurement.
-        chains: Seconds that the chains of λ of the function take.
+        chains: Seconds that the chains of λ of the function take, those that are drawn, and the coarse ones where none
+            are.
         chains_in_each: They are drawn in one of so many measurements.
     """
 
@@ -319,9 +341,9 @@ class Plan:
             told += f"; {CHAINS} are drawn in each {ORDINALS[self.chains_in_each]} of them ({spoken(self.chains)})"
         if self.left_out:
             told += f"; left out are {self._left_out}, with which it takes {spoken(self.whole)}"
-        if CHAINS in self.left_out and self.training is not None:
+        if COARSE_CHAINS in self.left_out and self.training is not None:
             enough = self._mended(LEAST_WITH_CHAINS * (self.rest + self.chains))
-            told += f"; {enough} would pay for {LEAST_WITH_CHAINS} with the chains"
+            told += f"; {enough} would pay for {LEAST_WITH_CHAINS} with the coarse chains"
         if kept is not None and self.allowed >= 2:
             told += f"; the state of step {kept} is kept and measured when that is paid"
         return f"{told}."
@@ -341,8 +363,8 @@ class Plan:
 
     @property
     def _left_out(self) -> str:
-        """In words, with what stands in for the chains."""
-        return ", ".join(f"{name} ({IN_THEIR_PLACE})" if name == CHAINS else name for name in self.left_out)
+        """In words."""
+        return in_words(self.left_out)
 
     def _mended(self, seconds: float) -> str:
         """What would pay for so much."""

@@ -98,8 +98,8 @@ class Watch:
     for the end; where it pays for one only, that is the end. What would leave the run fewer than eight measurements (or
     if it has to be, three) is left out of all: first the zeros by cause, then the spectrum, then λ of the loss, then λ
     of the function on other data. Where the chains of λ of the function are too dear for eight, they are drawn in each
-    second or third measurement, and where not even three with them are paid, in none: the effective rank,
-    ``llc_outputs`` and the losses remain.
+    second or third measurement; where three of eight with them are not paid, at the coarse resolution alone; and where
+    not even that is, in none: the effective ranks and the losses remain.
 
     Example:
         >>> import torch
@@ -622,7 +622,7 @@ class Watch:
         if parts is None:
             last = [m for m in last if m.schedule.left(clock) == math.inf]
         elif last and len(parts) > len(self._outlay.left_out):
-            self.say(f"phasewatch: the end is measured without {', '.join(parts)}, which is not paid any more.")
+            self.say(f"phasewatch: the end is measured without {price.in_words(parts)}, which is not paid any more.")
             self._outlay.leave_out(parts)
             self._record_what_is_left_out()
         if last:

@@ -69,7 +69,7 @@ def main() -> None:
         ProbeLoss(),
         HessianSpectrum(),
         SymmetryLedger(),
-        BehavioralCoefficient(sampled=False),
+        BehavioralCoefficient(sampled="none"),
     ]
     for estimator in estimators:
         peak_begins_anew()

@@ -20,6 +20,7 @@ from phasewatch.estimators.enough import enough
 from phasewatch.hessian import HessianOperator, effective_rank
 from phasewatch.llc import prior_spread
 from phasewatch.measure import Probe, measure, seed_at
+from phasewatch.record.signals import LLC_COARSE
 
 MOVES: dict[str, Any] = {"chains": 2, "draws": 32, "burn_in": 20}
 COEFFICIENTS = ("llc_behavioral_coarse", "llc_behavioral")
@@ -98,7 +99,7 @@ def test_without_chains_the_ranks_are_left_at_the_resolution_itself() -> None:
     """Each is what the products say by themselves; in the outputs they are those of the twin with chains."""
     objective = Objective(network(), drawn(30), loss_fn=half_squared_error)
     whole = BehavioralCoefficient(**MOVES, resolutions=(0.4, 0.02), nats_per_loss=4.0, refined=("0",))
-    found, plain = read(replace(whole, sampled=False), objective), read(whole, objective)
+    found, plain = read(replace(whole, sampled="none"), objective), read(whole, objective)
     assert "llc_behavioral" in plain and found.keys() < plain.keys()
     assert all(name.startswith("effective_rank") for name in found) and "probe_share" in plain
     assert all(found[name] == plain[name] for name in found if name.startswith("effective_rank_coarse"))
@@ -109,7 +110,30 @@ def test_without_chains_the_ranks_are_left_at_the_resolution_itself() -> None:
         rank = (b * values / (1 + b * values)).sum()
         assert found[name].value == pytest.approx(rank, rel=1e-3) and found[name].reliable
         assert found[f"{name}_0"].value + found[f"{name}_2"].value == pytest.approx(rank, rel=1e-3)
-    assert not read(replace(whole, sampled=False, data="validation"), objective)
+    assert not read(replace(whole, sampled="none", data="validation"), objective)
+
+
+def test_coarse_chains_alone_are_those_of_both() -> None:
+    """The same numbers to the bit; of the fine resolution there is the rank, and nothing that takes chains."""
+    objective = Objective(network(), drawn(30), loss_fn=half_squared_error)
+    both = BehavioralCoefficient(**MOVES, refined=("0",))
+    found, plain = read(replace(both, sampled="coarse"), objective), read(both, objective)
+    none = read(replace(both, sampled="none"), objective)
+    ranks = [name for name in plain if name == "effective_rank" or name.startswith("effective_rank_")]
+    at_fine = [name for name in ranks if "coarse" not in name]
+    chained = [name for name in plain if name.startswith("llc_behavioral") and not name.startswith(LLC_COARSE)]
+    assert found.keys() == plain.keys() - {*chained, "misfit_change", "description_length"}
+    assert [found[name].value for name in at_fine] == [none[name].value for name in at_fine]
+    others = found.keys() - at_fine
+    assert {name: found[name] for name in others} == {name: plain[name] for name in others}
+    other = read(replace(both, sampled="coarse", data="validation"), objective)
+    assert other["llc_behavioral_coarse_validation"] == replace(plain[LLC_COARSE], notes=())
+    assert not any(name.startswith("llc_behavioral_validation") for name in other)
+
+
+def test_misspelt_chains_are_refused() -> None:
+    with pytest.raises(ValueError, match="sampled is 'fine'; expected one of 'both', 'coarse', 'none'"):
+        BehavioralCoefficient(sampled="fine")  # type: ignore[arg-type]
 
 
 def whitened(objective: Objective) -> Any:

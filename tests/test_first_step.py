@@ -25,6 +25,7 @@ from phasewatch.estimators import (
     Size,
     SymmetryLedger,
 )
+from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.measure import Probe
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate, Signal, load_run
@@ -418,44 +419,51 @@ def test_a_run_that_cannot_pay_for_one_is_told_at_the_start(clock: Any) -> None:
     assert clock.now == 300 and not watch.run.measurements
 
 
+CHAIN_SECONDS = {COARSE: 20.0, FINE: 28.0}
+SEEN = {"both": "llc_seen", "coarse": "llc_coarse_seen", "none": "weight"}
+
+
 @dataclass(frozen=True)
 class Function(BehavioralCoefficient):
-    """Ranks take 2 s and chains 48; says which of them it has."""
+    """Ranks take 2 s, coarse chains 20 and fine ones 28; says which of them it has."""
 
     clock: Any = None
 
-    def price_of_chains(self, size: Size) -> Price:
-        return Price(gradients=48 / GRADIENT_SECONDS * self.sampled)
+    def price_of_chains(self, size: Size, resolution: float) -> Price:
+        return Price(gradients=CHAIN_SECONDS[resolution] / GRADIENT_SECONDS)
 
     def price_of_ranks(self, size: Size) -> Price:
         return Price(gradients=2 / GRADIENT_SECONDS)
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
-        self.clock.now += 2 + 48 * self.sampled
-        return Reading({"llc_seen" if self.sampled else "weight": Estimate(1.0)})
+        self.clock.now += 2 + sum(CHAIN_SECONDS[resolution] for resolution in self.resolutions_sampled)
+        return Reading({SEEN[self.sampled]: Estimate(1.0)})
 
 
 @pytest.mark.parametrize(
-    ("steps", "chains", "left_out"),
+    ("steps", "sampled", "left_out"),
     [
-        (8_100, True, []),  # 810 s for eight of 100
-        (4_100, True, ["zeros"]),  # for eight of 50
-        (1_600, True, ["zeros"]),  # for three of 50
-        (1_400, False, ["zeros", price.CHAINS]),
+        (8_100, "both", []),  # 810 s for eight of 100
+        (4_100, "both", ["zeros"]),  # for eight of 50
+        (1_700, "both", ["zeros"]),  # for eight of 2, of which three have the chains
+        (1_500, "coarse", ["zeros", price.FINE_CHAINS]),  # for eight of 2, of which three have the coarse chains
+        (700, "coarse", ["zeros", price.FINE_CHAINS]),  # for three of 22
+        (630, "none", ["zeros", price.FINE_CHAINS, price.COARSE_CHAINS]),
     ],
 )
 def test_chains_go_last_and_only_where_three_measurements_with_them_are_not_paid(
-    steps: int, chains: bool, left_out: list[str], clock: Any
+    steps: int, sampled: str, left_out: list[str], clock: Any
 ) -> None:
     watch = make(Function(clock=clock), Zeros(clock=clock), total_steps=steps, free_seconds=60)
     train(watch, clock, 0, steps)
     watch.close(steps)
     run = watch.run
-    assert ("llc_seen" in run.names, "weight" in run.names) == (chains, not chains)
+    assert {"llc_seen", "llc_coarse_seen"} & set(run.names) == {SEEN[sampled]} - {"weight"}
     assert run.header["left_out"] == left_out
-    assert len(run.measurements) >= (3 if chains else 30) and run.measurements[-1].step == steps
+    assert len(run.measurements) >= (15 if sampled == "none" else 3) and run.measurements[-1].step == steps
+    assert sum(SEEN[sampled] in m.estimates for m in run.measurements) >= 3
     assert watch.clock.overhead <= 0.1
-    assert (price.IN_THEIR_PLACE in watch.say[0]) is not chains  # type: ignore[index]
+    assert (price.IN_THEIR_PLACE in watch.say[0]) is (sampled == "none")  # type: ignore[index]
 
 
 @pytest.mark.parametrize("free", [0, 250])

@@ -25,8 +25,10 @@ from phasewatch.objective import Objective
 from phasewatch.schedule import Spread
 from phasewatch.watch import DEFAULT_ESTIMATORS
 
-PRICES = {"rest": 1.0, price.CHAINS: 9.0, "zeros": 4.0, "hessian": 3.0, "llc": 2.0}
+FINE, COARSE = price.FINE_CHAINS, price.COARSE_CHAINS
+PRICES = {"rest": 1.0, FINE: 6.0, COARSE: 3.0, "zeros": 4.0, "hessian": 3.0, "llc": 2.0}
 DEAR = ["zeros", "hessian", "llc"]
+ORDER = [*DEAR, FINE, COARSE]
 
 
 @pytest.mark.parametrize(
@@ -46,33 +48,50 @@ DEAR = ["zeros", "hessian", "llc"]
         (50, DEAR, 2),
         (43, DEAR, 3),
         (35, DEAR, 3),
-        (34, DEAR, 1),  # three with the chains, and no room for five without
-        (30, DEAR, 1),
-        (29, [*DEAR, price.CHAINS], 1),  # two with them, or as many as may be without
-        (0.5, [*DEAR, price.CHAINS], 1),
+        (34, [*DEAR, FINE], 1),  # eight of 4 s, with the coarse chains alone
+        (32, [*DEAR, FINE], 1),
+        (31, [*DEAR, FINE], 2),
+        (17, [*DEAR, FINE], 3),
+        (16, [*DEAR, FINE], 1),  # three with the coarse chains, and no room for five without
+        (12, [*DEAR, FINE], 1),
+        (11, ORDER, 1),  # two with them, or as many as may be without
+        (0.5, ORDER, 1),
     ],
 )
 def test_eight_measurements_come_first_and_three_with_the_chains(budget: float, left_out: list[str], each: int) -> None:
-    """1 s, 9 for the chains, 4, 3 and 2 for what is dear."""
-    assert price.too_dear(PRICES, [*DEAR, price.CHAINS], budget) == left_out
+    """1 s, 6 for the fine chains and 3 for the coarse ones, 4, 3 and 2 for what is dear."""
+    assert price.too_dear(PRICES, ORDER, budget) == left_out
     assert price.chains_in_each(PRICES, left_out, budget) == each
 
 
+def test_where_the_fine_chains_are_too_dear_there_may_be_room_for_what_goes_before_them() -> None:
+    prices = PRICES | {FINE: 100.0}
+    found = [price.too_dear(prices, ORDER, budget) for budget in (104, 103, 71)]
+    assert found == [[FINE], ["zeros", FINE], ["zeros", "hessian", FINE]]
+
+
 def test_what_is_left_out_of_one_measurement() -> None:
-    order = [*DEAR, price.CHAINS]
-    found = [price.what_fits(PRICES, order, seconds) for seconds in (19, 18.9, 10, 9.9, 1, 0.9)]
-    assert found == [[], ["zeros"], DEAR, order, order, None]
+    found = [price.what_fits(PRICES, ORDER, seconds) for seconds in (19, 18.9, 10, 9.9, 4, 3.9, 1, 0.9)]
+    assert found == [[], ["zeros"], DEAR, ORDER[:-1], ORDER[:-1], ORDER, ORDER, None]
+
+
+def test_what_is_left_out_in_words() -> None:
+    assert price.in_words(["zeros", FINE]) == "zeros, the chains of λ of the function (fine)"
+    assert (
+        price.in_words(ORDER[2:]) == "llc, the chains of λ of the function (half the effective rank stands in for it)"
+    )
 
 
 def test_what_is_left_out_first_and_what_never() -> None:
     other = BehavioralCoefficient(data="validation")
     everything = [BehavioralCoefficient(), other, LearningCoefficient(), HessianSpectrum(), SymmetryLedger()]
     found = price.may_be_left_out(everything)
-    assert found == ["zeros", "hessian", "llc", "llc_behavioral_validation", price.CHAINS]
+    assert found == ["zeros", "hessian", "llc", "llc_behavioral_validation", FINE, COARSE]
+    assert price.may_be_left_out([BehavioralCoefficient(sampled="coarse"), SymmetryLedger()]) == ["zeros", COARSE]
     assert price.may_be_left_out([HessianSpectrum(), SymmetryLedger()]) == ["zeros"]
     assert price.may_be_left_out([LearningCoefficient()]) == []
     assert price.may_be_left_out([LearningCoefficient(), ProbeLoss()]) == ["llc"]  # a stranger is never left out
-    assert price.may_be_left_out([BehavioralCoefficient(sampled=False), SymmetryLedger()]) == ["zeros"]
+    assert price.may_be_left_out([BehavioralCoefficient(sampled="none"), SymmetryLedger()]) == ["zeros"]
 
 
 def test_all_that_is_measured_by_default_can_be_left_out() -> None:
@@ -81,36 +100,46 @@ def test_all_that_is_measured_by_default_can_be_left_out() -> None:
 
 
 def test_the_chains_are_priced_by_themselves_and_left_out_by_a_twin_without() -> None:
-    whole, lean = BehavioralCoefficient(), BehavioralCoefficient(sampled=False)
+    whole, lean = BehavioralCoefficient(), BehavioralCoefficient(sampled="none")
     size, pace = Size(1_482, 1, 512, 512), price.Pace(0.001, 0.002, 0.004, 0.01)
     found = price.predicted([whole], size, pace)
-    # four chains at two resolutions: 20 moves to find their start, 200 to settle, three quarters of 1,200 draws; with
-    # them go 48 products on half of the probe, and 512 in the outputs, of two and a half products with the Hessian
-    moved = 2 * (4 * (20 + 200 + 900) * 0.004 + 20 * 0.01)
-    assert found[price.CHAINS] == pytest.approx(moved + 2.5 * (48 + 512) * 0.002)
-    assert price.predicted([lean], size, pace) == {n: s for n, s in found.items() if n != price.CHAINS}
+    # four chains: 20 moves to find their start, 200 to settle, three quarters of 1,200 draws; with the coarse ones go
+    # 48 products on half of the probe, and 512 in the outputs, of two and a half products with the Hessian
+    moved = 4 * (20 + 200 + 900) * 0.004 + 20 * 0.01
+    assert found[FINE] == pytest.approx(moved)
+    assert found[COARSE] == pytest.approx(moved + 2.5 * (48 + 512) * 0.002)
+    coarse = BehavioralCoefficient(sampled="coarse")
+    assert price.predicted([coarse], size, pace) == {n: s for n, s in found.items() if n != FINE}
+    assert price.predicted([lean], size, pace) == {n: s for n, s in found.items() if n not in (FINE, COARSE)}
     assert found["llc_behavioral"] == pytest.approx(2.5 * 96 * 0.002)
-    assert price.without(whole, [price.CHAINS]) == lean and price.without(whole, ["zeros"]) is whole
+    for one in (whole, coarse, lean):
+        seconds = sum(price.predicted([one], size, pace).values()) - found[price.BEFORE_ALL]
+        assert pace.seconds(one.price(size)) == pytest.approx(seconds)
+    assert price.without(whole, [FINE]) == coarse and price.without(whole, [FINE, COARSE]) == lean
+    assert price.without(whole, ["zeros"]) is whole and price.without(coarse, [FINE]) is coarse
     other = BehavioralCoefficient(data="validation")
-    assert price.without(other, [price.CHAINS]) is other
-    assert price.CHAINS not in price.predicted([other], size, pace)
+    assert price.without(other, [FINE, COARSE]) is other
+    assert not {FINE, COARSE} & price.predicted([other], size, pace).keys()
 
 
 def test_what_was_measured_takes_the_place_of_what_was_predicted_part_by_part() -> None:
-    prices = {price.BEFORE_ALL: 1.0, price.CHAINS: 9.0, "llc_behavioral": 1.0, "zeros": 4.0, "llc": 5.0}
+    prices = {price.BEFORE_ALL: 1.0, FINE: 6.0, COARSE: 3.0, "llc_behavioral": 1.0, "zeros": 4.0, "llc": 5.0}
     took = {"llc_behavioral": 20.0, "zeros": 2.0, "own": 3.0}
     estimators: list[Any] = [BehavioralCoefficient(), SymmetryLedger(), SimpleNamespace(name="own")]
     found = price.measured(prices, estimators, took, 26.0)
     assert found == {
         price.BEFORE_ALL: 1.0,
-        price.CHAINS: 18.0,  # dearer than was said: at once
+        FINE: 12.0,  # dearer than was said: at once
+        COARSE: 6.0,
         "llc_behavioral": 2.0,
         "zeros": 3.0,  # cheaper: half way
         "llc": 5.0,  # not measured
         "own": 3.0,  # had no price before
     }
-    lean = price.measured(prices, [BehavioralCoefficient(sampled=False)], {"llc_behavioral": 2.0}, 3.0)
-    assert (lean[price.CHAINS], lean["llc_behavioral"]) == (9.0, 2.0)
+    lean = price.measured(prices, [BehavioralCoefficient(sampled="none")], {"llc_behavioral": 2.0}, 3.0)
+    assert (lean[FINE], lean[COARSE], lean["llc_behavioral"]) == (6.0, 3.0, 2.0)
+    coarse = price.measured(prices, [BehavioralCoefficient(sampled="coarse")], {"llc_behavioral": 8.0}, 9.0)
+    assert (coarse[FINE], coarse[COARSE], coarse["llc_behavioral"]) == (6.0, 6.0, 2.0)
 
 
 def test_prices_grow_with_what_is_asked_for() -> None:
@@ -237,11 +266,17 @@ def plan(whole: float, rest: float, share: float, training: float | None, *left_
             "a measurement takes about 1.2 s; free_seconds=60 beside about 2 min of training allow about 50.",
         ),
         (
-            plan(100, 2, 0.1, 20, "zeros", price.CHAINS, free=60),
+            plan(100, 2, 0.1, 20, "zeros", FINE, COARSE, free=60),
             None,
             "a measurement takes about 2 s; free_seconds=60 beside about 20 s of training allow about 30; left out are "
             "zeros, the chains of λ of the function (half the effective rank stands in for it), with which it takes "
-            "1.7 min; free_seconds=186 or max_overhead=9.3 would pay for 3 with the chains.",
+            "1.7 min; free_seconds=186 or max_overhead=9.3 would pay for 3 with the coarse chains.",
+        ),
+        (
+            plan(100, 62, 1, 900, FINE),
+            None,
+            "a measurement takes about 62 s; max_overhead=1 of about 15 min of training allows about 14; left out are "
+            "the chains of λ of the function (fine), with which it takes 1.7 min.",
         ),
     ],
 )
@@ -260,8 +295,8 @@ def test_a_run_that_cannot_pay_for_one_is_told_what_would() -> None:
 
 
 def test_what_would_help_is_said_by_price() -> None:
-    told = price.what_would_help({"zeros": 4.0, price.CHAINS: 9.0, "rest": 1.0}, Spread(0.1, free_seconds=20), 70.0)
-    assert "takes 14 s, of which 9 s the chains of λ of the function and 4 s zeros" in told
+    told = price.what_would_help({"zeros": 4.0, FINE: 9.0, "rest": 1.0}, Spread(0.1, free_seconds=20), 70.0)
+    assert "takes 14 s, of which 9 s the chains of λ of the function (fine) and 4 s zeros" in told
     assert "free_seconds=112 or max_overhead=1.6 would pay" in told and "dearest part takes 5 s" in told
     assert "max_overhead=" not in price.what_would_help({"rest": 1.0}, Spread(0.1), 0.0).split("A transition")[1]
 

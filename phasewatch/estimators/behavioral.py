@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ networks of benchmarks/results/live.md, where a run begins or is under way two t
 APPROACH, MASSES_FOUND = 20, 20
 """Moves in which chains look for their start, at each resolution, and times that their masses are found anew.
 Chosen: some 12 and 18 on small networks."""
+SAMPLED = {"both": 2, "coarse": 1, "none": 0}
+"""At how many of the resolutions chains are drawn, by what the setting calls it."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ class BehavioralCoefficient:
         burn_in: Moves before them; default 200, or 120.
         refined: Names or globs of modules and parameters; the coefficient of each alone is measured too.
         data: Name of the data, where they are others than those of the main probe; becomes part of the signals' names.
-        sampled: Whether chains are drawn. Without them there is no coefficient, but what some products with the
-            Gauss-Newton matrix say at a small part of the price: the effective rank, half of which is the coefficient
-            were the divergence quadratic, and that in the outputs.
+        sampled: At which resolutions chains are drawn: "both", "coarse" or "none". Without them there is no
+            coefficient, but what some products with the Gauss-Newton matrix say at a small part of the price: the
+            effective rank, half of which is the coefficient were the divergence quadratic.
     """
 
     resolutions: tuple[float, float] = (COARSE, FINE)
@@ -75,7 +77,7 @@ class BehavioralCoefficient:
     burn_in: int | None = None
     refined: tuple[str, ...] = ()
     data: str = ""
-    sampled: bool = True
+    sampled: Literal["both", "coarse", "none"] = "both"
 
     def __post_init__(self) -> None:
         """Check the settings, long before the first measurement."""
@@ -83,6 +85,8 @@ class BehavioralCoefficient:
             raise ValueError(
                 f"resolutions is {self.resolutions}; expected the coarse and the fine one, as (0.1, 0.003)."
             )
+        if self.sampled not in SAMPLED:
+            raise ValueError(f"sampled is {self.sampled!r}; expected one of {', '.join(map(repr, SAMPLED))}.")
         check_refined(self.refined)
         if not (self.nats_per_loss > 0 and math.isfinite(self.nats_per_loss)):
             raise ValueError(f"nats_per_loss is {self.nats_per_loss}; expected a positive number.")
@@ -94,6 +98,11 @@ class BehavioralCoefficient:
         """``llc_behavioral``, or ``llc_behavioral_<data>``."""
         return named(LLC_BEHAVIORAL, self.data)
 
+    @property
+    def resolutions_sampled(self) -> tuple[float, ...]:
+        """Those at which chains are drawn, the coarse one first."""
+        return self.resolutions[: SAMPLED[self.sampled]]
+
     def parts(self, objective: Objective) -> dict[str, Objective]:
         """The loss as a function of each of the parts in ``refined``.
 
@@ -104,27 +113,27 @@ class BehavioralCoefficient:
 
     def price(self, size: Size) -> Price:
         """Of the chains and of the ranks."""
-        return self.price_of_chains(size) + self.price_of_ranks(size)
+        chains = (self.price_of_chains(size, resolution) for resolution in self.resolutions_sampled)
+        return sum(chains, self.price_of_ranks(size))
 
-    def price_of_chains(self, size: Size) -> Price:
-        """Chains that end after three quarters of their draws, at both resolutions, of the whole and of each part.
+    def price_of_chains(self, size: Size, resolution: float) -> Price:
+        """Chains that end after three quarters of their draws, of the whole and of each part.
 
-        With what is measured beside them alone: the ranks on half of the probe, and those in the outputs.
+        With those of the coarse resolution, what is measured beside chains alone: the ranks on half of the probe, and
+        those in the outputs.
         """
-        if not self.sampled:
-            return Price()
         chains, draws, burn_in = self._moves(size.num_parameters)
         each = Price(moves=chains * (APPROACH + burn_in + DRAWN * draws), masses=MASSES_FOUND)
-        moved = each * (len(self.resolutions) * (1 + len(self.refined)))
-        return moved if self.data else moved + self.price_of_ranks(size) * 0.5 + self._price_in_the_outputs(size)
+        moved = each * (1 + len(self.refined))
+        if self.data or resolution != self.resolutions[0]:
+            return moved
+        large = size.num_parameters >= LARGE
+        in_the_outputs = _price_of_products(size, MOST_PRODUCTS[1] if large else PRODUCTS_IN_THE_OUTPUTS / 2)
+        return moved + self.price_of_ranks(size) * 0.5 + in_the_outputs
 
     def price_of_ranks(self, size: Size) -> Price:
         """Products in the metric of the loss."""
         return Price() if self.data else _price_of_products(size, MOST_PRODUCTS[size.num_parameters >= LARGE])
-
-    def _price_in_the_outputs(self, size: Size) -> Price:
-        large = size.num_parameters >= LARGE
-        return _price_of_products(size, MOST_PRODUCTS[1] if large else PRODUCTS_IN_THE_OUTPUTS / 2)
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
@@ -133,43 +142,43 @@ class BehavioralCoefficient:
         fine resolution, ``effective_rank_coarse``, ``probe_share`` (how much of the rank half of the probe shows), and
         ``llc_outputs`` and ``llc_outputs_coarse``, half the effective rank in the metric of the outputs' own variance,
         whose resolutions are of each output. Of parts, and on other data, the two coefficients alone. Where no chains
-        are drawn, the ranks where a quadratic divergence is the coarse and the fine resolution.
+        are drawn at a resolution, the rank where a quadratic divergence is that resolution; ``misfit_change`` and
+        ``description_length`` take those of the fine one.
 
         Raises:
             NoOutputsError: If the network's outputs cannot be seen.
             ValueError: If a name in ``refined`` matches no module or parameter.
         """
         seen = enough(objective)
-        if not self.sampled:
+        if not self.resolutions_sampled:
             return Reading({} if self.data else self._at_both(self._rank(seen, prior_spread(seen), seed, False)))
         parts = self.parts(objective)
         spread = prior_spread(seen)
-        coarse, fine = self._estimates(seen, spread, seed)
+        found = self._estimates(seen, spread, seed)
+        fine = found.get(LLC_BEHAVIORAL)
         beside: dict[str, Estimate] = {}
-        noted: list[tuple[str, ...]] = [(), ()]
+        noted: dict[str, tuple[str, ...]] = {}
         if not self.data:
             rank = self._rank(seen, spread, seed, check_probe=True)
-            noted = [self._limits(found, rank) for found in (coarse, fine)]
-            beside = self._at_both(rank, fine.nbeta * self.nats_per_loss) | self._in_the_outputs(seen, seed)
+            noted = {name: self._limits(one, rank) for name, one in found.items()}
+            nbeta = fine.nbeta * self.nats_per_loss if fine else None
+            beside = self._at_both(rank, nbeta) | self._in_the_outputs(seen, seed)
             if math.isfinite(rank.on_half) and rank.value:
                 beside["probe_share"] = Estimate(rank.on_half / rank.value)
-        estimates = {
-            **self._signals(LLC_COARSE, coarse, noted[0]),
-            **self._signals(LLC_BEHAVIORAL, fine, noted[1]),
-            **self._beside(seen, fine, n),
-            **beside,
-        }
+        estimates: dict[str, Estimate] = {}
+        for name, one in found.items():
+            estimates |= self._signals(name, one, noted.get(name, ()))
+        estimates |= (self._beside(seen, fine, n) if fine else {}) | beside
         for part, alone in parts.items():
-            found = self._estimates(enough(alone), None, seed)
-            for name, one in zip((LLC_COARSE, LLC_BEHAVIORAL), found, strict=True):
+            for name, one in self._estimates(enough(alone), None, seed).items():
                 estimates[named(name, "_".join(filter(None, (self.data, part))))] = _estimate(one)
         return Reading(estimates)
 
-    def _estimates(self, objective: Objective, spread: Tensor | None, seed: int) -> list[BehavioralLLC]:
+    def _estimates(self, objective: Objective, spread: Tensor | None, seed: int) -> dict[str, BehavioralLLC]:
         chains, draws, burn_in = self._moves(objective.num_parameters)
-        return estimate_behavioral_llc(
+        found = estimate_behavioral_llc(
             objective,
-            self.resolutions,
+            self.resolutions_sampled,
             seed,
             nats_per_loss=self.nats_per_loss,
             chains=chains,
@@ -178,6 +187,7 @@ class BehavioralCoefficient:
             spread=spread,
             precision=PRECISION[objective.num_parameters >= LARGE],
         )
+        return dict(zip((LLC_COARSE, LLC_BEHAVIORAL), found, strict=False))
 
     def _moves(self, num_parameters: int) -> tuple[int, int, int]:
         """Chains, draws and burn-in."""

@@ -16,7 +16,7 @@ from phasewatch.estimators import BehavioralCoefficient, HessianSpectrum
 
 def lean(on_held_out: bool = False, **settings: Any) -> PhaseWatch:
     """Quick; what is measured on held-out samples takes longer."""
-    behavioral = BehavioralCoefficient(sampled=False) if on_held_out else None
+    behavioral = BehavioralCoefficient(sampled="none") if on_held_out else None
     hessian = HessianSpectrum(num_eigenvalues=2)
     chosen = {"schedule": [4, 8, 12], "probe_samples": 16, "seed": 5, "on_error": "raise", **settings}
     return PhaseWatch(behavioral=behavioral, llc=None, hessian=hessian, zeros=None, **chosen)

@@ -26,7 +26,7 @@ QUICK: dict[str, Any] = {
     "on_error": "raise",
 }
 LEAN: dict[str, Any] = {
-    "behavioral": BehavioralCoefficient(sampled=False),
+    "behavioral": BehavioralCoefficient(sampled="none"),
     "llc": None,
     "hessian": None,
     "zeros": None,

@@ -96,7 +96,7 @@ def test_odd_modules_and_streams_too(module: Any, data: Any, max_steps: int, set
 
 def by_command_line(module: Any, data: Any, *arguments: str, on_held_out: bool = False, **modes: bool) -> None:
     """Train as the script of a user does."""
-    chains = {"sampled": False} if on_held_out else None
+    chains = {"sampled": "none"} if on_held_out else None
     lean = {"behavioral": chains, "hessian": {"num_eigenvalues": 2}, "llc": None, "zeros": None, "probe_samples": 16}
     watch = {"class_path": "phasewatch.callbacks.PhaseWatch", "init_args": {**lean, "schedule": [4, 8, 12]}}
     checkpoint = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1, "every_n_train_steps": 4}}
