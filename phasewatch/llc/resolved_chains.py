@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.llc.factored_curvature import FactoredCurvature
 from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW
 from phasewatch.llc.leapfrog import THRESHOLD_DRIFT
+from phasewatch.llc.preconditioned_leapfrog import FloatArray, Masses, State, chosen, leap, state_at
 from phasewatch.objective import Objective
 
 FURTHEST, FURTHEST_NATS = 5.0, 10.0
@@ -88,9 +88,9 @@ class Draws:
     """
 
     nbeta: float
-    divergences: NDArray[np.float64]
-    squared_distances: NDArray[np.float64]
-    virials: NDArray[np.float64]
+    divergences: FloatArray
+    squared_distances: FloatArray
+    virials: FloatArray
     positions: Tensor
     acceptance: float
     hits: float
@@ -101,7 +101,7 @@ class Draws:
 class _Seen:
     """What was seen since the chains were set up, draw by draw or every 8th of them."""
 
-    divergences: list[NDArray[np.float64]] = field(default_factory=list)
+    divergences: list[FloatArray] = field(default_factory=list)
     squared_distances: list[Tensor] = field(default_factory=list)
     virials: list[Tensor] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
@@ -130,6 +130,7 @@ class ResolvedChains:
         """
         seeds = np.random.SeedSequence(seed).spawn(chains)
         device = spread.device
+        self._state: State
         self.gradients = 0
         self._divergence, self._spread = divergence, spread
         self._generators = [
@@ -171,8 +172,7 @@ class ResolvedChains:
         """Stand where the prior puts them, with no masses: for seeing what a move takes before any is set up."""
         self._curvature, positions = self._near, self._normal(1)[0]
         values, gradients = self._evaluate(positions)
-        self._values = values.cpu().numpy()
-        self._turn_into_bases(positions, torch.zeros_like(positions), gradients)
+        self._stand(positions, torch.zeros_like(positions), gradients, values.cpu().numpy())
 
     def set_up(self, resolution: float, moves: int) -> None:
         """Let the chains go from near w* until the mean divergence is as given; find nbeta, masses and step size there.
@@ -181,9 +181,9 @@ class ResolvedChains:
             resolution: The mean divergence wanted.
             moves: Moves of each chain to spend; some more where the chains are still spreading.
         """
-        positions, self._values, gradients = self._approach(resolution)
+        positions, values, gradients = self._approach(resolution)
         self._curvature = self._near.copy()
-        self._turn_into_bases(positions, self._normal(1)[0], gradients)
+        self._stand(positions, self._normal(1)[0], gradients, values)
         self._log_step = math.log(FIRST_STEP)
         free = int(FREE * moves)
         masses_at: float = FIRST_MASSES
@@ -193,11 +193,13 @@ class ResolvedChains:
             if move >= free and (move - free) % lately == 0 and np.mean(virials) > SPREAD_OUT:
                 break
             acceptance = self._step_at(resolution, free=True)
-            self._curvature.learn(self._curvature.out(self._gradients), self._nbeta)
+            state = self._state
+            self._curvature.learn(self._curvature.out(state.gradients), self._nbeta)
             if move + 1 >= masses_at:
-                outside = [self._curvature.out(v) for v in (self._positions, self._momenta, self._gradients)]
+                vectors = state.positions, state.momenta, state.gradients
+                positions, momenta, gradients = (self._curvature.out(vector) for vector in vectors)
                 self._curvature.refresh(self._nbeta)
-                self._turn_into_bases(*outside)
+                self._stand(positions, momenta, gradients, state.values)
                 masses_at *= MASSES_AGAIN
             self._follow(resolution, FASTEST if move < free // 2 else SETTLING)
             self._log_step = min(self._log_step + FREE_RATE * (acceptance - FREE_ACCEPTANCE), math.log(LARGEST_STEP))
@@ -226,23 +228,20 @@ class ResolvedChains:
     def _follow(self, resolution: float, fastest: float) -> None:
         """Change nbeta as the divergence says."""
         # One chain that is stuck far out must not drive the others.
-        excess = float(np.minimum(self._values / resolution - 1, 1).mean())
+        excess = float(np.minimum(self._state.values / resolution - 1, 1).mean())
         self._set_nbeta(self._nbeta * math.exp(min(max(FOLLOWING * excess, -fastest), fastest)))
 
     def _set_nbeta(self, nbeta: float) -> None:
-        """With what depends on it and on the masses."""
-        self._nbeta = nbeta
-        self._roots = self._curvature.roots(nbeta)
-        self._slopes = self._slopes_at(self._positions, self._gradients)
+        """With what depends on it."""
+        self._nbeta, self._masses = nbeta, Masses(nbeta, self._curvature.roots(nbeta))
+        self._state = self._state._replace(slopes=self._masses.slopes(self._state.positions, self._state.gradients))
 
-    def _turn_into_bases(self, positions: Tensor, momenta: Tensor, gradients: Tensor) -> None:
-        """Go on from there in the bases of the curvature as it is now."""
-        self._positions, self._momenta, self._gradients = (
-            self._curvature.into(v) for v in (positions, momenta, gradients)
-        )
-        (self._half_squares,) = _half_squares(self._positions)
+    def _stand(self, positions: Tensor, momenta: Tensor, gradients: Tensor, values: FloatArray) -> None:
+        """Go on from there, vectors outside of the bases, in those of the curvature as it is now."""
+        positions, momenta, gradients = (self._curvature.into(v) for v in (positions, momenta, gradients))
+        self._masses = Masses(self._nbeta, self._curvature.roots(self._nbeta))
+        self._state = state_at(positions, momenta, gradients, values, self._masses)
         self._ahead_inside = []
-        self._set_nbeta(self._nbeta)
 
     def draw(self, moves: int) -> Draws:
         """Go on at this nbeta and with these masses; the step size is changed by less and less.
@@ -263,12 +262,12 @@ class ResolvedChains:
             seen.acceptances.append(acceptance)
             seen.hits.append(outside)
             if len(seen.divergences) % DRAWS_PER_POSITION == 0:
-                squares = self._positions.square().split(sizes, dim=1)
+                squares = self._state.positions.square().split(sizes, dim=1)
                 summed = [square.sum(dim=1, dtype=torch.float64) for square in squares]
                 seen.squared_distances.append(torch.stack(summed, dim=1))
                 seen.virials.append(self._virials())
-            seen.divergences.append(self._values)
-        away = self._spread * self._curvature.out(self._positions)
+            seen.divergences.append(self._state.values)
+        away = self._spread * self._curvature.out(self._state.positions)
         seen.positions.append(self._divergence.parameters + away)
         return Draws(
             nbeta=self._nbeta,
@@ -295,7 +294,7 @@ class ResolvedChains:
             self._move()
         self._seen = _Seen()
 
-    def _approach(self, resolution: float) -> tuple[Tensor, NDArray[np.float64], Tensor]:
+    def _approach(self, resolution: float) -> tuple[Tensor, FloatArray, Tensor]:
         """Narrow the Gaussian around w* until the divergence of its draws is about as given.
 
         Returns:
@@ -343,48 +342,28 @@ class ResolvedChains:
         """
         step = math.exp(self._log_step)
         persistence = math.exp(-step / PATH)
-        before = self._noise().mul_(math.sqrt(1 - persistence**2)).add_(self._momenta, alpha=persistence)
-        momenta = torch.add(before, self._slopes, alpha=-step / 2)
-        positions = torch.addcmul(self._positions, self._roots, momenta, value=step)
-        found, gradients = self._evaluate(positions, self._curvature)
-        slopes = self._slopes_at(positions, gradients)
-        momenta.add_(slopes, alpha=-step / 2)
-        values = found.cpu().numpy()
-        half_squares, kinetic, kinetic_before = _half_squares(positions, momenta, before)
-        with np.errstate(all="ignore"):  # a divergence that is not finite is refused
-            work = self._nbeta * (values - self._values) + half_squares - self._half_squares + kinetic - kinetic_before
-            outside = values > self._bound
-            work[np.isnan(work) | outside] = np.inf
-            acceptance = np.exp(-np.maximum(work, 0))
-            self._thresholds = self._thresholds + self._host.uniform(0, THRESHOLD_DRIFT)
-            self._thresholds[self._thresholds > 1] -= 2
-            accepted = ~(outside | np.isinf(work)) if free else np.abs(self._thresholds) < acceptance
-            if not free:
-                self._thresholds[accepted] *= np.exp(work[accepted])
-        if accepted.all():
-            self._positions, self._momenta, self._gradients, self._slopes = positions, momenta, gradients, slopes
-        else:
-            row = torch.from_numpy(accepted[:, None]).to(positions.device)
-            self._positions = torch.where(row, positions, self._positions)
-            self._momenta = torch.where(row, momenta, -before)
-            self._gradients = torch.where(row, gradients, self._gradients)
-            self._slopes = torch.where(row, slopes, self._slopes)
-        self._values = np.where(accepted, values, self._values)
-        self._half_squares = np.where(accepted, half_squares, self._half_squares)
+        momenta = self._noise().mul_(math.sqrt(1 - persistence**2)).add_(self._state.momenta, alpha=persistence)
+        before = self._state._replace(momenta=momenta)
+        after, work = leap(before, lambda x: self._evaluate(x, self._curvature), self._masses, step)
+        outside = after.values > self._bound
+        work[np.isnan(work) | outside] = np.inf
+        acceptance = np.exp(-np.maximum(work, 0))
+        self._thresholds = self._thresholds + self._host.uniform(0, THRESHOLD_DRIFT)
+        self._thresholds[self._thresholds > 1] -= 2
+        accepted = ~(outside | np.isinf(work)) if free else np.abs(self._thresholds) < acceptance
+        if not free:
+            self._thresholds[accepted] *= np.exp(work[accepted])
+        self._state = chosen(accepted, after, before)
         return float(acceptance.mean()), float(outside.mean())
-
-    def _slopes_at(self, positions: Tensor, gradients: Tensor) -> Tensor:
-        """Of the potential, in units of the masses."""
-        return torch.add(positions, gradients, alpha=self._nbeta).mul_(self._roots)
 
     def _virials(self) -> Tensor:
         """W - w* times the gradient of the potential, per parameter, chain by chain; its mean is 1 at equilibrium."""
-        forces = torch.add(self._positions, self._gradients, alpha=self._nbeta)
-        return torch.linalg.vecdot(self._positions, forces).double() / self._spread.numel()
+        forces = torch.add(self._state.positions, self._state.gradients, alpha=self._nbeta)
+        return torch.linalg.vecdot(self._state.positions, forces).double() / self._spread.numel()
 
     def _noise(self) -> Tensor:
         """For one move, in the bases; drawn outside of them, so that it does not depend on which they are."""
-        chains, size = self._positions.shape
+        chains, size = self._state.positions.shape
         if not self._ahead:
             self._ahead = list(self._normal(max(min(DRAWN_AHEAD // (chains * size), MOST_AHEAD), 1)))
         if not self._ahead_inside:
@@ -396,10 +375,3 @@ class ResolvedChains:
         """Shape ``(moves, chains, num_parameters)``."""
         noise = [self._spread.new_empty(moves, self._spread.numel()).normal_(generator=g) for g in self._generators]
         return torch.stack(noise, dim=1)
-
-
-def _half_squares(*vectors: Tensor) -> NDArray[np.float64]:
-    """Shape ``(len(vectors), chains)``."""
-    squares = torch.stack([torch.linalg.vecdot(each, each) for each in vectors])
-    found: NDArray[np.float64] = squares.cpu().numpy().astype(np.float64) / 2
-    return found
