@@ -119,7 +119,8 @@ class WatchingCallback(CallbackBase):
     def request(self) -> None:
         """Ask for a measurement before the next batch, see :meth:`phasewatch.Watch.request`.
 
-        With several processes it is made when the schedule stops by next, unless it is asked for in ``on_transition``.
+        With several processes it is made when the schedule stops by next, or at the end, unless it is asked for in
+        ``on_transition``.
 
         Raises:
             RuntimeError: If this callback does not drive a watch: before training, or beside another one that does.

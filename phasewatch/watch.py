@@ -398,14 +398,14 @@ class Watch:
         self._advance_clock(step)
         self._look_for_activity()
         visited = [m for m in self.monitors if m.next_visit is not None and step >= m.next_visit]
-        if self._requested:
-            self._requested = False
-            measurement = self.measure(step) if step > self._last_taken else None
-        else:
-            measurement = self._visit(step, visited)
+        measurement = self._as_requested(step) if self._requested else self._visit(step, visited)
         for monitor in visited:
             monitor.go_on(step, self.clock)
         return measurement
+
+    def _as_requested(self, step: int) -> Measurement | None:
+        self._requested = False
+        return self.measure(step) if step > self._last_taken else None
 
     def _visit(self, step: int, visited: Sequence[Monitor]) -> Measurement | None:
         """Measure what the schedules of these monitors measure at a step that they stop by at."""
@@ -522,7 +522,7 @@ class Watch:
         return None if module is None else self._measure(start.step, start.monitors, module)
 
     def request(self) -> None:
-        """Ask for a measurement at the next step that :meth:`at` is told of, whatever schedule and budget say.
+        """Ask for a measurement at the next step, or at the end, whatever schedule and budget say.
 
         Its time counts: what the schedule measures later has so much less left. May be called from ``on_transition``.
         """
@@ -561,6 +561,8 @@ class Watch:
         if step is not None:
             self._advance_clock(step)
             try:
+                if self._requested:
+                    self._as_requested(step)
                 self._measure_the_end(step)
             except BaseException as stopped:
                 self._finish(step, stopped)

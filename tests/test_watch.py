@@ -606,6 +606,22 @@ def test_closing_twice_ends_once(tmp_path: Path) -> None:
     assert (tmp_path / "phasewatch.jsonl").read_text().count('"kind":"end"') == 1
 
 
+def test_what_is_requested_after_the_last_stop_is_measured_at_the_end() -> None:
+    """As where the processes of a run meet at the schedule's stops; nothing is measured twice."""
+    watch = make(Weight(), schedule=[1])
+    for step in range(3):
+        watch.at(step)
+    watch.request()
+    watch.close(5)
+    assert [m.step for m in watch.run.measurements] == [1, 5]
+    again = make(Weight(), schedule=[1, 3])
+    for step in range(4):
+        again.at(step)
+    again.request()
+    again.close(3)
+    assert [m.step for m in again.run.measurements] == [1, 3]
+
+
 def test_the_end_of_the_block_is_measured_unless_it_ends_in_an_error() -> None:
     """Schedules that measure the end do so one step beyond the last that was asked of; weight k at step k."""
     for fails in (False, True):
