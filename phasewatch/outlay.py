@@ -121,8 +121,9 @@ class Outlay:
         )
 
     def leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
-        """Measure these no more, and draw the chains of λ of the function in each so many measurements."""
+        """Measure these no more, and draw the chains of λ of the function in the last of each so many measurements."""
         self.left_out, self.chains_in_each = parts, chains_in_each
+        self.until_chains = chains_in_each - 1
         self._expect()
 
     def what_fits(self, seconds: float) -> list[str] | None:
@@ -130,12 +131,10 @@ class Outlay:
         more = price.what_fits(self.prices, [name for name in self._dear if name not in self.left_out], seconds)
         return None if more is None else self._in_order({*more, *self.left_out})
 
-    def draws_chains(self, monitors: Sequence[Monitor]) -> bool:
-        """Whether the chains of λ of the function are due in this measurement, and paid beside those of the end."""
-        if self.chains_in_each == 1:
-            return True
-        left = min(monitor.schedule.left(self.clock) for monitor in monitors)
-        return self.until_chains <= 0 and left >= 2 * self.clock.end_seconds
+    @property
+    def draws_chains(self) -> bool:
+        """Whether the chains of λ of the function are due in the next measurement."""
+        return self.until_chains <= 0
 
     def count(self, draws_chains: bool) -> set[str]:
         """Count a measurement with chains or without; what is left out of it."""
@@ -180,9 +179,10 @@ class Outlay:
     def _expect(self) -> None:
         """Tell the clock what a measurement will take."""
         whole = price.together(self._prices, self.left_out)
-        chains = price.of_chains(self._prices, self.left_out)
+        chains = price.of_chains(self._prices, self.left_out) if self.chains_in_each > 1 else 0.0
         self.clock.measurement_seconds = whole - chains * (1 - 1 / self.chains_in_each)
-        self.clock.end_seconds = whole
+        self.clock.next_seconds = whole if self.draws_chains else whole - chains
+        self.clock.end_seconds, self.clock.least_seconds = whole, whole - chains
 
 
 def _limits(budget: Spread) -> list[float]:

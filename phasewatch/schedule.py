@@ -40,7 +40,9 @@ class Clock:
         training_seconds: Wall time of the run outside of measurements.
         measuring_seconds: Wall time of all measurements.
         measurement_seconds: What a measurement is expected to take, in the mean where some are dearer.
-        end_seconds: What that of the end is, where it is one of these.
+        next_seconds: What the next one is; 0 for the mean.
+        end_seconds: What that of the end is; likewise.
+        least_seconds: What that of the end is without what the others do without at times; 0 where there is no such.
         taken: Measurements that a schedule has had made.
         last_taken: The step of the last one, or the first one where that is kept to be measured; -1 before.
         last_active: The last step at which something was under way in the run; None if nothing was, as far as is seen.
@@ -51,7 +53,9 @@ class Clock:
     training_seconds: float = 0.0
     measuring_seconds: float = 0.0
     measurement_seconds: float = 0.0
+    next_seconds: float = 0.0
     end_seconds: float = 0.0
+    least_seconds: float = 0.0
     taken: int = 0
     last_taken: int = -1
     last_active: int | None = None
@@ -63,8 +67,22 @@ class Clock:
 
     @property
     def needed_seconds(self) -> float:
-        """For one measurement, and what is kept back for that of the end."""
-        return self.measurement_seconds + max(self.measurement_seconds, self.end_seconds)
+        """For one measurement, and what is kept back for that of the end, should the run end now.
+
+        That of a known end will be paid by the training up to there (:attr:`needed_until_the_end`): where the run ends
+        before, it is measured without what is not paid.
+        """
+        least = self.least_seconds if self.total_steps is not None else 0.0
+        return (self.next_seconds or self.measurement_seconds) + (least or self._end_seconds)
+
+    @property
+    def needed_until_the_end(self) -> float:
+        """For one measurement and all of that of the end."""
+        return (self.next_seconds or self.measurement_seconds) + self._end_seconds
+
+    @property
+    def _end_seconds(self) -> float:
+        return max(self.measurement_seconds, self.end_seconds)
 
     @property
     def step_seconds(self) -> float:
@@ -255,9 +273,16 @@ class Spread:
         """
         if self.max_overhead is not None and not clock.steps and clock.measurement_seconds > PROMPT:
             return False
+        return self._pays(clock) and (step >= self._planned(clock) or self._follows(step, clock))
+
+    def _pays(self, clock: Clock) -> bool:
+        """Whether the budget allows a measurement, and that of the end."""
         if self.left(clock) < clock.needed_seconds:
             return False
-        return step >= self._planned(clock) or self._follows(step, clock)
+        if clock.total_steps is None or not clock.steps:
+            return True
+        of_the_run = self.budget(clock.step_seconds * max(clock.total_steps, clock.steps))
+        return of_the_run - clock.measuring_seconds >= clock.needed_until_the_end
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
         """The next step to look at the run, or a later one if the budget will not have recovered by then."""
