@@ -92,7 +92,7 @@ def test_each_namespace_takes_the_same_callbacks(namespace: str, tmp_path: Path)
     few = {"probe_samples": 16, "on_error": "raise", "schedule": 6}
     of_the_loss = {name: OF_THE_LOSS[name] for name in ("behavioral", "llc")}
     for callbacks in (
-        [PhaseWatch(**{**OF_THE_LOSS, "hessian": HessianSpectrum(2)}, schedule=6)],
+        [PhaseWatch(**{**LEAN, "hessian": HessianSpectrum(2)}, schedule=6)],
         [LLCMonitor(**of_the_loss, **few), HessianMonitor(HessianSpectrum(2), **few)],
         [HessianMonitor(HessianSpectrum(2), **few), TransitionDetector()],
     ):
@@ -103,7 +103,7 @@ def test_each_namespace_takes_the_same_callbacks(namespace: str, tmp_path: Path)
         run = load_run(trainer.log_dir)
         assert [m.step for m in run.measurements] == [0, 6, 12]
         assert run.finished and not run.failures
-        assert ("llc" in run.names) == ("llc" in trainer.callback_metrics) == (type(callbacks[0]) is not HessianMonitor)
+        assert ("llc" in run.names) == ("llc" in trainer.callback_metrics) == isinstance(callbacks[0], LLCMonitor)
         assert trainer.callback_metrics["nullity"] == run.series("nullity").values[-1]
 
 
@@ -125,7 +125,7 @@ def test_lightning_cli_builds_it_from_yaml(namespace: str, tmp_path: Path) -> No
             - class_path: phasewatch.callbacks.PhaseWatch
               init_args:
                 schedule: [0, 3, 6]
-                behavioral: {{chains: 2, draws: 32, burn_in: 20}}
+                behavioral: {{sampled: false}}
                 llc: {{chains: 2, draws: 6, burn_in: 20}}
                 hessian: {{num_eigenvalues: 2}}
                 zeros: null
