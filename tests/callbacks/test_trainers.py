@@ -431,7 +431,7 @@ def test_where_the_first_process_fails_the_others_do_not_wait_for_it(tmp_path: P
 
 def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
     """Arguments of the callback become series of the record and metrics of the trainer."""
-    validation = list(DataLoader(data(16, seed=5), batch_size=8))
+    validation = list(DataLoader(data(16, seed=5), batch_size=16))
     callback = LLCMonitor(
         schedule=[0, 9],
         behavioral=BehavioralCoefficient(chains=2, draws=16, burn_in=20, refined=("*.bias",)),
