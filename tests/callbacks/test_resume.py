@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_cases import FEW_DRAWS, LEAN, QUICK, Classifier, data
+from lightning_cases import EVERY_ESTIMATOR, FEW_DRAWS, LEAN, Classifier, data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -52,7 +52,7 @@ def train(root: Any, watch: PhaseWatch, max_steps: int, stream: bool = False, ck
 # inside an epoch a stream starts anew when Lightning resumes, and the epoch gets longer: that is another run
 @pytest.mark.parametrize(
     ("stopped_at", "until", "stream", "settings"),
-    [(7, 15, False, QUICK), (12, 16, False, LEAN), (12, 16, True, LEAN)],
+    [(7, 15, False, EVERY_ESTIMATOR), (12, 16, False, LEAN), (12, 16, True, LEAN)],
 )
 def test_resumed_equals_uninterrupted(
     stopped_at: int, until: int, stream: bool, settings: dict[str, Any], tmp_path: Any
