@@ -16,7 +16,7 @@ from phasewatch.record import Run, load_run
 
 OF_THE_LOSS = LearningCoefficient(chains=2, draws=6, burn_in=20)
 FEW = (OF_THE_LOSS, BehavioralCoefficient(chains=2, draws=16, burn_in=20), HessianSpectrum(num_eigenvalues=2))
-FEWER = (OF_THE_LOSS, BehavioralCoefficient(sampled=False), HessianSpectrum(num_eigenvalues=2))
+FEWER = (OF_THE_LOSS, BehavioralCoefficient(sampled="none"), HessianSpectrum(num_eigenvalues=2))
 
 
 class Sequences(Dataset[Any]):

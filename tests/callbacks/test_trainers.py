@@ -125,7 +125,7 @@ def test_lightning_cli_builds_it_from_yaml(namespace: str, tmp_path: Path) -> No
             - class_path: phasewatch.callbacks.PhaseWatch
               init_args:
                 schedule: [0, 3, 6]
-                behavioral: {{sampled: false}}
+                behavioral: {{sampled: none}}
                 llc: {{chains: 2, draws: 6, burn_in: 20}}
                 hessian: {{num_eigenvalues: 2}}
                 zeros: null
