@@ -59,7 +59,7 @@ PROBE = Probe(BATCHES, squared_error, n=500)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_a_checkpoint_measured_by_hand_gives_the_numbers_of_the_run(mode: Any) -> None:
     """To the bit, in another process state: other random streams, another module, whatever was measured before."""
-    what = (LearningCoefficient(chains=2, draws=20, burn_in=20), HessianSpectrum(2), SymmetryLedger(), Own(drawn))
+    what = (LearningCoefficient(chains=2, draws=6, burn_in=20), HessianSpectrum(2), SymmetryLedger(), Own(drawn))
     module = network()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
     checkpoints = {}

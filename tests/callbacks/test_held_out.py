@@ -262,7 +262,7 @@ def test_a_stream_of_training_batches_beside_held_out_samples(tmp_path: Path) ->
 
     callback = fitted(
         tmp_path,
-        watch(tmp_path, schedule=[4], **FEW_DRAWS),
+        watch(tmp_path, schedule=[4], behavioral=FEW_DRAWS["behavioral"]),
         DataLoader(Batches(), batch_size=None),
         validation(),
         max_epochs=3,

@@ -16,6 +16,7 @@ from phasewatch.record import Run, load_run
 
 OF_THE_LOSS = LearningCoefficient(chains=2, draws=6, burn_in=20)
 FEW = (OF_THE_LOSS, BehavioralCoefficient(chains=2, draws=16, burn_in=20), HessianSpectrum(num_eigenvalues=2))
+FEWER = (OF_THE_LOSS, BehavioralCoefficient(sampled="none"), HessianSpectrum(num_eigenvalues=2))
 
 
 class Sequences(Dataset[Any]):
@@ -110,14 +111,14 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_the_trainer_trains_as_without_and_its_record_is_one(tmp_path: Path) -> None:
-    callback = watching()
+    callback = watching(*FEWER)
     by_hand = evaluates(callback)
     weights = hugged(tmp_path / "watched", callback, by_hand)
     assert equal(weights, hugged(tmp_path / "plain"))
     run = load_run(tmp_path / "watched" / "phasewatch.jsonl")
     assert [m.step for m in run.measurements] == [0, 4, 8] and run.finished and not run.failures
     assert run.header["n"] == 32 and run.header["monitors"][0]["probe"]["samples"] == 16
-    assert {"llc", "llc_behavioral", "hessian_max", "loss"} <= set(run.names)
+    assert {"llc", "effective_rank", "hessian_max", "loss"} <= set(run.names)
     assert {"loss", "learning_rate", "eval_loss"} <= set(run.observed)
     assert run.observed["loss"].steps.tolist() == list(range(8))
     assert run.observed["eval_loss"].steps.tolist() == [4, 8]

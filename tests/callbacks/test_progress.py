@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from lightning_cases import LEAN, QUICK, Classifier, data
+from lightning_cases import EVERY_ESTIMATOR, LEAN, Classifier, data
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from torch.utils.data import DataLoader
 
@@ -43,7 +43,7 @@ def test_the_bar_tells_each_part_and_then_the_epoch_again(tmp_path: Any, monkeyp
             bar.set_description_str = tell
             return bar
 
-    fit(tmp_path, Bar(), QUICK)
+    fit(tmp_path, Bar(), EVERY_ESTIMATOR)
     parts = ["loss", "llc_behavioral", "llc", "hessian", "zeros"]
     one = [*(f"measuring {part}: " for part in parts), "Epoch 0: "]
     assert shown == one * 2

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_cases import FEW_DRAWS, LEAN, QUICK, Classifier, data
+from lightning_cases import EVERY_ESTIMATOR, FEW_DRAWS, LEAN, Classifier, data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -50,13 +50,18 @@ def train(root: Any, watch: PhaseWatch, max_steps: int, stream: bool = False, ck
 
 
 # inside an epoch a stream starts anew when Lightning resumes, and the epoch gets longer: that is another run
-@pytest.mark.parametrize(("stopped_at", "stream", "settings"), [(7, False, QUICK), (12, False, LEAN), (12, True, LEAN)])
-def test_resumed_equals_uninterrupted(stopped_at: int, stream: bool, settings: dict[str, Any], tmp_path: Any) -> None:
-    # 6 batches an epoch: 7 is inside an epoch, 12 at the end of one
+@pytest.mark.parametrize(
+    ("stopped_at", "until", "stream", "settings"),
+    [(7, 15, False, EVERY_ESTIMATOR), (12, 16, False, LEAN), (12, 16, True, LEAN)],
+)
+def test_resumed_equals_uninterrupted(
+    stopped_at: int, until: int, stream: bool, settings: dict[str, Any], tmp_path: Any
+) -> None:
+    # 6 batches an epoch: 7 is inside an epoch, 12 at the end of one; at 16 the end of the run is measured too
     whole, first, second = (PhaseWatch(schedule=4, **settings) for _ in range(3))
-    train(tmp_path / "whole", whole, 16, stream)
+    train(tmp_path / "whole", whole, until, stream)
     train(tmp_path / "cut", first, stopped_at, stream)
-    trainer = train(tmp_path / "cut", second, 16, stream, ckpt_path=tmp_path / "cut" / f"step={stopped_at}.ckpt")
+    trainer = train(tmp_path / "cut", second, until, stream, ckpt_path=tmp_path / "cut" / f"step={stopped_at}.ckpt")
 
     resumed = load_run(trainer.log_dir)
     assert trainer.log_dir.endswith("version_1")

@@ -57,11 +57,11 @@ def measured(run: Run) -> list[tuple[int, Any]]:
 
 def test_each_measures_and_records_what_it_does_alone_and_training_is_the_same(tmp_path: Path) -> None:
     loggers = [CSVLogger(tmp_path / "csv", flush_logs_every_n_steps=1), TensorBoardLogger(tmp_path / "tb")]
-    both = first(OF_THE_LOSS), second(OF_THE_LOSS)
+    both = first(OF_THE_LOSS), second()
     trainer = train(tmp_path, *both, loggers=loggers)
     assert same(weights(trainer), weights(train(tmp_path / "plain")))
 
-    alone = first(OF_THE_LOSS), second(OF_THE_LOSS, name=None)
+    alone = first(OF_THE_LOSS), second(name=None)
     for callback in alone:
         train(tmp_path / "alone", callback)
     directory = Path(loggers[0].log_dir)
@@ -73,7 +73,8 @@ def test_each_measures_and_records_what_it_does_alone_and_training_is_the_same(t
     assert [m.step for m in runs[0].measurements] == [0, 4, 8] and [m.step for m in runs[1].measurements] == [0, 3, 6]
 
     for run, prefix in zip(runs, ("", "second/"), strict=True):
-        assert float(trainer.callback_metrics[f"{prefix}llc"]) == pytest.approx(run.series("llc").values[-1])
+        metric = trainer.callback_metrics[f"{prefix}effective_rank_coarse"]
+        assert float(metric) == pytest.approx(run.series("effective_rank_coarse").values[-1])
         with open(directory / "metrics.csv") as file:
             rows = [(int(r["step"]), float(v)) for r in csv.DictReader(file) if (v := r[f"{prefix}phasewatch/1_loss"])]
         assert rows == [(m.step, m.value("loss")) for m in run.measurements]

@@ -92,7 +92,7 @@ def test_each_namespace_takes_the_same_callbacks(namespace: str, tmp_path: Path)
     few = {"probe_samples": 16, "on_error": "raise", "schedule": 6}
     of_the_loss = {name: OF_THE_LOSS[name] for name in ("behavioral", "llc")}
     for callbacks in (
-        [PhaseWatch(**{**OF_THE_LOSS, "hessian": HessianSpectrum(2)}, schedule=6)],
+        [PhaseWatch(**{**LEAN, "hessian": HessianSpectrum(2)}, schedule=6)],
         [LLCMonitor(**of_the_loss, **few), HessianMonitor(HessianSpectrum(2), **few)],
         [HessianMonitor(HessianSpectrum(2), **few), TransitionDetector()],
     ):
@@ -103,7 +103,7 @@ def test_each_namespace_takes_the_same_callbacks(namespace: str, tmp_path: Path)
         run = load_run(trainer.log_dir)
         assert [m.step for m in run.measurements] == [0, 6, 12]
         assert run.finished and not run.failures
-        assert ("llc" in run.names) == ("llc" in trainer.callback_metrics) == (type(callbacks[0]) is not HessianMonitor)
+        assert ("llc" in run.names) == ("llc" in trainer.callback_metrics) == isinstance(callbacks[0], LLCMonitor)
         assert trainer.callback_metrics["nullity"] == run.series("nullity").values[-1]
 
 
@@ -125,7 +125,7 @@ def test_lightning_cli_builds_it_from_yaml(namespace: str, tmp_path: Path) -> No
             - class_path: phasewatch.callbacks.PhaseWatch
               init_args:
                 schedule: [0, 3, 6]
-                behavioral: {{chains: 2, draws: 32, burn_in: 20}}
+                behavioral: {{sampled: none}}
                 llc: {{chains: 2, draws: 6, burn_in: 20}}
                 hessian: {{num_eigenvalues: 2}}
                 zeros: null
@@ -431,7 +431,7 @@ def test_where_the_first_process_fails_the_others_do_not_wait_for_it(tmp_path: P
 
 def test_lambda_of_layers_and_on_other_data(tmp_path: Path) -> None:
     """Arguments of the callback become series of the record and metrics of the trainer."""
-    validation = list(DataLoader(data(16, seed=5), batch_size=8))
+    validation = list(DataLoader(data(16, seed=5), batch_size=16))
     callback = LLCMonitor(
         schedule=[0, 9],
         behavioral=BehavioralCoefficient(chains=2, draws=16, burn_in=20, refined=("*.bias",)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_cases import LEAN, QUICK, Classifier, data, fit, same
+from lightning_cases import EVERY_ESTIMATOR, LEAN, Classifier, data, fit, same
 from pytorch_lightning.callbacks import LearningRateMonitor, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import (
@@ -93,7 +93,6 @@ LOADERS = {
 }
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "clipping": {"gradient_clip_val": 0.1},
     "bfloat16": {"precision": "bf16-mixed"},
     "float64": {"precision": "64-true"},
     "overfit batches": {"overfit_batches": 2},
@@ -104,7 +103,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def identical(
-    tmp_path: Any, make_module: Any, make_loader: Any = shuffled, settings: dict[str, Any] = QUICK, **options: Any
+    tmp_path: Any,
+    make_module: Any,
+    make_loader: Any = shuffled,
+    settings: dict[str, Any] = EVERY_ESTIMATOR,
+    **options: Any,
 ) -> PhaseWatch:
     watch = PhaseWatch(schedule=[0, 3], **settings)
     unwatched = fit(tmp_path, make_module, make_loader, None, **options)
@@ -168,4 +171,4 @@ def test_other_callbacks_that_change_weights(tmp_path: Any) -> None:
         trainer.fit(module, shuffled())
         return dict(module.state_dict())
 
-    assert same(run(), run(PhaseWatch(schedule=[0, 7, 13], **QUICK)))
+    assert same(run(), run(PhaseWatch(schedule=[0, 7, 13], **EVERY_ESTIMATOR)))

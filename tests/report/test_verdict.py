@@ -145,17 +145,18 @@ def test_all_views_say_the_same(
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)  # pytest's workers have it, which a pipe has not
     run = recorded_run(tmp_path, jumps=tuple(jumps), finished=finished)
-    expected = verdict(analyze_run(run)).sentences
+    analysis = analyze_run(run)
+    expected = verdict(analysis).sentences
     assert (NOT_CLOSED in expected) is not finished
     assert main(["analyze", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("\n".join(expected) + "\n")
-    paths = write_report(analyze_run(run), tmp_path / "out")
+    paths = write_report(analysis, tmp_path / "out")
     assert json.loads(paths.json.read_text())["verdict"]["sentences"] == list(expected)
     assert "".join(f"<li>{escape(sentence)}</li>" for sentence in expected) in paths.html.read_text()
     writer = TensorBoardWriter(tmp_path)
     for measurement in run.measurements:
         writer.on_measurement(measurement)
-    writer.on_end(analyze_run(run))
+    writer.on_end(analysis)
     writer.close()
     events = EventAccumulator(str(writer.directory), size_guidance={"tensors": 0}).Reload()
     texts = [e.tensor_proto.string_val[0].decode() for e in events.Tensors(f"{VERDICT}/text_summary")]

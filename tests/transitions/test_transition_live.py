@@ -60,10 +60,17 @@ def test_each_transition_is_flagged_once_and_soon() -> None:
     assert all(flag.detected_at == 10.0 * index for index, flag in said)
 
 
-def test_a_revision_is_a_flag_of_its_own_and_the_last_one_stands() -> None:
-    run = synthetic_run(7, 90, transitions=2)
-    detector = LiveDetector()
-    said = [flag for _, flag in feed(detector, run)]
+@pytest.fixture(scope="module")
+def revised() -> tuple[Run, LiveDetector, list[Flag]]:
+    """A run of two transitions, what has seen it, and what that said."""
+    run, detector = synthetic_run(7, 90, transitions=2), LiveDetector()
+    return run, detector, [flag for _, flag in feed(detector, run)]
+
+
+def test_a_revision_is_a_flag_of_its_own_and_the_last_one_stands(
+    revised: tuple[Run, LiveDetector, list[Flag]],
+) -> None:
+    run, detector, said = revised
     assert [flag.number for flag in said if flag.action == "flagged"] == list(range(len({f.number for f in said})))
     assert any(flag.action == "revised" for flag in said)
     for before, after in zip(said, said[1:], strict=False):
@@ -209,11 +216,18 @@ def test_changes_that_hide_one_another_are_flagged_together(length: int) -> None
     assert len({index for index, flag in said if flag.action == "flagged"}) == 1
 
 
+@pytest.fixture(scope="module")
+def unbroken_of_two_steps() -> tuple[LiveDetector, list[tuple[int, Flag]]]:
+    detector = LiveDetector(alpha=0.1)
+    return detector, feed(detector, two_steps())
+
+
 @pytest.mark.parametrize("pause", [5, 27, 29, 31, 53])
-def test_a_resumed_detector_gives_the_same_flags(pause: int) -> None:
+def test_a_resumed_detector_gives_the_same_flags(
+    pause: int, unbroken_of_two_steps: tuple[LiveDetector, list[tuple[int, Flag]]]
+) -> None:
     run = two_steps()
-    unbroken = LiveDetector(alpha=0.1)
-    expected = feed(unbroken, run)
+    unbroken, expected = unbroken_of_two_steps
     first = LiveDetector(alpha=0.1)
     flags = feed(first, run, stop=pause)
     second = LiveDetector()
@@ -235,18 +249,17 @@ def plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def test_state_is_plain_python() -> None:
-    run = synthetic_run(5, 80, transitions=1)
-    detector = LiveDetector()
-    feed(detector, run)
+def test_state_is_plain_python(revised: tuple[Run, LiveDetector, list[Flag]]) -> None:
+    detector = copy.deepcopy(revised[1])
     detector.update(np.int64(30_000), {"loss": np.float32(1.0)}, reliable={"loss": np.bool_(False)})
     assert plain(detector.state_dict())
 
 
-def test_with_a_part_of_its_past_lost_the_detector_goes_on_and_gives_no_number_twice() -> None:
+def test_with_a_part_of_its_past_lost_the_detector_goes_on_and_gives_no_number_twice(
+    unbroken_of_two_steps: tuple[LiveDetector, list[tuple[int, Flag]]],
+) -> None:
     run = two_steps()
-    whole = LiveDetector(alpha=0.1)
-    feed(whole, run)
+    whole, _ = unbroken_of_two_steps
     flags = [flag for flag in whole.flags if flag.number > 0]
     assert {flag.number for flag in flags} == {1}
     left = LiveDetector()
@@ -410,11 +423,20 @@ def test_losses_that_are_no_numbers_or_come_twice_and_late_change_no_flag() -> N
     assert abs(flag.transition.step - 2_344.5) <= 3 and flag.transition.kind == "A"
 
 
-@pytest.mark.parametrize("pause", [20, 24, 30])
-def test_a_detector_resumed_with_what_was_observed_gives_the_same_flags(pause: int) -> None:
+@pytest.fixture(scope="module")
+def unbroken_of_a_fall() -> tuple[LiveDetector, Any]:
     loss, llc = falling(2_345)
-    unbroken, first, second = LiveDetector(), LiveDetector(), LiveDetector()
-    expected = watched(unbroken, {"loss": loss}, llc)
+    detector = LiveDetector()
+    return detector, watched(detector, {"loss": loss}, llc)
+
+
+@pytest.mark.parametrize("pause", [20, 24, 30])
+def test_a_detector_resumed_with_what_was_observed_gives_the_same_flags(
+    pause: int, unbroken_of_a_fall: tuple[LiveDetector, Any]
+) -> None:
+    loss, llc = falling(2_345)
+    first, second = LiveDetector(), LiveDetector()
+    unbroken, expected = unbroken_of_a_fall
     said = watched(first, {"loss": loss}, llc, stop=pause)
     state = json.loads(json.dumps(first.state_dict()))
     seen = [(int(MEASURED[k]), {"llc": float(llc[k])}, {}, {}) for k in range(pause)]
