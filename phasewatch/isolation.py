@@ -68,10 +68,16 @@ def preserved_randomness() -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global streams; only for use inside :func:`preserved_randomness`."""
+    """Seed the global streams; only for use inside :func:`preserved_randomness`.
+
+    CUDA is not seeded before it is initialised: ``torch.manual_seed`` would put that off until then, in place of what
+    the user has seeded, and keep the whole stack for an error message, which takes longer than a small evaluation.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 class CollectiveError(RuntimeError):

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from phasewatch.isolation import CollectiveError, isolated
+from phasewatch.isolation import CollectiveError, isolated, seed_everything
 from phasewatch.watch import Watch
 
 
@@ -56,3 +56,13 @@ def test_a_loss_that_gathers_is_refused_before_training(group: None) -> None:
 
     with pytest.raises(CollectiveError, match="one process alone measures it; give one that does without"):
         Watch(nn.Linear(3, 1), [(torch.randn(8, 3), torch.randn(8, 1))], loss_fn=loss_fn)
+
+
+def test_what_the_user_has_seeded_for_cuda_before_it_is_initialised_stays() -> None:
+    """``torch.manual_seed`` puts the seed off until CUDA is initialised, and the last one put off is taken."""
+    with isolated():  # the CPU's stream is put back after the test
+        torch.manual_seed(42)
+        put_off = torch.cuda._lazy_seed_tracker.manual_seed_all_cb  # type: ignore[attr-defined]
+        seed_everything(1)
+        assert torch.initial_seed() == 1
+        assert torch.cuda._lazy_seed_tracker.manual_seed_all_cb is put_off  # type: ignore[attr-defined]
