@@ -9,7 +9,7 @@ from typing import Any
 from phasewatch.estimators import BehavioralCoefficient, Estimator, LearningCoefficient, checked_estimators
 from phasewatch.measure import Probe
 from phasewatch.record.signals import HELD_OUT
-from phasewatch.schedule import Clock, Schedule
+from phasewatch.schedule import Clock, Schedule, Spread
 
 COEFFICIENTS = (BehavioralCoefficient, LearningCoefficient)
 """What is measured on other data too, and of parts of the network."""
@@ -43,6 +43,12 @@ class Monitor:
     def is_due(self, step: int, clock: Clock) -> bool:
         """Whether the schedule measures here."""
         return self.schedule.measures(step, self._own(clock))
+
+    def pays(self, seconds: float, clock: Clock) -> bool:
+        """Whether the schedule allows a measurement of so many seconds now."""
+        if isinstance(self.schedule, Spread):
+            return self.schedule.pays(seconds, self._own(clock))
+        return self.schedule.left(clock) >= seconds
 
     def go_on(self, step: int, clock: Clock) -> None:
         """Ask the schedule for its next step after this one."""

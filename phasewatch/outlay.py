@@ -121,7 +121,10 @@ class Outlay:
         )
 
     def leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
-        """Measure these no more, and draw the chains of λ of the function in the last of each so many measurements."""
+        """Measure these no more, and draw the chains of λ of the function in the last of each so many measurements.
+
+        Where they are due and not paid yet, one that is planned by then goes without them.
+        """
         self.left_out, self.chains_in_each = parts, chains_in_each
         self.until_chains = chains_in_each - 1
         self._expect()
@@ -131,10 +134,11 @@ class Outlay:
         more = price.what_fits(self.prices, [name for name in self._dear if name not in self.left_out], seconds)
         return None if more is None else self._in_order({*more, *self.left_out})
 
-    @property
-    def draws_chains(self) -> bool:
-        """Whether the chains of λ of the function are due in the next measurement."""
-        return self.until_chains <= 0
+    def draws_chains(self, monitors: Sequence[Monitor]) -> bool:
+        """Whether the chains of λ of the function are due in the next measurement, and paid."""
+        if self.chains_in_each == 1:
+            return True
+        return self.until_chains <= 0 and all(m.pays(self.clock.due_seconds, self.clock) for m in monitors)
 
     def count(self, draws_chains: bool) -> set[str]:
         """Count a measurement with chains or without; what is left out of it."""
@@ -181,7 +185,7 @@ class Outlay:
         whole = price.together(self._prices, self.left_out)
         chains = price.of_chains(self._prices, self.left_out) if self.chains_in_each > 1 else 0.0
         self.clock.measurement_seconds = whole - chains * (1 - 1 / self.chains_in_each)
-        self.clock.next_seconds = whole if self.draws_chains else whole - chains
+        self.clock.next_seconds = whole - chains if self.until_chains > 0 else whole
         self.clock.end_seconds, self.clock.least_seconds = whole, whole - chains
 
 

@@ -338,7 +338,8 @@ class Plan:
             told += f" about {int(min(self.allowed, MANY))}" + (" or more" if self.allowed > MANY else "")
             told += ", which is that of the end" if self.allowed < 2 else ""
         if self.chains_in_each > 1:
-            told += f"; {CHAINS} are drawn in each {ORDINALS[self.chains_in_each]} of them ({spoken(self.chains)})"
+            drawn = int(self.allowed / self.chains_in_each)
+            told += f"; {CHAINS} are drawn in about {drawn} of them ({spoken(self.chains)})"
         if self.left_out:
             told += f"; left out are {self._left_out}, with which it takes {spoken(self.whole)}"
         if COARSE_CHAINS in self.left_out and self.training is not None:

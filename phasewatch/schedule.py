@@ -42,7 +42,7 @@ class Clock:
         measurement_seconds: What a measurement is expected to take, in the mean where some are dearer.
         next_seconds: What the next one is; 0 for the mean.
         end_seconds: What that of the end is; likewise.
-        least_seconds: What that of the end is without what the others do without at times; 0 where there is no such.
+        least_seconds: What one is without what some are without; 0 where all are alike.
         taken: Measurements that a schedule has had made.
         last_taken: The step of the last one, or the first one where that is kept to be measured; -1 before.
         last_active: The last step at which something was under way in the run; None if nothing was, as far as is seen.
@@ -66,23 +66,23 @@ class Clock:
         return (self.total_steps or LENGTH_UNKNOWN) / SCALES
 
     @property
-    def needed_seconds(self) -> float:
-        """For one measurement, and what is kept back for that of the end, should the run end now.
-
-        That of a known end will be paid by the training up to there (:attr:`needed_until_the_end`): where the run ends
-        before, it is measured without what is not paid.
-        """
-        least = self.least_seconds if self.total_steps is not None else 0.0
-        return (self.next_seconds or self.measurement_seconds) + (least or self._end_seconds)
+    def due_seconds(self) -> float:
+        """What the next measurement takes."""
+        return self.next_seconds or self.measurement_seconds
 
     @property
-    def needed_until_the_end(self) -> float:
-        """For one measurement and all of that of the end."""
-        return (self.next_seconds or self.measurement_seconds) + self._end_seconds
-
-    @property
-    def _end_seconds(self) -> float:
+    def last_seconds(self) -> float:
+        """What that of the end takes."""
         return max(self.measurement_seconds, self.end_seconds)
+
+    @property
+    def kept_back(self) -> float:
+        """For that of the end, should the run end now.
+
+        That of a known end the training up to there will pay for: where the run ends before, it is measured without
+        what is not paid.
+        """
+        return (self.least_seconds if self.total_steps is not None else 0.0) or self.last_seconds
 
     @property
     def step_seconds(self) -> float:
@@ -273,16 +273,20 @@ class Spread:
         """
         if self.max_overhead is not None and not clock.steps and clock.measurement_seconds > PROMPT:
             return False
-        return self._pays(clock) and (step >= self._planned(clock) or self._follows(step, clock))
+        is_planned = step >= self._planned(clock)
+        if self.pays(clock.due_seconds, clock):
+            return is_planned or self._follows(step, clock)
+        # Where one was made each time that something is under way, what is due would never be paid.
+        return is_planned and 0 < clock.least_seconds and self.pays(clock.least_seconds, clock)
 
-    def _pays(self, clock: Clock) -> bool:
-        """Whether the budget allows a measurement, and that of the end."""
-        if self.left(clock) < clock.needed_seconds:
+    def pays(self, seconds: float, clock: Clock) -> bool:
+        """Whether the budget allows a measurement of so many seconds, and that of the end."""
+        if self.left(clock) < seconds + clock.kept_back:
             return False
         if clock.total_steps is None or not clock.steps:
             return True
         of_the_run = self.budget(clock.step_seconds * max(clock.total_steps, clock.steps))
-        return of_the_run - clock.measuring_seconds >= clock.needed_until_the_end
+        return of_the_run - clock.measuring_seconds >= seconds + clock.last_seconds
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
         """The next step to look at the run, or a later one if the budget will not have recovered by then."""
@@ -291,7 +295,7 @@ class Spread:
         looked_at = step + max(1, round(self._distance(step, clock) / CLOSER))
         planned = self._planned(clock)
         visit = min(looked_at, planned) if planned > step else looked_at
-        needed = clock.measuring_seconds + clock.needed_seconds
+        needed = clock.measuring_seconds + (clock.least_seconds or clock.due_seconds) + clock.kept_back
         if self.max_overhead is None or not clock.training_seconds or not clock.steps or needed <= self.free_seconds:
             return visit
         steps_until_paid = (needed / self.max_overhead - clock.training_seconds) / clock.step_seconds

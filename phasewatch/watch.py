@@ -413,7 +413,7 @@ class Watch:
         if self._plan_at is not None and step >= self._plan_at:
             self._plan()
             kept = [] if self._start is None else self._start.monitors
-            if kept and all(m.schedule.left(self.clock) >= self.clock.needed_seconds for m in kept):
+            if kept and all(m.pays(self.clock.due_seconds, self.clock) for m in kept):
                 measurement = self._measure_start()
             for monitor in self.monitors:
                 if isinstance(monitor.schedule, Spread) and monitor not in visited:
@@ -603,7 +603,7 @@ class Watch:
         due = [*last, *(self._start.monitors if self._start else [])]
         left = min((m.schedule.left(self.clock) for m in due), default=math.inf)
         clock, start = self.clock, self._start
-        if start is not None and left >= (clock.needed_until_the_end if last else clock.next_seconds):
+        if start is not None and left >= clock.due_seconds + (clock.last_seconds if last else 0.0):
             self._measure_start()
             left, start = min(m.schedule.left(clock) for m in due), None
         parts = self._outlay.what_fits(left)
@@ -770,7 +770,7 @@ class Watch:
         began = time.perf_counter()
         for monitor in monitors:
             monitor.taken, monitor.last_taken = monitor.taken + 1, max(step, monitor.last_taken)
-        draws_chains = at_the_end or self._outlay.draws_chains
+        draws_chains = at_the_end or self._outlay.draws_chains(monitors)
         left_out = self._outlay.count(draws_chains)
         by_monitor: list[Measurement] = []
         of_main: Measurement | None = None

@@ -475,13 +475,11 @@ def test_chains_that_are_too_dear_for_eight_are_drawn_in_each_second_or_third(fr
     watch.close(steps)
     drawn = ["llc_seen" in m.estimates for m in watch.run.measurements]
     assert len(drawn) >= 8 and drawn[-1]
-    assert drawn[:-1] == [k % 2 == 1 for k in range(len(drawn) - 1)]
-    # only the chains of the end wait for the whole of the run, and nothing early waits for them
-    if not free:
-        steps_measured = [m.step for m in watch.run.measurements]
-        assert steps_measured[:1] == [0] and steps_measured[1] < steps / 4
+    assert sum(drawn) >= 4 and not any(one and later for one, later in zip(drawn, drawn[1:-1], strict=False))
+    if not free:  # what is cheap waits for no chains
+        assert len([m for m in watch.run.measurements if m.step < steps / 4]) >= 3
     assert watch.clock.measuring_seconds == 2 * len(drawn) + 48 * sum(drawn) <= 250
-    assert "the chains of λ of the function are drawn in each second of them" in watch.say[0]  # type: ignore[index]
+    assert "the chains of λ of the function are drawn in about 4 of them (48 s)" in watch.say[0]  # type: ignore[index]
     assert not watch.run.header["left_out"]
     resumed = make(Function(clock=clock), total_steps=steps, free_seconds=free)
     resumed.load_state_dict(watch.state_dict())
