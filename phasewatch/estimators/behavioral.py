@@ -23,9 +23,10 @@ from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, L
 
 PRECISION = (0.09, 0.1)
 """Half-width of the interval at which chains end, as a share of lambda, below that and from there on. Chosen."""
-MOST_PRODUCTS = (96, 64)
-"""Products with the Gauss-Newton matrix for an effective rank, below 20,000 parameters and from there on: so many give
-a coarse one of 370, of a convnet of 106 thousand parameters, to 4 %, half as many to 12 %, a quarter to a factor."""
+MOST_PRODUCTS, PRODUCTS = (96, 128), 96
+"""Products with the Gauss-Newton matrix for an effective rank at most, below 20,000 parameters and from there on, and
+so many as its price: they end where the tolerance is reached. On a convnet of 106 thousand parameters that takes 60 to
+68 in most stages; a coarse rank of 130, after 8,000 steps, 64 of them tell to 7 % and 116 to 4 %."""
 RANK_TOLERANCE = 0.04
 """Monte-Carlo error wanted of a rank, relative to it; with 5 % two of them would exceed what counts as reliable."""
 DENSE_BELOW = 128
@@ -128,12 +129,12 @@ class BehavioralCoefficient:
         if self.data or resolution != self.resolutions[0]:
             return moved
         large = size.num_parameters >= LARGE
-        in_the_outputs = _price_of_products(size, MOST_PRODUCTS[1] if large else PRODUCTS_IN_THE_OUTPUTS / 2)
+        in_the_outputs = _price_of_products(size, PRODUCTS if large else PRODUCTS_IN_THE_OUTPUTS / 2)
         return moved + self.price_of_ranks(size) * 0.5 + in_the_outputs
 
     def price_of_ranks(self, size: Size) -> Price:
         """Products in the metric of the loss."""
-        return Price() if self.data else _price_of_products(size, MOST_PRODUCTS[size.num_parameters >= LARGE])
+        return Price() if self.data else _price_of_products(size, PRODUCTS)
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
         """Signals ``llc_behavioral`` and ``llc_behavioral_coarse`` with what is needed to judge them.
