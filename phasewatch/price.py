@@ -204,12 +204,11 @@ def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -
     Returns:
         Some of ``order``; all of it where even that is not enough.
     """
-    chains = [name for name in order if name in (FINE_CHAINS, COARSE_CHAINS)]
-    dear = [name for name in order if name not in chains]
+    ways = _ways_to_leave_out(order)
     for count in (MIN_POINTS, LEAST_WITH_CHAINS):
-        for gone in (chains[:k] for k in range(max(len(chains), 1))):
+        for some in ways[:-1] or ways:
             for with_chains in dict.fromkeys((count, LEAST_WITH_CHAINS)):
-                for left_out in ([*dear[:k], *gone] for k in range(len(dear) + 1)):
+                for left_out in some:
                     drawn = of_chains(prices, left_out)
                     if count * (together(prices, left_out) - drawn) + with_chains * drawn <= budget:
                         return left_out
@@ -240,7 +239,15 @@ def in_words(left_out: Sequence[str]) -> str:
 
 def what_fits(prices: Mapping[str, float], order: Sequence[str], seconds: float) -> list[str] | None:
     """What has to be left out of one measurement for it to take no longer; None where it always does."""
-    return next((list(order[:n]) for n in range(len(order) + 1) if together(prices, order[:n]) <= seconds), None)
+    ways = (left_out for some in _ways_to_leave_out(order) for left_out in some)
+    return next((left_out for left_out in ways if together(prices, left_out) <= seconds), None)
+
+
+def _ways_to_leave_out(order: Sequence[str]) -> list[list[list[str]]]:
+    """First those with all chains, then without the fine ones, then without any; in each what is dear goes in order."""
+    chains = [name for name in order if name in (FINE_CHAINS, COARSE_CHAINS)]
+    dear = [name for name in order if name not in chains]
+    return [[[*dear[:k], *chains[:gone]] for k in range(len(dear) + 1)] for gone in range(len(chains) + 1)]
 
 
 def together(prices: Mapping[str, float], left_out: Collection[str]) -> float:
