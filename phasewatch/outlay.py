@@ -140,10 +140,23 @@ class Outlay:
             return True
         return self.until_chains <= 0 and all(m.pays(self.clock.due_seconds, self.clock) for m in monitors)
 
-    def count(self, draws_chains: bool) -> set[str]:
-        """Count a measurement with chains or without; what is left out of it."""
-        self.until_chains = self.chains_in_each - 1 if draws_chains else self.until_chains - 1
-        return {*self.left_out, *([] if draws_chains else [price.COARSE_CHAINS, price.FINE_CHAINS])}
+    def count(self, monitors: Sequence[Monitor], left_out_at_the_end: Collection[str] | None = None) -> set[str]:
+        """Count a measurement with chains or without; what is left out of it.
+
+        Args:
+            monitors: What is measured; where none draws chains, the others' are due no sooner.
+            left_out_at_the_end: What is not paid for at the end, where chains are drawn else; None before the end.
+        """
+        chains = {
+            name for monitor in monitors for estimator in monitor.estimators for name in price.chains_of(estimator)
+        }
+        if left_out_at_the_end is None:
+            left_out = {*self.left_out, *(() if self.draws_chains(monitors) else (price.COARSE_CHAINS, price.FINE_CHAINS))}
+        else:
+            left_out = {*self.left_out, *left_out_at_the_end}
+        if chains:
+            self.until_chains = self.chains_in_each - 1 if chains - left_out else self.until_chains - 1
+        return left_out
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -175,6 +188,8 @@ class Outlay:
     def _paid_by(self, seconds: float) -> tuple[list[str], int]:
         """What to leave out of a run that may measure for so long, no less than before; how often chains are drawn."""
         parts = self._in_order({*price.too_dear(self._prices, self._dear, seconds), *self.left_out})
+        if price.COARSE_CHAINS in parts:
+            return parts, 1
         return parts, max(price.chains_in_each(self._prices, parts, seconds), self.chains_in_each)
 
     def _in_order(self, parts: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -616,12 +616,10 @@ class Watch:
             )
         if parts is None:
             last = [m for m in last if m.schedule.left(clock) == math.inf]
-        elif last and len(parts) > len(self._outlay.left_out):
-            self.say(f"phasewatch: the end is measured without {price.in_words(parts)}, which is not paid any more.")
-            self._outlay.leave_out(parts)
-            self._record_what_is_left_out()
+        elif last and (unpaid := [part for part in parts if part not in self._outlay.left_out]):
+            self.say(f"phasewatch: the end is measured without {price.in_words(unpaid)}, which is not paid any more.")
         if last:
-            self._measure(step, last, at_the_end=True)
+            self._measure(step, last, left_out_at_the_end=parts or ())
         for monitor in last:
             monitor.go_on(step, self.clock)
 
@@ -751,27 +749,28 @@ class Watch:
         step: int,
         monitors: Sequence[Monitor],
         module: nn.Module | None = None,
-        at_the_end: bool = False,
+        left_out_at_the_end: Collection[str] | None = None,
     ) -> Measurement | None:
         """Measure a module, by default the network as it is; None where nothing comes of it, or a signal stops it."""
         began = time.perf_counter()
         measurement = None
         with measuring(), held_back():
             try:
-                measurement = self._measured(step, monitors, self.module if module is None else module, at_the_end)
+                measurement = self._measured(
+                    step, monitors, self.module if module is None else module, left_out_at_the_end
+                )
             except Interrupted as stopped:
                 self._show(step, None)
                 self._note_interruption(step, time.perf_counter() - began, stopped)
         return measurement
 
     def _measured(
-        self, step: int, monitors: Sequence[Monitor], module: nn.Module, at_the_end: bool
+        self, step: int, monitors: Sequence[Monitor], module: nn.Module, left_out_at_the_end: Collection[str] | None
     ) -> Measurement | None:
         began = time.perf_counter()
         for monitor in monitors:
             monitor.taken, monitor.last_taken = monitor.taken + 1, max(step, monitor.last_taken)
-        draws_chains = at_the_end or self._outlay.draws_chains(monitors)
-        left_out = self._outlay.count(draws_chains)
+        left_out = self._outlay.count(monitors, left_out_at_the_end)
         by_monitor: list[Measurement] = []
         of_main: Measurement | None = None
         measured: list[Estimator] = []

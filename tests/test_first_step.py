@@ -363,6 +363,18 @@ class Zeros(SymmetryLedger):
 
 
 @dataclass(frozen=True)
+class Small(Zeros):
+    """Half a second."""
+
+    def price(self, size: Size) -> Price:
+        return Price(gradients=0.5 / GRADIENT_SECONDS)
+
+    def read(self, objective: Objective, n: int, seed: int) -> Reading:
+        self.clock.now += 0.5
+        return Reading({"zeros_seen": Estimate(1.0)})
+
+
+@dataclass(frozen=True)
 class Spectrum(HessianSpectrum):
     clock: Any = None
     name = "hessian"
@@ -536,3 +548,54 @@ def test_a_module_that_cannot_be_copied_is_not_kept_and_trains_on(clock: Any, mo
     steps = watch.run.series("weight").steps
     assert steps[0] >= 800 and steps[-1] == 4000
     np.testing.assert_array_equal(watch.run.series("weight").values, expected(steps))
+
+
+def test_a_run_that_ends_early_measures_the_end_without_what_others_did_without_at_times(clock: Any) -> None:
+    """2 s, half a second for the zeros and 48 for the chains: of 120 s 14 are left after the second with chains.
+
+    What was planned stands: the run may go on.
+    """
+    watch = make(Function(clock=clock), Small(clock=clock), total_steps=2_600)
+    train(watch, clock, 0, 1_200)
+    planned = watch.state_dict()
+    watch.close(1_200)
+    last = watch.run.measurements[-1]
+    assert (last.step, last.seconds, watch.clock.measuring_seconds) == (1_200, 2.5, 3 * 2.5 + 2 * 50.5)
+    assert {"weight", "zeros_seen"} <= last.estimates.keys()
+    assert "the end is measured without the chains of λ of the function (half" in watch.say[-1]  # type: ignore[index]
+    settled = {name: planned[name] for name in ("left_out", "chains_in_each")}
+    assert settled == {"left_out": [], "chains_in_each": 2}
+    assert settled.items() <= watch.run.header.items() and settled.items() <= watch.state_dict().items()
+
+
+def test_measurements_of_other_monitors_do_not_put_chains_off(clock: Any) -> None:
+    """One every 10 steps beside: chains are drawn in each second of those that can draw any."""
+    probe = Probe(PROBE, half_mean_squared_error)
+    monitors = [
+        Monitor((Function(clock=clock),), probe, Spread(0.1, free_seconds=0)),
+        Monitor((HessianSpectrum(num_eigenvalues=1),), probe, as_schedule(10)),
+    ]
+    module = nn.Linear(3, 1, bias=False)
+    nn.init.constant_(module.weight, -1.0)
+    watch = Watch.from_monitors(module, monitors, total_steps=2_500, on_error="raise", say=Said())
+    train(watch, clock, 0, 2_500)
+    watch.close(2_500)
+    drawn = ["llc_seen" in m.estimates for m in watch.run.measurements if {"llc_seen", "weight"} & m.estimates.keys()]
+    assert drawn[:6] == [False, True] * 3 and drawn[-1]
+
+
+def test_where_ranks_are_dearer_than_said_chains_that_are_left_out_are_not_said_to_be_drawn(clock: Any) -> None:
+    """70 s in place of 2, and 20 for the coarse chains: 250 s pay for three without, and no three with them."""
+
+    @dataclass(frozen=True)
+    class Dearer(Function):
+        def read(self, objective: Objective, n: int, seed: int) -> Reading:
+            self.clock.now += 68
+            return super().read(objective, n, seed)
+
+    watch = make(Dearer(clock=clock), total_steps=2_500)
+    train(watch, clock, 0, 2_500)
+    watch.close(2_500)
+    assert "drawn in each second" in watch.say[0]  # type: ignore[index]
+    assert "stands in for it) left out." in watch.say[1] and "drawn" not in watch.say[1]  # type: ignore[index]
+    assert watch.run.header["chains_in_each"] == 1
