@@ -22,6 +22,7 @@ class Outlay:
         left_out: Parts that are not measured, the dearest first.
         chains_in_each: In every so many measurements the chains of λ of the function are drawn.
         until_chains: Measurements until the next with chains.
+        measured: Parts of which it is known what they take.
         planned_for: Share and free seconds that it was planned for; None before that.
     """
 
@@ -33,6 +34,7 @@ class Outlay:
         self.left_out: list[str] = []
         self.chains_in_each = 1
         self.until_chains = 0
+        self.measured: set[str] = set()
         self.planned_for: list[float] | None = None
         self._expect()
 
@@ -55,7 +57,7 @@ class Outlay:
 
     def take(
         self, measured: Sequence[Estimator], found: Measurement, seconds: float, given_up: Collection[str]
-    ) -> None:
+    ) -> bool:
         """Take what a measurement has taken in place of what was predicted.
 
         Args:
@@ -63,11 +65,18 @@ class Outlay:
             found: The measurement.
             seconds: What it took in all.
             given_up: Names of estimators that have failed and are not tried any more: they will take nothing.
+
+        Returns:
+            Whether it is the first one of a part, so that the plan may be another.
         """
         prices = price.measured(self._prices, measured, found.seconds_by_part, seconds)
         gone = {part for e in self._estimators if e.name in given_up for part in (e.name, *price.chains_of(e))}
         self._prices = {name: seconds for name, seconds in prices.items() if name not in gone}
         self._expect()
+        parts = {part for e in measured if e.name in found.seconds_by_part for part in (e.name, *price.chains_of(e))}
+        is_first = not parts <= self.measured
+        self.measured |= parts
+        return is_first
 
     @property
     def prices(self) -> dict[str, float]:
@@ -105,7 +114,7 @@ class Outlay:
         )
 
     def plan_again(self) -> str:
-        """After the first measurement it is known what one takes: leave out what is too dear after all, and say so."""
+        """Now that it is known what a part takes, leave out what is too dear after all, and say so."""
         budget, clock = self.budget, self.clock
         if budget is None or clock.total_steps is None or not self.planned_for:
             return ""
@@ -164,6 +173,7 @@ class Outlay:
             "planned_for": self.planned_for,
             **self.settled,
             "until_chains": self.until_chains,
+            "measured": sorted(self.measured),
             "prices": dict(self._prices),
         }
 
@@ -174,6 +184,7 @@ class Outlay:
             self.chains_in_each, self.until_chains = state["chains_in_each"], state["until_chains"]
         self.clock = clock
         self._prices.update(state["prices"])
+        self.measured = set(state["measured"])
         self._expect()
 
     @property

@@ -797,11 +797,10 @@ class Watch:
         if is_long:
             self._show(step, None)
         measurement = self._conclude(found) if found.estimates else None
-        is_first = not self.clock.measuring_seconds
         took = max(0.0, time.perf_counter() - began)
         self.clock.measuring_seconds += took
-        self._outlay.take(measured, found, took, self._failing.left_out)
-        if is_first and (news := self._outlay.plan_again()):
+        is_first = self._outlay.take(measured, found, took, self._failing.left_out)
+        if is_first and left_out_at_the_end is None and (news := self._outlay.plan_again()):
             self._record_what_is_left_out()
             self.say(f"phasewatch: {news}")
         return measurement

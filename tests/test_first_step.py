@@ -496,7 +496,7 @@ def test_chains_that_are_too_dear_for_eight_are_drawn_in_each_second_or_third(fr
     resumed = make(Function(clock=clock), total_steps=steps, free_seconds=free)
     resumed.load_state_dict(watch.state_dict())
     again, before = resumed.state_dict(), watch.state_dict()
-    assert all(again[name] == before[name] for name in ("chains_in_each", "until_chains", "prices", "planned_for"))
+    assert all(again[name] == before[name] for name in ("chains_in_each", "until_chains", "measured", "prices"))
 
 
 def test_the_end_is_measured_without_what_is_not_paid_any_more(clock: Any) -> None:
@@ -599,3 +599,23 @@ def test_where_ranks_are_dearer_than_said_chains_that_are_left_out_are_not_said_
     assert "drawn in each second" in watch.say[0]  # type: ignore[index]
     assert "stands in for it) left out." in watch.say[1] and "drawn" not in watch.say[1]  # type: ignore[index]
     assert watch.run.header["chains_in_each"] == 1
+
+
+def test_where_chains_are_dearer_than_said_the_rest_of_the_run_is_planned_anew_after_the_first(clock: Any) -> None:
+    """96 s in place of 48, in 250 s: eight were paid, four of them with both chains; now with the coarse ones."""
+
+    @dataclass(frozen=True)
+    class Dearer(Function):
+        def read(self, objective: Objective, n: int, seed: int) -> Reading:
+            self.clock.now += sum(CHAIN_SECONDS[resolution] for resolution in self.resolutions_sampled)
+            return super().read(objective, n, seed)
+
+    watch = make(Dearer(clock=clock), total_steps=2_500)
+    train(watch, clock, 0, 2_500)
+    watch.close(2_500)
+    seen = ["llc_seen" in m.estimates or "llc_coarse_seen" in m.estimates for m in watch.run.measurements]
+    assert len(seen) >= 8 and seen[:4] == [False, True] * 2 and sum(seen) >= 3 and seen[-1]
+    assert ["llc_seen" in m.estimates for m in watch.run.measurements].count(True) == 1
+    assert watch.run.header["left_out"] == [price.FINE_CHAINS] and watch.clock.measuring_seconds <= 250
+    (_, news) = watch.say  # type: ignore[misc]
+    assert news.startswith("phasewatch: a measurement takes 1.6 min; from now on about 24 s, ")

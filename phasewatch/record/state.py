@@ -147,6 +147,7 @@ _CHECKS: dict[str, Callable[[Any, str], object]] = {
     "left_out": texts,
     "chains_in_each": lambda value, what: _integer(value, what, 1),
     "until_chains": _integer,
+    "measured": texts,
     "prices": _prices,
     "clock": _clock,
 }
