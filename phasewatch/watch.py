@@ -640,6 +640,8 @@ class Watch:
         What was measured is in the record, and stands here by its place there; only what is in memory alone, because
         there is no directory or it cannot be written, is here itself, without what was observed at every step.
         """
+        if self._last_seen is not None:  # else what was trained since the last visit would not pay for anything
+            self._advance_clock(max(self._last_asked, self._last_seen[0]))
         self._look_for_activity()
         self._record_observed(max(self._last_taken, 0))
         position = self._journal.position

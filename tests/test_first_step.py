@@ -619,3 +619,18 @@ def test_where_chains_are_dearer_than_said_the_rest_of_the_run_is_planned_anew_a
     assert watch.run.header["left_out"] == [price.FINE_CHAINS] and watch.clock.measuring_seconds <= 250
     (_, news) = watch.say  # type: ignore[misc]
     assert news.startswith("phasewatch: a measurement takes 1.6 min; from now on about 24 s, ")
+
+
+def test_training_since_the_last_visit_pays_after_a_checkpoint_too(clock: Any) -> None:
+    """The run is cut off at 500 and 700, and stopped by at 10 and 800: one for the lost start is due before 1,200."""
+    watch = make(Dear(clock, 40.0), total_steps=4000)
+    train(watch, clock, 0, 500)
+    for first, stop in ((500, 700), (700, 4000)):
+        state = watch.state_dict()
+        watch = make(Dear(clock, 40.0), total_steps=4000)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="phasewatch: The state of step 0 was kept")
+            warnings.filterwarnings("ignore", message="phasewatch: .* is not there any more")
+            watch.load_state_dict(state)
+        train(watch, clock, first, stop)
+    assert 1100 < watch.run.measurements[0].step < 1200
