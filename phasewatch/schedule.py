@@ -218,7 +218,8 @@ class Spread:
 
     The time spent measuring, the first and the last measurement included, is at most ``max_overhead`` times the time
     spent training or ``free_seconds`` in all, whichever is more, at whatever step the run ends. So a measurement is
-    made only where the training time so far pays for it and for one more, which is kept back for the end; where
+    made only where the training time so far pays for it and for one more, which is kept back for the end (where some do
+    without dear parts at times, one that does: with all of them it is paid by the training up to a known end); where
     measurements are dear, their distance grows. While it is the free seconds that pay, they are spread over the time in
     which they do. Of the start a copy is kept, if it is not measured there, and measured when it is paid.
 

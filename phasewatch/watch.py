@@ -610,9 +610,12 @@ class Watch:
         unpaid = [f"the state of step {start.step}"] if start is not None else []
         unpaid += ["the end"] if last and parts is None else []
         if unpaid:
+            takes = f"it takes about {price.spoken(clock.measurement_seconds)}"
+            if last and parts is not None:
+                takes = f"it and the end take about {price.spoken(clock.needed_until_the_end)}"
             self.say(
                 f"phasewatch: {' and '.join(unpaid)} cannot be measured: {price.spoken(max(left, 0.0))} are left for "
-                f"measuring, and it takes about {price.spoken(clock.measurement_seconds)}."
+                f"measuring, and {takes}."
             )
         if parts is None:
             last = [m for m in last if m.schedule.left(clock) == math.inf]

@@ -184,6 +184,7 @@ def test_what_is_paid_of_start_and_end_is_measured_at_the_end(
     )
     said = " ".join(watch.say)  # type: ignore[arg-type]
     assert ("the state of step 0 cannot be measured" in said) is (measured == [700])
+    assert (f"it and the end take about {price.spoken(2 * seconds)}" in said) is (measured == [700])
     assert ("the state of step 0 and the end cannot be measured" in said) is (measured == [])
 
 
