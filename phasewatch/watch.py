@@ -403,9 +403,9 @@ class Watch:
             monitor.go_on(step, self.clock)
         return measurement
 
-    def _as_requested(self, step: int) -> Measurement | None:
+    def _as_requested(self, step: int, at_the_end: bool = False) -> Measurement | None:
         self._requested = False
-        return self.measure(step) if step > self._last_taken else None
+        return self._measure_all(step, at_the_end) if step > self._last_taken else None
 
     def _visit(self, step: int, visited: Sequence[Monitor]) -> Measurement | None:
         """Measure what the schedules of these monitors measure at a step that they stop by at."""
@@ -533,9 +533,14 @@ class Watch:
             TypeError: If ``step`` is no whole number.
         """
         check_types(step=step)
+        return self._measure_all(step)
+
+    def _measure_all(self, step: int, at_the_end: bool = False) -> Measurement | None:
+        """Measure with every monitor; at the end with the chains that were kept back for it, where they are paid."""
         self._advance_clock(step)
         self._measure_start()
-        measurement = self._measure(step, self.monitors)
+        is_whole = at_the_end and all(m.schedule.left(self.clock) >= self.clock.end_seconds for m in self.monitors)
+        measurement = self._measure(step, self.monitors, left_out_at_the_end=() if is_whole else None)
         for monitor in self.monitors:  # takes the place of what is due at this step
             if monitor.next_visit is not None and monitor.next_visit <= step:
                 monitor.go_on(step, self.clock)
@@ -555,7 +560,7 @@ class Watch:
             self._advance_clock(step)
             try:
                 if self._requested:
-                    self._as_requested(step)
+                    self._as_requested(step, at_the_end=True)
                 self._measure_the_end(step)
             except BaseException as stopped:
                 self._finish(step, stopped)

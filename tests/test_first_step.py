@@ -635,3 +635,14 @@ def test_training_since_the_last_visit_pays_after_a_checkpoint_too(clock: Any) -
             watch.load_state_dict(state)
         train(watch, clock, first, stop)
     assert 1100 < watch.run.measurements[0].step < 1200
+
+
+def test_what_is_requested_at_the_end_has_the_chains_that_are_kept_back_for_it(clock: Any) -> None:
+    """2 s, and 48 for the chains, which of 250 s are drawn three times before the end."""
+    watch = make(Function(clock=clock), total_steps=500, free_seconds=250)
+    train(watch, clock, 0, 500)
+    watch.request()
+    watch.close(500)
+    drawn = ["llc_seen" in m.estimates for m in watch.run.measurements]
+    assert sum(drawn) == 4 and drawn[-1] and watch.run.measurements[-1].step == 500
+    assert watch.clock.measuring_seconds == 4 * 48 + 2 * len(drawn) <= 250
