@@ -153,14 +153,17 @@ class Outlay:
         """Count a measurement with chains or without; what is left out of it.
 
         Args:
-            monitors: What is measured; where none draws chains, the others' are due no sooner.
+            monitors: What is measured; where none can draw chains, those are due no sooner for it.
             left_out_at_the_end: What is not paid for at the end, where chains are drawn else; None before the end.
         """
         chains = {
             name for monitor in monitors for estimator in monitor.estimators for name in price.chains_of(estimator)
         }
         if left_out_at_the_end is None:
-            left_out = {*self.left_out, *(() if self.draws_chains(monitors) else (price.COARSE_CHAINS, price.FINE_CHAINS))}
+            left_out = {
+                *self.left_out,
+                *(() if self.draws_chains(monitors) else (price.COARSE_CHAINS, price.FINE_CHAINS)),
+            }
         else:
             left_out = {*self.left_out, *left_out_at_the_end}
         if chains:

@@ -281,13 +281,17 @@ class Spread:
         return is_planned and 0 < clock.least_seconds and self.pays(clock.least_seconds, clock)
 
     def pays(self, seconds: float, clock: Clock) -> bool:
-        """Whether the budget allows a measurement of so many seconds, and that of the end."""
+        """Whether the budget allows a measurement of so many seconds, and that of the end.
+
+        Nothing waits for an end that the run does not pay for in whole.
+        """
         if self.left(clock) < seconds + clock.kept_back:
             return False
         if clock.total_steps is None or not clock.steps:
             return True
         of_the_run = self.budget(clock.step_seconds * max(clock.total_steps, clock.steps))
-        return of_the_run - clock.measuring_seconds >= seconds + clock.last_seconds
+        left_in_all = of_the_run - clock.measuring_seconds
+        return left_in_all >= seconds + clock.last_seconds or left_in_all < clock.last_seconds
 
     def next_visit(self, step: int, clock: Clock) -> int | None:
         """The next step to look at the run, or a later one if the budget will not have recovered by then."""

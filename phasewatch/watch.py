@@ -617,7 +617,7 @@ class Watch:
         if unpaid:
             takes = f"it takes about {price.spoken(clock.measurement_seconds)}"
             if last and parts is not None:
-                takes = f"it and the end take about {price.spoken(clock.needed_until_the_end)}"
+                takes = f"it and the end take about {price.spoken(clock.due_seconds + clock.last_seconds)}"
             self.say(
                 f"phasewatch: {' and '.join(unpaid)} cannot be measured: {price.spoken(max(left, 0.0))} are left for "
                 f"measuring, and {takes}."

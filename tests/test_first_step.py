@@ -552,16 +552,16 @@ def test_a_module_that_cannot_be_copied_is_not_kept_and_trains_on(clock: Any, mo
 
 
 def test_a_run_that_ends_early_measures_the_end_without_what_others_did_without_at_times(clock: Any) -> None:
-    """2 s, half a second for the zeros and 48 for the chains: of 120 s 14 are left after the second with chains.
+    """2 s, half a second for the zeros and 48 for the chains: of 180 s 16 are left.
 
     What was planned stands: the run may go on.
     """
     watch = make(Function(clock=clock), Small(clock=clock), total_steps=2_600)
-    train(watch, clock, 0, 1_200)
+    train(watch, clock, 0, 1_800)
     planned = watch.state_dict()
-    watch.close(1_200)
+    watch.close(1_800)
     last = watch.run.measurements[-1]
-    assert (last.step, last.seconds, watch.clock.measuring_seconds) == (1_200, 2.5, 3 * 2.5 + 2 * 50.5)
+    assert (last.step, last.seconds, watch.clock.measuring_seconds) == (1_800, 2.5, 6 * 2.5 + 3 * 50.5)
     assert {"weight", "zeros_seen"} <= last.estimates.keys()
     assert "the end is measured without the chains of λ of the function (half" in watch.say[-1]  # type: ignore[index]
     settled = {name: planned[name] for name in ("left_out", "chains_in_each")}
@@ -569,20 +569,21 @@ def test_a_run_that_ends_early_measures_the_end_without_what_others_did_without_
     assert settled.items() <= watch.run.header.items() and settled.items() <= watch.state_dict().items()
 
 
-def test_measurements_of_other_monitors_do_not_put_chains_off(clock: Any) -> None:
+def test_measurements_of_other_monitors_do_not_count_for_when_chains_are_due(clock: Any) -> None:
     """One every 10 steps beside: chains are drawn in each second of those that can draw any."""
     probe = Probe(PROBE, half_mean_squared_error)
     monitors = [
-        Monitor((Function(clock=clock),), probe, Spread(0.1, free_seconds=0)),
+        Monitor((Function(clock=clock),), probe, Spread(0.1, free_seconds=250)),
         Monitor((HessianSpectrum(num_eigenvalues=1),), probe, as_schedule(10)),
     ]
     module = nn.Linear(3, 1, bias=False)
     nn.init.constant_(module.weight, -1.0)
-    watch = Watch.from_monitors(module, monitors, total_steps=2_500, on_error="raise", say=Said())
-    train(watch, clock, 0, 2_500)
-    watch.close(2_500)
+    watch = Watch.from_monitors(module, monitors, total_steps=500, on_error="raise", say=Said())
+    train(watch, clock, 0, 500)
+    watch.close(500)
     drawn = ["llc_seen" in m.estimates for m in watch.run.measurements if {"llc_seen", "weight"} & m.estimates.keys()]
-    assert drawn[:6] == [False, True] * 3 and drawn[-1]
+    assert not any(one and later for one, later in zip(drawn, drawn[1:-1], strict=False)) and not drawn[0]
+    assert sum(drawn) >= 4 and drawn[-1]
 
 
 def test_where_ranks_are_dearer_than_said_chains_that_are_left_out_are_not_said_to_be_drawn(clock: Any) -> None:
@@ -597,7 +598,7 @@ def test_where_ranks_are_dearer_than_said_chains_that_are_left_out_are_not_said_
     watch = make(Dearer(clock=clock), total_steps=2_500)
     train(watch, clock, 0, 2_500)
     watch.close(2_500)
-    assert "drawn in each second" in watch.say[0]  # type: ignore[index]
+    assert "the chains of λ of the function are drawn in about 4 of them" in watch.say[0]  # type: ignore[index]
     assert "stands in for it) left out." in watch.say[1] and "drawn" not in watch.say[1]  # type: ignore[index]
     assert watch.run.header["chains_in_each"] == 1
 
@@ -615,7 +616,7 @@ def test_where_chains_are_dearer_than_said_the_rest_of_the_run_is_planned_anew_a
     train(watch, clock, 0, 2_500)
     watch.close(2_500)
     seen = ["llc_seen" in m.estimates or "llc_coarse_seen" in m.estimates for m in watch.run.measurements]
-    assert len(seen) >= 8 and seen[:4] == [False, True] * 2 and sum(seen) >= 3 and seen[-1]
+    assert len(seen) >= 8 and sum(seen) >= 3 and seen[-1]
     assert ["llc_seen" in m.estimates for m in watch.run.measurements].count(True) == 1
     assert watch.run.header["left_out"] == [price.FINE_CHAINS] and watch.clock.measuring_seconds <= 250
     (_, news) = watch.say  # type: ignore[misc]
