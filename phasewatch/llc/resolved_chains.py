@@ -347,7 +347,8 @@ class ResolvedChains:
         after, work = leap(before, lambda x: self._evaluate(x, self._curvature), self._masses, step)
         outside = after.values > self._bound
         work[np.isnan(work) | outside] = np.inf
-        acceptance = np.exp(-np.maximum(work, 0))
+        with np.errstate(under="ignore"):
+            acceptance = np.exp(-np.maximum(work, 0))
         self._thresholds = self._thresholds + self._host.uniform(0, THRESHOLD_DRIFT)
         self._thresholds[self._thresholds > 1] -= 2
         accepted = ~(outside | np.isinf(work)) if free else np.abs(self._thresholds) < acceptance
