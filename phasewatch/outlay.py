@@ -13,6 +13,8 @@ from phasewatch.objective import Objective
 from phasewatch.record import Measurement
 from phasewatch.schedule import Clock, Spread
 
+ORDINALS = {2: "second", 3: "third"}
+
 
 class Outlay:
     """The prices of a measurement's parts, and what is left out for them.
@@ -123,7 +125,7 @@ class Outlay:
         if (parts, chains_in_each) == (self.left_out, self.chains_in_each):
             return ""
         self.leave_out(parts, chains_in_each)
-        rarely = f", {price.CHAINS} drawn in each {price.ORDINALS[chains_in_each]}" if chains_in_each > 1 else ""
+        rarely = f", {price.CHAINS} drawn in each {ORDINALS[chains_in_each]}" if chains_in_each > 1 else ""
         return (
             f"a measurement takes {price.spoken(took)}; from now on about {price.spoken(clock.measurement_seconds)}, "
             f"{price.in_words(parts) or 'nothing'} left out{rarely}."
@@ -159,13 +161,9 @@ class Outlay:
         chains = {
             name for monitor in monitors for estimator in monitor.estimators for name in price.chains_of(estimator)
         }
-        if left_out_at_the_end is None:
-            left_out = {
-                *self.left_out,
-                *(() if self.draws_chains(monitors) else (price.COARSE_CHAINS, price.FINE_CHAINS)),
-            }
-        else:
-            left_out = {*self.left_out, *left_out_at_the_end}
+        left_out = {*self.left_out, *(left_out_at_the_end or ())}
+        if left_out_at_the_end is None and not self.draws_chains(monitors):
+            left_out |= {price.COARSE_CHAINS, price.FINE_CHAINS}
         if chains:
             self.until_chains = self.chains_in_each - 1 if chains - left_out else self.until_chains - 1
         return left_out

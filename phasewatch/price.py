@@ -42,7 +42,6 @@ probe, or held out, the chains go last, the fine ones before the coarse ones; th
 IN_THEIR_PLACE = "half the effective rank stands in for it"
 LEAST_WITH_CHAINS = 3
 """Measurements with the chains of λ of the function without which these are left out. Chosen."""
-ORDINALS = {2: "second", 3: "third"}
 CHAINS_TIMED, MASSES_USED = 4, 2.5
 """Chains that are evaluated together, where any are; and how often a move uses their masses, between the two times of a
 draw and the three of the set-up."""

@@ -624,8 +624,8 @@ class Watch:
             )
         if parts is None:
             last = [m for m in last if m.schedule.left(clock) == math.inf]
-        elif last and (unpaid := [part for part in parts if part not in self._outlay.left_out]):
-            self.say(f"phasewatch: the end is measured without {price.in_words(unpaid)}, which is not paid any more.")
+        elif last and (missing := [part for part in parts if part not in self._outlay.left_out]):
+            self.say(f"phasewatch: the end is measured without {price.in_words(missing)}, which is not paid any more.")
         if last:
             self._measure(step, last, left_out_at_the_end=parts or ())
         for monitor in last:

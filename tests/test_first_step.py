@@ -353,25 +353,15 @@ def test_a_checkpoint_without_the_first_state_goes_on_and_says_so(clock: Any, tm
 @dataclass(frozen=True)
 class Zeros(SymmetryLedger):
     clock: Any = None
+    seconds: float = 50.0
+    said: float = 50.0
     name = "zeros"
 
     def price(self, size: Size) -> Price:
-        return Price(gradients=50 / GRADIENT_SECONDS)
+        return Price(gradients=self.said / GRADIENT_SECONDS)
 
     def read(self, objective: Objective, n: int, seed: int) -> Reading:
-        self.clock.now += 50
-        return Reading({"zeros_seen": Estimate(1.0)})
-
-
-@dataclass(frozen=True)
-class Small(Zeros):
-    """Half a second."""
-
-    def price(self, size: Size) -> Price:
-        return Price(gradients=0.5 / GRADIENT_SECONDS)
-
-    def read(self, objective: Objective, n: int, seed: int) -> Reading:
-        self.clock.now += 0.5
+        self.clock.now += self.seconds
         return Reading({"zeros_seen": Estimate(1.0)})
 
 
@@ -497,22 +487,13 @@ def test_chains_that_are_too_dear_for_eight_are_drawn_in_each_second_or_third(fr
     resumed = make(Function(clock=clock), total_steps=steps, free_seconds=free)
     resumed.load_state_dict(watch.state_dict())
     again, before = resumed.state_dict(), watch.state_dict()
-    assert all(again[name] == before[name] for name in ("chains_in_each", "until_chains", "measured", "prices"))
+    kept = "chains_in_each", "until_chains", "measured", "prices", "planned_for"
+    assert all(again[name] == before[name] for name in kept)
 
 
 def test_the_end_is_measured_without_what_is_not_paid_any_more(clock: Any) -> None:
     """The start was to take 19 s, and its zeros took 40 instead of 11: of 60 s 12 are left, and the weight takes 8."""
-
-    @dataclass(frozen=True)
-    class Dearer(Zeros):
-        def price(self, size: Size) -> Price:
-            return Price(gradients=11 / GRADIENT_SECONDS)
-
-        def read(self, objective: Objective, n: int, seed: int) -> Reading:
-            self.clock.now += 40
-            return Reading({"zeros_seen": Estimate(1.0)})
-
-    watch = make(Dearer(clock=clock), Dear(clock, 8.0), total_steps=200, free_seconds=60)
+    watch = make(Zeros(clock=clock, seconds=40.0, said=11.0), Dear(clock, 8.0), total_steps=200, free_seconds=60)
     train(watch, clock, 0, 200)
     watch.close(200)
     first, last = watch.run.measurements
@@ -556,7 +537,7 @@ def test_a_run_that_ends_early_measures_the_end_without_what_others_did_without_
 
     What was planned stands: the run may go on.
     """
-    watch = make(Function(clock=clock), Small(clock=clock), total_steps=2_600)
+    watch = make(Function(clock=clock), Zeros(clock=clock, seconds=0.5, said=0.5), total_steps=2_600)
     train(watch, clock, 0, 1_800)
     planned = watch.state_dict()
     watch.close(1_800)

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phasewatch.llc.diagnostics import FloatArray
 from phasewatch.llc.leapfrog import THRESHOLD_DRIFT, State, refresh, update
-from phasewatch.llc.minibatches import FloatArray, balanced_batches, heating, variance_over_batches
+from phasewatch.llc.minibatches import balanced_batches, heating, variance_over_batches
 from phasewatch.llc.posterior import LocalizedPosterior
 from phasewatch.llc.second_stage import SecondStage
 

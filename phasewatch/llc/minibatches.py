@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-FloatArray = NDArray[np.float64]
+from phasewatch.llc.diagnostics import FloatArray
 
 
 def balanced_batches(weights: Sequence[float], random: np.random.Generator) -> Iterator[int]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-FloatArray = NDArray[np.float64]
+from phasewatch.llc.diagnostics import FloatArray
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From positions to D, in float64, and its gradients, both as in :class:`State`."""

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.isolation import isolated
+from phasewatch.llc.diagnostics import FloatArray
 from phasewatch.objective import Objective, split_off_misfit
-
-FloatArray = NDArray[np.float64]
 
 PRODUCTS = 16
 """Size of the Krylov spaces. Where they are too small the quadratic part reads high, and the fall low. Chosen."""

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phasewatch.llc.diagnostics import FloatArray
 from phasewatch.llc.factored_curvature import FactoredCurvature
 from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW
 from phasewatch.llc.leapfrog import THRESHOLD_DRIFT
-from phasewatch.llc.preconditioned_leapfrog import FloatArray, Masses, State, chosen, leap, state_at
+from phasewatch.llc.preconditioned_leapfrog import Masses, State, chosen, leap, state_at
 from phasewatch.objective import Objective
 
 FURTHEST, FURTHEST_NATS = 5.0, 10.0
