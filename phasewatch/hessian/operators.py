@@ -223,9 +223,13 @@ class GaussNewtonOperator(CurvatureOperator):
         self._outputs_of: dict[int, int] = {}
         self._forward_mode = None if objective.num_parameters >= _FORWARD_MODE_FROM else False
 
+    def num_outputs(self) -> int:
+        """How many numbers the network says of all samples together; known after a product."""
+        return sum(self._outputs_of.values())
+
     def rank_limit(self) -> int:
         """The greatest rank that there can be, by how many numbers the network says; known after a product."""
-        return min(self.shape[0], sum(self._outputs_of.values()))
+        return min(self.shape[0], self.num_outputs())
 
     def _linearize(self, parameters: Tensor, batch: int) -> tuple[LinearMap, list[Tensor]]:
         outputs, leaves, loss = self.objective.split_loss(parameters, batch)

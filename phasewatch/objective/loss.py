@@ -300,6 +300,33 @@ class Objective(PureLoss):
         with torch.no_grad():
             return self._cut_at_outputs(parameters.detach(), batch, None, _REWRITE)[0].outputs
 
+    def outputs_by_sample(self, vectors: Tensor, batch: int, rows: slice) -> Tensor:
+        """The outputs of :meth:`split_loss` of some samples, each as a batch of one at a place of its own.
+
+        Args:
+            vectors: Shape ``(samples, num_parameters)``, in which the outputs are differentiable.
+            batch: Index of the batch, which :meth:`split_loss` has been called with.
+            rows: Which of its samples.
+
+        Returns:
+            Shape ``(samples, outputs)``, those of all output tensors one after another.
+
+        Raises:
+            ValueError: If the loss draws random numbers or writes to its inputs.
+        """
+        if not self.is_pure:
+            raise ValueError("The loss draws random numbers or writes to its inputs.")
+        own = [t.dim() > 0 and len(t) == self.batch_sizes[batch] for t in self.data[batch]]
+        data = [t[rows] if chosen else t for t, chosen in zip(self.data[batch], own, strict=True)]
+
+        def of_one(vector: Tensor, data: list[Tensor]) -> Tensor:
+            alone = [t.unsqueeze(0) if chosen else t for t, chosen in zip(data, own, strict=True)]
+            hooks = OutputHooks(self._watched, self.cuts[batch])
+            self._run(vector, batch, alone, self.fixed, hooks)
+            return torch.cat([output.flatten() for output in hooks.outputs])
+
+        return torch.func.vmap(of_one, in_dims=(0, [0 if chosen else None for chosen in own]))(vectors, data)
+
     def _find_cut(self, batch: int, advice: str) -> Cut:
         """Behind the last outermost call; where that returns the loss itself, behind the last call made in it."""
         for depth in count():
