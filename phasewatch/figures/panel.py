@@ -122,7 +122,7 @@ def draw_panel(axis: Axes, rows: Sequence[Signal], run: Run) -> None:
     for of_one, colour in zip(points, colours, strict=True):
         _draw_series(axis, of_one, colour)
     title = axis.set_title(
-        _title(rows, points, run), loc="left", fontsize=8.5, color=colours[0], pad=3, parse_math=False
+        _title(rows, points, run), loc="left", y=1.0, fontsize=8.5, color=colours[0], pad=3, parse_math=False
     )
     title.set_bbox({"facecolor": "white", "linewidth": 0, "pad": 1})
     if len(rows) > 1:
@@ -197,9 +197,11 @@ def _draw_series(axis: Axes, points: _Points, colour: str) -> None:
     if len(values) <= MANY_POINTS or trusted.mean() < 0.5:
         axis.plot(steps[trusted], values[trusted], "o", color=colour, markersize=2.4, zorder=3)
     doubtful: dict[str, Any] = dict(markerfacecolor="white", markeredgecolor=colour, linestyle="none", zorder=4)
-    axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
+    if not trusted.all():
+        axis.plot(steps[~trusted], values[~trusted], "o", markersize=3.6, markeredgewidth=0.9, **doubtful)
     for marker, beyond, edge in (("^", values > ceiling, ceiling), ("v", values < floor, floor)):
-        axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
+        if beyond.any():
+            axis.plot(steps[beyond], np.full(beyond.sum(), edge), marker, markersize=4.5, clip_on=False, **doubtful)
 
 
 def measured_bounds(row: Signal, run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None:

@@ -55,7 +55,8 @@ def run_figure(analysis: Analysis) -> Figure:
     run = analysis.run
     panels = _panels(analysis)
     steps = _extent(panels, run)
-    rows = _label_rows(analysis.transitions, steps) if panels else []
+    centres = _label_centres(analysis.transitions, steps) if panels else []
+    rows = _label_rows(analysis.transitions, centres) if panels else []
     strip = LABEL_HEIGHT * (len(set(rows)) + 0.6) if rows else 0.0
     height = TOP + strip + PANEL_HEIGHT * max(len(panels), 1) + BOTTOM
     figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
@@ -78,7 +79,7 @@ def run_figure(analysis: Analysis) -> Figure:
     if rows:
         tall = TITLE_HEIGHT + strip
         box = (LEFT / WIDTH, (top - TITLE_HEIGHT) / height, 1 - (LEFT + RIGHT) / WIDTH, tall / height)
-        _draw_labels(figure.add_axes(box, sharex=axes[0]), analysis.transitions, rows, tall, steps)
+        _draw_labels(figure.add_axes(box, sharex=axes[0]), analysis.transitions, rows, centres, tall)
     return figure
 
 
@@ -125,22 +126,10 @@ def _fractions(places: Sequence[float], steps: NDArray[np.int64]) -> list[float]
     return fractions(axis, places)
 
 
-def _label_rows(transitions: Sequence[Transition], steps: NDArray[np.int64]) -> list[int]:
-    """For each label the row it stands in, 0 being the lowest, so that none overlaps another."""
-    if not transitions:
-        return []
-    ends: list[float] = []
-    rows = []
-    for centre, transition in zip(_label_centres(transitions, steps), transitions, strict=True):
-        half = 0.5 * CHARACTER * (len(transition.label) + 2)
-        row = next((row for row, end in enumerate(ends) if centre - half >= end), len(ends))
-        ends[row:] = [centre + half, *ends[row + 1 :]]
-        rows.append(row)
-    return rows
-
-
 def _label_centres(transitions: Sequence[Transition], steps: NDArray[np.int64]) -> list[float]:
     """Centres of the labels in inches from the left of the axis, none sticking out of it."""
+    if not transitions:
+        return []
     width = WIDTH - LEFT - RIGHT
     centres = []
     for fraction, transition in zip(_fractions([t.step for t in transitions], steps), transitions, strict=True):
@@ -149,14 +138,26 @@ def _label_centres(transitions: Sequence[Transition], steps: NDArray[np.int64]) 
     return centres
 
 
+def _label_rows(transitions: Sequence[Transition], centres: Sequence[float]) -> list[int]:
+    """For each label the row it stands in, 0 being the lowest, so that none overlaps another."""
+    ends: list[float] = []
+    rows = []
+    for centre, transition in zip(centres, transitions, strict=True):
+        half = 0.5 * CHARACTER * (len(transition.label) + 2)
+        row = next((row for row, end in enumerate(ends) if centre - half >= end), len(ends))
+        ends[row:] = [centre + half, *ends[row + 1 :]]
+        rows.append(row)
+    return rows
+
+
 def _draw_labels(
-    axis: Axes, transitions: Sequence[Transition], rows: Sequence[int], tall: float, steps: NDArray[np.int64]
+    axis: Axes, transitions: Sequence[Transition], rows: Sequence[int], centres: Sequence[float], tall: float
 ) -> None:
     axis.set_axis_off()
     axis.set_zorder(-1)
     axis.set_ylim(0, tall)
     width = WIDTH - LEFT - RIGHT
-    for transition, row, centre in zip(transitions, rows, _label_centres(transitions, steps), strict=True):
+    for transition, row, centre in zip(transitions, rows, centres, strict=True):
         foot = TITLE_HEIGHT + 0.1 * LABEL_HEIGHT
         height = TITLE_HEIGHT + (0.4 + row) * LABEL_HEIGHT
         axis.plot(

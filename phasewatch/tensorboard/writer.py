@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from phasewatch.tensorboard.layout import CATEGORY, Chart, charts, holds_another
 CHILD_RUN = "phasewatch"
 BINS = 60
 """Of the histogram of a spectrum. Chosen."""
+DRAWING = 0.02
+"""Share of a run's time that may have gone into pictures of the run so far before there is another one. Chosen."""
 VERDICT, FOUND, FLAGGED = (
     f"{LOOKED_AT}1_verdict",
     f"{LOOKED_AT}2_transitions_found",
@@ -66,6 +69,8 @@ class TensorBoardWriter:
         self._standing: tuple[Transition, ...] = ()
         self._unsaid: int | None = None
         self._said_at = -1
+        self._has_undrawn = False
+        self._drawing_seconds, self._opened_at = 0.0, time.perf_counter()
 
     def on_resume(self, run: Run) -> None:
         """Take note of what was recorded before the run was cut off; nothing is written.
@@ -107,9 +112,13 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def on_transitions(self, step: int, flags: Sequence[Flag], standing: Sequence[Transition]) -> None:
-        """Write the verdict, and what the measurement at ``step`` flagged or revised: scalars, table and figure."""
+        """Write the verdict, and what the measurement at ``step`` flagged or revised: scalars, table and figure.
+
+        The figure follows later where figures have taken much of the run's time already.
+        """
         if not flags:
             self._say_verdict(self._so_far, step)
+            self._draw_so_far(step, at_once=False)
             self._writer.flush()
             return
         for flag in flags:
@@ -120,7 +129,8 @@ class TensorBoardWriter:
         self._standing = tuple(standing)
         so_far = self._so_far
         self._text(FLAGGED, so_far.run, standing, None, step)
-        self._figure(RUN_SO_FAR, so_far, step)
+        self._has_undrawn = True
+        self._draw_so_far(step, at_once=False)
         if not all(flag.why == NOT_BORNE_OUT for flag in flags):  # then the run is over, and its own verdict comes next
             self._say_verdict(so_far, step)
         self._writer.flush()
@@ -131,6 +141,7 @@ class TensorBoardWriter:
         if not run.measurements:
             return
         step = run.measurements[-1].step
+        self._draw_so_far(step, at_once=True)
         self._say_verdict(analysis, max(step, self._said_at + 1))
         steps = [measurement.step for measurement in run.measurements]
         for at, stage in zip(steps, stages(steps, analysis.transitions), strict=True):
@@ -144,6 +155,8 @@ class TensorBoardWriter:
         """Close what was opened here."""
         if self._unsaid is not None:
             self._say_verdict(self._so_far, self._unsaid)
+        if self._measurements:
+            self._draw_so_far(self._measurements[-1].step, at_once=True)
             self._writer.flush()
         for writer in self._own:
             writer.close()
@@ -159,6 +172,16 @@ class TensorBoardWriter:
         self._unsaid, self._said_at = None, step
         sentences = verdict(analysis).sentences
         self._writer.add_text(VERDICT, "\n".join(f"- {sentence}" for sentence in sentences), step)
+
+    def _draw_so_far(self, step: int, at_once: bool) -> None:
+        """Draw the run so far if it has been flagged or revised since, at once or as soon as the time allows."""
+        began = time.perf_counter()
+        pays = self._drawing_seconds <= DRAWING * (began - self._opened_at)
+        if not (self._has_undrawn and (pays or at_once)):
+            return
+        self._figure(RUN_SO_FAR, self._so_far, step)
+        self._has_undrawn = False
+        self._drawing_seconds += time.perf_counter() - began
 
     def _write_layout(self, measurement: Measurement) -> None:
         if charts(measurement.estimates.keys()).keys() <= self._charts.keys():

@@ -322,6 +322,29 @@ def test_flags_are_logged_at_the_step_of_detection(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("shares", "drawn"),
+    [((math.inf, math.inf), [20, 50, 60]), ((0.0, math.inf), [20, 60]), ((0.0, 0.0), [20, 90])],
+    ids=["as it is flagged", "later", "at the end"],
+)
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_run_so_far_is_drawn_as_time_allows_and_at_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: tuple[float, float], drawn: list[int], ends: bool
+) -> None:
+    """Flagged at 20, 50 and 60; from 60 on another share of the time may be spent on it."""
+    writer = TensorBoardWriter(tmp_path)
+    for step in range(0, 100, 10):
+        monkeypatch.setattr("phasewatch.tensorboard.writer.DRAWING", shares[step >= 60])
+        writer.on_measurement(measurement(step))
+        flags = [flag(0, 15.0, step)] if step in (20, 50, 60) else []
+        writer.on_transitions(step, flags, [transition(15.0)] if step >= 20 else [])
+    if ends:
+        found = tuple(measurement(step) for step in range(0, 100, 10))
+        writer.on_end(analyze_run(Run(None, {}, found, (), (), (), finished=True)))
+    writer.close()
+    assert [image.step for image in accumulated(writer.directory).Images(RUN_SO_FAR)] == drawn
+
+
 def test_the_verdict_is_said_once_a_step_and_of_each(tmp_path: Path) -> None:
     """Also where a flag is raised, at the last measurement too, and where one is withdrawn as the run ends."""
     writer = TensorBoardWriter(tmp_path)
