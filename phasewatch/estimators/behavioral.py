@@ -23,10 +23,11 @@ from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, L
 
 PRECISION = (0.09, 0.1)
 """Half-width of the interval at which chains end, as a share of lambda, below that and from there on. Chosen."""
-MOST_PRODUCTS, PRODUCTS = (96, 128), 96
+MOST_PRODUCTS, PRODUCTS = (256, 160), 112
 """Products with the Gauss-Newton matrix for an effective rank at most, below 20,000 parameters and from there on, and
-so many as its price: they end where the tolerance is reached. On a convnet of 106 thousand parameters that takes 60 to
-68 in most stages; a coarse rank of 130, after 8,000 steps, 64 of them tell to 7 % and 116 to 4 %."""
+so many as its price: they end where the tolerance is reached. That takes 112 to 116 on a convnet of 106 thousand
+parameters and 72 on a transformer of 616 thousand; at both resolutions 20 to 130 on the network of the demo, and 108 to
+324 on modular addition."""
 RANK_TOLERANCE = 0.04
 """Monte-Carlo error wanted of a rank, relative to it; with 5 % two of them would exceed what counts as reliable."""
 DENSE_BELOW = 128
@@ -221,10 +222,12 @@ class BehavioralCoefficient:
         }
 
     def _rank(self, objective: Objective, spread: Tensor, seed: int, check_probe: bool) -> EffectiveRank:
-        """From products that tell it at the fine resolution in a small network, and at the coarse one in a large."""
-        resolution = self.resolutions[objective.num_parameters < LARGE] / self.nats_per_loss
+        """From products that tell it at both resolutions, or at the coarse one in large networks and without chains."""
+        tells_both = self.resolutions_sampled and objective.num_parameters < LARGE
+        aims = self.resolutions if tells_both else self.resolutions[:1]
+        finest_first = [resolution / self.nats_per_loss for resolution in reversed(aims)]
         seen, settings = _in_double(objective), _settings(objective)
-        return effective_rank(seen, spread, resolution=resolution, seed=seed, check_probe=check_probe, **settings)
+        return effective_rank(seen, spread, resolution=finest_first, seed=seed, check_probe=check_probe, **settings)
 
     def _at_both(self, rank: EffectiveRank, nbeta: float | None = None) -> dict[str, Estimate]:
         """The ranks where a quadratic divergence is each resolution, the fine one at another temperature if given."""

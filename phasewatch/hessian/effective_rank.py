@@ -85,9 +85,11 @@ class EffectiveRank:
     Attributes:
         value: The estimate.
         standard_error: Its Monte-Carlo error; 0.0 where it is exact.
-        quadrature_error: By how much the value may be off, either way, for too few products; a sure bound.
+        quadrature_error: By how much the value may be off, either way, for too few products: at a given b a sure bound,
+            at a given resolution one to first order.
         by_layer: Module name (for a parameter of the outermost module its own) to the part in its parameters.
         nbeta: The inverse temperature b.
+        amplification: How many times what they are at a given b the errors are: 1 but at a given resolution.
         converged: Whether it is known to ``RELIABLE`` (10 %): two standard errors and the quadrature error together.
         limited_by_probe: Whether half of the samples give a rank that differs by more than ``LIMITED`` (10 %); None
             where that was not asked for, where the samples cannot be told apart, or where it may be chance.
@@ -103,6 +105,7 @@ class EffectiveRank:
     quadrature_error: float
     by_layer: Mapping[str, LayerRank]
     nbeta: float
+    amplification: float
     converged: bool
     limited_by_probe: bool | None
     on_half: float
@@ -127,7 +130,9 @@ class EffectiveRank:
         r"""The rank at the b where the divergence, were it quadratic, is ``epsilon`` on average.
 
         That is :math:`\tfrac12 \sum h / (h + 1/b) / b`, which falls with b from half the trace. Where the prior alone
-        moves the function by less, b and the rank are 0.
+        moves the function by less, b and the rank are 0. As b is known no better than the rank, errors are those at a
+        given b times :math:`\operatorname{tr} f / \operatorname{tr} f^2`, f = h / (h + 1/b): once where every direction
+        is fixed or free, twice where the rank grows with the root of b.
 
         Args:
             epsilon: The mean divergence, in nats or units of half a squared error.
@@ -135,7 +140,8 @@ class EffectiveRank:
         Raises:
             ValueError: If it is not positive.
         """
-        return self.at(self.spectrum.nbeta_at(epsilon))
+        rank = replace(self.spectrum.at_resolution(epsilon), products=self.products)
+        return rank if self.half is None else _beside_half(rank, self.half)
 
 
 def effective_rank(
@@ -143,7 +149,7 @@ def effective_rank(
     spread: Tensor,
     nbeta: float | None = None,
     *,
-    resolution: float | None = None,
+    resolution: float | Sequence[float] | None = None,
     seed: int = 0,
     tolerance: float = 0.03,
     max_products: int = 64,
@@ -170,7 +176,8 @@ def effective_rank(
         objective: The loss on the probe; the matrix is taken at its parameters.
         spread: Standard deviation of the prior in each parameter, shape ``(num_parameters,)``.
         nbeta: The inverse temperature b, from which the resolution follows.
-        resolution: In the place of ``nbeta``: the mean divergence, see :meth:`EffectiveRank.at_resolution`.
+        resolution: In the place of ``nbeta``: the mean divergence, see :meth:`EffectiveRank.at_resolution`. Of several
+            the rank is that at the first, and it is estimated until it is known at each.
         seed: Seeds the random directions.
         tolerance: Monte-Carlo error wanted, relative to the rank.
         max_products: Products of the whole matrix after which it stops.
@@ -205,26 +212,27 @@ def effective_rank(
         raise ValueError(f"nbeta is {nbeta} and resolution is {resolution}; expected one of the two.")
     if nbeta is not None and not 0 < nbeta < math.inf:
         raise ValueError(f"nbeta is {nbeta}; expected a positive number.")
-    if resolution is not None and not 0 < resolution < math.inf:
-        raise ValueError(f"resolution is {resolution}; expected a positive number, the mean divergence.")
+    resolutions = [] if resolution is None else [resolution] if isinstance(resolution, float | int) else [*resolution]
+    if not (nbeta or resolutions) or not all(0 < one < math.inf for one in resolutions):
+        raise ValueError(f"resolution is {resolution}; expected a positive number, the mean divergence, or several.")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}; expected a number between 0 and 1.")
     if max_products < _LEAST_PRODUCTS:
         raise ValueError(f"max_products is {max_products}; expected at least {_LEAST_PRODUCTS}.")
 
-    def temperature(spectrum: WhitenedSpectrum) -> float:
-        return spectrum.nbeta_at(resolution) if nbeta is None and resolution is not None else nbeta or 0.0
+    def asked(spectrum: WhitenedSpectrum) -> list[EffectiveRank]:
+        return [spectrum.at_resolution(one) for one in resolutions] if nbeta is None else [spectrum.at(nbeta)]
 
     def on(data: Objective, error: float) -> tuple[WhitenedSpectrum, int]:
         operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread, by_layer)
         if size <= dense_below:
             return _dense(operator), operator.matrix.products
-        found = _by_directions(operator, temperature, own_generator(seed), error, max_products)
+        found = _by_directions(operator, asked, own_generator(seed), error, max_products)
         return found, operator.matrix.products
 
     with isolated():
         spectrum, products = on(objective, tolerance)
-        rank = replace(spectrum.at(temperature(spectrum)), products=products)
+        rank = replace(asked(spectrum)[0], products=products)
         told = rank.converged or max(len(s.diagonal) for s in spectrum.directions) >= _LEAST_TO_COMPARE
         half = objective.on_half() if check_probe and told else None
         return rank if half is None else _beside_half(rank, on(half, min(_LOOSER * tolerance, 0.5))[0])
@@ -349,6 +357,13 @@ class WhitenedSpectrum:
         """The effective rank at an inverse temperature; see :meth:`EffectiveRank.at`."""
         if not 0 <= nbeta < math.inf:
             raise ValueError(f"nbeta is {nbeta}; expected a number that is not negative.")
+        return self._at(nbeta, b_is_given=True)
+
+    def at_resolution(self, epsilon: float) -> EffectiveRank:
+        """The effective rank at a resolution; see :meth:`EffectiveRank.at_resolution`."""
+        return self._at(self.nbeta_at(epsilon), b_is_given=False)
+
+    def _at(self, nbeta: float, b_is_given: bool) -> EffectiveRank:
         terms = [direction.terms(nbeta) for direction in self.directions]
         values, squares, known, half_widths = (np.array(several) for several in zip(*terms, strict=True))
         # The first direction has seen the leading eigenvectors too, which says little of what lies outside of them.
@@ -364,9 +379,10 @@ class WhitenedSpectrum:
         floor = 1e-20 * max(float(values.sum(1).max()), 1e-140) ** 2
         weights = 1 / np.maximum(whole, floor)
         weights /= weights.sum()
-        layer_values, layer_errors = weights @ values, np.sqrt(weights**2 @ variances)
-        value, error = float(layer_values.sum()), float(np.sqrt(weights**2 @ whole))
-        unsure = float(weights @ half_widths)
+        layer_values, value = weights @ values, float((weights @ values).sum())
+        amplification = 1.0 if b_is_given else _amplification(value, float((weights @ squares).sum()))
+        layer_errors = amplification * np.sqrt(weights**2 @ variances)
+        error, unsure = amplification * math.sqrt(weights**2 @ whole), amplification * float(weights @ half_widths)
         reasons = []
         if 2 * error + unsure > RELIABLE * value:
             errors = (
@@ -383,6 +399,7 @@ class WhitenedSpectrum:
                 if name != _ALL
             },
             nbeta=nbeta,
+            amplification=amplification,
             converged=not reasons,
             limited_by_probe=None,
             on_half=math.nan,
@@ -489,7 +506,7 @@ def _all_known(eigenvalues: Array, shares: Array) -> _Direction:
 
 def _by_directions(
     operator: _Whitened,
-    temperature: Callable[[WhitenedSpectrum], float],
+    asked: Callable[[WhitenedSpectrum], list[EffectiveRank]],
     generator: torch.Generator,
     tolerance: float,
     max_products: int,
@@ -510,7 +527,7 @@ def _by_directions(
         steps = min(max_products - operator.matrix.products, most_vectors - len(known), rest)
         draw = operator.normal(generator)
         start = draw - vectors.T @ (vectors @ draw)
-        stop = _Stop(temperature, rest, tolerance, WhitenedSpectrum(layers, seen) if seen else None)
+        stop = _Stop(asked, rest, tolerance, WhitenedSpectrum(layers, seen) if seen else None)
         run = lanczos(operator, start, steps, deflated=vectors, scale=norm, enough=stop)
         norm = max(norm, float(np.abs(run.ritz_values).max()))
         if run.dimension == rest:
@@ -532,13 +549,12 @@ def _by_directions(
             )
         )
         spectrum = WhitenedSpectrum(layers, tuple(seen))
-        nbeta = temperature(spectrum)
-        rank = spectrum.at(nbeta)
-        enough = max(rank.standard_error, rank.quadrature_error) <= tolerance * rank.value
+        ranks = asked(spectrum)
+        enough = all(max(rank.standard_error, rank.quadrature_error) <= tolerance * rank.value for rank in ranks)
         left = max_products - operator.matrix.products
         if enough or left < _STEPS_OF_A_DIRECTION or (left < run.dimension / 2 and len(seen) > 1):
             return spectrum
-        found = _found(run, nbeta)
+        found = _found(run, max(rank.nbeta for rank in ranks))
         room = max(most_vectors - len(known) - 2 * _STEPS_OF_A_DIRECTION, 0)
         found = found[max(len(found) - room, 0) :]
         if len(found):
@@ -551,31 +567,54 @@ class _Stop:
 
     def __init__(
         self,
-        temperature: Callable[[WhitenedSpectrum], float],
+        asked: Callable[[WhitenedSpectrum], list[EffectiveRank]],
         dimension: int,
         tolerance: float,
         before: WhitenedSpectrum | None,
     ) -> None:
-        self._temperature, self._dimension, self._tolerance = temperature, dimension, tolerance
-        self._nbeta = None if before is None else temperature(before)
-        self._scale = None if before is None or self._nbeta is None else before.at(self._nbeta).value
+        self._asked, self._dimension, self._tolerance = asked, dimension, tolerance
+        self._ranks = None if before is None else asked(before)
         self._expected: list[float] = []
 
     def __call__(self, run: LanczosRun) -> bool:
         if run.dimension % (_STEPS_OF_A_DIRECTION // 2):
             return False
         alone = _Direction.of_run(run, self._dimension)
-        nbeta = self._temperature(WhitenedSpectrum((_ALL,), (alone,))) if self._nbeta is None else self._nbeta
-        image, value, lower, upper = alone.images(nbeta)
-        scale = value if self._scale is None else self._scale
-        close = (upper - lower) / 2 <= self._tolerance * scale / 2
-        if self._scale is not None or not close or not value:
-            return close
-        found = _filter(run.ritz_values[_found(run, nbeta)], nbeta)
-        outside = max(self._dimension * float(image @ image) - float(found @ found), 0.0)
-        directions = 2 * outside / (self._tolerance * value) ** 2
+        if self._ranks is not None:
+            return all(self._is_close(alone, rank) for rank in self._ranks)
+        ranks = self._asked(WhitenedSpectrum((_ALL,), (alone,)))
+        if not all(self._is_close(alone, rank) for rank in ranks):
+            return False
+        directions = max(self._directions(run, alone, rank) for rank in ranks)
         self._expected.append(run.dimension + directions * _STEPS_OF_A_DIRECTION)
         return directions < 1 or (len(self._expected) > 2 and self._expected[-1] > self._expected[-3])
+
+    def _is_close(self, alone: _Direction, rank: EffectiveRank) -> bool:
+        """Whether more steps would change the rank by less than half of the tolerance."""
+        _, _, lower, upper = alone.images(rank.nbeta)
+        return rank.amplification * (upper - lower) / 2 <= self._tolerance * rank.value / 2
+
+    def _directions(self, run: LanczosRun, alone: _Direction, rank: EffectiveRank) -> float:
+        """How many would do if the eigenvectors that this one has found were taken out."""
+        if not rank.value:
+            return 0.0
+        image = alone.images(rank.nbeta)[0]
+        found = _filter(run.ritz_values[_found(run, rank.nbeta)], rank.nbeta)
+        outside = max(self._dimension * float(image @ image) - float(found @ found), 0.0)
+        return 2 * outside * (rank.amplification / (self._tolerance * rank.value)) ** 2
+
+
+def _amplification(value: float, square: float) -> float:
+    """By how much more a rank is off at a given resolution than at a given b.
+
+    With s = d ln(rank) / d ln(b) an error of the rank changes the logarithm of the b that belongs to the resolution by
+    1 / (1 - s) times as much, and so that of the rank there; 1 - s is the trace of f² over that of f = h / (h + 1/b).
+
+    Args:
+        value: The trace of f.
+        square: The trace of its square.
+    """
+    return max(value / square, 1.0) if square > 0 else 1.0
 
 
 def _rounding(run: LanczosRun, norm: float) -> float:
