@@ -161,6 +161,16 @@ class Recording:
     linearizations: list[Linearization] = field(repr=False)
     alike: bool = True
 
+    def add(self, other: Recording) -> None:
+        """Take up what was recorded on another batch."""
+        self.gradient += other.gradient
+        self.linearizations += other.linearizations
+        self.alike &= [call.name for call in self.calls] == [call.name for call in other.calls]
+        if self.alike:
+            for call, same in zip(self.calls, other.calls, strict=True):
+                call.inputs += same.inputs
+                call.gradients += same.gradients
+
     def let_go(self) -> None:
         """Hold the calls and what they computed no longer; who holds a call has its inputs and gradients."""
         for call in self.calls:
@@ -183,14 +193,7 @@ def record(
     """
     recording = _record(objective, 0, generator, cotangents)
     for batch in range(1, objective.num_batches):
-        other = _record(objective, batch, generator, cotangents)
-        recording.gradient += other.gradient
-        recording.linearizations += other.linearizations
-        recording.alike &= [call.name for call in recording.calls] == [call.name for call in other.calls]
-        if recording.alike:
-            for call, same in zip(recording.calls, other.calls, strict=True):
-                call.inputs += same.inputs
-                call.gradients += same.gradients
+        recording.add(_record(objective, batch, generator, cotangents))
     return recording
 
 
