@@ -447,7 +447,7 @@ class _Whitened:
         if matrix is None:
             matrix = self.matrix.dense()
         spread = self.spread.to(matrix)
-        return spread[:, None] * matrix * spread
+        return matrix.mul_(spread[:, None]).mul_(spread)
 
     def normal(self, generator: torch.Generator) -> Tensor:
         drawn = torch.randn(len(self.spread), generator=generator, dtype=torch.float64)
@@ -466,7 +466,8 @@ class _Whitened:
 
 def _dense(operator: _Whitened) -> WhitenedSpectrum:
     matrix = operator.dense().double().cpu()
-    symmetric, layers = (matrix + matrix.T) / 2, tuple(operator.parts)
+    symmetric, layers = matrix.add(matrix.T).div_(2), tuple(operator.parts)
+    del matrix
     if layers == (_ALL,):
         # a quarter faster than torch's, and in place
         values = eigvalsh(symmetric.numpy().T, overwrite_a=True, check_finite=False)
@@ -544,6 +545,7 @@ def _by_directions(
         if len(found):
             vectors = torch.cat([vectors, run.ritz_vectors(found)])
             known = np.concatenate([known, run.ritz_values[found]])
+        del run  # its basis, before the next one is begun
 
 
 class _Stop:
