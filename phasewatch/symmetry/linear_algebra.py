@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import scipy.linalg
 import torch
-from torch import Tensor
 
 from phasewatch.symmetry.directions import Array
 
@@ -19,8 +18,8 @@ _ROWS_AT_ONCE = 2**14
 """Rows, or four times as many as there are columns if these are more. Chosen."""
 
 
-def joined(lengths: Sequence[int], blocks: Iterable[Tensor], axis: int) -> Array:
-    """Matrices of these lengths along an axis as one in double precision, each let go of when it is in its place."""
+def joined(lengths: Sequence[int], blocks: Iterable[Array], axis: int) -> Array:
+    """Matrices of these lengths along an axis as one, each let go of when it is in its place."""
     matrix, start = np.empty((0, 0)), 0
     for length, block in zip(lengths, blocks, strict=True):
         if not start:
@@ -28,7 +27,7 @@ def joined(lengths: Sequence[int], blocks: Iterable[Tensor], axis: int) -> Array
             shape[axis] = sum(lengths)
             matrix = np.empty(shape)
         places = (slice(None), slice(start, start + length)) if axis else slice(start, start + length)
-        matrix[places] = block.detach().double().cpu().numpy()
+        matrix[places] = block
         start += length
     return matrix
 

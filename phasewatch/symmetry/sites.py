@@ -50,7 +50,7 @@ class Site:
             return None
         units = len(self.rows)
         lengths, number = [left.numel() // units for left in self.left], len(self.left)
-        in_turn = (self.left.pop(0).movedim(self.unit_axis, -1).reshape(-1, units) for _ in range(number))
+        in_turn = (as_array(self.left.pop(0).movedim(self.unit_axis, -1)).reshape(-1, units) for _ in range(number))
         return joined(lengths, in_turn, axis=0)
 
     @cached_property

@@ -24,7 +24,7 @@ from phasewatch.symmetry.generic import (
     undo_shifts,
 )
 from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, joined, least_singular, svd, triangle
-from phasewatch.symmetry.sites import Site
+from phasewatch.symmetry.sites import Site, as_array
 from phasewatch.symmetry.spaces import Activation, Reader, Space
 from phasewatch.symmetry.tape import Indices
 
@@ -568,7 +568,7 @@ def _slopes(activation: Activation, width: int) -> Array | None:
     else:
         function = call.function
 
-    def slopes() -> Iterator[Tensor]:
+    def slopes() -> Iterator[Array]:
         while call.inputs:  # which are asked for here alone, and take as much memory as the slopes
             with torch.enable_grad():
                 x = call.inputs.pop(0).detach().clone().requires_grad_()
@@ -578,9 +578,10 @@ def _slopes(activation: Activation, width: int) -> Array | None:
     return joined([x.numel() // width for x in call.inputs], slopes(), axis=1)
 
 
-def _by_unit(values: Tensor, axis: int, order: Indices, width: int) -> Tensor:
+def _by_unit(values: Tensor, axis: int, order: Indices, width: int) -> Array:
     """One row a unit."""
-    return values.movedim(axis, 0).flatten(1)[torch.as_tensor(order)].reshape(width, -1)
+    found = as_array(values.movedim(axis, 0))
+    return found.reshape(len(found), -1)[order].reshape(width, -1)
 
 
 def _least(values: Array) -> _Nearest:
