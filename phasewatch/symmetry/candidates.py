@@ -73,7 +73,9 @@ def seek(objective: Objective, generator: torch.Generator, large: bool) -> Candi
         closeness.append(layer.closeness(parameters))
         if layer.site is not None:
             layer.site.let_go()
+        del layer  # before the next is made
     for site in architecture.sites:
+        _tidy(large)
         of_units += annihilating_directions(site)
         of_units += data_rank_directions(site, thorough=not large, rank_limit=effect.rank_limit)
         site.let_go()
