@@ -46,7 +46,8 @@ class Call:
         kwargs: Its keyword arguments.
         output: What it returned.
         parameters: Flat indices of the arguments that are parameters, by the id of the argument.
-        inputs: The first argument in each batch, when it was called: it may be written over later.
+        inputs: The first argument in each batch, when it was called: it may be written over later. Of the homogeneous
+            functions its signs.
         gradients: Gradient, in each batch, of the random combination of outputs of :func:`record` at the output.
     """
 
@@ -223,6 +224,11 @@ def _record(
     )
 
 
+def _noted(name: str, given: Tensor) -> Tensor:
+    """An argument as it is now; of what a homogeneous function is given the signs, on which its slopes depend."""
+    return given.detach().sign().to(torch.int8) if name in HOMOGENEOUS else given.detach().clone()
+
+
 def _without_graph(argument: Any) -> Any:
     return argument.detach() if isinstance(argument, Tensor) else argument
 
@@ -259,7 +265,7 @@ class _Tape(TorchFunctionMode):
         name = getattr(func, "__name__", type(func).__name__)
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        inputs = [args[0].detach().clone()] if name in _INPUT_NOTED and args and isinstance(args[0], Tensor) else []
+        inputs = [_noted(name, args[0])] if name in _INPUT_NOTED and args and isinstance(args[0], Tensor) else []
         output = func(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
             return output

@@ -99,7 +99,9 @@ class Layer:
         self.space = space
         read = next(r for r in space.readers if r.call is not None and r.call.inputs)
         self.activations = _read_by_unit(read, space.width)
-        self.slopes = _slopes(space.activations[0], space.width) if len(space.activations) == 1 else None
+        assert read.call is not None
+        dtype, alone = read.call.inputs[0].dtype, len(space.activations) == 1
+        self.slopes = _slopes(space.activations[0], space.width, dtype) if alone else None
         self.site = next((s for s in sites if s.space is space), None)
 
     @property
@@ -120,7 +122,7 @@ class Layer:
     @cached_property
     def cosines(self) -> Array:
         """Cosine between the activations of each two units, shape ``(width, width)``."""
-        norms = np.linalg.norm(self.activations, axis=1)
+        norms = np.array([np.linalg.norm(row) for row in self.activations])
         scaled = torch.from_numpy(self.activations / np.where(norms > 0, norms, 1.0)[:, None])
         return np.asarray((scaled @ scaled.T).numpy())
 
@@ -559,7 +561,7 @@ def _read_by_unit(reader: Reader, width: int) -> Array:
     return joined(sizes, (_by_unit(x, axis, order, width) for x in reader.call.inputs), axis=1)
 
 
-def _slopes(activation: Activation, width: int) -> Array | None:
+def _slopes(activation: Activation, width: int, dtype: torch.dtype) -> Array:
     call = activation.call
     order = np.argsort(activation.channels, kind="stable")
     kwargs = {**call.kwargs, **({"inplace": False} if "inplace" in call.kwargs else {})}
@@ -571,7 +573,7 @@ def _slopes(activation: Activation, width: int) -> Array | None:
     def slopes() -> Iterator[Array]:
         while call.inputs:  # which are asked for here alone, and take as much memory as the slopes
             with torch.enable_grad():
-                x = call.inputs.pop(0).detach().clone().requires_grad_()
+                x = call.inputs.pop(0).to(dtype).requires_grad_()
                 (slope,) = torch.autograd.grad(function(x, *call.args[1:], **kwargs).sum(), x)
             yield _by_unit(slope, activation.axis, order, width)
 
