@@ -18,7 +18,6 @@ from phasewatch.hessian import EffectiveRank, effective_rank
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
 from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import ConstantOutputsError, Objective
-from phasewatch.objective.memory import give_back
 from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
 
@@ -157,7 +156,6 @@ class BehavioralCoefficient:
         parts = self.parts(objective)
         spread = prior_spread(seen)
         found = self._estimates(seen, spread, seed)
-        give_back()  # what lay between the positions of the chains, before the bases of the ranks
         fine = found.get(LLC_BEHAVIORAL)
         beside: dict[str, Estimate] = {}
         noted: dict[str, tuple[str, ...]] = {}

@@ -27,6 +27,7 @@ from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator
 from phasewatch.hessian.operators import GRAPH_MEMORY, GaussNewtonOperator
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
+from phasewatch.objective.memory import give_back
 
 LIMITED = 0.1
 """Share by which the rank may differ on half of the probe's samples before the probe is what limits it. Chosen."""
@@ -216,6 +217,7 @@ def effective_rank(
         return spectrum.nbeta_at(resolution) if nbeta is None and resolution is not None else nbeta or 0.0
 
     def on(data: Objective, error: float) -> tuple[WhitenedSpectrum, int]:
+        give_back()  # before there is a basis
         operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread, by_layer)
         if size <= dense_below:
             return _dense(operator), operator.matrix.products
