@@ -475,6 +475,7 @@ def _dense(operator: _Whitened) -> WhitenedSpectrum:
         values = eigvalsh(symmetric.numpy().T, overwrite_a=True, check_finite=False)
         return WhitenedSpectrum(layers, (_all_known(values, np.ones((1, len(values)))),))
     values, vectors = torch.linalg.eigh(symmetric)
+    del symmetric
     return WhitenedSpectrum(layers, (_all_known(values.numpy(), operator.shares(vectors.T.contiguous())),))
 
 
