@@ -19,6 +19,7 @@ from phasewatch.interruption import safe_point
 from phasewatch.isolation import isolated, seed_everything
 from phasewatch.objective import LossFn, NoOutputsError, Objective, OutputsFn
 from phasewatch.objective.function import sizes_of_batches
+from phasewatch.objective.memory import give_back
 from phasewatch.record import Estimate, Histogram, Measurement
 
 HALVINGS = 3
@@ -183,6 +184,7 @@ def measure(
             wanted = [e for e in (ProbeLoss(data.name), *what) if e.name not in without]
         for estimator in wanted:
             safe_point()
+            give_back()  # what the part before has left behind would add to what this one takes
             progress(estimator.name)
             began_part = time.perf_counter()
             n = data.n or objective.num_samples
@@ -201,6 +203,7 @@ def measure(
             estimates.update({name: _doubted(estimate) for name, estimate in reading.estimates.items()})
             histograms.update(reading.histograms)
             sample_losses = reading.sample_losses or sample_losses
+    give_back()
     seconds = time.perf_counter() - began
     found = Measurement(step, estimates, histograms, seconds, sample_losses=sample_losses, seconds_by_part=by_part)
     return found, failures

@@ -27,6 +27,7 @@ from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator
 from phasewatch.hessian.operators import GRAPH_MEMORY, GaussNewtonOperator
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
+from phasewatch.objective.memory import give_back
 
 LIMITED = 0.1
 """Share by which the rank may differ on half of the probe's samples before the probe is what limits it. Chosen."""
@@ -224,6 +225,7 @@ def effective_rank(
         return [spectrum.at_resolution(one) for one in resolutions] if nbeta is None else [spectrum.at(nbeta)]
 
     def on(data: Objective, error: float) -> tuple[WhitenedSpectrum, int]:
+        give_back()  # before there is a basis
         operator = _Whitened(GaussNewtonOperator(data, graph_memory=graph_memory), spread, by_layer)
         if size <= dense_below:
             return _dense(operator), operator.matrix.products
@@ -464,7 +466,7 @@ class _Whitened:
         if matrix is None:
             matrix = self.matrix.dense()
         spread = self.spread.to(matrix)
-        return spread[:, None] * matrix * spread
+        return matrix.mul_(spread[:, None]).mul_(spread)
 
     def normal(self, generator: torch.Generator) -> Tensor:
         drawn = torch.randn(len(self.spread), generator=generator, dtype=torch.float64)
@@ -483,12 +485,14 @@ class _Whitened:
 
 def _dense(operator: _Whitened) -> WhitenedSpectrum:
     matrix = operator.dense().double().cpu()
-    symmetric, layers = (matrix + matrix.T) / 2, tuple(operator.parts)
+    symmetric, layers = matrix.add(matrix.T).div_(2), tuple(operator.parts)
+    del matrix
     if layers == (_ALL,):
         # a quarter faster than torch's, and in place
         values = eigvalsh(symmetric.numpy().T, overwrite_a=True, check_finite=False)
         return WhitenedSpectrum(layers, (_all_known(values, np.ones((1, len(values)))),))
     values, vectors = torch.linalg.eigh(symmetric)
+    del symmetric
     return WhitenedSpectrum(layers, (_all_known(values.numpy(), operator.shares(vectors.T.contiguous())),))
 
 
@@ -560,6 +564,7 @@ def _by_directions(
         if len(found):
             vectors = torch.cat([vectors, run.ritz_vectors(found)])
             known = np.concatenate([known, run.ritz_values[found]])
+        del run  # its basis, before the next one is begun
 
 
 class _Stop:

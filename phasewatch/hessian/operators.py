@@ -93,9 +93,11 @@ class CurvatureOperator(ABC):
             ValueError: If the matrix is not finite.
             RuntimeError: If an operation of the model has no second derivative.
         """
-        identity = torch.eye(self.shape[0], dtype=self.objective.dtype, device=self.objective.device)
+        matrix = torch.eye(self.shape[0], dtype=self.objective.dtype, device=self.objective.device)
         self.products += self.shape[0]
-        return torch.cat([self._multiply_rows(rows) for rows in identity.split(_COLUMNS_AT_ONCE)])
+        for rows in matrix.split(_COLUMNS_AT_ONCE):
+            rows.copy_(self._multiply_rows(rows))
+        return matrix
 
     def _product(self, batch: int) -> tuple[LinearMap, list[Tensor]]:
         parameters = self.objective.parameters.detach().clone().requires_grad_()

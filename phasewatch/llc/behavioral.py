@@ -18,6 +18,7 @@ from phasewatch.llc.draws import KeptDraws, existing
 from phasewatch.llc.resolved_chains import DRAWS_PER_POSITION, Draws, ResolvedChains
 from phasewatch.llc.spread import prior_spread
 from phasewatch.objective import Objective
+from phasewatch.objective.memory import give_back
 from phasewatch.shown import Shown
 
 COARSE, FINE = 0.1, 0.003
@@ -244,6 +245,7 @@ def estimate_behavioral_llc(
             for length in np.diff(np.linspace(0, draws, rounds + 1).astype(int)).tolist():
                 if resolution in found and found[resolution].is_far:
                     sampler.move_on(found[resolution].nbeta_of_resolution, resolution, burn_in)
+                give_back()  # what lay between the positions that are kept
                 seen = sampler.draw(length)
                 found[resolution] = _estimate(resolution, seen, divergence)
                 if found[resolution].reliable and found[resolution].half_width <= precision:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from phasewatch.isolation import isolated
 from phasewatch.llc.diagnostics import FloatArray
+from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW
 from phasewatch.objective import Objective, split_off_misfit
 
 PRODUCTS = 16
@@ -111,7 +112,10 @@ def probe_noise(objective: Objective, n: int, localization: float, seed: int = 0
             return (divergence.losses_and_gradients(moved)[1] - level) * (lengths / step)
 
         starts = torch.cat([signs, *(slope[None] for slope in slopes)])
-        nodes, weights = _quadrature(product, starts, min(PRODUCTS, size))
+        # A basis has the memory of as many vectors as there are products, for each that is gone from at a time.
+        at_once = len(starts) if size <= CHAINS_AT_ONCE_BELOW.get(center.device.type, 0) else 1
+        found = [_quadrature(product, some, min(PRODUCTS, size)) for some in starts.split(at_once)]
+        nodes, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
     weights = weights * starts.double().square().sum(dim=1, keepdim=True).cpu().numpy()
     products = nodes.shape[1] * len(starts) + 1
     return ProbeNoise(

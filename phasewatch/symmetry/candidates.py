@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from phasewatch.objective import Objective
+from phasewatch.objective.memory import give_back
 from phasewatch.symmetry.architecture import find_architecture
 from phasewatch.symmetry.directions import Added, Directions
 from phasewatch.symmetry.effect import RelativeEffect
@@ -61,16 +62,20 @@ def seek(objective: Objective, generator: torch.Generator, large: bool) -> Candi
     recording = record(objective, generator, lambda outputs: _cotangents(outputs, objective.num_batches, large))
     architecture = find_architecture(objective, recording)
     recording.let_go()
+    _tidy(large)
     parameters = objective.parameters.double().cpu().numpy()
     effect = RelativeEffect(objective, recording.linearizations)
     of_units: list[Directions] = []
     closeness: list[Closeness] = []
     for layer in layers_of(architecture):
+        _tidy(large)
         of_units += unit_directions(layer, parameters)
         closeness.append(layer.closeness(parameters))
         if layer.site is not None:
             layer.site.let_go()
+        del layer  # before the next is made
     for site in architecture.sites:
+        _tidy(large)
         of_units += annihilating_directions(site)
         of_units += data_rank_directions(site, thorough=not large, rank_limit=effect.rank_limit)
         site.let_go()
@@ -86,6 +91,12 @@ def seek(objective: Objective, generator: torch.Generator, large: bool) -> Candi
         closeness=tuple(closeness),
         unknown=unknown,
     )
+
+
+def _tidy(large: bool) -> None:
+    """What the layers before have left behind is more than what is held of one."""
+    if large:
+        give_back()
 
 
 def _untouched(gradient: Tensor, objective: Objective) -> list[Directions]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -11,6 +13,23 @@ from phasewatch.symmetry.directions import Array
 CLEARLY_POSITIVE = 1e-6
 """Least singular value of unit columns from which on they are independent without a closer look. Chosen, a thousand
 times ``RANK_TOLERANCE``."""
+
+_ROWS_AT_ONCE = 2**14
+"""Rows, or four times as many as there are columns if these are more. Chosen."""
+
+
+def joined(lengths: Sequence[int], blocks: Iterable[Array], axis: int) -> Array:
+    """Matrices of these lengths along an axis as one, each let go of when it is in its place."""
+    matrix, start = np.empty((0, 0)), 0
+    for length, block in zip(lengths, blocks, strict=True):
+        if not start:
+            shape = list(block.shape)
+            shape[axis] = sum(lengths)
+            matrix = np.empty(shape)
+        places = (slice(None), slice(start, start + length)) if axis else slice(start, start + length)
+        matrix[places] = block
+        start += length
+    return matrix
 
 
 def svd(matrix: Array) -> tuple[Array, Array, Array]:
@@ -40,8 +59,11 @@ def orthonormal(matrix: Array) -> tuple[Array, Array]:
 
 
 def triangle(matrix: Array) -> Array:
-    """The triangular factor of a matrix."""
-    return np.asarray(torch.linalg.qr(torch.from_numpy(matrix), mode="r").R.numpy())
+    """The triangular factor of a matrix, of some rows after another: a decomposition takes a copy of what it is of."""
+    rows, upper = torch.from_numpy(matrix), torch.zeros(0, matrix.shape[1], dtype=torch.float64)
+    for some in rows.split(max(_ROWS_AT_ONCE, 4 * matrix.shape[1])):
+        upper = torch.linalg.qr(torch.cat([upper, some]), mode="r").R
+    return np.asarray(upper.numpy())
 
 
 def least_singular(upper: Array, iterations: int = 8) -> tuple[float, Array]:

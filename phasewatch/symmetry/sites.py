@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phasewatch.symmetry.linear_algebra import joined
 from phasewatch.symmetry.spaces import Space
 from phasewatch.symmetry.tape import Call, Indices
 
@@ -24,7 +25,8 @@ class Site:
         layer: Name of its module.
         rows: Flat indices of weights and bias, one row a unit, shape ``(units, features [+ 1])``.
         entered: What the layer was given in each batch, with the call and whether it has a bias.
-        left: Random combinations of outputs differentiated in what left the layer, in each batch; None if unknown.
+        left: Random combinations of outputs differentiated in what left the layer, in each batch; None if unknown, and
+            emptied when ``gradients`` are made of them.
         unit_axis: Axis of these along which the units lie.
         space: The space that it writes.
     """
@@ -38,7 +40,7 @@ class Site:
 
     def let_go(self) -> None:
         """Make what follows from the recording anew where it is asked for again: together it takes a lot of memory."""
-        for name in ("gradients", "inputs", "first_inputs", "samples"):
+        for name in ("inputs", "first_inputs", "samples"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -47,7 +49,9 @@ class Site:
         if self.left is None:
             return None
         units = len(self.rows)
-        return np.vstack([as_array(g.movedim(self.unit_axis, -1).reshape(-1, units)) for g in self.left])
+        lengths, number = [left.numel() // units for left in self.left], len(self.left)
+        in_turn = (as_array(self.left.pop(0).movedim(self.unit_axis, -1)).reshape(-1, units) for _ in range(number))
+        return joined(lengths, in_turn, axis=0)
 
     @cached_property
     def inputs(self) -> NDArray[np.float64]:

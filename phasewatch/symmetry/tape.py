@@ -46,7 +46,8 @@ class Call:
         kwargs: Its keyword arguments.
         output: What it returned.
         parameters: Flat indices of the arguments that are parameters, by the id of the argument.
-        inputs: The first argument in each batch, when it was called: it may be written over later.
+        inputs: The first argument in each batch, when it was called: it may be written over later. Of the homogeneous
+            functions its signs.
         gradients: Gradient, in each batch, of the random combination of outputs of :func:`record` at the output.
     """
 
@@ -161,6 +162,16 @@ class Recording:
     linearizations: list[Linearization] = field(repr=False)
     alike: bool = True
 
+    def add(self, other: Recording) -> None:
+        """Take up what was recorded on another batch."""
+        self.gradient += other.gradient
+        self.linearizations += other.linearizations
+        self.alike &= [call.name for call in self.calls] == [call.name for call in other.calls]
+        if self.alike:
+            for call, same in zip(self.calls, other.calls, strict=True):
+                call.inputs += same.inputs
+                call.gradients += same.gradients
+
     def let_go(self) -> None:
         """Hold the calls and what they computed no longer; who holds a call has its inputs and gradients."""
         for call in self.calls:
@@ -183,14 +194,7 @@ def record(
     """
     recording = _record(objective, 0, generator, cotangents)
     for batch in range(1, objective.num_batches):
-        other = _record(objective, batch, generator, cotangents)
-        recording.gradient += other.gradient
-        recording.linearizations += other.linearizations
-        recording.alike &= [call.name for call in recording.calls] == [call.name for call in other.calls]
-        if recording.alike:
-            for call, same in zip(recording.calls, other.calls, strict=True):
-                call.inputs += same.inputs
-                call.gradients += same.gradients
+        recording.add(_record(objective, batch, generator, cotangents))
     return recording
 
 
@@ -218,6 +222,11 @@ def _record(
         total,
         [Linearization(objective, batch, curvature, float(total.sum()) / count)],
     )
+
+
+def _noted(name: str, given: Tensor) -> Tensor:
+    """An argument as it is now; of what a homogeneous function is given the signs, on which its slopes depend."""
+    return given.detach().sign().to(torch.int8) if name in HOMOGENEOUS else given.detach().clone()
 
 
 def _without_graph(argument: Any) -> Any:
@@ -256,7 +265,7 @@ class _Tape(TorchFunctionMode):
         name = getattr(func, "__name__", type(func).__name__)
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        inputs = [args[0].detach().clone()] if name in _INPUT_NOTED and args and isinstance(args[0], Tensor) else []
+        inputs = [_noted(name, args[0])] if name in _INPUT_NOTED and args and isinstance(args[0], Tensor) else []
         output = func(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
             return output

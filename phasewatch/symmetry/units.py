@@ -10,6 +10,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from phasewatch.symmetry.architecture import Architecture
 from phasewatch.symmetry.directions import Added, Array, Columns, Directions, Form
@@ -22,8 +23,8 @@ from phasewatch.symmetry.generic import (
     change_of_basis,
     undo_shifts,
 )
-from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, least_singular, svd, triangle
-from phasewatch.symmetry.sites import Site
+from phasewatch.symmetry.linear_algebra import CLEARLY_POSITIVE, joined, least_singular, svd, triangle
+from phasewatch.symmetry.sites import Site, as_array
 from phasewatch.symmetry.spaces import Activation, Reader, Space
 from phasewatch.symmetry.tape import Indices
 
@@ -98,7 +99,9 @@ class Layer:
         self.space = space
         read = next(r for r in space.readers if r.call is not None and r.call.inputs)
         self.activations = _read_by_unit(read, space.width)
-        self.slopes = _slopes(space.activations[0], space.width) if len(space.activations) == 1 else None
+        assert read.call is not None
+        dtype, alone = read.call.inputs[0].dtype, len(space.activations) == 1
+        self.slopes = _slopes(space.activations[0], space.width, dtype) if alone else None
         self.site = next((s for s in sites if s.space is space), None)
 
     @property
@@ -119,34 +122,35 @@ class Layer:
     @cached_property
     def cosines(self) -> Array:
         """Cosine between the activations of each two units, shape ``(width, width)``."""
-        norms = np.linalg.norm(self.activations, axis=1)
+        norms = np.array([np.linalg.norm(row) for row in self.activations])
         scaled = torch.from_numpy(self.activations / np.where(norms > 0, norms, 1.0)[:, None])
         return np.asarray((scaled @ scaled.T).numpy())
 
     def constant(self) -> NDArray[np.bool_]:
         """Which units have the same activation everywhere."""
-        spread = np.abs(self.activations - self.activations[:, :1]).max(1)
-        return np.asarray(spread <= EXACT * max(float(np.abs(self.activations).max()), 1e-300))
+        low, high, first = self.activations.min(1), self.activations.max(1), self.activations[:, 0]
+        spread = np.maximum(high - first, first - low)
+        return np.asarray(spread <= EXACT * max(float(high.max()), -float(low.min()), 1e-300))
 
     def effective(self) -> NDArray[np.bool_]:
         """Which units' inputs have an effect on the outputs somewhere."""
         if self.reach is None:
             return np.ones(self.space.width, dtype=bool)
-        size = np.abs(self.reach).max(0)
+        size = np.maximum(self.reach.max(0), -self.reach.min(0))
         return size > EXACT * max(float(size.max()), 1e-300)
 
     def closed(self) -> NDArray[np.bool_]:
         """Which units' activation function has no slope on the probe."""
         if self.slopes is None:
             return np.zeros(self.space.width, dtype=bool)
-        return np.asarray(~(np.abs(self.slopes) > 0).any(1))
+        return np.asarray(~(self.slopes != 0).any(1))
 
     def closeness(self, parameters: Array) -> Closeness:
         """The graded measures."""
         outgoing = np.sqrt(sum(np.square(parameters[r.weights]).sum(0) for r in self.space.readers))
         cosines = np.abs(self.cosines)
         distances: dict[str, _Nearest | None] = {
-            "dead": None if self.slopes is None else _least((np.abs(self.slopes) > 0).mean(1)),
+            "dead": None if self.slopes is None else _least((self.slopes != 0).mean(1)),
             "zero outgoing": _least(_relative(outgoing)),
             "zero incoming": self._without_input(parameters),
             "constant": _least(_relative(self.deviations)),
@@ -189,9 +193,8 @@ class Layer:
         units = np.flatnonzero(self.effective())
         if self.reach is None or not len(units) or len(self.reach) < len(units):
             return None
-        effects = self.reach[:, units]
-        effects = effects / np.linalg.norm(effects, axis=0)
-        least, mixture = least_singular(triangle(effects))
+        upper = triangle(self.reach[:, units])
+        least, mixture = least_singular(upper / np.linalg.norm(upper, axis=0))
         return least, tuple(units[mixture > 0.1 * mixture.max()].tolist())
 
     def _unseen(self) -> _Nearest | None:
@@ -554,25 +557,33 @@ def _read_by_unit(reader: Reader, width: int) -> Array:
     assert reader.call is not None and reader.channels is not None
     axis = -1 if reader.call.name == "linear" else 1
     order = np.argsort(reader.channels, kind="stable")
-    found = [x.movedim(axis, 0).flatten(1)[torch.as_tensor(order)].reshape(width, -1) for x in reader.call.inputs]
-    return torch.cat(found, dim=1).double().cpu().numpy()
+    sizes = [x.numel() // width for x in reader.call.inputs]
+    return joined(sizes, (_by_unit(x, axis, order, width) for x in reader.call.inputs), axis=1)
 
 
-def _slopes(activation: Activation, width: int) -> Array | None:
+def _slopes(activation: Activation, width: int, dtype: torch.dtype) -> Array:
     call = activation.call
-    order = torch.as_tensor(np.argsort(activation.channels, kind="stable"))
+    order = np.argsort(activation.channels, kind="stable")
     kwargs = {**call.kwargs, **({"inplace": False} if "inplace" in call.kwargs else {})}
     if call.name.endswith("_") and not call.name.endswith("__"):
         function = getattr(torch, call.name.rstrip("_"))
     else:
         function = call.function
-    slopes = []
-    for inputs in call.inputs:
-        with torch.enable_grad():
-            x = inputs.detach().clone().requires_grad_()
-            (slope,) = torch.autograd.grad(function(x, *call.args[1:], **kwargs).sum(), x)
-        slopes.append(slope.movedim(activation.axis, 0).flatten(1)[order].reshape(width, -1))
-    return torch.cat(slopes, dim=1).double().cpu().numpy()
+
+    def slopes() -> Iterator[Array]:
+        while call.inputs:  # which are asked for here alone, and take as much memory as the slopes
+            with torch.enable_grad():
+                x = call.inputs.pop(0).to(dtype).requires_grad_()
+                (slope,) = torch.autograd.grad(function(x, *call.args[1:], **kwargs).sum(), x)
+            yield _by_unit(slope, activation.axis, order, width)
+
+    return joined([x.numel() // width for x in call.inputs], slopes(), axis=1)
+
+
+def _by_unit(values: Tensor, axis: int, order: Indices, width: int) -> Array:
+    """One row a unit."""
+    found = as_array(values.movedim(axis, 0))
+    return found.reshape(len(found), -1)[order].reshape(width, -1)
 
 
 def _least(values: Array) -> _Nearest:

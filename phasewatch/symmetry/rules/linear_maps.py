@@ -44,7 +44,8 @@ def _linear_map(walk: Walk, call: Call, axis: int, groups: int) -> None:
 
 def _add_site(walk: Walk, layer: str, rows: Indices, call: Call, space: Space, axis: int, has_bias: bool) -> None:
     entered = [(call, x, has_bias) for x in call.inputs]
-    left = list(call.gradients) if len(call.gradients) == len(call.inputs) else None
+    left = call.gradients if len(call.gradients) == len(call.inputs) else None
+    call.gradients = []  # the site's from now on, which lets go of them
     known = walk.sites.get(rows.tobytes())
     if known is None:
         walk.sites[rows.tobytes()] = Site(layer, rows, entered, left, axis, space)
