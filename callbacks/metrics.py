@@ -12,6 +12,7 @@ import torch
 from phasewatch.analysis import Analysis
 from phasewatch.callbacks.places import is_a
 from phasewatch.callbacks.summaries import log_verdict, prefixed
+from phasewatch.figures.numbers import format_step
 from phasewatch.record import Flag, Measurement, Run, Transition
 from phasewatch.record.signals import LOSS
 from phasewatch.report import NAMES
@@ -68,7 +69,7 @@ class TrainerMetrics:
         for flag in flags:
             news = self._news(flag)
             if news is not None:
-                self._say(f"phasewatch: {news}, seen at {step}")
+                self._say(f"phasewatch: {news}, seen at {format_step(step)}")
 
     def _news(self, flag: Flag) -> str | None:
         """What a person wants to know at once: beginnings, ends and errors, but no better figures."""
@@ -78,12 +79,15 @@ class TrainerMetrics:
         self._told[flag.number] = state
         if state == before:
             return None
-        place = f"since step {transition.start:g}" if transition.under_way else f"at step {transition.step:g}"
+        under_way = transition.under_way
+        place = (
+            f"since step {format_step(transition.start)}" if under_way else f"at step {format_step(transition.step)}"
+        )
         if state == "withdrawn":
             return f"no transition ({transition.full_kind}) {place} after all"
         if state == "under way":
             return f"transition ({transition.full_kind}) under way {place}"
-        ended = f" has ended by {transition.end:g}" if before == "under way" else ""
+        ended = f" has ended by {format_step(transition.end)}" if before == "under way" else ""
         return f"transition ({transition.full_kind}) {place}{ended}"
 
     def on_end(self, analysis: Analysis) -> None:

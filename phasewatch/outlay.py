@@ -38,6 +38,7 @@ class Outlay:
         self.until_chains = 0
         self.measured: set[str] = set()
         self.planned_for: list[float] | None = None
+        self._is_freed = False
         self._expect()
 
     def predict(self, objectives: Sequence[Objective]) -> None:
@@ -69,16 +70,17 @@ class Outlay:
             given_up: Names of estimators that have failed and are not tried any more: they will take nothing.
 
         Returns:
-            Whether it is the first one of a part, so that the plan may be another.
+            Whether it is the first one of a part, or the last, so that the plan may be another.
         """
         prices = price.measured(self._prices, measured, found.seconds_by_part, seconds)
         gone = {part for e in self._estimators if e.name in given_up for part in (e.name, *price.chains_of(e))}
+        self._is_freed |= not gone.isdisjoint(prices)
         self._prices = {name: seconds for name, seconds in prices.items() if name not in gone}
         self._expect()
         parts = {part for e in measured if e.name in found.seconds_by_part for part in (e.name, *price.chains_of(e))}
         is_first = not parts <= self.measured
         self.measured |= parts
-        return is_first
+        return is_first or self._is_freed
 
     @property
     def prices(self) -> dict[str, float]:
@@ -104,7 +106,7 @@ class Outlay:
         self.planned_for = _limits(budget)
         training = None if clock.total_steps is None else clock.step_seconds * clock.total_steps
         if training is not None:
-            self.leave_out(*self._paid_by(budget.budget(training)))
+            self.leave_out(*self._paid_by(budget.budget(training), self.left_out, self.chains_in_each))
         return price.Plan(
             whole=sum(self._prices.values()),
             rest=clock.measurement_seconds,
@@ -116,19 +118,24 @@ class Outlay:
         )
 
     def plan_again(self) -> str:
-        """Now that it is known what a part takes, leave out what is too dear after all, and say so."""
+        """Now that it is known what a part takes, leave out what is too dear after all, and say so.
+
+        Where one is given up, what was left out for it is measured.
+        """
         budget, clock = self.budget, self.clock
         if budget is None or clock.total_steps is None or not self.planned_for:
             return ""
         took = clock.end_seconds
-        parts, chains_in_each = self._paid_by(budget.budget(clock.step_seconds * clock.total_steps))
+        before = ([], 1) if self._is_freed else (self.left_out, self.chains_in_each)
+        given_up, self._is_freed = " without what cannot be measured" if self._is_freed else "", False
+        parts, chains_in_each = self._paid_by(budget.budget(clock.step_seconds * clock.total_steps), *before)
         if (parts, chains_in_each) == (self.left_out, self.chains_in_each):
             return ""
         self.leave_out(parts, chains_in_each)
         rarely = f", {price.CHAINS} drawn in each {ORDINALS[chains_in_each]}" if chains_in_each > 1 else ""
         return (
-            f"a measurement takes {price.spoken(took)}; from now on about {price.spoken(clock.measurement_seconds)}, "
-            f"{price.in_words(parts) or 'nothing'} left out{rarely}."
+            f"a measurement takes {price.spoken(took)}{given_up}; from now on about "
+            f"{price.spoken(clock.measurement_seconds)}, {price.in_words(parts) or 'nothing'} left out{rarely}."
         )
 
     def leave_out(self, parts: list[str], chains_in_each: int = 1) -> None:
@@ -197,12 +204,18 @@ class Outlay:
         """What may be left out, the first to go first."""
         return price.may_be_left_out(self._estimators)
 
-    def _paid_by(self, seconds: float) -> tuple[list[str], int]:
-        """What to leave out of a run that may measure for so long, no less than before; how often chains are drawn."""
-        parts = self._in_order({*price.too_dear(self._prices, self._dear, seconds), *self.left_out})
+    def _paid_by(self, seconds: float, left_out: Sequence[str], chains_in_each: int) -> tuple[list[str], int]:
+        """What to leave out of a run that may measure for so long, and how often chains are drawn.
+
+        Args:
+            seconds: For measuring, in the whole run.
+            left_out: What is left out in any case.
+            chains_in_each: No more often than this are chains drawn.
+        """
+        parts = self._in_order({*price.too_dear(self._prices, self._dear, seconds), *left_out} & self._prices.keys())
         if price.COARSE_CHAINS in parts:
             return parts, 1
-        return parts, max(price.chains_in_each(self._prices, parts, seconds), self.chains_in_each)
+        return parts, max(price.chains_in_each(self._prices, parts, seconds), chains_in_each)
 
     def _in_order(self, parts: Collection[str]) -> list[str]:
         return [name for name in self._dear if name in parts]

@@ -27,7 +27,7 @@ from phasewatch.estimators import (
 )
 from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.measure import Probe
-from phasewatch.objective import Objective
+from phasewatch.objective import NoOutputsError, Objective
 from phasewatch.record import Estimate, Signal, load_run
 from phasewatch.record.signals import CATALOGUE
 from phasewatch.schedule import Spread, as_schedule
@@ -628,3 +628,23 @@ def test_what_is_requested_at_the_end_has_the_chains_that_are_kept_back_for_it(c
     drawn = ["llc_seen" in m.estimates for m in watch.run.measurements]
     assert sum(drawn) == 4 and drawn[-1] and watch.run.measurements[-1].step == 500
     assert watch.clock.measuring_seconds == 4 * 48 + 2 * len(drawn) <= 250
+
+
+def test_what_was_left_out_for_a_part_that_cannot_be_measured_is_measured(clock: Any) -> None:
+    """2 s, 48 for the chains and 30 for the zeros: of 250 s these are paid by what the function would have taken."""
+
+    @dataclass(frozen=True)
+    class Hidden(Function):
+        def read(self, objective: Objective, n: int, seed: int) -> Reading:
+            raise NoOutputsError("planted")
+
+    watch = make(Hidden(clock=clock), Zeros(clock=clock, seconds=30.0, said=30.0), total_steps=2_500)
+    with pytest.warns(UserWarning, match="cannot be measured in this run, all else is .*planted"):
+        train(watch, clock, 0, 2_500)
+    watch.close(2_500)
+    seen = ["zeros_seen" in m.estimates for m in watch.run.measurements]
+    assert not seen[0] and all(seen[1:]) and len(seen) >= 8
+    assert watch.run.header["left_out"] == [] and watch.clock.measuring_seconds <= 250
+    plan, news = watch.say  # type: ignore[misc]
+    assert "left out are zeros" in plan
+    assert "without what cannot be measured; from now on about 30 s, nothing left out." in news
