@@ -112,7 +112,7 @@ def test_the_chains_are_priced_by_themselves_and_left_out_by_a_twin_without() ->
     coarse = BehavioralCoefficient(sampled="coarse")
     assert price.predicted([coarse], size, pace) == {n: s for n, s in found.items() if n != FINE}
     assert price.predicted([lean], size, pace) == {n: s for n, s in found.items() if n not in (FINE, COARSE)}
-    assert found["llc_behavioral"] == pytest.approx(2.5 * 96 * 0.002)
+    assert found["llc_behavioral"] == pytest.approx(2.5 * 112 * 0.002)
     for one in (whole, coarse, lean):
         seconds = sum(price.predicted([one], size, pace).values()) - found[price.BEFORE_ALL]
         assert pace.seconds(one.price(size)) == pytest.approx(seconds)
