@@ -105,14 +105,14 @@ def test_the_chains_are_priced_by_themselves_and_left_out_by_a_twin_without() ->
     size, pace = Size(1_482, 1, 512, 512), price.Pace(0.001, 0.002, 0.004, 0.01)
     found = price.predicted([whole], size, pace)
     # four chains: 20 moves to find their start, 200 to settle, three quarters of 1,200 draws; with the coarse ones go
-    # 56 products on half of the probe, and 512 in the outputs, of two and a half products with the Hessian
+    # 36 products on half of the probe, and 512 in the outputs, of two and a half products with the Hessian
     moved = 4 * (20 + 200 + 900) * 0.004 + 20 * 0.01
     assert found[FINE] == pytest.approx(moved)
-    assert found[COARSE] == pytest.approx(moved + 2.5 * (56 + 512) * 0.002)
+    assert found[COARSE] == pytest.approx(moved + 2.5 * (36 + 512) * 0.002)
     coarse = BehavioralCoefficient(sampled="coarse")
     assert price.predicted([coarse], size, pace) == {n: s for n, s in found.items() if n != FINE}
     assert price.predicted([lean], size, pace) == {n: s for n, s in found.items() if n not in (FINE, COARSE)}
-    assert found["llc_behavioral"] == pytest.approx(2.5 * 112 * 0.002)
+    assert found["llc_behavioral"] == pytest.approx(2.5 * 72 * 0.002)
     for one in (whole, coarse, lean):
         seconds = sum(price.predicted([one], size, pace).values()) - found[price.BEFORE_ALL]
         assert pace.seconds(one.price(size)) == pytest.approx(seconds)

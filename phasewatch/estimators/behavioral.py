@@ -23,13 +23,14 @@ from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, L
 
 PRECISION = (0.09, 0.1)
 """Half-width of the interval at which chains end, as a share of lambda, below that and from there on. Chosen."""
-MOST_PRODUCTS, PRODUCTS = (256, 160), 112
+MOST_PRODUCTS, PRODUCTS = (256, 128), 72
 """Products with the Gauss-Newton matrix for an effective rank at most, below 20,000 parameters and from there on, and
-so many as its price: they end where the tolerance is reached. That takes 112 to 116 on a convnet of 106 thousand
-parameters and 72 on a transformer of 616 thousand; at both resolutions 20 to 130 on the network of the demo, and 108 to
-324 on modular addition."""
-RANK_TOLERANCE = 0.04
-"""Monte-Carlo error wanted of a rank, relative to it; with 5 % two of them would exceed what counts as reliable."""
+so many as its price: they end where the tolerance is reached. That takes 72 to 76 on a convnet of 106 thousand
+parameters and 40 on a transformer of 616 thousand; at both resolutions 20 to 96 on the network of the demo, and up to
+240 on modular addition."""
+RANK_TOLERANCE = 0.06
+"""Monte-Carlo error wanted of a rank, relative to it; with 7 % two of them would all but exceed what counts as
+reliable. A tolerance of .04 takes half as many products again."""
 DENSE_BELOW = 128
 """Parameters up to which all eigenvalues cost no more than the products of a run."""
 OUTPUTS_TOLERANCE, PRODUCTS_IN_THE_OUTPUTS = 0.01, 1_024

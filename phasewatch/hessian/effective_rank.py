@@ -32,7 +32,7 @@ from phasewatch.objective.memory import give_back
 LIMITED = 0.1
 """Share by which the rank may differ on half of the probe's samples before the probe is what limits it. Chosen."""
 
-RELIABLE = 0.1
+RELIABLE = 0.15
 """Share of the rank within which it must be known, by two standard errors and the quadrature error together. Chosen."""
 
 BASIS_MEMORY = 2**30
@@ -91,7 +91,7 @@ class EffectiveRank:
         by_layer: Module name (for a parameter of the outermost module its own) to the part in its parameters.
         nbeta: The inverse temperature b.
         amplification: How many times what they are at a given b the errors are: 1 but at a given resolution.
-        converged: Whether it is known to ``RELIABLE`` (10 %): two standard errors and the quadrature error together.
+        converged: Whether it is known to ``RELIABLE`` (15 %): two standard errors and the quadrature error together.
         limited_by_probe: Whether half of the samples give a rank that differs by more than ``LIMITED`` (10 %); None
             where that was not asked for, where the samples cannot be told apart, or where it may be chance.
         on_half: The rank on half of the samples; NaN where it was not asked for or the samples cannot be told apart.
