@@ -304,7 +304,7 @@ class _Direction:
         """What a run has seen, all parameters as one layer."""
         nothing = np.zeros(0)
         overlaps = np.eye(run.dimension)[None]
-        rounding = _rounding(run, float(np.abs(run.ritz_values).max()))
+        rounding = _rounding(run.basis.dtype, float(np.abs(run.ritz_values).max()))
         return cls(dimension, run.diagonal, run.off_diagonal, False, overlaps, nothing, nothing[None], rounding)
 
     @cached_property
@@ -532,7 +532,7 @@ def _by_directions(
         draw = operator.normal(generator)
         start = draw - vectors.T @ (vectors @ draw)
         stop = _Stop(asked, rest, tolerance, WhitenedSpectrum(layers, seen) if seen else None)
-        run = lanczos(operator, start, steps, deflated=vectors, scale=norm, enough=stop)
+        run = lanczos(operator, start, steps, deflated=vectors, negligible=_rounding(start.dtype, norm), enough=stop)
         norm = max(norm, float(np.abs(run.ritz_values).max()))
         if run.dimension == rest:
             vectors = torch.cat([vectors, run.ritz_vectors(np.arange(rest))])
@@ -548,7 +548,7 @@ def _by_directions(
                 overlaps=operator.overlaps(run.basis),
                 known=known,
                 known_shares=operator.shares(vectors),
-                rounding=_rounding(run, norm),
+                rounding=_rounding(start.dtype, norm),
                 limit=max(limit - len(known), 0),
             )
         )
@@ -622,9 +622,9 @@ def _amplification(value: float, square: float) -> float:
     return max(value / square, 1.0) if square > 0 else 1.0
 
 
-def _rounding(run: LanczosRun, norm: float) -> float:
+def _rounding(dtype: torch.dtype, norm: float) -> float:
     """What may pass for an eigenvalue of a matrix of this norm."""
-    return _ROUNDING * torch.finfo(run.basis.dtype).eps * norm
+    return _ROUNDING * torch.finfo(dtype).eps * norm
 
 
 def _found(run: LanczosRun, nbeta: float) -> NDArray[np.intp]:

@@ -99,7 +99,7 @@ def lanczos(
     num_steps: int,
     *,
     deflated: Tensor | None = None,
-    scale: float = 0.0,
+    negligible: float = 0.0,
     enough: Callable[[LanczosRun], bool] | None = None,
 ) -> LanczosRun:
     """Build a Krylov basis, orthogonalised against all of itself at each step.
@@ -112,7 +112,8 @@ def lanczos(
         start: Start vector, shape ``(N,)``; need not have unit length.
         num_steps: Greatest size of the basis, one product each.
         deflated: Orthonormal rows, shape ``(k, N)``, to stay orthogonal to.
-        scale: Norm of the operator as far as known, against which a coupling counts as zero.
+        negligible: Couplings up to this count as zero too: outside of the deflated rows, where those of the run are
+            smaller than what rounding makes of these.
         enough: Asked after each step whether the run so far is enough.
 
     Returns:
@@ -124,7 +125,7 @@ def lanczos(
     basis = start.new_empty(num_steps, size)
     diagonal: list[float] = []
     couplings: list[float] = []
-    strayed, entries = 0.0, 0
+    scale, strayed, entries = 0.0, 0.0, 0
     vector = orthogonalized(start / start.norm(), locked)[0]
 
     def so_far(invariant: bool) -> LanczosRun:
@@ -141,7 +142,7 @@ def lanczos(
             strayed += float(found[step - 1] - couplings[step - 1]) ** 2 + float(np.square(found[: step - 1]).sum())
             entries += step
         scale = max(scale, abs(diagonal[-1]), couplings[-1])
-        invariant = couplings[-1] <= rounding * scale or step + 1 + len(locked) == size
+        invariant = couplings[-1] <= max(rounding * scale, negligible) or step + 1 + len(locked) == size
         if invariant or (enough is not None and enough(so_far(False))):
             break
     return so_far(invariant)

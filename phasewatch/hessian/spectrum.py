@@ -323,7 +323,8 @@ class _LanczosSearch:
             return
         draw = torch.randn(self.size, generator=self.generator, dtype=torch.float64).to(self.vectors)
         start = draw - self.vectors.T @ (self.vectors @ draw)
-        run = lanczos(self.operator, start, min(num_steps, rest), deflated=self.vectors, scale=self.norm)
+        negligible = relative_rounding(self.vectors.dtype, self.size) * self.norm
+        run = lanczos(self.operator, start, min(num_steps, rest), deflated=self.vectors, negligible=negligible)
         self.norm = max(self.norm, float(np.abs(run.ritz_values).max()))
         self.probes.append(Probe.of(run, float(start.square().sum()), self.values, self.residuals))
         self.tops.append((float(run.ritz_values[-1]), float(run.residuals[-1])))
