@@ -86,8 +86,8 @@ class EffectiveRank:
     Attributes:
         value: The estimate.
         standard_error: Its Monte-Carlo error; 0.0 where it is exact.
-        quadrature_error: By how much the value may be off, either way, for too few products: at a given b a sure bound,
-            at a given resolution one to first order.
+        quadrature_error: By how much the value may be off, either way, for too few products or for rounding: at a given
+            b a sure bound, at a given resolution one to first order.
         by_layer: Module name (for a parameter of the outermost module its own) to the part in its parameters.
         nbeta: The inverse temperature b.
         amplification: How many times what they are at a given b the errors are: 1 but at a given resolution.
@@ -213,7 +213,7 @@ def effective_rank(
         raise ValueError(f"nbeta is {nbeta} and resolution is {resolution}; expected one of the two.")
     if nbeta is not None and not 0 < nbeta < math.inf:
         raise ValueError(f"nbeta is {nbeta}; expected a positive number.")
-    resolutions = [] if resolution is None else [resolution] if isinstance(resolution, float | int) else [*resolution]
+    resolutions = [] if resolution is None else np.atleast_1d(resolution).tolist()
     if not (nbeta or resolutions) or not all(0 < one < math.inf for one in resolutions):
         raise ValueError(f"resolution is {resolution}; expected a positive number, the mean divergence, or several.")
     if not 0 < tolerance < 1:
@@ -304,8 +304,7 @@ class _Direction:
         """What a run has seen, all parameters as one layer."""
         nothing = np.zeros(0)
         overlaps = np.eye(run.dimension)[None]
-        rounding = _rounding(run.basis.dtype, float(np.abs(run.ritz_values).max()))
-        return cls(dimension, run.diagonal, run.off_diagonal, False, overlaps, nothing, nothing[None], rounding)
+        return cls(dimension, run.diagonal, run.off_diagonal, False, overlaps, nothing, nothing[None])
 
     @cached_property
     def gauss(self) -> _Eigensystem:
@@ -332,6 +331,11 @@ class _Direction:
             return above, value, lower, upper
         share = (value / self.dimension - below[0]) / (above[0] - below[0])
         return below + share * (above - below), value, lower, upper
+
+    def by_rounding(self, nbeta: float) -> float:
+        """How far apart the bounds are for what may be rounding, which more products leave as they are."""
+        within, beyond = self.radau.image(nbeta), self.radau.image(nbeta, self.rounding)
+        return self.dimension * float(within[0] - beyond[0])
 
     def terms(self, nbeta: float) -> tuple[Array, Array, Array, float]:
         """Values and squares by layer, squares of the known by layer, and by how much the value may be off."""
@@ -387,10 +391,10 @@ class WhitenedSpectrum:
         error, unsure = amplification * math.sqrt(weights**2 @ whole), amplification * float(weights @ half_widths)
         reasons = []
         if 2 * error + unsure > RELIABLE * value:
-            errors = (
-                f"a standard error of {error / value:.1%}, and up to {unsure / value:.1%} for too short Lanczos runs"
-            )
-            reasons.append(f"the effective rank has not converged: {errors}; more products would narrow it")
+            by_rounding = amplification * float(weights @ [d.by_rounding(nbeta) for d in self.directions]) > unsure
+            why, cure = ("rounding", "double precision") if by_rounding else ("too short Lanczos runs", "more products")
+            errors = f"a standard error of {error / value:.1%}, and up to {unsure / value:.1%} for {why}"
+            reasons.append(f"the effective rank has not converged: {errors}; {cure} would narrow it")
         return EffectiveRank(
             value=value,
             standard_error=error,
@@ -517,7 +521,8 @@ def _by_directions(
 ) -> WhitenedSpectrum:
     """Random directions, each outside of the eigenvectors that those before it have found, until they are enough.
 
-    The first run may take all products: where it is too short, further directions would be as well.
+    The first run may take all products: where it is too short, further directions would be as well. What may be
+    rounding stays so whatever the number of products, and is told of the outcome alone.
     """
     size = len(operator.spread)
     vectors = operator.spread.new_zeros(0, size)
@@ -548,7 +553,6 @@ def _by_directions(
                 overlaps=operator.overlaps(run.basis),
                 known=known,
                 known_shares=operator.shares(vectors),
-                rounding=_rounding(start.dtype, norm),
                 limit=max(limit - len(known), 0),
             )
         )
@@ -557,7 +561,8 @@ def _by_directions(
         enough = all(max(rank.standard_error, rank.quadrature_error) <= tolerance * rank.value for rank in ranks)
         left = max_products - operator.matrix.products
         if enough or left < _STEPS_OF_A_DIRECTION or (left < run.dimension / 2 and len(seen) > 1):
-            return spectrum
+            rounding = _rounding(start.dtype, norm)
+            return WhitenedSpectrum(layers, tuple(replace(direction, rounding=rounding) for direction in seen))
         found = _found(run, max(rank.nbeta for rank in ranks))
         room = max(most_vectors - len(known) - 2 * _STEPS_OF_A_DIRECTION, 0)
         found = found[max(len(found) - room, 0) :]

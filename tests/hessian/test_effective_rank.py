@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,19 @@ def test_rounding_passes_for_no_rank(nbeta: float, max_products: int) -> None:
     assert found.value <= 400 and (not found.converged or abs(found.value - exact) <= 0.1 * exact)
 
 
+def test_where_rounding_is_in_the_way_no_products_are_spent_on_it() -> None:
+    """As above: of 400 products all were spent on the noise, a run of a single one each."""
+    eigenvalues = torch.logspace(np.log10(50), -8, 400, dtype=torch.float64)
+    objective, settings = of_single_precision(eigenvalues), {"max_products": 400, "check_probe": False}
+    found = effective_rank(objective, torch.ones(3000), 1e6, **settings)
+    assert found.products < 300 and not found.converged
+    assert found.reasons[0].endswith(" for rounding; double precision would narrow it")
+    exact = float((1e6 * eigenvalues / (1 + 1e6 * eigenvalues)).sum())
+    assert abs(found.value - exact) <= 3 * found.standard_error + found.quadrature_error
+    double = effective_rank(objective.to(torch.float64), torch.ones(3000), 1e6, **settings)
+    assert double.converged and abs(double.value - exact) <= 3 * double.standard_error + double.quadrature_error
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_many_small_eigenvalues_beside_a_large_one_are_seen_once_it_is_out(seed: int) -> None:
     """In units of 1/b one of 3e5 and 400 of up to 1, which couple a random direction of 3,000 no more than by 0.2.
@@ -310,6 +324,21 @@ def test_a_resolution_stands_for_its_temperature() -> None:
     for settings in ({}, {"nbeta": 1.0, "resolution": 1e-3}):
         with pytest.raises(ValueError, match="expected one of the two"):
             effective_rank(objective, spread, **settings)
+
+
+@pytest.mark.parametrize("given", [np.float32(0.25), torch.tensor(0.25), np.array([0.25, 1]), (0.25,)])
+def test_a_resolution_may_be_any_number_or_several(given: Any) -> None:
+    objective = of_kind("linear")
+    spread = spread_of(objective)
+    found = effective_rank(objective, spread, resolution=given, check_probe=False)
+    assert found.value == effective_rank(objective, spread, resolution=0.25, check_probe=False).value
+
+
+@pytest.mark.parametrize("given", [0, 0.0, math.nan, math.inf, [], (0.1, -1)])
+def test_other_resolutions_are_named(given: Any) -> None:
+    objective = of_kind("linear")
+    with pytest.raises(ValueError, match="resolution is .*; expected a positive number"):
+        effective_rank(objective, spread_of(objective), resolution=given)
 
 
 def test_errors_at_a_resolution_tell_that_its_temperature_is_sampled_too() -> None:
