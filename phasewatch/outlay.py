@@ -72,13 +72,14 @@ class Outlay:
         Returns:
             Whether it is the first one of a part, or the last, so that the plan may be another.
         """
+        known = self.measured & self._prices.keys()
         prices = price.measured(self._prices, measured, found.seconds_by_part, seconds)
-        gone = {part for e in self._estimators if e.name in given_up for part in (e.name, *price.chains_of(e))}
+        gone = self._parts_of(given_up)
         self._is_freed |= not gone.isdisjoint(prices)
         self._prices = {name: seconds for name, seconds in prices.items() if name not in gone}
         self._expect()
         parts = {part for e in measured if e.name in found.seconds_by_part for part in (e.name, *price.chains_of(e))}
-        is_first = not parts <= self.measured
+        is_first = not parts <= known
         self.measured |= parts
         return is_first or self._is_freed
 
@@ -191,13 +192,19 @@ class Outlay:
             self.planned_for, self.left_out = state["planned_for"], list(state["left_out"])
             self.chains_in_each, self.until_chains = state["chains_in_each"], state["until_chains"]
         self.clock = clock
-        self._prices.update(state["prices"])
         self.measured = set(state["measured"])
+        given_up = self._parts_of(self.measured - state["prices"].keys())  # had no price any more
+        self._prices = {name: seconds for name, seconds in self._prices.items() if name not in given_up}
+        self._prices.update(state["prices"])
         self._expect()
 
     @property
     def _estimators(self) -> list[Estimator]:
         return [estimator for monitor in self._monitors for estimator in monitor.estimators]
+
+    def _parts_of(self, names: Collection[str]) -> set[str]:
+        """The estimators of these names, and their chains."""
+        return {part for e in self._estimators if e.name in names for part in (e.name, *price.chains_of(e))}
 
     @property
     def _dear(self) -> list[str]:

@@ -647,4 +647,7 @@ def test_what_was_left_out_for_a_part_that_cannot_be_measured_is_measured(clock:
     assert watch.run.header["left_out"] == [] and watch.clock.measuring_seconds <= 250
     plan, news = watch.say  # type: ignore[misc]
     assert "left out are zeros" in plan
+    resumed = make(Hidden(clock=clock), Zeros(clock=clock, seconds=30.0, said=30.0), total_steps=2_500)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.prices == watch.prices and resumed.clock.measurement_seconds == watch.clock.measurement_seconds
     assert "without what cannot be measured; from now on about 30 s, nothing left out." in news
