@@ -81,6 +81,7 @@ class TensorBoardWriter:
         self._measurements = list(run.measurements)
         self._begun = {name for measurement in run.measurements for name in tagged(measurement)}
         self._standing = run.transitions
+        self._has_undrawn = bool(run.flags or run.transitions)  # what was to be drawn later is lost with a run
 
     def on_measurement(self, measurement: Measurement) -> None:
         """Write numbers, gaps and spectrum of one measurement.
@@ -118,8 +119,8 @@ class TensorBoardWriter:
         """
         if not flags:
             self._say_verdict(self._so_far, step)
-            self._draw_so_far(step, at_once=False)
             self._writer.flush()
+            self._draw_so_far(step, at_once=False)
             return
         for flag in flags:
             if flag.action != "withdrawn":
@@ -129,11 +130,11 @@ class TensorBoardWriter:
         self._standing = tuple(standing)
         so_far = self._so_far
         self._text(FLAGGED, so_far.run, standing, None, step)
-        self._has_undrawn = True
-        self._draw_so_far(step, at_once=False)
         if not all(flag.why == NOT_BORNE_OUT for flag in flags):  # then the run is over, and its own verdict comes next
             self._say_verdict(so_far, step)
         self._writer.flush()
+        self._has_undrawn = True
+        self._draw_so_far(step, at_once=False)
 
     def on_end(self, analysis: Analysis) -> None:
         """Write verdict, stages, table and figure of the whole run."""
@@ -141,7 +142,6 @@ class TensorBoardWriter:
         if not run.measurements:
             return
         step = run.measurements[-1].step
-        self._draw_so_far(step, at_once=True)
         self._say_verdict(analysis, max(step, self._said_at + 1))
         steps = [measurement.step for measurement in run.measurements]
         for at, stage in zip(steps, stages(steps, analysis.transitions), strict=True):
@@ -150,16 +150,19 @@ class TensorBoardWriter:
         self._figure(RUN, analysis, step)
         self._write_density(step)
         self._writer.flush()
+        self._draw_so_far(step, at_once=True)
 
     def close(self) -> None:
         """Close what was opened here."""
-        if self._unsaid is not None:
-            self._say_verdict(self._so_far, self._unsaid)
-        if self._measurements:
-            self._draw_so_far(self._measurements[-1].step, at_once=True)
-            self._writer.flush()
-        for writer in self._own:
-            writer.close()
+        try:
+            if self._unsaid is not None:
+                self._say_verdict(self._so_far, self._unsaid)
+                self._writer.flush()
+            if self._measurements:
+                self._draw_so_far(self._measurements[-1].step, at_once=True)
+        finally:
+            for writer in self._own:
+                writer.close()
 
     @property
     def _so_far(self) -> Analysis:
@@ -174,14 +177,20 @@ class TensorBoardWriter:
         self._writer.add_text(VERDICT, "\n".join(f"- {sentence}" for sentence in sentences), step)
 
     def _draw_so_far(self, step: int, at_once: bool) -> None:
-        """Draw the run so far if it has been flagged or revised since, at once or as soon as the time allows."""
+        """Draw the run so far if it has been flagged or revised since, at once or as soon as the time allows.
+
+        What cannot be drawn is tried again when there is something new.
+        """
         began = time.perf_counter()
         pays = self._drawing_seconds <= DRAWING * (began - self._opened_at)
         if not (self._has_undrawn and (pays or at_once)):
             return
-        self._figure(RUN_SO_FAR, self._so_far, step)
         self._has_undrawn = False
-        self._drawing_seconds += time.perf_counter() - began
+        try:
+            self._figure(RUN_SO_FAR, self._so_far, step)
+            self._writer.flush()
+        finally:
+            self._drawing_seconds += time.perf_counter() - began
 
     def _write_layout(self, measurement: Measurement) -> None:
         if charts(measurement.estimates.keys()).keys() <= self._charts.keys():

@@ -345,6 +345,45 @@ def test_the_run_so_far_is_drawn_as_time_allows_and_at_last(
     assert [image.step for image in accumulated(writer.directory).Images(RUN_SO_FAR)] == drawn
 
 
+def test_what_was_to_be_drawn_when_a_run_was_killed_is_drawn_when_it_goes_on(tmp_path: Path) -> None:
+    seen = tuple(measurement(step) for step in (0, 10))
+    killed = Run(None, {}, seen, (transition(5.0),), (), (), finished=False, flags=(flag(0, 5.0, 10),))
+    writer = TensorBoardWriter(tmp_path)
+    writer.on_resume(killed)
+    for step in (20, 30):
+        writer.on_measurement(measurement(step))
+        writer.on_transitions(step, [], [transition(5.0)])
+    writer.close()
+    assert [image.step for image in accumulated(writer.directory).Images(RUN_SO_FAR)] == [20]
+
+
+def test_a_picture_that_fails_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not tried again before there is something new, all else is written, and the file is closed."""
+    tried: list[str] = []
+
+    def fails(_: TensorBoardWriter, name: str, *__: Any) -> None:
+        tried.append(name)
+        raise MemoryError("planted")
+
+    monkeypatch.setattr(TensorBoardWriter, "_figure", fails)
+    writer = TensorBoardWriter(tmp_path)
+    writer.on_measurement(measurement(0))
+    with pytest.raises(MemoryError):
+        writer.on_transitions(0, [flag(0, 0.0, 0)], [transition(0.0)])
+    assert [step for step, _ in texts(writer.directory, VERDICT)] == [0]
+    writer.on_measurement(measurement(10))
+    writer.on_transitions(10, [], [transition(0.0)])
+    assert tried == [RUN_SO_FAR]
+    writer.on_measurement(measurement(20))
+    monkeypatch.setattr("phasewatch.tensorboard.writer.DRAWING", 0.0)
+    writer.on_transitions(20, [flag(0, 0.0, 20)], [transition(0.0)])
+    with pytest.raises(MemoryError):
+        writer.close()
+    assert tried == [RUN_SO_FAR, RUN_SO_FAR]
+    assert [step for step, _ in texts(writer.directory, VERDICT)] == [0, 10, 20]
+    assert writer._own[0].all_writers is None  # how PyTorch's tells that it is closed
+
+
 def test_the_verdict_is_said_once_a_step_and_of_each(tmp_path: Path) -> None:
     """Also where a flag is raised, at the last measurement too, and where one is withdrawn as the run ends."""
     writer = TensorBoardWriter(tmp_path)
