@@ -243,9 +243,10 @@ def effective_rank(
 def _beside_half(rank: EffectiveRank, half: WhitenedSpectrum) -> EffectiveRank:
     """The same with what half of the samples say of it."""
     on_half = half.at(rank.nbeta)
-    change = abs(on_half.value - rank.value)
+    change = abs(on_half.value - rank.value)  # at a b that is given to both
+    error = rank.standard_error / rank.amplification
     limited: bool | None = change > LIMITED * max(rank.value, on_half.value)
-    if limited and change < 2 * math.hypot(rank.standard_error, on_half.standard_error):
+    if limited and change < 2 * math.hypot(error, on_half.standard_error):
         limited = None
     reasons = rank.reasons
     if limited:
@@ -440,9 +441,8 @@ class WhitenedSpectrum:
         low, high = 1e-18, 1.0
         while self.mean_divergence(high) > epsilon:  # at most half the number of parameters over b
             low, high = high, high * 10
-        exponent = brentq(
-            lambda x: math.log(self.mean_divergence(math.exp(x)) / epsilon), math.log(low), math.log(high), xtol=1e-9
-        )
+        ends = math.log(low / 2), math.log(high * 2)  # as either may be the b that is sought, up to rounding
+        exponent = brentq(lambda x: math.log(self.mean_divergence(math.exp(x)) / epsilon), *ends, xtol=1e-9)
         return math.exp(exponent)
 
 

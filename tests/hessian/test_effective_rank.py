@@ -365,6 +365,35 @@ def test_errors_at_a_resolution_tell_that_its_temperature_is_sampled_too() -> No
     assert exact_rank.standard_error == 0.0 and min(inside.values()) >= 34, inside
 
 
+def linear_of_falling_inputs(samples: int) -> Objective:
+    """One output of 300 inputs, each of a size that is one over its number."""
+    x = normal(samples, 300) / torch.arange(1, 301, dtype=torch.float64)
+    batch = (x, torch.zeros(samples, 1))
+    return Objective(nn.Linear(300, 1, bias=False).double(), [batch], loss_fn=half_squared_error)
+
+
+def test_half_of_the_probe_is_compared_at_one_temperature() -> None:
+    """However that was found: these were limited by the probe at a given temperature, and not at its resolution."""
+    objective = linear_of_falling_inputs(90)
+    for seed, resolution in ((1, 0.03), (3, 0.025), (4, 0.03)):
+        settings = {"dense_below": 0, "tolerance": 0.06, "max_products": 300}
+        sampled = effective_rank(objective, torch.ones(300), resolution=0.03, seed=seed, **settings)
+        found = sampled.at_resolution(resolution)
+        given = sampled.at(found.nbeta)
+        assert found.amplification > 1.4 and found.limited_by_probe is given.limited_by_probe is True
+
+
+def test_a_rank_that_is_all_that_there_can_be_has_a_temperature() -> None:
+    """A short run says 20 of twenty samples: half of that over 1,000, an end of a bracket, is just the resolution."""
+    objective = linear_of_falling_inputs(40).on_half()
+    assert objective is not None
+    exact_rank = effective_rank(objective, torch.ones(300), resolution=0.01, check_probe=False)
+    settings = {"dense_below": 0, "tolerance": 0.18, "max_products": 300, "check_probe": False}
+    found = effective_rank(objective, torch.ones(300), resolution=0.01, **settings)
+    assert found.standard_error <= 0.18 * found.value
+    assert abs(found.value - exact_rank.value) <= 3 * found.standard_error + found.quadrature_error
+
+
 def test_a_prior_that_moves_the_function_by_less_than_the_resolution_leaves_no_rank() -> None:
     """Also of a network too large for a whole matrix, whose runs are asked whether they are long enough."""
     torch.manual_seed(0)
