@@ -14,6 +14,9 @@ from phasewatch.record import Measurement
 from phasewatch.schedule import Clock, Spread
 
 ORDINALS = {2: "second", 3: "third"}
+LESS = 0.8
+"""Share of the seconds that were planned with below which there is a new plan: the first steps of a training may be far
+slower than the later ones. Chosen."""
 
 
 class Outlay:
@@ -38,6 +41,7 @@ class Outlay:
         self.until_chains = 0
         self.measured: set[str] = set()
         self.planned_for: list[float] | None = None
+        self._planned_seconds = 0.0
         self._is_freed = False
         self._expect()
 
@@ -95,6 +99,11 @@ class Outlay:
         return min(limited, key=_limits, default=None)
 
     @property
+    def has_less(self) -> bool:
+        """Whether training is faster than was planned with, so that it pays for less."""
+        return self._seconds() < LESS * self._planned_seconds
+
+    @property
     def settled(self) -> dict[str, Any]:
         """What is left out and how often chains are drawn, as the record tells it."""
         return {"left_out": list(self.left_out), "chains_in_each": self.chains_in_each}
@@ -107,7 +116,8 @@ class Outlay:
         self.planned_for = _limits(budget)
         training = None if clock.total_steps is None else clock.step_seconds * clock.total_steps
         if training is not None:
-            self.leave_out(*self._paid_by(budget.budget(training), self.left_out, self.chains_in_each))
+            self._planned_seconds = self._seconds()
+            self.leave_out(*self._paid_by(self._planned_seconds, self.left_out, self.chains_in_each))
         return price.Plan(
             whole=sum(self._prices.values()),
             rest=clock.measurement_seconds,
@@ -123,13 +133,13 @@ class Outlay:
 
         Where one is given up, what was left out for it is measured.
         """
-        budget, clock = self.budget, self.clock
-        if budget is None or clock.total_steps is None or not self.planned_for:
+        clock = self.clock
+        if self.budget is None or clock.total_steps is None or not self.planned_for:
             return ""
-        took = clock.end_seconds
+        took, self._planned_seconds = clock.end_seconds, self._seconds()
         before = ([], 1) if self._is_freed else (self.left_out, self.chains_in_each)
         given_up, self._is_freed = " without what cannot be measured" if self._is_freed else "", False
-        parts, chains_in_each = self._paid_by(budget.budget(clock.step_seconds * clock.total_steps), *before)
+        parts, chains_in_each = self._paid_by(self._planned_seconds, *before)
         if (parts, chains_in_each) == (self.left_out, self.chains_in_each):
             return ""
         self.leave_out(parts, chains_in_each)
@@ -180,6 +190,7 @@ class Outlay:
         """What a checkpoint keeps of it."""
         return {
             "planned_for": self.planned_for,
+            "planned_seconds": self._planned_seconds,
             **self.settled,
             "until_chains": self.until_chains,
             "measured": sorted(self.measured),
@@ -190,6 +201,7 @@ class Outlay:
         """Go on from there; what was left out stays so under the same budget only."""
         if state["planned_for"] == ([] if self.budget is None else _limits(self.budget)):
             self.planned_for, self.left_out = state["planned_for"], list(state["left_out"])
+            self._planned_seconds = state["planned_seconds"]
             self.chains_in_each, self.until_chains = state["chains_in_each"], state["until_chains"]
         self.clock = clock
         self.measured = set(state["measured"])
@@ -201,6 +213,13 @@ class Outlay:
     @property
     def _estimators(self) -> list[Estimator]:
         return [estimator for monitor in self._monitors for estimator in monitor.estimators]
+
+    def _seconds(self) -> float:
+        """For measuring, in the whole run, by what a step takes; without end where that is not limited or known."""
+        budget, clock = self.budget, self.clock
+        if budget is None or clock.total_steps is None:
+            return math.inf
+        return budget.budget(clock.step_seconds * clock.total_steps)
 
     def _parts_of(self, names: Collection[str]) -> set[str]:
         """The estimators of these names, and their chains."""

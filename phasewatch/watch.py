@@ -418,6 +418,8 @@ class Watch:
             for monitor in self.monitors:
                 if isinstance(monitor.schedule, Spread) and monitor not in visited:
                     monitor.go_on(step, self.clock)
+        if self._outlay.has_less:
+            self._plan_again()
         measured = [m for m in visited if m.is_due(step, self.clock)]
         if self._last_taken < 0 and any(m not in measured and m.schedule.keeps_the_start for m in visited):
             self._keep(step, visited)
@@ -486,6 +488,11 @@ class Watch:
             warnings.warn(f"phasewatch: {plan.with_what_mends_it()}", stacklevel=3)
         else:
             self.say(f"phasewatch: {plan.told(None if self._start is None else self._start.step)}")
+
+    def _plan_again(self) -> None:
+        if news := self._outlay.plan_again():
+            self._record_what_is_left_out()
+            self.say(f"phasewatch: {news}")
 
     def _record_what_is_left_out(self) -> None:
         settled = self._outlay.settled
@@ -810,9 +817,8 @@ class Watch:
         took = max(0.0, time.perf_counter() - began)
         self.clock.measuring_seconds += took
         is_first = self._outlay.take(measured, found, took, self._failing.left_out)
-        if is_first and left_out_at_the_end is None and (news := self._outlay.plan_again()):
-            self._record_what_is_left_out()
-            self.say(f"phasewatch: {news}")
+        if is_first and left_out_at_the_end is None:
+            self._plan_again()
         return measurement
 
     def _note_interruption(self, step: int, seconds: float, stopped: Interrupted) -> None:

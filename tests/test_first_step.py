@@ -651,3 +651,19 @@ def test_what_was_left_out_for_a_part_that_cannot_be_measured_is_measured(clock:
     resumed.load_state_dict(watch.state_dict())
     assert resumed.prices == watch.prices and resumed.clock.measurement_seconds == watch.clock.measurement_seconds
     assert "without what cannot be measured; from now on about 30 s, nothing left out." in news
+
+
+def test_where_training_gets_faster_there_is_a_new_plan(clock: Any) -> None:
+    """2 s, 48 for the chains and 10 for the zeros: 500 s pay for eight of 60, but the steps take 170 and not 500."""
+    watch = make(Function(clock=clock), Zeros(clock=clock, seconds=10.0, said=10.0), total_steps=2_000)
+    for step in range(2_000):
+        watch.at(step)
+        clock.now += 2.5 if step < 500 else 0.3
+    watch.close(2_000)
+    plan, *_, last = watch.say  # type: ignore[misc]
+    assert "left out" not in plan and "the end is measured without" in last
+    assert len(watch.run.measurements) >= 8 and watch.clock.measuring_seconds <= 170
+    assert watch.run.header["left_out"] == ["zeros"]
+    resumed = make(Function(clock=clock), Zeros(clock=clock, seconds=10.0, said=10.0), total_steps=2_000)
+    resumed.load_state_dict(watch.state_dict())
+    assert 170 < resumed.state_dict()["planned_seconds"] == watch.state_dict()["planned_seconds"] < 400

@@ -144,6 +144,7 @@ _CHECKS: dict[str, Callable[[Any, str], object]] = {
     "last_taken": _step,
     "start": _or_none(whole),
     "planned_for": _or_none(numbers),
+    "planned_seconds": number,
     "left_out": texts,
     "chains_in_each": lambda value, what: _integer(value, what, 1),
     "until_chains": _integer,

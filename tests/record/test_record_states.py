@@ -72,7 +72,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 
 ENTRIES = (
     *("run_id", "record", "lines", "detector", "next_visits", "schedules", "taken", "activity", "last_taken", "start"),
-    *("planned_for", "left_out", "chains_in_each", "until_chains", "measured", "prices", "clock"),
+    *("planned_for", "planned_seconds", "left_out", "chains_in_each", "until_chains", "measured", "prices", "clock"),
 )
 LACKS = object()
 
