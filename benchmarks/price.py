@@ -13,7 +13,6 @@ price.md.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import platform
@@ -44,6 +43,7 @@ from reference_runs import (
 
 from phasewatch import Objective
 from phasewatch.estimators import Estimator, LearningCoefficient, ProbeLoss, behavioral, zeros
+from phasewatch.objective.memory import give_back
 from phasewatch.price import COARSE_CHAINS, FINE_CHAINS, Pace, predicted, size_of, without
 from phasewatch.watch import DEFAULT_ESTIMATORS
 
@@ -265,8 +265,7 @@ def parts() -> Iterator[dict[str, float]]:
 
 def reset_peak() -> None:
     gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

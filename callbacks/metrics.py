@@ -79,10 +79,8 @@ class TrainerMetrics:
         self._told[flag.number] = state
         if state == before:
             return None
-        under_way = transition.under_way
-        place = (
-            f"since step {format_step(transition.start)}" if under_way else f"at step {format_step(transition.step)}"
-        )
+        when, step = ("since", transition.start) if transition.under_way else ("at", transition.step)
+        place = f"{when} step {format_step(step)}"
         if state == "withdrawn":
             return f"no transition ({transition.full_kind}) {place} after all"
         if state == "under way":

@@ -6,10 +6,8 @@ and what each estimator took.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from phasewatch import Objective
 from phasewatch.estimators import BehavioralCoefficient, Estimator, HessianSpectrum, ProbeLoss, SymmetryLedger
+from phasewatch.objective.memory import give_back
 
 WORDS, WIDTH, DEPTH, LENGTH, BATCH, BATCHES = 96, 128, 3, 128, 16, 3
 
@@ -41,8 +40,7 @@ def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def peak_begins_anew() -> None:
     gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")
 
 

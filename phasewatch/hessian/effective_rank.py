@@ -528,6 +528,7 @@ def _by_directions(
     vectors = operator.spread.new_zeros(0, size)
     known, norm = np.zeros(0), 0.0
     seen: list[_Direction] = []
+    ranks: list[EffectiveRank] | None = None
     layers = tuple(operator.parts)
     most_vectors = max(BASIS_MEMORY // (size * vectors.element_size()), 2 * _STEPS_OF_A_DIRECTION)
     limit: int | None = None
@@ -536,7 +537,7 @@ def _by_directions(
         steps = min(max_products - operator.matrix.products, most_vectors - len(known), rest)
         draw = operator.normal(generator)
         start = draw - vectors.T @ (vectors @ draw)
-        stop = _Stop(asked, rest, tolerance, WhitenedSpectrum(layers, seen) if seen else None)
+        stop = _Stop(asked, rest, tolerance, ranks)
         run = lanczos(operator, start, steps, deflated=vectors, negligible=_rounding(start.dtype, norm), enough=stop)
         norm = max(norm, float(np.abs(run.ritz_values).max()))
         if run.dimension == rest:
@@ -556,8 +557,7 @@ def _by_directions(
                 limit=max(limit - len(known), 0),
             )
         )
-        spectrum = WhitenedSpectrum(layers, tuple(seen))
-        ranks = asked(spectrum)
+        ranks = asked(WhitenedSpectrum(layers, tuple(seen)))
         enough = all(max(rank.standard_error, rank.quadrature_error) <= tolerance * rank.value for rank in ranks)
         left = max_products - operator.matrix.products
         if enough or left < _STEPS_OF_A_DIRECTION or (left < run.dimension / 2 and len(seen) > 1):
@@ -580,10 +580,10 @@ class _Stop:
         asked: Callable[[WhitenedSpectrum], list[EffectiveRank]],
         dimension: int,
         tolerance: float,
-        before: WhitenedSpectrum | None,
+        ranks: list[EffectiveRank] | None,
     ) -> None:
         self._asked, self._dimension, self._tolerance = asked, dimension, tolerance
-        self._ranks = None if before is None else asked(before)
+        self._ranks = ranks  # by the directions before
         self._expected: list[float] = []
 
     def __call__(self, run: LanczosRun) -> bool:

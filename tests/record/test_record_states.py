@@ -83,7 +83,7 @@ def test_an_entry_that_a_state_lacks_or_has_in_another_form_costs_no_more_than_t
     value: Any, entry: str, whole: Watch, first: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
     if (entry, value) == ("planned_seconds", 3.5):
-        value = "3.5"  # a number is what it is
+        value = "3.5"  # where a number is nothing wrong
     state, earlier = first
     assert state.keys() == set(ENTRIES)
     state = {name: found for name, found in state.items() if name != entry}
