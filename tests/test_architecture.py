@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objective": {"interruption", "isolation", "torch", "numpy"},
     "probe": {"isolation", "objective", "torch", "numpy"},
     "hessian": {"isolation", "objective", "shown", "torch", "numpy", "scipy"},
-    "llc": {"isolation", "objective", "shown", "torch", "numpy", "scipy"},
+    "llc": {"isolation", "objective", "hessian", "shown", "torch", "numpy", "scipy"},
     "symmetry": {"isolation", "objective", "hessian", "shown", "torch", "numpy", "scipy", "tabulate"},
     "transitions": {"record", "shown", "numpy", "scipy", "ruptures"},
     "analysis": {"record", "transitions", "numpy", "ruptures"},

@@ -13,8 +13,8 @@ from phasewatch.objective import Objective
 from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC
 
-_PILOT = 2 * 33 + 40
-"""Gradients of all batches before the chains, see :func:`phasewatch.estimate_llc`."""
+_NOISE, _PILOT = 60, 40
+"""Gradients before the chains, of each of five batches at most and of all, see :func:`phasewatch.estimate_llc`."""
 _MOVE = 1.5
 """Gradients of a batch that a move of a chain takes as long as, with what is looked at beside it. Chosen, above
 what benchmarks/results/llc.md has."""
@@ -61,7 +61,7 @@ class LearningCoefficient:
     def price(self, size: Size) -> Price:
         """What is known of it: the chains, on one batch at a time, and before them a pilot on all."""
         chains = _MOVE * self.chains * (self.burn_in + self.draws)
-        return Price(_PILOT * size.num_batches + chains) * (1 + len(self.refined))
+        return Price(_NOISE * min(size.num_batches, 5) + _PILOT * size.num_batches + chains) * (1 + len(self.refined))
 
     def _of_part(self, part: str) -> str:
         return named(self.name, part)

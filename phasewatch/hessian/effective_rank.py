@@ -25,6 +25,7 @@ from torch import Tensor
 from phasewatch.hessian.by_sample import gauss_newton_by_sample
 from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator
 from phasewatch.hessian.operators import GRAPH_MEMORY, GaussNewtonOperator
+from phasewatch.hessian.quadrature import last_of_radau
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 from phasewatch.objective.memory import give_back
@@ -318,7 +319,7 @@ class _Direction:
         if self.exact:
             return self.gauss
         lowered = self.diagonal.copy()
-        lowered[-1] = _last_of_radau(self.diagonal[:-1], self.couplings[:-1])
+        lowered[-1] = last_of_radau(self.diagonal[:-1], self.couplings[:-1])
         return _Eigensystem.of(lowered, self.couplings[:-1])
 
     def images(self, nbeta: float) -> tuple[Array, float, float, float]:
@@ -648,16 +649,6 @@ def _hidden(outside: Array) -> Array:
     """
     # of a layer that does nothing, rounding leaves less than none
     return np.asarray(gammainc(len(outside) / 2, np.maximum(outside.sum(0), 0.0) / 2))
-
-
-def _last_of_radau(diagonal: Array, couplings: Array) -> float:
-    """The last diagonal entry with which a tridiagonal matrix has an eigenvalue at zero (Golub 1973)."""
-    pivot = 0.0
-    for number, entry in enumerate(diagonal):
-        pivot = entry - (couplings[number - 1] ** 2 / pivot if number else 0.0)
-        if pivot <= 0.0:  # rounding: an eigenvalue of zero has been found already
-            return float(couplings[-1] ** 2 / np.abs(diagonal).max())
-    return float(couplings[-1] ** 2 / pivot) if len(diagonal) else 0.0
 
 
 def _filter(eigenvalues: Array, nbeta: float) -> Array:

@@ -32,6 +32,11 @@ _SAME_PRODUCT = 1e-3
 """Relative difference up to which forward and backward mode agree. Chosen: single precision is a hundred times
 better."""
 
+
+class NoSecondDerivativeError(RuntimeError):
+    """An operation of the model has no second derivative."""
+
+
 LinearMap = Callable[..., Tensor]
 """``product(vector)``, or ``product(rows, batched=True)`` on the rows of a matrix."""
 
@@ -239,22 +244,21 @@ class GaussNewtonOperator(CurvatureOperator):
         _check_differentiable_twice([loss, *outputs])
         curvature, jacobian = LossCurvature(loss, leaves), Jacobian(outputs, parameters)
 
+        # No product may refer to itself: what it holds would be freed when the collector finds it, and not before.
         def product(vectors: Tensor, batched: bool) -> Tensor:
             tangents = None if batched else self._by_forward_mode(parameters, vectors, batch, outputs)
-            known = tangents is not None
-            tangents = tangents or jacobian.by_backward(vectors, batched)
-            curved = curvature(tangents, batched)
-            result = jacobian.transposed(curved, batched)
-            if known and self._forward_mode is None:
-                # Both are the same number, the second by way of J transposed.
-                seen = sum(
-                    float(t.double().flatten() @ c.double().flatten()) for t, c in zip(tangents, curved, strict=True)
-                )
-                pulled = float(vectors.double() @ result.double())
-                self._forward_mode = abs(seen - pulled) <= _SAME_PRODUCT * max(abs(seen), abs(pulled))
-                if not self._forward_mode:
-                    return product(vectors, batched)
-            return result
+            if tangents is not None:
+                curved = curvature(tangents)
+                result = jacobian.transposed(curved)
+                if self._forward_mode is None:
+                    # Both are the same number, the second by way of J transposed.
+                    pairs = zip(tangents, curved, strict=True)
+                    seen = sum(float(t.double().flatten() @ c.double().flatten()) for t, c in pairs)
+                    pulled = float(vectors.double() @ result.double())
+                    self._forward_mode = abs(seen - pulled) <= _SAME_PRODUCT * max(abs(seen), abs(pulled))
+                if self._forward_mode:
+                    return result
+            return jacobian.transposed(curvature(jacobian.by_backward(vectors, batched), batched), batched)
 
         return product, [loss.detach(), *(slope.detach() for slope in curvature.slopes)]
 
@@ -427,7 +431,7 @@ def _curvature_pass(name: str) -> Iterator[None]:
             raise
         found = re.search(r"derivative for '?([\w:]+)'? is not implemented", message)
         operation = f"The operation {found[1]}" if found else "An operation of the model"
-        raise RuntimeError(
+        raise NoSecondDerivativeError(
             f"{operation} has no second derivative, which the {name} needs. Replace it by differentiable PyTorch "
             "operations when measuring (attention: torch.nn.attention.SDPBackend.MATH; CuDNN RNN: "
             "torch.backends.cudnn.flags(enabled=False); own autograd.Function: drop once_differentiable). PyTorch "

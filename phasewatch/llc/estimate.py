@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from phasewatch.hessian.operators import NoSecondDerivativeError
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
 from phasewatch.llc.diagnostics import FloatArray
 from phasewatch.llc.draws import KeptDraws, existing
 from phasewatch.llc.fluctuations import Fluctuations
 from phasewatch.llc.hmc import LEAST_DRAWS, sample_hmc
+from phasewatch.llc.newton import newton_step
 from phasewatch.llc.pilot import pilot_descent
 from phasewatch.llc.posterior import LocalizedPosterior
 from phasewatch.llc.probe_noise import ProbeNoise, probe_noise
-from phasewatch.objective import NoOutputsError, Objective
+from phasewatch.objective import Objective
 from phasewatch.objective.constant import loss_of_constant_prediction
 from phasewatch.shown import Shown
 
@@ -264,9 +266,10 @@ def estimate_llc(
     batch less the loss of w* on the same batch. The sampler sets itself up. It costs ``chains * (burn_in + draws)``
     minibatch gradients, one a batch, and a dozen.
 
-    Before that some dozens of gradients on all batches, :math:`2 \times 33` for what the probe can bear and up to 40
-    for a pilot descent, say whether there is anything to sample: where the descent takes off more than a tenth of the
-    quadratic part of lambda, w* is not near a minimum, lambda is NaN and no chain is run.
+    Before that some dozens of products with the Gauss-Newton matrix, on five batches at most, say what the probe can
+    bear, and a step of Newton's method or up to 40 gradients on all batches for a pilot descent whether there is
+    anything to sample: where the descent takes off more than a tenth of the quadratic part of lambda, w* is not near a
+    minimum, lambda is NaN and no chain is run.
 
     Args:
         objective: The loss, on a fixed probe.
@@ -311,19 +314,25 @@ def estimate_llc(
         chains = min(MOST_CHAINS, max(CHAINS, CHAINS_TIMES_PARAMETERS // objective.num_parameters))
     check_settings(chains, draws, burn_in, nbeta, localization)
     limits = thresholds or Thresholds()
-    noise = _noise_of_probe(objective, n, localization, seed)
+    wanted = n / math.log(n) if nbeta is None else nbeta
+    share = BORNE if nbeta is None else math.inf
+    noise = _noise_of_probe(objective, n, localization, wanted, share, seed)
     notes: tuple[str, ...] = ()
     if nbeta is None:
-        wanted = n / math.log(n)
         nbeta = wanted if noise is None else noise.bearable(wanted, BORNE)
         if nbeta < wanted:
             notes = (f"limited by the probe: nbeta is {nbeta:.3g} instead of {wanted:.3g}",)
     quadratic = objective.num_parameters / 2 if noise is None else noise.quadratic(nbeta)
     scale = max(quadratic, LEAST_SCALE)
     bearable = limits.descent * scale
-    pilot = pilot_descent(
-        objective, nbeta, localization, seed=seed, negligible=NEGLIGIBLE_STEP * scale, enough=bearable
-    )
+    pilot, before_pilot = None, 0 if noise is None else noise.gradients
+    if noise is not None and noise.matrix.objective.num_batches < objective.num_batches and bearable < math.inf:
+        pilot = newton_step(objective, noise.matrix, nbeta, localization, enough=bearable)
+    if pilot is None or pilot.fall <= bearable:
+        before_pilot += 0 if pilot is None else pilot.gradients
+        pilot = pilot_descent(
+            objective, nbeta, localization, seed=seed, negligible=NEGLIGIBLE_STEP * scale, enough=bearable
+        )
     estimate = LLCEstimate(
         nbeta=nbeta,
         localization=localization,
@@ -333,7 +342,7 @@ def estimate_llc(
         noise_descent=math.nan if noise is None else noise.fall(nbeta),
         quadratic=quadratic,
         chains=chains,
-        gradients=pilot.gradients + (0 if noise is None else noise.gradients),
+        gradients=pilot.gradients + before_pilot,
         notes=notes,
     )
     if pilot.fall > bearable:
@@ -400,10 +409,12 @@ def _kept_draws(estimate: LLCEstimate, energies: FloatArray, chains: NDArray[np.
     return KeptDraws("loss", energies / estimate.nbeta, tuple(chains.tolist()), attributes)
 
 
-def _noise_of_probe(objective: Objective, n: int, localization: float, seed: int) -> ProbeNoise | None:
+def _noise_of_probe(
+    objective: Objective, n: int, localization: float, nbeta: float, share: float, seed: int
+) -> ProbeNoise | None:
     try:
-        return probe_noise(objective, n, localization, seed)
-    except NoOutputsError:
+        return probe_noise(objective, n, localization, nbeta, share=share, seed=seed)
+    except (ValueError, NoSecondDerivativeError):  # no outputs, or no curvature that is worth the name
         return None
 
 

@@ -4,126 +4,277 @@ At a perfect minimum of the loss of all n samples the loss of a probe of m has a
 vanish in the mean over n, do not over m. So it falls, on its way to a minimum of its own, by about nbeta / m times the
 learning coefficient where the model realizes the data with noise, by nothing where it fits them. A draw of that slope
 is the mean of the gradients of the probe's samples with random signs.
+
+Both are integrals over the spectrum of the Gauss-Newton matrix, as random vectors and such draws see it: Lanczos runs
+enclose them by two rules of quadrature (Golub & Meurant 2010, "Matrices, Moments and Quadrature", section 6.2).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
+from phasewatch.hessian.effective_rank import BASIS_MEMORY
+from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, relative_rounding
+from phasewatch.hessian.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
+from phasewatch.hessian.quadrature import gauss, radau
 from phasewatch.isolation import isolated
 from phasewatch.llc.diagnostics import FloatArray
-from phasewatch.llc.hmc import CHAINS_AT_ONCE_BELOW
-from phasewatch.objective import Objective, split_off_misfit
+from phasewatch.objective import NoOutputsError, Objective, split_off_misfit
 
-PRODUCTS = 16
-"""Size of the Krylov spaces. Where they are too small the quadratic part reads high, and the fall low. Chosen."""
-DRAWS, DRAWS_TIMES_PARAMETERS = 2, 64
-"""Random vectors of either kind: 2, more where there are so few parameters that a vector says little. Chosen."""
-STEP = 1e-4
-"""Length of the differences of gradients that are products, relative to that of the parameters. With 1e-3 the kinks of
-ReLUs look like curvature, with 1e-5 rounding does where weights are small."""
+CLOSE = 0.2
+"""Relative width of bounds that are close enough. Chosen: what is measured is held against a tenth of the quadratic
+part, and nbeta is free to be anything near what the probe bears."""
+SETTLED = 0.1
+"""Products of a run are enough, too, where the last few have changed less. Chosen: bounds are far apart for long where
+the middle has settled, as both are off by the same factor."""
+MOST_PRODUCTS = 32
+"""Products of a run at most. Chosen: 8 to 16 do at the nbeta that probes of 512 samples bear."""
+STEPS = 4
+"""Products between two looks at the bounds. Chosen."""
+CLEAR = 30.0
+"""A random vector says a quadratic part of Q to .8 / root Q of it: vectors are enough where their Qs add up to this,
+an error of 15 %. Chosen."""
+MOST_DRAWS, DRAWS_TIMES_PARAMETERS = 4, 64
+"""Random vectors at most, or more where there are so few parameters that a vector says little. Chosen."""
+FEW, MORE = 1, 4
+"""Batches from which a longer probe is judged. Chosen: what they say differs by up to a factor of 1.8, and that of the
+whole from the second by another 1.4, which the first tells."""
+KEPT = 2**26
+"""Bytes of autograd graph kept between products. Chosen: four batches of a small network; a transformer's are built
+anew, which takes a tenth longer and a quarter of the memory less."""
+GRADIENTS_PER_PRODUCT = 2
+"""1.7 to 2.3 measured on a convnet and a transformer."""
+
+Integrand = Callable[[FloatArray], FloatArray]
 
 
-@dataclass(frozen=True)
-class Quadrature:
-    """Gauss quadrature of the spectral measure of a matrix at several vectors; shapes ``(vectors, nodes)``."""
-
-    nodes: FloatArray
-    weights: FloatArray
-
-
-@dataclass(frozen=True)
-class ProbeNoise:
-    """What is known of the Gauss-Newton matrix at w*, and of the slope that the choice of the probe gives to the loss.
+@dataclass(frozen=True, eq=False)
+class SpectralMeasure:
+    """The spectrum as one vector sees it.
 
     Attributes:
-        curvature: The spectrum, seen by random vectors whose squared length is the number of parameters.
-        slope: The same seen by draws of that slope; None where the probe is the whole data set.
+        squared_length: Of the vector.
+        diagonal: Of the tridiagonal matrix of its Lanczos run, shape ``(m,)``.
+        couplings: The off-diagonal, shape ``(m,)``; the last leads out of the run, and is 0 where that has seen all.
+    """
+
+    squared_length: float
+    diagonal: FloatArray
+    couplings: FloatArray
+
+    @cached_property
+    def _rules(self) -> tuple[tuple[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]:
+        found = gauss(self.diagonal, self.couplings[:-1])
+        return found, radau(self.diagonal, self.couplings[:-1]) if self.couplings[-1] else found
+
+    def integrals(self, integrand: Integrand) -> FloatArray:
+        """By the rules of Gauss and of Gauss-Radau; the integrand's derivatives alternate in sign between the two."""
+        return np.array([self.squared_length * float(w @ integrand(np.maximum(h, 0.0))) for h, w in self._rules])
+
+
+@dataclass(frozen=True, eq=False)
+class PartNoise:
+    """What some batches say of the Gauss-Newton matrix at w*, and of the slope that the choice of the probe makes.
+
+    Attributes:
+        curvature: The spectrum as random vectors see it whose squared length is the number of parameters.
+        slope: As draws of that slope see it; none where the probe is the whole data set.
         localization: Precision gamma of the Gaussian around w*.
+    """
+
+    curvature: tuple[SpectralMeasure, ...]
+    slope: tuple[SpectralMeasure, ...]
+    localization: float
+
+    def quadratic(self, nbeta: float) -> float:
+        """See :class:`ProbeNoise`."""
+        return _middle(*self.bounds_of_quadratic(nbeta))
+
+    def fall(self, nbeta: float) -> float:
+        """Likewise."""
+        return _middle(*self.bounds_of_fall(nbeta))
+
+    def bounds_of_quadratic(self, nbeta: float) -> tuple[float, float]:
+        """As far as products tell; that there are few vectors is an error beside it."""
+
+        def share(curvature: FloatArray) -> FloatArray:
+            curvature = curvature * nbeta
+            return np.asarray(curvature / np.maximum(curvature + self.localization, np.finfo(float).tiny) / 2)
+
+        above, below = np.mean([measure.integrals(share) for measure in self.curvature], axis=0).tolist()
+        return below, above
+
+    def bounds_of_fall(self, nbeta: float) -> tuple[float, float]:
+        """Likewise."""
+        if not self.slope:
+            return 0.0, 0.0
+
+        def gain(curvature: FloatArray) -> FloatArray:
+            curvature = curvature * nbeta
+            held = np.maximum(curvature + self.localization, np.finfo(float).tiny)
+            return np.asarray((1 / held - curvature / (2 * held**2)) * nbeta**2)
+
+        below, above = np.mean([measure.integrals(gain) for measure in self.slope], axis=0).tolist()
+        return below, above
+
+    def bearable(self, nbeta: float, share: float) -> float:
+        """See :class:`ProbeNoise`."""
+        return _root(lambda b: self.fall(b) - share * self.quadratic(b), nbeta)
+
+    def is_known(self, nbeta: float, share: float) -> bool:
+        """Whether no number of products more could change much at what is bearable."""
+        lowest = _root(lambda b: self.bounds_of_fall(b)[1] - share * self.bounds_of_quadratic(b)[0], nbeta)
+        highest = _root(lambda b: self.bounds_of_fall(b)[0] - share * self.bounds_of_quadratic(b)[1], nbeta)
+        least, most = self.bounds_of_quadratic(lowest)
+        falls_least, falls_most = self.bounds_of_fall(lowest)
+        return (
+            highest - lowest <= CLOSE * highest
+            and most - least <= CLOSE * most
+            and falls_most - falls_least <= CLOSE * max(falls_most, CLOSE * least)
+        )
+
+    def has_settled(self, before: PartNoise, nbeta: float, share: float) -> bool:
+        """Whether the last products have changed little of what is bearable, and of both there."""
+        here, there = self.bearable(nbeta, share), before.bearable(nbeta, share)
+        now, then = self.quadratic(here), before.quadratic(there)
+        falls, fell = self.fall(here), before.fall(there)
+        return (
+            abs(here - there) <= SETTLED * max(here, there)
+            and abs(now - then) <= SETTLED * max(now, then)
+            and abs(falls - fell) <= SETTLED * max(falls, fell, CLOSE * now)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeNoise:
+    """The same of the whole probe.
+
+    Both a quadratic part and a fall grow with the number of batches towards what endless data would give, and lack of
+    it what goes as one over that number.
+
+    Attributes:
+        found: On as many batches as were looked at.
+        on_few: On fewer of them; None where those are all.
+        beyond: What is missing, in units of what the more have beyond the few.
+        matrix: The matrix, on as many batches as were looked at.
         gradients: Minibatch gradients spent.
     """
 
-    curvature: Quadrature
-    slope: Quadrature | None
-    localization: float
+    found: PartNoise
+    on_few: PartNoise | None
+    beyond: float
+    matrix: CurvatureOperator
     gradients: int
 
     def quadratic(self, nbeta: float) -> float:
         """The learning coefficient of a quadratic loss with this curvature (:func:`phasewatch.quadratic_llc`)."""
-        nodes = self.curvature.nodes * nbeta
-        shares = nodes / np.maximum(nodes + self.localization, np.finfo(float).tiny)
-        return float((self.curvature.weights * shares).sum(axis=1).mean()) / 2
+        return self._extrapolated(lambda part: part.quadratic(nbeta))
 
     def fall(self, nbeta: float) -> float:
         """By how much nbeta L falls from w* to the held minimum of that loss with the slope, on average."""
-        if self.slope is None:
-            return 0.0
-        curvature = self.slope.nodes * nbeta
-        held = np.maximum(curvature + self.localization, np.finfo(float).tiny)
-        shares = 1 / held - curvature / (2 * held**2)
-        return float((self.slope.weights * shares).sum(axis=1).mean()) * nbeta**2
+        return self._extrapolated(lambda part: part.fall(nbeta))
 
     def bearable(self, nbeta: float, share: float) -> float:
         """The largest inverse temperature up to ``nbeta`` at which the fall is at most ``share`` of the quadratic."""
-        low, high = 0.0, nbeta
-        if self.fall(high) <= share * self.quadratic(high):
-            return nbeta
-        for _ in range(50):
-            middle = (low + high) / 2
-            if self.fall(middle) <= share * self.quadratic(middle):
-                low = middle
-            else:
-                high = middle
-        return low
+        return _root(lambda b: self.fall(b) - share * self.quadratic(b), nbeta)
+
+    def _extrapolated(self, value: Callable[[PartNoise], float]) -> float:
+        found = value(self.found)
+        return found if self.on_few is None else found + self.beyond * max(found - value(self.on_few), 0.0)
 
 
-def probe_noise(objective: Objective, n: int, localization: float, seed: int = 0) -> ProbeNoise:
-    """Some dozens of gradients of the divergence near w*.
+def probe_noise(
+    objective: Objective, n: int, localization: float, nbeta: float, *, share: float = math.inf, seed: int = 0
+) -> ProbeNoise:
+    """By some dozens of products with the Gauss-Newton matrix at w*, on one batch and on four where there are more.
 
     Args:
         objective: The loss, on the probe.
         n: Size of the data set that the probe stands for; the noise is none where the probe is all of it.
         localization: Precision gamma of the Gaussian around w*.
+        nbeta: Where all is to be known, or, with a share,
+        share: at the largest nbeta up to that which is bearable (:meth:`ProbeNoise.bearable`).
         seed: Seeds the random vectors.
 
     Raises:
         NoOutputsError: If the outputs cannot be seen, see :func:`phasewatch.objective.split_off_misfit`.
+        NoSecondDerivativeError: If an operation of the model has none.
+        ValueError: If products are not finite.
     """
-    random = np.random.default_rng(seed)
-    size = objective.num_parameters
-    draws = max(DRAWS, -(-DRAWS_TIMES_PARAMETERS // size))
-    center = objective.parameters
     missing = max(0.0, 1 - objective.num_samples / n)
-    with isolated():
-        divergence, _ = split_off_misfit(objective)
-        signs = torch.from_numpy(random.choice([-1.0, 1.0], (draws, size))).to(center)
-        slopes = [_slope_by_chance(objective, random) for _ in range(draws if missing else 0)]
-        level = divergence.losses_and_gradients(center[None])[1]
-        step = STEP * (1 + float(center.norm()))
+    count = objective.num_batches
+    counts = [FEW, MORE] if count > MORE else [count]
+    parts: list[PartNoise] = []
+    spent = 0
+    for some in counts:
+        on = objective.first_batches(some) if some < count else objective
+        matrix = _curvature(on)
+        of_slope = missing * on.num_samples / objective.num_samples
+        with isolated():
+            parts.append(_on(matrix, localization, of_slope, nbeta, share, np.random.default_rng(seed)))
+        spent += some * (GRADIENTS_PER_PRODUCT * matrix.products + len(parts[-1].slope))
+    beyond = (1 / MORE - 1 / count) / (1 / FEW - 1 / MORE)
+    return ProbeNoise(parts[-1], parts[0] if len(parts) > 1 else None, beyond, matrix, spent)
 
-        def product(vectors: Tensor) -> Tensor:
-            lengths = vectors.norm(dim=1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
-            moved = center + vectors * (step / lengths)
-            return (divergence.losses_and_gradients(moved)[1] - level) * (lengths / step)
 
-        starts = torch.cat([signs, *(slope[None] for slope in slopes)])
-        # A basis has the memory of as many vectors as there are products, for each that is gone from at a time.
-        at_once = len(starts) if size <= CHAINS_AT_ONCE_BELOW.get(center.device.type, 0) else 1
-        found = [_quadrature(product, some, min(PRODUCTS, size)) for some in starts.split(at_once)]
-        nodes, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    weights = weights * starts.double().square().sum(dim=1, keepdim=True).cpu().numpy()
-    products = nodes.shape[1] * len(starts) + 1
-    return ProbeNoise(
-        curvature=Quadrature(nodes[:draws], weights[:draws]),
-        slope=Quadrature(nodes[draws:], missing * weights[draws:]) if missing else None,
-        localization=localization,
-        gradients=objective.num_batches * (products + len(slopes)),
-    )
+def _on(
+    matrix: CurvatureOperator,
+    localization: float,
+    of_slope: float,
+    nbeta: float,
+    share: float,
+    random: np.random.Generator,
+) -> PartNoise:
+    """Random vectors, and with each a draw of the slope, until they are enough."""
+    objective, size = matrix.objective, matrix.shape[0]
+    found = PartNoise((), (), localization)
+    most = max(MOST_DRAWS, -(-DRAWS_TIMES_PARAMETERS // size))
+    while True:
+        starts = [torch.from_numpy(random.choice([-1.0, 1.0], size)).to(objective.parameters)]
+        if of_slope:
+            starts.append(_slope_by_chance(objective, random) * math.sqrt(of_slope))
+        alone = _by_runs(matrix, starts, localization, nbeta, share)
+        found = PartNoise(found.curvature + alone.curvature, found.slope + alone.slope, localization)
+        draws = len(found.curvature)
+        seen = draws * found.quadratic(found.bearable(nbeta, share))
+        if draws == most or (seen >= CLEAR and draws * size >= DRAWS_TIMES_PARAMETERS):
+            return found
+
+
+def _by_runs(
+    matrix: CurvatureOperator, starts: list[Tensor], localization: float, nbeta: float, share: float
+) -> PartNoise:
+    """Of a random vector and a draw of the slope, until more products would change little or lately have."""
+    runs = [_Run(matrix, start) for start in starts]
+    before: PartNoise | None = None
+    room = BASIS_MEMORY // (len(runs) * starts[0].numel() * starts[0].element_size())
+    for _ in range(max(1, min(MOST_PRODUCTS, room) // STEPS)):
+        for run in runs:
+            run.go_on()
+        first, *others = (run.measure() for run in runs)
+        found = PartNoise((first,), tuple(others), localization)
+        settled = before is not None and found.has_settled(before, nbeta, share)
+        if settled or all(run.ended for run in runs) or found.is_known(nbeta, share):
+            break
+        before = found
+    return found
+
+
+def _curvature(objective: Objective) -> CurvatureOperator:
+    """The Gauss-Newton matrix, and what the loss sees of the parameters past the outputs."""
+    try:
+        objective.split_loss(objective.parameters.detach().clone().requires_grad_(), 0)
+    except NoOutputsError:
+        return HessianOperator(split_off_misfit(objective)[0], graph_memory=KEPT)
+    return GaussNewtonOperator(objective, graph_memory=KEPT)
 
 
 def _slope_by_chance(objective: Objective, random: np.random.Generator) -> Tensor:
@@ -149,26 +300,55 @@ def _pairing(outputs: list[Tensor], _loss: Tensor, slopes: list[Tensor]) -> Tens
     return torch.stack([(slope * output).sum() for output, slope in zip(outputs, slopes, strict=True)]).sum()
 
 
-def _quadrature(product: Callable[[Tensor], Tensor], starts: Tensor, steps: int) -> tuple[FloatArray, FloatArray]:
-    """Lanczos from each row, orthogonalised against all of its own basis; weights sum to 1."""
-    basis: list[Tensor] = []
-    diagonal, couplings = [], []
-    vector = starts / starts.norm(dim=1, keepdim=True).clamp(min=torch.finfo(starts.dtype).tiny)
-    for _ in range(steps):
-        basis.append(vector)
-        vector = product(vector)
-        diagonal.append((basis[-1] * vector).sum(dim=1).double())
-        for _ in range(2):
-            for before in basis:
-                vector = vector - (before * vector).sum(dim=1, keepdim=True) * before
-        norm = vector.norm(dim=1, keepdim=True)
-        scale = torch.stack(diagonal).abs().max(dim=0).values[:, None]
-        ended = norm <= 1e-4 * scale
-        couplings.append(torch.where(ended, 0, norm)[:, 0].double())
-        vector = torch.where(ended, 0, vector / norm.clamp(min=torch.finfo(norm.dtype).tiny))
-    matrices = torch.diag_embed(torch.stack(diagonal, dim=1))
-    if steps > 1:
-        beside = torch.stack(couplings[:-1], dim=1)
-        matrices = matrices + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
-    values, vectors = torch.linalg.eigh(matrices)
-    return values.clamp(min=0).cpu().numpy(), vectors[:, 0].square().cpu().numpy()
+class _Run:
+    """A Lanczos run, orthogonalised against all of its own basis, that can be gone on with.
+
+    Attributes:
+        ended: Whether it has seen all that its start sees.
+    """
+
+    def __init__(self, operator: SymmetricOperator, start: Tensor) -> None:
+        self._operator = operator
+        self._squared_length = float(start.double().square().sum())
+        self._vector = start / start.norm().clamp(min=torch.finfo(start.dtype).tiny)
+        self._blocks: list[Tensor] = []  # of the basis, so that none of it is copied
+        self._diagonal: list[float] = []
+        self._couplings: list[float] = []
+        self.ended = False
+
+    def go_on(self) -> None:
+        """``STEPS`` products, or as many as there are."""
+        block = self._vector.new_empty(STEPS, len(self._vector))
+        for row in range(STEPS):
+            if self.ended:
+                return
+            block[row] = self._vector
+            image = self._operator @ self._vector
+            vector, _ = orthogonalized(image, *self._blocks, block[: row + 1])
+            self._diagonal.append(float(self._vector @ image))
+            norm = float(vector.norm())
+            scale = max(map(abs, [*self._diagonal, *self._couplings]))
+            negligible = relative_rounding(vector.dtype, len(vector)) * scale
+            self.ended = len(self._diagonal) == len(vector) or norm <= negligible
+            self._couplings.append(0.0 if self.ended else norm)
+            self._vector = vector / (norm or 1.0)
+        self._blocks.append(block)
+
+    def measure(self) -> SpectralMeasure:
+        """What it has seen so far."""
+        return SpectralMeasure(self._squared_length, np.array(self._diagonal), np.array(self._couplings))
+
+
+def _middle(low: float, high: float) -> float:
+    """Of bounds that are far apart the geometric mean: short runs miss both by about the same factor."""
+    return math.sqrt(low * high) if high > 2 * low > 0 else (low + high) / 2
+
+
+def _root(excess: Callable[[float], float], most: float) -> float:
+    """Where a function that grows through zero does so, or ``most`` if it has not by then."""
+    if not excess(most) > 0:
+        return most
+    least = most
+    while excess(least) > 0 and least > most * 1e-12:
+        least /= 10
+    return math.exp(brentq(lambda x: excess(math.exp(x)), math.log(least), math.log(least * 10), xtol=1e-6))

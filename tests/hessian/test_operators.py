@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from cases import cross_entropy, half_squared_error, mlp, normal
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from phasewatch.hessian import GaussNewtonOperator, HessianOperator, hessian_spectrum
+from phasewatch.hessian import GaussNewtonOperator, HessianOperator, hessian_spectrum, operators
 from phasewatch.objective import Objective, second_derivatives
 
 
@@ -170,6 +173,34 @@ def test_products_do_not_depend_on_which_graphs_are_kept(operator: type[HessianO
         assert other.kept_bytes <= budget
     assert 0 < other.kept_bytes < kept.kept_bytes
     assert other.products == 3
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+@pytest.mark.parametrize("forward", [True, False])
+def test_what_is_built_anew_is_freed_at_once(
+    operator: type[HessianOperator], forward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only when the collector comes by: on a transformer that took gigabytes."""
+    monkeypatch.setattr(operators, "_FORWARD_MODE_FROM", 0 if forward else 1e9)
+    objective = _objective("encoder layer")
+    graphs: list[weakref.ref[object]] = []
+    build = operator._linearize
+
+    def seen(self: Any, parameters: Tensor, batch: int) -> tuple[Any, list[Tensor]]:
+        product, derivatives = build(self, parameters, batch)
+        graphs.append(weakref.ref(product))
+        return product, derivatives
+
+    monkeypatch.setattr(operator, "_linearize", seen)
+    matrix, vector = operator(objective, graph_memory=0), normal(objective.num_parameters)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            matrix @ vector
+        assert len(graphs) > 3 and all(graph() is None for graph in graphs)
+    finally:
+        gc.enable()
 
 
 def test_kept_bytes_count_what_the_graph_holds() -> None:

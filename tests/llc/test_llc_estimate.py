@@ -18,6 +18,7 @@ from cases import (
 )
 from torch import Tensor, nn
 
+from phasewatch.hessian.operators import CurvatureOperator
 from phasewatch.isolation import RandomState
 from phasewatch.llc import LLCEstimate, Thresholds, estimate_llc
 from phasewatch.llc.minibatches import balanced_batches
@@ -247,24 +248,24 @@ def test_cost_and_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     objective.losses_and_gradients(objective.parameters.repeat(2, 1), 0)  # the first call compares with single ones
     calls = 0.0
     one, several, losses = Objective.loss_and_gradient, Objective.losses_and_gradients, Objective.losses
-    of_samples = Objective.sample_losses
+    of_samples, product = Objective.sample_losses, CurvatureOperator.__matmul__
 
     def counted(self: Objective, *args: object) -> tuple[Tensor, Tensor]:
         nonlocal calls
-        calls += objective.num_batches if len(args) < 2 or args[1] is None else 1
+        calls += self.num_batches if len(args) < 2 or args[1] is None else 1
         return one(self, *args)  # type: ignore[arg-type]
 
     def counted_together(
         self: Objective, vectors: Tensor, batch: int | None = None, *, compiled: bool = False
     ) -> tuple[Tensor, Tensor]:
         nonlocal calls
-        batches = objective.num_batches if batch is None else 1
+        batches = self.num_batches if batch is None else 1
         calls += len(vectors) * batches if len(vectors) > 1 else 0  # one alone is counted above
         return several(self, vectors, batch, compiled=compiled)
 
     def counted_losses(self: Objective, vectors: Tensor, batch: int | None = None) -> Tensor:
         nonlocal calls
-        calls += len(vectors) * (objective.num_batches if batch is None else 1) / 3
+        calls += len(vectors) * (self.num_batches if batch is None else 1) / 3
         return losses(self, vectors, batch)
 
     def counted_samples(self: Objective, vectors: Tensor, batch: int) -> Tensor:
@@ -272,13 +273,19 @@ def test_cost_and_repr(monkeypatch: pytest.MonkeyPatch) -> None:
         calls += len(vectors) / 3
         return of_samples(self, vectors, batch)
 
+    def counted_product(self: CurvatureOperator, vector: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 2 * self.objective.num_batches
+        return product(self, vector)
+
+    monkeypatch.setattr(CurvatureOperator, "__matmul__", counted_product)
     monkeypatch.setattr(Objective, "sample_losses", counted_samples)
     monkeypatch.setattr(Objective, "loss_and_gradient", counted)
     monkeypatch.setattr(Objective, "losses_and_gradients", counted_together)
     monkeypatch.setattr(Objective, "losses", counted_losses)
     estimate = estimate_llc(objective, draws=200, burn_in=100, chains=2)
     assert 0 <= calls - estimate.gradients <= 24  # a few calls only check what is called for several places
-    before = objective.num_batches * (3 * 16 + 1 + 40)  # three Krylov spaces of 16, and a pilot descent
+    before = objective.num_batches * (2 * 4 * 32 + 40)  # four Krylov spaces of 32, and a pilot descent
     assert 2 * 300 <= calls <= 2 * (300 + objective.num_batches + 30) + before
     assert f"lambda = {estimate.learning_coefficient:.4g}" in repr(estimate)
     assert estimate.loss == pytest.approx(float(objective.loss()))

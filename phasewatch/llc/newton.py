@@ -1,0 +1,68 @@
+"""A step of Newton's method from w*, held as the chains are: whether the loss falls far at once."""
+
+from __future__ import annotations
+
+import torch
+
+from phasewatch.hessian.lanczos import SymmetricOperator
+from phasewatch.isolation import isolated
+from phasewatch.llc.pilot import Pilot
+from phasewatch.llc.posterior import LOSS_PER_GRADIENT
+from phasewatch.objective import Objective
+
+PRODUCTS = 12
+"""Products that the step is made of. Chosen."""
+LENGTHS = (1.0, 0.3, 0.1)
+"""How much of it is tried. Chosen."""
+
+
+def newton_step(
+    objective: Objective,
+    matrix: SymmetricOperator,
+    nbeta: float,
+    localization: float,
+    *,
+    enough: float,
+) -> Pilot:
+    """One long step down the potential of :func:`phasewatch.llc.pilot_descent`, from w*.
+
+    By conjugate gradients (Nocedal & Wright 2006, Numerical Optimization, alg. 5.2), ended early.
+
+    Where w* is far from a minimum it often falls as far as that would with ten times as many gradients; where it does
+    not, it says nothing. A second one does not help: what the first leaves over lies where a part of the probe sees no
+    curvature.
+
+    Args:
+        objective: The loss, on a fixed probe.
+        matrix: Curvature of the loss at w*, which may be that on a part of the probe. What its products cost does not
+            count as gradients.
+        nbeta: Inverse temperature times n.
+        localization: Precision gamma of the Gaussian around w*.
+        enough: No shorter step is tried once nbeta L has fallen by this much.
+    """
+    center = objective.parameters
+    with isolated():
+        losses, gradients = objective.losses_and_gradients(center[None])
+        step = torch.zeros_like(center)
+        residual = -nbeta * gradients[0]
+        direction, squared = residual, float(residual @ residual)
+        for _ in range(PRODUCTS):
+            image = nbeta * (matrix @ direction) + localization * direction
+            curvature = float(direction @ image)
+            if not curvature > 0:
+                break
+            step = step + squared / curvature * direction
+            residual = residual - squared / curvature * image
+            before, squared = squared, float(residual @ residual)
+            direction = residual + squared / before * direction
+        fall, distance, spent = 0.0, 0.0, 1.0
+        for length in LENGTHS:
+            spent += LOSS_PER_GRADIENT
+            moved = length * step
+            falls = nbeta * float((losses[0] - objective.losses((center + moved)[None])[0]).double())
+            held = localization / 2 * float(moved.double().square().sum())
+            if falls > max(fall, held):
+                fall, distance = falls, float(moved.norm())
+            if fall >= enough:
+                break
+    return Pilot(fall, distance, round(spent * objective.num_batches), fall >= enough)
