@@ -175,8 +175,10 @@ def _objection(
     loss, gradient = function.loss_and_gradient(near, 0)
     if not (loss.isfinite() and gradient.isfinite().all()):
         return None  # the loss at the start is finite: the samplers refuse such places, the operators say more
-    found = []
-    for direction in directions:
+    found: list[tuple[float, float]] = []
+    for number, direction in enumerate(directions):
+        if 2 * (len(found) + len(directions) - number) <= len(directions):
+            return None  # whatever the others say
         slope = float(gradient.double() @ direction.double())
         typical = float((gradient.double() * direction.double()).norm())
         values, quotients = [float(loss)], []
