@@ -9,12 +9,13 @@ from phasewatch.estimators.parts import check_names, check_refined, named, restr
 from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.llc import LLCEstimate, check_settings, estimate_llc
+from phasewatch.llc.probe_noise import FEW, MORE
 from phasewatch.objective import Objective
 from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC
 
 _NOISE, _PILOT = 60, 40
-"""Gradients before the chains, of each of five batches at most and of all, see :func:`phasewatch.estimate_llc`."""
+"""Gradients before the chains, of each batch that is looked at closely and of all."""
 _MOVE = 1.5
 """Gradients of a batch that a move of a chain takes as long as, with what is looked at beside it. Chosen, above
 what benchmarks/results/llc.md has."""
@@ -61,7 +62,8 @@ class LearningCoefficient:
     def price(self, size: Size) -> Price:
         """What is known of it: the chains, on one batch at a time, and before them a pilot on all."""
         chains = _MOVE * self.chains * (self.burn_in + self.draws)
-        return Price(_NOISE * min(size.num_batches, 5) + _PILOT * size.num_batches + chains) * (1 + len(self.refined))
+        before = _NOISE * min(size.num_batches, FEW + MORE) + _PILOT * size.num_batches
+        return Price(before + chains) * (1 + len(self.refined))
 
     def _of_part(self, part: str) -> str:
         return named(self.name, part)

@@ -37,6 +37,10 @@ class NoSecondDerivativeError(RuntimeError):
     """An operation of the model has no second derivative."""
 
 
+class NoCurvatureError(ValueError):
+    """The loss jumps, changes from call to call, or has derivatives that are not finite."""
+
+
 LinearMap = Callable[..., Tensor]
 """``product(vector)``, or ``product(rows, batched=True)`` on the rows of a matrix."""
 
@@ -132,7 +136,7 @@ class CurvatureOperator(ABC):
                 product = kept.get(batch) or self._product(batch)[0]
                 result.add_(product(vectors, batched=batched), alpha=weight)
         if not result.isfinite().all():
-            raise ValueError(
+            raise NoCurvatureError(
                 f"A product with the {self.name} is not finite although the loss is. A function whose second "
                 "derivative is infinite at these parameters does this (sqrt, norm or a power at 0): add a small "
                 "constant under it, and look for it with torch.autograd.set_detect_anomaly(True)."
@@ -277,7 +281,7 @@ class GaussNewtonOperator(CurvatureOperator):
 def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
     """A second evaluation tells a loss with a memory or randomness of its own from a function."""
     if not all(derivative.isfinite().all() for derivative in first[1:]):
-        raise ValueError(
+        raise NoCurvatureError(
             "The gradient is not finite although the loss is. A function whose derivative is infinite at these "
             "parameters does this (sqrt, norm or a power at 0): add a small constant under it, and look for it with "
             "torch.autograd.set_detect_anomaly(True)."
@@ -288,7 +292,7 @@ def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
         scale = max(float(one.norm()), float(other.norm()))
         same &= float((one - other).norm()) <= max(tolerance, 1e-6) * scale + tolerance
     if not same:
-        raise ValueError(
+        raise NoCurvatureError(
             f"Two evaluations of the loss at the same parameters give {float(first[0]):.10g} and "
             f"{float(again[0]):.10g}, or differ in their gradients, so that there is no second derivative. Look for "
             "what changes from call to call in the module or in loss_fn: counters, buffers updated in Python, "
@@ -304,7 +308,7 @@ def _check_continuity(objective: Objective) -> None:
         if objective.dtype != torch.float64:  # rounding cannot be told from jumps
             return
     if jump is not None and (jump := _jump(objective, 1e4)) is not None:
-        raise ValueError(
+        raise NoCurvatureError(
             f"The loss jumps by {jump:.2g} on a step of {_STEP:.0%} of the parameters' length, so that its "
             "derivatives do not say how it changes. Look for what is discontinuous in the module or in loss_fn: "
             "rounding, argmax, comparisons, hard thresholds, quantization."

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from phasewatch.hessian.operators import NoSecondDerivativeError
+from phasewatch.hessian.operators import NoCurvatureError, NoSecondDerivativeError
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
 from phasewatch.llc.diagnostics import FloatArray
@@ -23,7 +23,7 @@ from phasewatch.llc.newton import newton_step
 from phasewatch.llc.pilot import pilot_descent
 from phasewatch.llc.posterior import LocalizedPosterior
 from phasewatch.llc.probe_noise import ProbeNoise, probe_noise
-from phasewatch.objective import Objective
+from phasewatch.objective import NoOutputsError, Objective
 from phasewatch.objective.constant import loss_of_constant_prediction
 from phasewatch.shown import Shown
 
@@ -112,9 +112,10 @@ class LLCEstimate(Shown):
             (:func:`phasewatch.llc.pilot.pilot_descent`), which ends once that is too much; an estimate at the minimum
             nearby is larger by about as much.
         noise_descent: By how much it falls, on average, at a perfect minimum of the loss of all n samples, because the
-            probe has not all of them (:mod:`phasewatch.llc.probe_noise`); NaN where the outputs cannot be seen.
-        quadratic: What lambda would be if the loss were quadratic, from the Gauss-Newton matrix at w*; half the number
-            of parameters, which is never less, where the outputs cannot be seen.
+            probe has not all of them (:mod:`phasewatch.llc.probe_noise`); NaN where the outputs cannot be seen, or have
+            no curvature.
+        quadratic: What lambda would be if the loss were quadratic, from the Gauss-Newton matrix at w*, as far as five
+            batches tell; half the number of parameters, which is never less, where there is none.
         chains: Number of chains, run or not.
         gradients: Minibatch gradients spent, everything included but the two constant predictions, which take the
             time of some 10 on all batches for all chains together.
@@ -296,7 +297,7 @@ def estimate_llc(
 
     Example:
         >>> import torch
-        >>> from phasewatch.objective import Objective
+        >>> from phasewatch.objective import NoOutputsError, Objective
         >>> _ = torch.manual_seed(0)
         >>> inputs = torch.randn(1000, 3)
         >>> module = torch.nn.Linear(3, 2, bias=False)
@@ -414,7 +415,7 @@ def _noise_of_probe(
 ) -> ProbeNoise | None:
     try:
         return probe_noise(objective, n, localization, nbeta, share=share, seed=seed)
-    except (ValueError, NoSecondDerivativeError):  # no outputs, or no curvature that is worth the name
+    except (NoOutputsError, NoSecondDerivativeError, NoCurvatureError):
         return None
 
 

@@ -106,8 +106,7 @@ class PartNoise:
         """As far as products tell; that there are few vectors is an error beside it."""
 
         def share(curvature: FloatArray) -> FloatArray:
-            curvature = curvature * nbeta
-            return np.asarray(curvature / np.maximum(curvature + self.localization, np.finfo(float).tiny) / 2)
+            return np.asarray(curvature * nbeta / self._held(curvature, nbeta) / 2)
 
         above, below = np.mean([measure.integrals(share) for measure in self.curvature], axis=0).tolist()
         return below, above
@@ -118,12 +117,16 @@ class PartNoise:
             return 0.0, 0.0
 
         def gain(curvature: FloatArray) -> FloatArray:
-            curvature = curvature * nbeta
-            held = np.maximum(curvature + self.localization, np.finfo(float).tiny)
-            return np.asarray((1 / held - curvature / (2 * held**2)) * nbeta**2)
+            held = self._held(curvature, nbeta)
+            return np.asarray((1 / held - curvature * nbeta / (2 * held**2)) * nbeta**2)
 
         below, above = np.mean([measure.integrals(gain) for measure in self.slope], axis=0).tolist()
         return below, above
+
+    def _held(self, curvature: FloatArray, nbeta: float) -> FloatArray:
+        """Of the potential; infinite where nothing holds, as nothing is known of how far that goes."""
+        held = curvature * nbeta + self.localization
+        return np.where(held > 0, held, np.inf)
 
     def bearable(self, nbeta: float, share: float) -> float:
         """See :class:`ProbeNoise`."""
@@ -207,7 +210,7 @@ def probe_noise(
     Raises:
         NoOutputsError: If the outputs cannot be seen, see :func:`phasewatch.objective.split_off_misfit`.
         NoSecondDerivativeError: If an operation of the model has none.
-        ValueError: If products are not finite.
+        NoCurvatureError: If the loss jumps, changes from call to call, or has derivatives that are not finite.
     """
     missing = max(0.0, 1 - objective.num_samples / n)
     count = objective.num_batches
@@ -349,6 +352,8 @@ def _root(excess: Callable[[float], float], most: float) -> float:
     if not excess(most) > 0:
         return most
     least = most
-    while excess(least) > 0 and least > most * 1e-12:
+    while excess(least) > 0:
+        if least < most * 1e-12:
+            return least
         least /= 10
     return math.exp(brentq(lambda x: excess(math.exp(x)), math.log(least), math.log(least * 10), xtol=1e-6))
