@@ -123,7 +123,8 @@ def analyze_run(
     for name in signals or ():
         if name not in run.names and name in run.observed and len(run.observed[name].steps) > BLOCKS:
             dense[name] = run.observed[name]
-    looked_at = searched(run.names) if signals is None else [name for name in signals if name not in dense]
+    often = run.names_known_often
+    looked_at = searched(often) if signals is None else [name for name in signals if name not in dense]
     others = [*(detected(run.names) if signals is None else ()), *(read_beside(run.names) if looked_at else ())]
     beside = [name for name in others if name not in looked_at]
     names = [*looked_at, *dense]

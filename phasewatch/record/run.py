@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,7 @@ from phasewatch.record.ending import NOT_CLOSED, Ending
 from phasewatch.record.lines import DamagedLine, Gap
 from phasewatch.record.measurement import Measurement
 from phasewatch.record.moved import Moved, moved
-from phasewatch.record.signals import DETAIL, look_up
+from phasewatch.record.signals import CATALOGUE, DETAIL, look_up
 from phasewatch.record.trace import Observed, unpack
 from phasewatch.record.transition import Flag, Transition
 from phasewatch.shown import shown
@@ -111,6 +113,14 @@ class Run:
     def names(self) -> list[str]:
         """Names of all recorded signals, in order of their first appearance."""
         return list(dict.fromkeys(name for m in self.measurements for name in m.estimates))
+
+    @property
+    def names_known_often(self) -> list[str]:
+        """The same, less those known at fewer than half as many points as what stands in for them in the catalogue."""
+        estimates = [item for m in self.measurements for item in m.estimates.items()]
+        known = Counter(name for name, estimate in estimates if math.isfinite(estimate.value))
+        stand_ins = {row.stands_in_for: row.name for row in CATALOGUE.values() if row.stands_in_for}
+        return [name for name in self.names if 2 * known[name] >= known[stand_ins.get(name, name)]]
 
     def series(self, name: str) -> Series:
         """One signal over training.

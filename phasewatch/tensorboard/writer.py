@@ -168,7 +168,7 @@ class TensorBoardWriter:
     def _so_far(self) -> Analysis:
         run = Run(None, {}, tuple(self._measurements), (), (), (), finished=False)
         note = None if self._standing else "No transition was flagged so far."
-        return Analysis(run, self._standing, tuple(detected(run.names)), math.nan, note)
+        return Analysis(run, self._standing, tuple(detected(run.names_known_often)), math.nan, note)
 
     def _say_verdict(self, analysis: Analysis, step: int) -> None:
         """Write it, once a step."""

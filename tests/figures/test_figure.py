@@ -57,6 +57,25 @@ def test_transitions_are_marked_and_their_kinds_named_on_top(tmp_path: Path) -> 
     assert labels == ["A", "A"]
 
 
+@pytest.mark.parametrize("every", [1, 2, 3, 12])
+def test_a_rank_that_is_known_more_often_than_lambda_is_looked_at_beside_it(every: int) -> None:
+    """Also where a few points had chains; where half of them had, the rank is a detail."""
+    found = []
+    for k in range(24):
+        rank = Estimate(20.0 if k < 12 else 40.0, 0.2)
+        estimates = {"loss": Estimate(1.0), "effective_rank_coarse": rank}
+        if k % every == 0:
+            estimates["llc_behavioral_coarse"] = Estimate(rank.value / 2, 0.2)
+        found.append(Measurement(100 * k, estimates, {}, 0.1, 1e9))
+    analysis = analyze_run(run_of(found))
+    rarely = every > 2
+    assert ("effective_rank_coarse" in analysis.signals) == rarely
+    assert [t.step for t in analysis.transitions] == [1150]
+    titles = " ".join(panels(run_figure(analysis)))
+    assert ("effective rank" in titles) == rarely
+    assert "λ of the function, coarse" in titles
+
+
 def gaps(axis: Axes) -> list[int]:
     """Steps across which the line does not lead."""
     line = max((line for line in axis.lines if line.get_linestyle() == "-"), key=lambda line: len(line.get_xdata()))
