@@ -297,7 +297,7 @@ def estimate_llc(
 
     Example:
         >>> import torch
-        >>> from phasewatch.objective import NoOutputsError, Objective
+        >>> from phasewatch.objective import Objective
         >>> _ = torch.manual_seed(0)
         >>> inputs = torch.randn(1000, 3)
         >>> module = torch.nn.Linear(3, 2, bias=False)

@@ -222,13 +222,14 @@ def probe_noise(
         matrix = _curvature(on)
         of_slope = missing * on.num_samples / objective.num_samples
         with isolated():
-            parts.append(_on(matrix, localization, of_slope, nbeta, share, np.random.default_rng(seed)))
+            parts.append(_on(on, matrix, localization, of_slope, nbeta, share, np.random.default_rng(seed)))
         spent += some * (GRADIENTS_PER_PRODUCT * matrix.products + len(parts[-1].slope))
     beyond = (1 / MORE - 1 / count) / (1 / FEW - 1 / MORE)
     return ProbeNoise(parts[-1], parts[0] if len(parts) > 1 else None, beyond, matrix, spent)
 
 
 def _on(
+    objective: Objective,
     matrix: CurvatureOperator,
     localization: float,
     of_slope: float,
@@ -237,7 +238,7 @@ def _on(
     random: np.random.Generator,
 ) -> PartNoise:
     """Random vectors, and with each a draw of the slope, until they are enough."""
-    objective, size = matrix.objective, matrix.shape[0]
+    size = matrix.shape[0]
     found = PartNoise((), (), localization)
     most = max(MOST_DRAWS, -(-DRAWS_TIMES_PARAMETERS // size))
     while True:

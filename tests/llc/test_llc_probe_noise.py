@@ -122,6 +122,21 @@ def test_what_the_loss_sees_past_the_outputs_counts() -> None:
     assert found == pytest.approx(float((eigenvalues / (eigenvalues + 10.0 / 30.0)).sum() / 2), rel=0.1)
 
 
+def test_the_noise_of_a_loss_that_sees_more_than_the_outputs() -> None:
+    """A weight decay of next to nothing changes next to nothing of it."""
+    objective = noisy_regression(6, 2, seed=5, samples=200)
+
+    def decayed(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return half_squared_error(module, batch) + 1e-9 * sum(p.square().sum() for p in module.parameters())
+
+    falls = [
+        probe_noise(Objective(objective.module, objective.batches, loss_fn=loss_fn), 10_000, 10.0, 30.0).fall(30.0)
+        for loss_fn in (half_squared_error, decayed)
+    ]
+    assert falls[0] > 0.1
+    assert falls[1] == pytest.approx(falls[0], rel=1e-3)
+
+
 def test_no_noise() -> None:
     """Where the model fits every sample, and where the probe is all there is, nbeta is not limited."""
     fitted = linear_network([5, 3, 5], 2, seed=1, samples=300, batch_size=100)
