@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from phasewatch.hessian.lanczos import SymmetricOperator
@@ -44,12 +46,13 @@ def newton_step(
     with isolated():
         losses, gradients = objective.losses_and_gradients(center[None])
         step = torch.zeros_like(center)
-        residual = -nbeta * gradients[0]
+        slope = float(torch.linalg.vector_norm(gradients[0], dtype=torch.float64))
+        residual = -gradients[0] / (slope or 1.0)  # squares of small and of large slopes have no single number
         direction, squared = residual, float(residual @ residual)
         for _ in range(PRODUCTS):
             image = nbeta * (matrix @ direction) + localization * direction
             curvature = float(direction @ image)
-            if not curvature > 0:
+            if not (squared > 0 and 0 < curvature < math.inf):
                 break
             step = step + squared / curvature * direction
             residual = residual - squared / curvature * image
@@ -58,7 +61,7 @@ def newton_step(
         fall, distance, spent = 0.0, 0.0, 1.0
         for length in LENGTHS:
             spent += LOSS_PER_GRADIENT
-            moved = length * step
+            moved = length * nbeta * slope * step
             falls = nbeta * float((losses[0] - objective.losses((center + moved)[None])[0]).double())
             held = localization / 2 * float(moved.double().square().sum())
             if falls > max(fall, held):

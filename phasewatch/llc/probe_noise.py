@@ -248,8 +248,9 @@ def _on(
         alone = _by_runs(matrix, starts, localization, nbeta, share)
         found = PartNoise(found.curvature + alone.curvature, found.slope + alone.slope, localization)
         draws = len(found.curvature)
-        seen = draws * found.quadratic(found.bearable(nbeta, share))
-        if draws == most or (seen >= CLEAR and draws * size >= DRAWS_TIMES_PARAMETERS):
+        if draws == most:
+            return found
+        if draws * size >= DRAWS_TIMES_PARAMETERS and draws * found.quadratic(found.bearable(nbeta, share)) >= CLEAR:
             return found
 
 
@@ -313,8 +314,9 @@ class _Run:
 
     def __init__(self, operator: SymmetricOperator, start: Tensor) -> None:
         self._operator = operator
-        self._squared_length = float(start.double().square().sum())
-        self._vector = start / start.norm().clamp(min=torch.finfo(start.dtype).tiny)
+        length = _length(start)
+        self._squared_length = length**2
+        self._vector = start / (length or 1.0)
         self._blocks: list[Tensor] = []  # of the basis, so that none of it is copied
         self._diagonal: list[float] = []
         self._couplings: list[float] = []
@@ -330,7 +332,7 @@ class _Run:
             image = self._operator @ self._vector
             vector, _ = orthogonalized(image, *self._blocks, block[: row + 1])
             self._diagonal.append(float(self._vector @ image))
-            norm = float(vector.norm())
+            norm = _length(vector)
             scale = max(map(abs, [*self._diagonal, *self._couplings]))
             negligible = relative_rounding(vector.dtype, len(vector)) * scale
             self.ended = len(self._diagonal) == len(vector) or norm <= negligible
@@ -341,6 +343,11 @@ class _Run:
     def measure(self) -> SpectralMeasure:
         """What it has seen so far."""
         return SpectralMeasure(self._squared_length, np.array(self._diagonal), np.array(self._couplings))
+
+
+def _length(vector: Tensor) -> float:
+    """In double precision: the squares of a confident network's slopes are below the least single number."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def _middle(low: float, high: float) -> float:

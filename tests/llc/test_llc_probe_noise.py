@@ -137,6 +137,22 @@ def test_the_noise_of_a_loss_that_sees_more_than_the_outputs() -> None:
     assert falls[1] == pytest.approx(falls[0], rel=1e-3)
 
 
+@pytest.mark.parametrize("unit", [1e-24, 1e24])
+def test_units_of_the_loss(unit: float) -> None:
+    """They change nothing, however small or large the squares of its slopes are in single precision."""
+    objective = noisy_regression(6, 2, seed=5, samples=200)
+
+    def in_units(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return unit * half_squared_error(module, batch)
+
+    scaled = Objective(objective.module, objective.batches, loss_fn=in_units)
+    expected, found = (
+        probe_noise(probe, 10_000, 10.0, nbeta) for probe, nbeta in ((objective, 30.0), (scaled, 30.0 / unit))
+    )
+    assert found.quadratic(30.0 / unit) == pytest.approx(expected.quadratic(30.0), rel=1e-3)
+    assert found.fall(30.0 / unit) == pytest.approx(expected.fall(30.0), rel=1e-3)
+
+
 def test_no_noise() -> None:
     """Where the model fits every sample, and where the probe is all there is, nbeta is not limited."""
     fitted = linear_network([5, 3, 5], 2, seed=1, samples=300, batch_size=100)
@@ -237,6 +253,17 @@ def test_a_step_of_newton_goes_to_the_bottom_of_a_quadratic_loss(away: float) ->
     found = newton_step(moved, GaussNewtonOperator(moved), 1_000.0, 10.0, enough=1e9)
     assert found.fall == pytest.approx(expected, rel=0.01, abs=0.01)
     assert found.distance == pytest.approx(float(step.norm()), rel=0.02, abs=0.01)
+
+
+def test_a_step_of_newton_where_the_slope_has_no_square() -> None:
+    """In single precision; as beside the saddle at which a deep network of small weights starts."""
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    objective = Objective(module, [(torch.ones(2, 1), torch.full((2, 1), 1e-18))], loss_fn=half_squared_error)
+    found = newton_step(objective, GaussNewtonOperator(objective), 1e-6, 1e6, enough=1.0)
+    assert found.fall == 0.0
+    found = newton_step(objective, GaussNewtonOperator(objective), 1e-6, 0.0, enough=1.0)
+    assert found.fall == pytest.approx(1e-6 * objective.mean_loss, rel=1e-3, abs=0.0)
 
 
 def test_outputs_of_several_tokens_flattened_into_one_axis_are_those_of_their_samples() -> None:
