@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -88,11 +88,13 @@ class PartNoise:
         curvature: The spectrum as random vectors see it whose squared length is the number of parameters.
         slope: As draws of that slope see it; none where the probe is the whole data set.
         localization: Precision gamma of the Gaussian around w*.
+        rounding: Of curvatures, in units of the largest.
     """
 
     curvature: tuple[SpectralMeasure, ...]
     slope: tuple[SpectralMeasure, ...]
     localization: float
+    rounding: float
 
     def quadratic(self, nbeta: float) -> float:
         """See :class:`ProbeNoise`."""
@@ -125,8 +127,9 @@ class PartNoise:
 
     def _held(self, curvature: FloatArray, nbeta: float) -> FloatArray:
         """Of the potential; infinite where nothing holds, as nothing is known of how far that goes."""
-        held = curvature * nbeta + self.localization
-        return np.where(held > 0, held, np.inf)
+        if self.localization:
+            return np.asarray(curvature * nbeta + self.localization)
+        return np.where(curvature > self.rounding * curvature.max(), curvature * nbeta, np.inf)
 
     def bearable(self, nbeta: float, share: float) -> float:
         """See :class:`ProbeNoise`."""
@@ -239,14 +242,16 @@ def _on(
 ) -> PartNoise:
     """Random vectors, and with each a draw of the slope, until they are enough."""
     size = matrix.shape[0]
-    found = PartNoise((), (), localization)
+    found: PartNoise | None = None
     most = max(MOST_DRAWS, -(-DRAWS_TIMES_PARAMETERS // size))
     while True:
         starts = [torch.from_numpy(random.choice([-1.0, 1.0], size)).to(objective.parameters)]
         if of_slope:
             starts.append(_slope_by_chance(objective, random) * math.sqrt(of_slope))
-        alone = _by_runs(matrix, starts, localization, nbeta, share)
-        found = PartNoise(found.curvature + alone.curvature, found.slope + alone.slope, localization)
+        more = _by_runs(matrix, starts, localization, nbeta, share)
+        if found is not None:
+            more = replace(more, curvature=found.curvature + more.curvature, slope=found.slope + more.slope)
+        found = more
         draws = len(found.curvature)
         if draws == most:
             return found
@@ -260,12 +265,13 @@ def _by_runs(
     """Of a random vector and a draw of the slope, until more products would change little or lately have."""
     runs = [_Run(matrix, start) for start in starts]
     before: PartNoise | None = None
+    rounding = relative_rounding(starts[0].dtype, starts[0].numel())
     room = BASIS_MEMORY // (len(runs) * starts[0].numel() * starts[0].element_size())
     for _ in range(max(1, min(MOST_PRODUCTS, room) // STEPS)):
         for run in runs:
             run.go_on()
         first, *others = (run.measure() for run in runs)
-        found = PartNoise((first,), tuple(others), localization)
+        found = PartNoise((first,), tuple(others), localization, rounding)
         settled = before is not None and found.has_settled(before, nbeta, share)
         if settled or all(run.ended for run in runs) or found.is_known(nbeta, share):
             break

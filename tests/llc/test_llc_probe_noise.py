@@ -109,6 +109,24 @@ def test_a_long_probe_is_judged_from_a_few_of_its_batches() -> None:
     assert np.mean(ratios) == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_rounding_makes_is_no_curvature(seed: int) -> None:
+    """Where nothing holds, what the loss does not see counts for nothing: half of it, with each input twice.
+
+    The quadratic part is 6, and the fall of a regular model nbeta / m times that; four vectors say the first to .9,
+    four draws the second to 20 %.
+    """
+    objective = noisy_regression(4, 3, seed=2, samples=500)
+    x, y = samples_of(objective)
+    module = nn.Linear(8, 3, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(objective.parameters.view(3, 4).repeat(1, 2) / 2)
+    twice = batched(module, torch.cat([x, x], 1), y, half_squared_error, 500)
+    noise = probe_noise(twice, 10**6, 0.0, 100.0, seed=seed)
+    assert noise.quadratic(100.0) == pytest.approx(6, abs=2.7)
+    assert noise.fall(100.0) == pytest.approx(100 / 500 * 6, rel=0.8)
+
+
 def test_what_the_loss_sees_past_the_outputs_counts() -> None:
     """Weight decay written into the loss adds to every eigenvalue."""
     objective = noisy_regression(12, 5, seed=5, samples=1_000)
