@@ -16,6 +16,8 @@ PRODUCTS = 12
 """Products that the step is made of. Chosen."""
 LENGTHS = (1.0, 0.3, 0.1)
 """How much of it is tried. Chosen."""
+REFUSALS = ValueError, ArithmeticError, AssertionError, torch.linalg.LinAlgError  # type: ignore[attr-defined]
+"""What the model's code raises at parameters that it does not take, as a scale below zero."""
 
 
 def newton_step(
@@ -62,7 +64,11 @@ def newton_step(
         for length in LENGTHS:
             spent += LOSS_PER_GRADIENT
             moved = length * nbeta * slope * step
-            falls = nbeta * float((losses[0] - objective.losses((center + moved)[None])[0]).double())
+            try:
+                reached = objective.losses((center + moved)[None])[0]
+            except REFUSALS:
+                continue
+            falls = nbeta * float((losses[0] - reached).double())
             held = localization / 2 * float(moved.double().square().sum())
             if falls > max(fall, held):
                 fall, distance = falls, float(moved.norm())

@@ -284,6 +284,34 @@ def test_a_step_of_newton_where_the_slope_has_no_square() -> None:
     assert found.fall == pytest.approx(1e-6 * objective.mean_loss, rel=1e-3, abs=0.0)
 
 
+def test_a_step_of_newton_to_where_the_model_refuses_to_go() -> None:
+    """A normal distribution of too large a scale: all of the step would go below zero, a part goes down."""
+
+    class WithScale(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 1)
+            self.scale = nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), self.scale.expand(len(x), 1)
+
+    def likelihood(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        mean, scale = module(batch[0])
+        return -torch.distributions.Normal(mean, scale, validate_args=True).log_prob(batch[1]).mean()
+
+    torch.manual_seed(0)
+    x = torch.randn(60, 2)
+    module = WithScale()
+    with torch.no_grad():
+        module.weight.copy_(torch.ones(1, 2))
+    objective = Objective(module, [(x, x.sum(1, keepdim=True) + 0.01 * torch.randn(60, 1))], loss_fn=likelihood)
+    slope = objective.unflatten(objective.gradient())["scale"]
+    matrix = torch.eye(objective.num_parameters)
+    found = newton_step(objective, matrix, 1_000.0, 0.0, enough=1e9)
+    assert float(slope) > 0.5
+    assert 0 < found.fall and found.distance < 0.5
+
+
 def test_outputs_of_several_tokens_flattened_into_one_axis_are_those_of_their_samples() -> None:
     """The same numbers whether the module gives 16 x 8 x 5 outputs or 128 x 5."""
 
