@@ -192,7 +192,8 @@ def _objection(
             if abs(quotients[-1][0] - slope) <= TOLERANCE * typical:
                 break
         else:
-            rounding = FEW_ROUNDINGS * precision(values) * max(map(abs, values))
+            # Of what is computed as the difference of numbers near one, as cross entropies are, no less is known.
+            rounding = FEW_ROUNDINGS * max(precision(values) * max(map(abs, values)), torch.finfo(torch.float64).eps)
             told = [quotient for quotient, length in quotients if rounding / length < CONVERGED * abs(quotient - slope)]
             told = told[-len(STEPS) :]
             off = min((abs(quotient - slope) for quotient in told), default=0.0)

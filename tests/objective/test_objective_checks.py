@@ -215,6 +215,11 @@ def test_rough_and_flat_losses_are_let_pass(seed: int) -> None:
     soft, flat = nn.Linear(4, 1), nn.Linear(4, 1)
     Objective(soft, [batch], loss_fn=lambda m, b: 1 + nn.functional.softplus(m(b[0]) - 60).mean())
     Objective(flat, [batch], loss_fn=lambda m, b: 1000 + 1e-4 * (m(b[0]).float() - b[1].float()).square().mean())
+    sure = nn.Linear(4, 2)
+    with torch.no_grad():
+        sure.weight.mul_(0.1)
+        sure.bias.copy_(torch.tensor([40.0, 0.0]))  # double precision adds nothing to one at e^-40
+    Objective(sure, [batch], loss_fn=lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1].long().flatten() * 0))
     rnn = nn.RNN(4, 16, batch_first=True)
     with torch.no_grad():
         rnn.weight_hh_l0.copy_(2 * torch.linalg.qr(torch.randn(16, 16))[0])
