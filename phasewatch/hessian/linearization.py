@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 
 from phasewatch.objective import Objective
+from phasewatch.objective.outputs import total
+from phasewatch.objective.relative_entropy import log_probability_dimension
 
 
 class LossCurvature:
     r"""Products with :math:`H_\ell`; of the network no graph is held, of the loss alone.
+
+    In log-probabilities their loss is linear. But exponentials that add up to one cannot be changed at will: with the
+    logarithm of their sum, which is always zero, added to the loss its curvature makes the Fisher information, as that
+    of a cross-entropy in the logits does (Martens 2020, "New insights and perspectives on the natural gradient method",
+    sec. 9.2).
 
     Attributes:
         leaves: The outputs as leaves.
@@ -26,10 +33,31 @@ class LossCurvature:
         """Differentiate once; arguments as :meth:`phasewatch.Objective.split_loss` returns them."""
         self.leaves = leaves
         self.slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        normalization = _normalization(leaves, self.slopes)
+        if normalization is not None and self._is_none():
+            self.slopes = torch.autograd.grad(loss + normalization, leaves, create_graph=True, materialize_grads=True)
+
+    def _is_none(self) -> bool:
+        """Whether the loss is linear, along a change of no symmetry."""
+        changes = [torch.cos(torch.arange(leaf.numel())).to(leaf).view_as(leaf) for leaf in self.leaves]
+        return not any(bool((change != 0).any()) for change in self(changes))
 
     def __call__(self, changes: Sequence[Tensor], batched: bool = False) -> list[Tensor]:
         """How the slopes change along changes of the outputs."""
         return pull_back(self.slopes, self.leaves, changes, batched)
+
+
+def _normalization(leaves: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor | None:
+    """The logarithms of what probabilities sum to, as each weighs in the loss; None where outputs are none."""
+    found = []
+    for leaf, slope in zip(leaves, slopes, strict=True):
+        if not bool((slope != 0).any()):
+            continue
+        dim = log_probability_dimension(leaf.detach())
+        if dim is None:
+            return None
+        found.append((leaf.logsumexp(dim, keepdim=True) * -slope.detach().sum(dim, keepdim=True)).sum())
+    return total(found) if found else None
 
 
 class Jacobian:

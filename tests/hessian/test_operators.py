@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from cases import cross_entropy, half_squared_error, mlp, normal
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from phasewatch.hessian import GaussNewtonOperator, HessianOperator, hessian_spectrum, operators
+from phasewatch.hessian import GaussNewtonOperator, HessianOperator, effective_rank, hessian_spectrum, operators
 from phasewatch.objective import Objective, second_derivatives
 
 
@@ -201,6 +202,54 @@ def test_what_is_built_anew_is_freed_at_once(
         assert len(graphs) > 3 and all(graph() is None for graph in graphs)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_of_log_probabilities_it_is_that_of_logits(weighted: bool) -> None:
+    """The same network with its log-softmax inside, whose loss is linear in what it says; some labels are ignored."""
+    torch.manual_seed(0)
+    logits = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    batch = normal(40, 6), torch.arange(40) % 4
+    weights = {"weight": torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)} if weighted else {}
+
+    def entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(module(batch[0]), batch[1], ignore_index=3, **weights)
+
+    def likelihood(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.nll_loss(module(batch[0]), batch[1], ignore_index=3, **weights)
+
+    outside = Objective(logits, [batch], loss_fn=entropy)
+    inside = Objective(nn.Sequential(logits, nn.LogSoftmax(-1)), [batch], loss_fn=likelihood)
+    expected = GaussNewtonOperator(outside).dense()
+    assert expected.trace() > 0.1
+    for objective in (inside, inside.behavioral()):
+        assert torch.allclose(GaussNewtonOperator(objective).dense(), expected, atol=1e-12)
+    spread = torch.ones(outside.num_parameters, dtype=torch.float64)
+    ranks = [effective_rank(objective.behavioral(), spread, 100.0).value for objective in (outside, inside)]
+    assert ranks[0] > 1
+    assert ranks[1] == pytest.approx(ranks[0], rel=1e-9)
+
+
+def test_what_is_linear_and_no_log_probability_has_no_gauss_newton_matrix() -> None:
+    """And of a cross-entropy of log-probabilities, which is bent already, nothing is counted twice."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 4).double()
+    batch = normal(20, 3), torch.arange(20) % 4
+    linear = Objective(module, [batch], loss_fn=lambda m, b: (m(b[0]) * nn.functional.one_hot(b[1])).sum(1).mean())
+    assert not GaussNewtonOperator(linear).dense().any()
+    for start in (module, _zeroed(module)):  # there all are as likely, and changes like the outputs change nothing
+        outside, inside = (
+            GaussNewtonOperator(Objective(network, [batch], loss_fn=cross_entropy)).dense()
+            for network in (start, nn.Sequential(start, nn.LogSoftmax(-1)))
+        )
+        assert torch.allclose(inside, outside, atol=1e-12)
+
+
+def _zeroed(module: nn.Linear) -> nn.Linear:
+    other = copy.deepcopy(module)
+    nn.init.zeros_(other.weight)
+    nn.init.zeros_(other.bias)
+    return other
 
 
 def test_kept_bytes_count_what_the_graph_holds() -> None:
