@@ -346,6 +346,7 @@ def estimate_llc(
         gradients=pilot.gradients + before_pilot,
         notes=notes,
     )
+    del noise  # and the graphs that it has kept
     if pilot.fall > bearable:
         return replace(estimate, reasons=(_not_near_a_minimum(estimate),))
     with isolated():
