@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal, eigvalsh
+from scipy.linalg import eigvalsh
 from scipy.optimize import brentq
 from scipy.special import gammainc
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 from phasewatch.hessian.by_sample import gauss_newton_by_sample
 from phasewatch.hessian.lanczos import LanczosRun, lanczos, own_generator
 from phasewatch.hessian.operators import GRAPH_MEMORY, GaussNewtonOperator
-from phasewatch.hessian.quadrature import last_of_radau
+from phasewatch.hessian.quadrature import diagonal_of_radau, eigensystem
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective
 from phasewatch.objective.memory import give_back
@@ -263,12 +263,6 @@ class _Eigensystem:
     values: Array
     vectors: Array
 
-    @classmethod
-    def of(cls, diagonal: Array, couplings: Array) -> _Eigensystem:
-        if len(diagonal) == 1:
-            return cls(diagonal, np.ones((1, 1)))
-        return cls(*eigh_tridiagonal(diagonal, couplings))
-
     def image(self, nbeta: float, rounding: float = 0.0) -> Array:
         """``f(T) e_1``, eigenvalues up to ``rounding`` taken for none."""
         values = np.where(self.values > rounding, self.values, 0.0)
@@ -311,16 +305,15 @@ class _Direction:
     @cached_property
     def gauss(self) -> _Eigensystem:
         """Whose quadrature encloses from above."""
-        return _Eigensystem.of(self.diagonal, self.couplings[:-1])
+        return _Eigensystem(*eigensystem(self.diagonal, self.couplings[:-1]))
 
     @cached_property
     def radau(self) -> _Eigensystem:
         """Whose quadrature, with a node at zero, encloses from below."""
         if self.exact:
             return self.gauss
-        lowered = self.diagonal.copy()
-        lowered[-1] = last_of_radau(self.diagonal[:-1], self.couplings[:-1])
-        return _Eigensystem.of(lowered, self.couplings[:-1])
+        inner = self.couplings[:-1]
+        return _Eigensystem(*eigensystem(diagonal_of_radau(self.diagonal, inner), inner))
 
     def images(self, nbeta: float) -> tuple[Array, float, float, float]:
         """``f(T) e_1`` as far as is known, and the trace outside of the known: the value, its bounds."""

@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
+
+from phasewatch.hessian.quadrature import eigensystem
 
 
 class SymmetricOperator(Protocol):
@@ -47,10 +48,7 @@ class LanczosRun:
 
     @cached_property
     def _decomposition(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        if self.dimension == 1:
-            return self.diagonal, np.ones((1, 1))
-        values, vectors = eigh_tridiagonal(self.diagonal, self.off_diagonal[:-1])
-        return values, vectors
+        return eigensystem(self.diagonal, self.off_diagonal[:-1])
 
     @property
     def ritz_values(self) -> NDArray[np.float64]:

@@ -9,6 +9,19 @@ from scipy.linalg import eigh_tridiagonal
 Array = NDArray[np.float64]
 
 
+def eigensystem(diagonal: Array, couplings: Array) -> tuple[Array, Array]:
+    """Eigenvalues of a tridiagonal matrix, ascending, and its eigenvectors as columns.
+
+    Args:
+        diagonal: Of the matrix, shape ``(m,)``.
+        couplings: Its off-diagonal, shape ``(m - 1,)``.
+    """
+    if len(diagonal) == 1:
+        return diagonal, np.ones((1, 1))
+    values, vectors = eigh_tridiagonal(diagonal, couplings)
+    return values, vectors
+
+
 def gauss(diagonal: Array, couplings: Array) -> tuple[Array, Array]:
     """Nodes and weights of the rule that belongs to a tridiagonal matrix; the weights sum to 1.
 
@@ -19,9 +32,7 @@ def gauss(diagonal: Array, couplings: Array) -> tuple[Array, Array]:
         diagonal: Of the matrix, shape ``(m,)``.
         couplings: Its off-diagonal, shape ``(m - 1,)``.
     """
-    if len(diagonal) == 1:
-        return diagonal, np.ones(1)
-    values, vectors = eigh_tridiagonal(diagonal, couplings)
+    values, vectors = eigensystem(diagonal, couplings)
     return values, vectors[0] ** 2
 
 
@@ -32,16 +43,21 @@ def radau(diagonal: Array, couplings: Array) -> tuple[Array, Array]:
         diagonal: Of the matrix, shape ``(m,)``; the last entry does not count.
         couplings: Its off-diagonal, shape ``(m - 1,)``.
     """
-    return gauss(np.append(diagonal[:-1], last_of_radau(diagonal[:-1], couplings)), couplings)
+    return gauss(diagonal_of_radau(diagonal, couplings), couplings)
 
 
-def last_of_radau(diagonal: Array, couplings: Array) -> float:
-    """The last diagonal entry with which a tridiagonal matrix has an eigenvalue at zero (Golub 1973).
+def diagonal_of_radau(diagonal: Array, couplings: Array) -> Array:
+    """The diagonal with another last entry, such that the matrix has an eigenvalue at zero (Golub 1973).
 
     Args:
-        diagonal: The entries before it, shape ``(m - 1,)``.
-        couplings: The off-diagonal, shape ``(m - 1,)``.
+        diagonal: Of the matrix, shape ``(m,)``.
+        couplings: Its off-diagonal, shape ``(m - 1,)``.
     """
+    return np.append(diagonal[:-1], _last_of_radau(diagonal[:-1], couplings))
+
+
+def _last_of_radau(diagonal: Array, couplings: Array) -> float:
+    """That entry, from those before it."""
     pivot = 0.0
     for number, entry in enumerate(diagonal):
         pivot = entry - (couplings[number - 1] ** 2 / pivot if number else 0.0)
