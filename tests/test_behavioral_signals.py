@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from scipy.optimize import bisect, brentq
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from phasewatch import Objective, Watch, estimate_behavioral_llc
 from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
@@ -20,6 +22,7 @@ from phasewatch.estimators.enough import enough
 from phasewatch.hessian import HessianOperator, effective_rank
 from phasewatch.llc import prior_spread
 from phasewatch.measure import Probe, measure, seed_at
+from phasewatch.objective import NoOutputsError
 from phasewatch.record.signals import LLC_COARSE
 
 MOVES: dict[str, Any] = {"chains": 2, "draws": 32, "burn_in": 20}
@@ -111,6 +114,62 @@ def test_without_chains_the_ranks_are_left_at_the_resolution_itself() -> None:
         assert found[name].value == pytest.approx(rank, rel=1e-3) and found[name].reliable
         assert found[f"{name}_0"].value + found[f"{name}_2"].value == pytest.approx(rank, rel=1e-3)
     assert not read(replace(whole, sampled="none", data="validation"), objective)
+
+
+def test_a_rank_is_doubted_where_all_is_fitted_and_no_quadratic_says_so() -> None:
+    """A classifier so sure that a quadratic stays within the resolution over the whole prior, and it itself does not.
+
+    What both say of the prior is found here from the outputs alone: twice the divergence is the sum of the squared
+    motions of the logits under their covariance p (1 - p), and the divergence the relative entropy.
+    """
+    inputs = torch.cat([torch.eye(3) * 4, -torch.eye(3) * 4])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    module = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0] * 3, [-1.0] * 3]))
+    objective = Objective(module, [(inputs, labels)], loss_fn=lambda m, b: cross_entropy(m(b[0]), b[1]))
+    spread = float(prior_spread(objective).unique())
+    moved = module.weight.detach() + spread * torch.randn(4000, 2, 3, generator=torch.Generator().manual_seed(1))
+    sure, others = (torch.log_softmax(inputs @ w.mT, -1) for w in (module.weight.detach(), moved))
+    divergences = (sure.exp() * (sure - others)).sum(-1).mean(-1)
+    far, error = float(divergences.mean()), float(divergences.std()) / 8  # of the 64 draws that are made there
+    p = sure.exp()[:, 0]
+    near = float((p * (1 - p) * 2 * (4 * spread) ** 2).mean()) / 2
+    resolution = math.sqrt(near * far)
+    assert 2 * near < resolution < far / 2
+    for sampled in ("none", "coarse"):
+        estimator = BehavioralCoefficient(**MOVES, resolutions=(resolution, near / 10), sampled=sampled)
+        found = read(estimator, objective)
+        assert found["effective_rank_coarse"].value == 0.0
+        (doubt,) = found["effective_rank_coarse"].doubts
+        said, quadratic = (float(x) for x in re.findall(r"\d[\d.e-]*\d", doubt))
+        assert abs(said - far) < 3 * error and quadratic == pytest.approx(near, rel=0.06)
+        assert found["effective_rank"].reliable and found["effective_rank"].value > 1
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 1.5])
+def test_a_rank_that_the_prior_bounds_is_believed_where_a_quadratic_holds(share: float) -> None:
+    """Of a linear network, whose divergence is one: 0 where the whole prior is within the resolution."""
+    module = nn.Linear(3, 2, bias=False)
+    objective = Objective(module, drawn(60), loss_fn=half_squared_error)
+    spread = prior_spread(objective).double()
+    values = np.linalg.eigvalsh(spread[:, None] * HessianOperator(objective.to(torch.float64)).dense() * spread)
+    resolution = float(values.sum()) / 2 / share
+    estimator = BehavioralCoefficient(**MOVES, resolutions=(resolution, resolution / 100), sampled="none")
+    found = read(estimator, objective)["effective_rank_coarse"]
+    b = brentq(lambda b: (values / (values * b + 1)).sum() / 2 - resolution, 0, 1e6) if share > 1 else 0.0
+    assert found.reliable and found.value == pytest.approx((b * values / (1 + b * values)).sum(), rel=1e-3)
+
+
+def test_losses_without_curvature_have_no_rank() -> None:
+    """Their Gauss-Newton matrix is zero. Where residuals change their sign an absolute error has a divergence."""
+    estimator = BehavioralCoefficient(resolutions=(0.01, 0.001), sampled="none")
+    kinked = Objective(network(), drawn(30), loss_fn=lambda m, b: (m(b[0]) - b[1]).abs().mean())
+    for found in read(estimator, kinked).values():
+        assert found.value == 0.0 and "no quadratic" in found.doubts[0]
+    straight = Objective(network(), drawn(30), loss_fn=lambda m, b: m(b[0]).mean())
+    with pytest.raises(NoOutputsError, match="linear in the network's outputs"):
+        read(estimator, straight)
 
 
 def test_coarse_chains_alone_are_those_of_both() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from phasewatch.estimators.parts import check_names, check_refined, named, restr
 from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
 from phasewatch.hessian import EffectiveRank, effective_rank
+from phasewatch.hessian.lanczos import own_generator
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
 from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import ConstantOutputsError, Objective
@@ -46,6 +48,10 @@ LEAST_PROBE_SHARE = 0.9
 """Share of the effective rank that half of the probe must show, or λ is noted to be that of this probe. It may still be
 compared along a run, all of whose measurements have the probe in common: where modular addition has generalised, λ on
 1,024 pairs is 1.3 to 1.7 times that on 512, and a seventh of what it was when they were memorised. Chosen."""
+PRIOR_DRAWS, HELD, AWAY = 64, 2.0, 2.0
+"""Draws from the prior that say whether a quadratic holds, where the resolution is within the first factor of what that
+says of the prior itself: there the prior holds the weights, mostly. It does not where the function is further away by
+more than the second, which is five standard errors where one direction alone counts. The factors are chosen."""
 DRAWN = 3 / 4
 """Share of their draws after which chains end, rather too much than too little: from an eighth to all of them on the
 networks of benchmarks/results/live.md, where a run begins or is under way two thirds."""
@@ -154,7 +160,7 @@ class BehavioralCoefficient:
         """
         seen = enough(objective)
         if not self.resolutions_sampled:
-            return Reading({} if self.data else self._at_both(self._rank(seen, prior_spread(seen), seed, False)))
+            return Reading({} if self.data else self._ranks_alone(seen, seed))
         parts = self.parts(objective)
         spread = prior_spread(seen)
         found = self._estimates(seen, spread, seed)
@@ -165,7 +171,7 @@ class BehavioralCoefficient:
             rank = self._rank(seen, spread, seed, check_probe=True)
             noted = {name: self._limits(one, rank) for name, one in found.items()}
             nbeta = fine.nbeta * self.nats_per_loss if fine else None
-            beside = self._at_both(rank, nbeta) | self._in_the_outputs(seen, seed)
+            beside = self._at_both(seen, spread, seed, rank, nbeta) | self._in_the_outputs(seen, seed)
             if math.isfinite(rank.on_half) and rank.value:
                 beside["probe_share"] = Estimate(rank.on_half / rank.value)
         estimates: dict[str, Estimate] = {}
@@ -230,11 +236,20 @@ class BehavioralCoefficient:
         seen, settings = _in_double(objective), _settings(objective)
         return effective_rank(seen, spread, resolution=finest_first, seed=seed, check_probe=check_probe, **settings)
 
-    def _at_both(self, rank: EffectiveRank, nbeta: float | None = None) -> dict[str, Estimate]:
+    def _ranks_alone(self, objective: Objective, seed: int) -> dict[str, Estimate]:
+        spread = prior_spread(objective)
+        return self._at_both(objective, spread, seed, self._rank(objective, spread, seed, check_probe=False))
+
+    def _at_both(
+        self, objective: Objective, spread: Tensor, seed: int, rank: EffectiveRank, nbeta: float | None = None
+    ) -> dict[str, Estimate]:
         """The ranks where a quadratic divergence is each resolution, the fine one at another temperature if given."""
-        coarse, fine = (resolution / self.nats_per_loss for resolution in self.resolutions)
-        at_fine = rank.at_resolution(fine) if nbeta is None else rank.at(nbeta)
-        return {**_ranks("effective_rank_coarse", rank.at_resolution(coarse)), **_ranks("effective_rank", at_fine)}
+        coarse, fine = (
+            _at_resolution(rank, resolution / self.nats_per_loss, objective.behavioral, spread, seed)
+            for resolution in self.resolutions
+        )
+        at_fine = fine if nbeta is None else rank.at(nbeta)
+        return {**_ranks("effective_rank_coarse", coarse), **_ranks("effective_rank", at_fine)}
 
     def _limits(self, found: BehavioralLLC, rank: EffectiveRank) -> tuple[str, ...]:
         """That more samples would show more, where half of the probe shows less."""
@@ -263,7 +278,7 @@ class BehavioralCoefficient:
         ranks = effective_rank(moved, spread, resolution=aim, seed=seed, check_probe=False, by_layer=False, **settings)
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
-            rank = ranks.at_resolution(resolution)
+            rank = _at_resolution(ranks, resolution, lambda: moved, spread, seed)
             estimates[name] = Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
         return estimates
 
@@ -288,6 +303,28 @@ def _settings(objective: Objective) -> dict[str, Any]:
     """Of an effective rank, so that it costs what a run can afford."""
     products = MOST_PRODUCTS[objective.num_parameters >= LARGE]
     return {"tolerance": RANK_TOLERANCE, "max_products": products, "dense_below": DENSE_BELOW}
+
+
+def _at_resolution(
+    rank: EffectiveRank, resolution: float, behavioral: Callable[[], Objective], spread: Tensor, seed: int
+) -> EffectiveRank:
+    """The rank at a resolution, doubted where the prior holds most weights and is further away than a quadratic says.
+
+    Where the divergence is not quadratic that near, the temperature at which it is the resolution on average is not
+    the one at which a quadratic is; where a quadratic is nearer over the whole prior, there is no such temperature.
+    """
+    found, by_quadratic = rank.at_resolution(resolution), rank.spectrum.mean_divergence(0.0)
+    if by_quadratic > HELD * resolution:
+        return found
+    divergence, generator = behavioral(), own_generator(seed)
+    start = divergence.parameters
+    drawn = (torch.randn(len(start), generator=generator).to(start) for _ in range(PRIOR_DRAWS))
+    values = torch.cat([divergence.losses((start + spread.to(start) * draw)[None]) for draw in drawn]).double()
+    mean = float(values.mean())
+    if mean <= max(resolution, AWAY * by_quadratic):
+        return found
+    reason = f"no quadratic: the prior is {mean:.2g} away on average, which a quadratic puts at {by_quadratic:.2g}"
+    return replace(found, converged=False, reasons=(*found.reasons, reason))
 
 
 def _ranks(name: str, found: EffectiveRank) -> dict[str, Estimate]:
