@@ -84,7 +84,7 @@ def first_evaluation(function: PureLoss, gradient: Tensor | None = None) -> Tens
 
 
 def check_function(function: PureLoss, losses: Tensor, state: PythonState) -> Tensor:
-    """Evaluate again, here and at a place near by, and compare the gradient there with differences.
+    """Evaluate again, here and at a place near by.
 
     A module that keeps something between calls is given its first state before each evaluation from then on.
 
@@ -97,23 +97,17 @@ def check_function(function: PureLoss, losses: Tensor, state: PythonState) -> Te
         The losses of every batch.
 
     Raises:
-        ValueError: If the same parameters do not give the same loss, or the gradient is not that of the loss.
+        ValueError: If the same parameters do not give the same loss.
     """
-    generator = torch.Generator().manual_seed(function.num_parameters)
-    near = function.parameters + SHIFT * _direction(function, generator)
+    near, there = _near(function)
     try:
-        if not bool(_value(function, near, 0).isfinite()):
-            near = function.parameters
-    except Exception:  # a factorization that fails near by, for example: there is nothing to compare with
-        near = function.parameters
-    try:
-        difference = _memory(function, losses, state, near)
+        difference = _memory(function, losses, state, near, there)
         changed = state.of_what_has_changed()
         if changed is not None:
             function.keep_state(changed, matters=difference is not None)
         if difference:
             losses = torch.stack([_value(function, function.parameters, i) for i in range(function.num_batches)])
-            difference = _memory(function, losses, state, near)
+            difference = _memory(function, losses, state, near, _value(function, near, 0))
     finally:
         state.restore()
     if difference:
@@ -123,14 +117,51 @@ def check_function(function: PureLoss, losses: Tensor, state: PythonState) -> Te
             "states in loss_fn, in global variables or in objects that the module holds, and for random numbers from "
             "generators of their own; make loss_fn(module, batch) compute everything anew."
         )
-    _check_gradient(function, near, generator)
     return losses
 
 
-def _memory(function: PureLoss, losses: Tensor, state: PythonState, near: Tensor) -> tuple[float, float] | None:
+def check_gradient(function: PureLoss, few: PureLoss | None) -> None:
+    """Compare the gradient at a place near by with differences.
+
+    Args:
+        function: The loss.
+        few: The same on a few samples, which say enough where they agree; None where there are none.
+
+    Raises:
+        ValueError: If the gradient is not that of the loss.
+    """
+    if few is not None:
+        with suppress(Exception):  # the module may not take so few
+            _, gradient = few.loss_and_gradient(batch=0)
+            if bool(gradient.isfinite().all() and gradient.any()) and _objection(few) is None:
+                return
+    objection = _objection(function)
+    if objection is not None:
+        raise ValueError(
+            f"The gradient of the loss is not its derivative: along a random direction near the parameters it says "
+            f"{objection[0]:.4g}, and differences of the loss say {objection[1]:.4g}. Look for what computes other "
+            "gradients than its own: gradients written by hand (torch.autograd.Function, hooks, straight-through "
+            "estimators), detach(), recomputation by another library than torch.utils.checkpoint, values cached at "
+            "other parameters. Give a loss_fn without it."
+        )
+
+
+def _near(function: PureLoss) -> tuple[Tensor, Tensor]:
+    """The other place, and the loss of the first batch there; the start where it is not finite there."""
+    near = function.parameters + SHIFT * _direction(function, torch.Generator().manual_seed(function.num_parameters))
+    with suppress(Exception):  # a factorization that fails near by, for example: there is nothing to compare with
+        value = _value(function, near, 0)
+        if bool(value.isfinite()):
+            return near, value
+    return function.parameters, _value(function, function.parameters, 0)
+
+
+def _memory(
+    function: PureLoss, losses: Tensor, state: PythonState, near: Tensor, there: Tensor
+) -> tuple[float, float] | None:
     """Two different losses at the same place, depending on what was evaluated before; None if there are none."""
     start = function.parameters
-    there, again = _value(function, near, 0), _value(function, start, 0)
+    again = _value(function, start, 0)
     state.restore()
     pairs = [(losses[0], again), (there, _value(function, near, 0))]
     shapes = [function.batch_shapes(batch) for batch in range(function.num_batches)]
@@ -146,39 +177,33 @@ def _memory(function: PureLoss, losses: Tensor, state: PythonState, near: Tensor
     return None
 
 
-def _check_gradient(function: PureLoss, near: Tensor, generator: torch.Generator) -> None:
-    directions = [_direction(function, generator) for _ in range(DIRECTIONS)]
-    objection = _objection(function, near, directions, STEPS)
-    if objection is not None:
-        # What single precision makes rough is smooth in double, and what bends fast is straight over shorter ways.
-        finest: PureLoss = function
-        steps: tuple[float, ...] = STEPS
-        with suppress(Exception):  # the model's code may fix its type
-            cast = function if function.dtype == torch.float64 else function.cast(torch.float64)
-            _value(cast, near.double(), 0)
-            finest, steps = cast, (*STEPS, *SHORT_STEPS)
-        objection = _objection(finest, near.to(finest.dtype), [d.to(finest.dtype) for d in directions], steps)
-    if objection is not None:
-        raise ValueError(
-            f"The gradient of the loss is not its derivative: along a random direction near the parameters it says "
-            f"{objection[0]:.4g}, and differences of the loss say {objection[1]:.4g}. Look for what computes other "
-            "gradients than its own: gradients written by hand (torch.autograd.Function, hooks, straight-through "
-            "estimators), detach(), recomputation by another library than torch.utils.checkpoint, values cached at "
-            "other parameters. Give a loss_fn without it."
-        )
+def _objection(function: PureLoss) -> tuple[float, float] | None:
+    """A slope of the first batch near by and the differences that speak against it; None if there is none."""
+    near, _ = _near(function)
+    objection = _against(function, near, STEPS)
+    if objection is None:
+        return None
+    # What single precision makes rough is smooth in double, and what bends fast is straight over shorter ways.
+    finest: PureLoss = function
+    steps: tuple[float, ...] = STEPS
+    with suppress(Exception):  # the model's code may fix its type
+        cast = function if function.dtype == torch.float64 else function.cast(torch.float64)
+        _value(cast, near.double(), 0)
+        finest, steps = cast, (*STEPS, *SHORT_STEPS)
+    return _against(finest, near.to(finest.dtype), steps)
 
 
-def _objection(
-    function: PureLoss, near: Tensor, directions: list[Tensor], steps: tuple[float, ...]
-) -> tuple[float, float] | None:
+def _against(function: PureLoss, near: Tensor, steps: tuple[float, ...]) -> tuple[float, float] | None:
     """A slope and the differences that most directions say instead; None where they do not speak against it."""
     loss, gradient = function.loss_and_gradient(near, 0)
     if not (loss.isfinite() and gradient.isfinite().all()):
         return None  # the loss at the start is finite: the samplers refuse such places, the operators say more
     found: list[tuple[float, float]] = []
-    for number, direction in enumerate(directions):
-        if 2 * (len(found) + len(directions) - number) <= len(directions):
+    generator = torch.Generator().manual_seed(function.num_parameters + 1)
+    for number in range(DIRECTIONS):
+        if 2 * (len(found) + DIRECTIONS - number) <= DIRECTIONS:
             return None  # whatever the others say
+        direction = _direction(function, generator)
         slope = float(gradient.double() @ direction.double())
         typical = float((gradient.double() * direction.double()).norm())
         values, quotients = [float(loss)], []
@@ -199,7 +224,7 @@ def _objection(
             off = min((abs(quotient - slope) for quotient in told), default=0.0)
             if len(told) == len(STEPS) and max(told) - min(told) <= CONVERGED * off:
                 found.append((slope, told[-1]))
-    return max(found, key=lambda pair: abs(pair[0] - pair[1])) if 2 * len(found) > len(directions) else None
+    return max(found, key=lambda pair: abs(pair[0] - pair[1])) if 2 * len(found) > DIRECTIONS else None
 
 
 def precision(values: list[float]) -> float:

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from phasewatch.isolation import isolated
 from phasewatch.objective.batches import Layout
-from phasewatch.objective.checks import check_function, first_evaluation
+from phasewatch.objective.checks import check_function, check_gradient, first_evaluation
 from phasewatch.objective.copies import PythonState
 from phasewatch.objective.function import LossFn, OutputsFn, PureLoss
 from phasewatch.objective.outputs import (
@@ -32,6 +32,8 @@ from phasewatch.objective.vectorized import Vectorized
 
 SAME_LOSS = 1e-4
 """Relative difference up to which two losses are the same: rounding of sums in another order stays below it. Chosen."""
+FEW, LEAST_FEW = 8, 4
+"""The gradient is checked on this part of the first batch, and on so many samples at least. Chosen."""
 _SAME_IN_ANOTHER_PRECISION = 1e-3
 """Relative difference up to which a loss is the same in another precision. Chosen."""
 _REWRITE = (
@@ -89,8 +91,8 @@ class Objective(PureLoss):
     ) -> None:
         """Copy what is needed, evaluate the loss on every batch, and check that it is a function with this gradient.
 
-        At the parameters and at others near by, the first batch is evaluated again, and its gradient compared with
-        differences, through the very path that measures.
+        At the parameters and at others near by, the first batch is evaluated again, through the very path that
+        measures, and the gradient compared with differences: on an eighth of that batch where this can be evaluated.
 
         Args:
             module: The network; a copy of its structure is kept, with clones of its tensors.
@@ -134,6 +136,7 @@ class Objective(PureLoss):
                 self._first_gradient = weakref.ref(self), gradient
             self._origin: tuple[Objective, Callable[[Objective], Objective]] | None = None
             self._vectorized = Vectorized(self)
+            check_gradient(self, self._cut_to(max(self.batch_sizes[0] // FEW, LEAST_FEW)))
 
     def loss(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
         """The mean loss, differentiable in ``parameters``.
@@ -639,16 +642,13 @@ class Objective(PureLoss):
         """
         if self._origin is not None:
             return self._origin[0].of_few_samples(count)
-        choices = [(self._layouts[0], self.data[0], self.batch_sizes[0])]
-        if self.batch_sizes[0] > count and self._has_samples():
-            with suppress(Exception):  # what the batch is made of may know its own size
-                choices.insert(0, self._samples(slice(count)))
-        for choice in choices:
-            other = copy.copy(self)
-            other._take([choice])
+        few = self._cut_to(count)
+        if few is not None:
             with isolated(), suppress(Exception):
-                other.outputs(other.parameters, 0)
-                return other
+                few.outputs(few.parameters, 0)
+                return few
+        other = copy.copy(self)
+        other._take([(self._layouts[0], self.data[0], self.batch_sizes[0])])
         return other
 
     def _first_part(self, parts: Sequence[slice]) -> Objective | None:
@@ -663,6 +663,16 @@ class Objective(PureLoss):
         whole = float(self.batch_losses[0])
         mean = sum(part.num_samples / size * float(part.batch_losses[0]) for part in cut)
         return cut[0] if same_loss(mean, whole) else None
+
+    def _cut_to(self, count: int) -> Objective | None:
+        """The first samples of the first batch, not evaluated; None where it has no more or cannot be cut."""
+        if self.batch_sizes[0] <= count or not self._has_samples():
+            return None
+        with suppress(Exception):  # what the batch is made of may know its own size
+            other, few = copy.copy(self), self._samples(slice(count))
+            other._take([few])
+            return other
+        return None
 
     def _has_samples(self, batch: int = 0) -> bool:
         """Whether each tensor of a batch has an entry for each sample, or no dimension."""

@@ -101,11 +101,33 @@ def test_writes_that_autograd_does_not_see() -> None:
             parameter.data.clamp_(-0.1, 0.1)
         return squared_error(module, batch)
 
+    torch.manual_seed(0)
     module = nn.Linear(4, 1)
     kept = module.weight.clone()
     with pytest.raises(ValueError, match="gradient of the loss is not its derivative"):
         Objective(module, [data()], loss_fn=clipping)
     assert torch.equal(module.weight, kept)
+
+
+@pytest.mark.parametrize("few", ["are refused", "have no slope", "are not finite"])
+def test_where_few_samples_say_nothing_the_whole_batch_is_checked(few: str) -> None:
+    """A gradient that is a third of what it should be, on a batch of whose first half nothing is learned."""
+
+    def not_its_own(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        inputs, targets, weights = batch
+        if few == "are refused" and len(inputs) < 64:
+            raise RuntimeError("expected a batch of 64")
+        outputs = module(inputs)
+        losses = weights * (outputs + 2 * outputs.detach() - targets).square()
+        return losses.sum() / weights.sum() if few == "are not finite" else losses.mean()
+
+    inputs, targets = (torch.cat(parts) for parts in zip(*(data(k) for k in range(8)), strict=True))
+    weights = torch.cat([torch.zeros(32, 1), torch.ones(32, 1)])
+    if few == "are refused":
+        weights = torch.ones(64, 1)
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="gradient of the loss is not its derivative"):
+        Objective(nn.Linear(4, 1), [(inputs, targets, weights)], loss_fn=not_its_own)
 
 
 def test_parameters_that_are_reached_past_the_module_are_refused() -> None:
