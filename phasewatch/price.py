@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 
 import torch
 
@@ -42,6 +43,10 @@ probe, or held out, the chains go last, the fine ones before the coarse ones; th
 IN_THEIR_PLACE = "half the effective rank stands in for it"
 LEAST_WITH_CHAINS = 3
 """Measurements with the chains of λ of the function without which these are left out. Chosen."""
+AS_MUCH_AGAIN = 2
+"""Where no chains are drawn, what is cheap is measured up to so many times the price of what stays in any case: a run
+has half as many points for it at most; and so many times as many as a transition takes at least, as what is expected of
+prices may be off. Chosen."""
 CHAINS_TIMED, MASSES_USED = 4, 2.5
 """Chains that are evaluated together, where any are; and how often a move uses their masses, between the two times of a
 draw and the three of the set-up."""
@@ -193,7 +198,9 @@ def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -
 
     Enough are as many as a transition takes; of these three at least with the chains of λ of the function, since λ is
     what all this is about (:func:`chains_in_each`), at the coarse resolution alone where both are too dear. Where that
-    cannot be, three measurements with them; where not even these are paid, the chains go too.
+    cannot be, three measurements with them; where not even these are paid, the chains go too. What went before them and
+    is cheap comes back: without chains, where it leaves half as many measurements, and twice the number that a
+    transition takes.
 
     Args:
         prices: Seconds for each part of a measurement.
@@ -203,15 +210,30 @@ def too_dear(prices: Mapping[str, float], order: Sequence[str], budget: float) -
     Returns:
         Some of ``order``; all of it where even that is not enough.
     """
-    ways = _ways_to_leave_out(order)
+
+    def are_paid(count: int, drawn: int, left_out: Collection[str]) -> bool:
+        chains = of_chains(prices, left_out)
+        return count * (together(prices, left_out) - chains) + drawn * chains <= budget
+
+    *with_chains, without = _ways_to_leave_out(order)
     for count in (MIN_POINTS, LEAST_WITH_CHAINS):
-        for some in ways[:-1] or ways:
-            for with_chains in dict.fromkeys((count, LEAST_WITH_CHAINS)):
+        for some in with_chains or [without]:
+            for drawn in dict.fromkeys((count, LEAST_WITH_CHAINS)):
                 for left_out in some:
-                    drawn = of_chains(prices, left_out)
-                    if count * (together(prices, left_out) - drawn) + with_chains * drawn <= budget:
-                        return left_out
-    return list(order)
+                    if are_paid(count, drawn, left_out):
+                        return _brought_back(left_out, partial(are_paid, count, drawn))
+    most = min(budget / MIN_POINTS / AS_MUCH_AGAIN, AS_MUCH_AGAIN * together(prices, order))
+    return _brought_back(order, lambda left_out: together(prices, left_out) <= most)
+
+
+def _brought_back(left_out: Sequence[str], are_paid: Callable[[Collection[str]], bool]) -> list[str]:
+    """The same less what was not too dear, but went before what was; the last to go comes first, chains do not."""
+    found = list(left_out)
+    for name in reversed(left_out):
+        others = [other for other in found if other != name]
+        if name not in (COARSE_CHAINS, FINE_CHAINS) and are_paid(others):
+            found = others
+    return found
 
 
 def chains_in_each(prices: Mapping[str, float], left_out: Collection[str], budget: float) -> int:

@@ -99,7 +99,7 @@ class Watch:
     if it has to be, three) is left out of all: first the zeros by cause, then the spectrum, then λ of the loss, then λ
     of the function on other data. Where the chains of λ of the function are too dear for eight, they are drawn in each
     second or third measurement; where three of eight with them are not paid, at the coarse resolution alone; and where
-    not even that is, in none: the effective ranks and the losses remain.
+    not even that is, in none: the effective ranks and the losses remain, and what else is as cheap.
 
     Example:
         >>> import torch

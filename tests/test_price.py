@@ -70,6 +70,25 @@ def test_where_the_fine_chains_are_too_dear_there_may_be_room_for_what_goes_befo
     assert found == [[FINE], ["zeros", FINE], ["zeros", "hessian", FINE]]
 
 
+@pytest.mark.parametrize(
+    ("budget", "left_out"),
+    [
+        (66, ["llc", FINE]),  # three of 21.9 s with the coarse chains
+        (63, [*DEAR, FINE]),  # three of 21
+        (62, ["llc", FINE, COARSE]),
+        (31, ["llc", FINE, COARSE]),  # sixteen of 1 s, of 1.9 with zeros and spectrum
+        (30, ["zeros", "llc", FINE, COARSE]),  # sixteen with the spectrum, which goes later
+        (24, ["zeros", "llc", FINE, COARSE]),
+        (23, ["hessian", "llc", FINE, COARSE]),  # sixteen with the zeros
+        (22, ORDER),
+    ],
+)
+def test_what_is_cheap_does_not_go_with_what_is_dear(budget: float, left_out: list[str]) -> None:
+    """1 s, .5 for the spectrum and .4 for the zeros, 2 for λ of the loss; 20 and 90 for the chains."""
+    prices = {"rest": 1.0, FINE: 90.0, COARSE: 20.0, "zeros": 0.4, "hessian": 0.5, "llc": 2.0}
+    assert price.too_dear(prices, ORDER, budget) == left_out
+
+
 def test_what_is_left_out_of_one_measurement() -> None:
     found = [price.what_fits(PRICES, ORDER, seconds) for seconds in (19, 18.9, 10, 9.9, 4, 3.9, 1, 0.9)]
     without_chains = ["zeros", "hessian", FINE, COARSE]
