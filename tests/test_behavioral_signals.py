@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.optimize import bisect, brentq
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, gaussian_nll_loss, softplus
 
 from phasewatch import Objective, Watch, estimate_behavioral_llc
 from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
@@ -159,6 +159,22 @@ def test_a_rank_that_the_prior_bounds_is_believed_where_a_quadratic_holds(share:
     found = read(estimator, objective)["effective_rank_coarse"]
     b = brentq(lambda b: (values / (values * b + 1)).sum() / 2 - resolution, 0, 1e6) if share > 1 else 0.0
     assert found.reliable and found.value == pytest.approx((b * values / (1 + b * values)).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("sampled", ["coarse", "none"])
+def test_a_rank_is_doubted_where_lambda_is_as_the_loss_is_not_convex(sampled: Any) -> None:
+    """A Gaussian whose variance is an output too: what the divergence is below zero for has no rank."""
+
+    def gaussian(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        mean, variance = module(batch[0]).unbind(1)
+        return gaussian_nll_loss(mean, batch[1][:, 0], softplus(variance))
+
+    objective = Objective(network(), drawn(60), loss_fn=gaussian)
+    found = read(BehavioralCoefficient(**MOVES, sampled=sampled), objective)
+    for name in ("effective_rank_coarse", "effective_rank"):
+        assert found[name].doubts[0] == objective.behavioral().doubts[0]
+        assert "not convex" in found[name].doubts[0] and f"{name}_0" not in found
+    assert sampled == "none" or "not convex" in found[LLC_COARSE].doubts[0]
 
 
 def test_losses_without_curvature_have_no_rank() -> None:

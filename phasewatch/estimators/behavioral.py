@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -244,12 +243,14 @@ class BehavioralCoefficient:
         self, objective: Objective, spread: Tensor, seed: int, rank: EffectiveRank, nbeta: float | None = None
     ) -> dict[str, Estimate]:
         """The ranks where a quadratic divergence is each resolution, the fine one at another temperature if given."""
+        divergence = objective.behavioral()  # in units of the loss, as the ranks'
         coarse, fine = (
-            _at_resolution(rank, resolution / self.nats_per_loss, objective.behavioral, spread, seed)
+            _at_resolution(rank, resolution / self.nats_per_loss, divergence, spread, seed)
             for resolution in self.resolutions
         )
         at_fine = fine if nbeta is None else rank.at(nbeta)
-        return {**_ranks("effective_rank_coarse", coarse), **_ranks("effective_rank", at_fine)}
+        doubts = divergence.doubts
+        return {**_ranks("effective_rank_coarse", coarse, doubts), **_ranks("effective_rank", at_fine, doubts)}
 
     def _limits(self, found: BehavioralLLC, rank: EffectiveRank) -> tuple[str, ...]:
         """That more samples would show more, where half of the probe shows less."""
@@ -278,7 +279,7 @@ class BehavioralCoefficient:
         ranks = effective_rank(moved, spread, resolution=aim, seed=seed, check_probe=False, by_layer=False, **settings)
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
-            rank = _at_resolution(ranks, resolution, lambda: moved, spread, seed)
+            rank = _at_resolution(ranks, resolution, moved, spread, seed)
             estimates[name] = Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
         return estimates
 
@@ -306,7 +307,7 @@ def _settings(objective: Objective) -> dict[str, Any]:
 
 
 def _at_resolution(
-    rank: EffectiveRank, resolution: float, behavioral: Callable[[], Objective], spread: Tensor, seed: int
+    rank: EffectiveRank, resolution: float, divergence: Objective, spread: Tensor, seed: int
 ) -> EffectiveRank:
     """The rank at a resolution, doubted where the prior holds most weights and is further away than a quadratic says.
 
@@ -316,8 +317,7 @@ def _at_resolution(
     found, by_quadratic = rank.at_resolution(resolution), rank.spectrum.mean_divergence(0.0)
     if by_quadratic > HELD * resolution:
         return found
-    divergence, generator = behavioral(), own_generator(seed)
-    start = divergence.parameters
+    generator, start = own_generator(seed), divergence.parameters
     drawn = (torch.randn(len(start), generator=generator).to(start) for _ in range(PRIOR_DRAWS))
     values = torch.cat([divergence.losses((start + spread.to(start) * draw)[None]) for draw in drawn]).double()
     mean = float(values.mean())
@@ -327,11 +327,11 @@ def _at_resolution(
     return replace(found, converged=False, reasons=(*found.reasons, reason))
 
 
-def _ranks(name: str, found: EffectiveRank) -> dict[str, Estimate]:
+def _ranks(name: str, found: EffectiveRank, doubts: tuple[str, ...]) -> dict[str, Estimate]:
     """A rank, and by layer where it is known: what is off for too short runs is not told apart by layer."""
-    layers = found.by_layer.items() if found.converged else ()
+    layers = found.by_layer.items() if found.converged and not doubts else ()
     return {
-        name: Estimate(found.value, found.standard_error, found.reasons),
+        name: Estimate(found.value, found.standard_error, doubts + found.reasons),
         **{f"{name}_{layer}": Estimate(at.value, at.standard_error) for layer, at in layers},
     }
 
