@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from phasewatch.estimators import Estimator, ProbeLoss, Reading
+from phasewatch.hessian import NoSecondDerivativeError
 from phasewatch.interruption import safe_point
 from phasewatch.isolation import isolated, seed_everything
 from phasewatch.objective import LossFn, NoOutputsError, Objective, OutputsFn
@@ -121,7 +122,7 @@ class Failure:
     @property
     def is_permanent(self) -> bool:
         """Whether it lies in how the loss is written: no mistake, and no reason to try again."""
-        return isinstance(self.exception, NoOutputsError)
+        return isinstance(self.exception, (NoOutputsError, NoSecondDerivativeError))
 
     @property
     def is_out_of_memory(self) -> bool:

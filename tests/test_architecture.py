@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transitions": {"record", "shown", "numpy", "scipy", "ruptures"},
     "analysis": {"record", "transitions", "numpy", "ruptures"},
     "estimators": {"objective", "hessian", "llc", "symmetry", "record", "torch", "numpy"},
-    "measure": {"estimators", "interruption", "isolation", "objective", "record", "torch", "numpy"},
+    "measure": {"estimators", "hessian", "interruption", "isolation", "objective", "record", "torch", "numpy"},
     "activity": {"transitions", "numpy"},
     "observer": {"activity", "record", "transitions", "updates", "torch", "numpy"},
     "price": {"estimators", "isolation", "llc", "objective", "schedule", "transitions", "torch", "numpy"},

@@ -13,13 +13,13 @@ import pytest
 import torch
 from scipy.optimize import bisect, brentq
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gaussian_nll_loss, softplus
+from torch.nn.functional import cross_entropy, gaussian_nll_loss, multi_margin_loss, softplus
 
 from phasewatch import Objective, Watch, estimate_behavioral_llc
 from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
 from phasewatch.estimators.behavioral import DENSE_BELOW, OUTPUTS_DENSE_BELOW
 from phasewatch.estimators.enough import enough
-from phasewatch.hessian import HessianOperator, effective_rank
+from phasewatch.hessian import HessianOperator, NoCurvatureError, NoSecondDerivativeError, effective_rank
 from phasewatch.llc import prior_spread
 from phasewatch.measure import Probe, measure, seed_at
 from phasewatch.objective import NoOutputsError
@@ -175,6 +175,28 @@ def test_a_rank_is_doubted_where_lambda_is_as_the_loss_is_not_convex(sampled: An
         assert found[name].doubts[0] == objective.behavioral().doubts[0]
         assert "not convex" in found[name].doubts[0] and f"{name}_0" not in found
     assert sampled == "none" or "not convex" in found[LLC_COARSE].doubts[0]
+
+
+@pytest.mark.parametrize("kind", ["has no second derivative", "jumps"])
+def test_where_there_are_no_ranks_there_is_lambda(kind: str) -> None:
+    """Chains need first derivatives only, the ranks in the outputs none of the loss."""
+
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        outputs = module(batch[0])
+        if kind == "jumps":
+            return half_squared_error(module, batch) + 0.01 * (outputs > 0).to(outputs).mean()
+        return multi_margin_loss(outputs, batch[1].argmax(1))
+
+    objective = Objective(network(), drawn(60), loss_fn=loss_fn)
+    found = read(BehavioralCoefficient(**MOVES), objective)
+    alone = estimate_behavioral_llc(objective, seed=0, **MOVES, precision=0.09)
+    for name, estimate in zip(COEFFICIENTS, alone, strict=True):
+        assert found[name].value == estimate.learning_coefficient > 0
+    for name in ("effective_rank", "effective_rank_coarse"):
+        assert math.isnan(found[name].value) and kind in found[name].doubts[0]
+    assert found["llc_outputs"].value > 0
+    with pytest.raises((NoSecondDerivativeError, NoCurvatureError), match=kind):
+        read(BehavioralCoefficient(sampled="none"), objective)
 
 
 def test_losses_without_curvature_have_no_rank() -> None:

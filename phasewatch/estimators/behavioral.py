@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from phasewatch.estimators.enough import LARGE, ROWS, enough
 from phasewatch.estimators.parts import check_names, check_refined, named, restricted
 from phasewatch.estimators.price import Price, Size
 from phasewatch.estimators.reading import Reading
-from phasewatch.hessian import EffectiveRank, effective_rank
+from phasewatch.hessian import EffectiveRank, NoCurvatureError, NoSecondDerivativeError, effective_rank
 from phasewatch.hessian.lanczos import own_generator
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
 from phasewatch.llc.behavioral import COARSE, FINE
@@ -57,6 +58,7 @@ networks of benchmarks/results/live.md, where a run begins or is under way two t
 APPROACH, MASSES_FOUND = 20, 20
 """Moves in which chains look for their start, at each resolution, and times that their masses are found anew.
 Chosen: some 12 and 18 on small networks."""
+RANKS = "effective_rank_coarse", "effective_rank"
 SAMPLED = {"both": 2, "coarse": 1, "none": 0}
 """At how many of the resolutions chains are drawn, by what the setting calls it."""
 
@@ -167,12 +169,17 @@ class BehavioralCoefficient:
         beside: dict[str, Estimate] = {}
         noted: dict[str, tuple[str, ...]] = {}
         if not self.data:
-            rank = self._rank(seen, spread, seed, check_probe=True)
-            noted = {name: self._limits(one, rank) for name, one in found.items()}
-            nbeta = fine.nbeta * self.nats_per_loss if fine else None
-            beside = self._at_both(seen, spread, seed, rank, nbeta) | self._in_the_outputs(seen, seed)
-            if math.isfinite(rank.on_half) and rank.value:
-                beside["probe_share"] = Estimate(rank.on_half / rank.value)
+            try:
+                rank = self._rank(seen, spread, seed, check_probe=True)
+            except (NoSecondDerivativeError, NoCurvatureError) as error:  # chains need first derivatives only
+                beside = _unknown(RANKS, error)
+            else:
+                noted = {name: self._limits(one, rank) for name, one in found.items()}
+                nbeta = fine.nbeta * self.nats_per_loss if fine else None
+                beside = self._at_both(seen, spread, seed, rank, nbeta)
+                if math.isfinite(rank.on_half) and rank.value:
+                    beside["probe_share"] = Estimate(rank.on_half / rank.value)
+            beside |= self._in_the_outputs(seen, seed)
         estimates: dict[str, Estimate] = {}
         for name, one in found.items():
             estimates |= self._signals(name, one, noted.get(name, ()))
@@ -250,7 +257,11 @@ class BehavioralCoefficient:
         )
         at_fine = fine if nbeta is None else rank.at(nbeta)
         doubts = divergence.doubts
-        return {**_ranks("effective_rank_coarse", coarse, doubts), **_ranks("effective_rank", at_fine, doubts)}
+        return {
+            name: estimate
+            for rank, at in zip(RANKS, (coarse, at_fine), strict=True)
+            for name, estimate in _ranks(rank, at, doubts).items()
+        }
 
     def _limits(self, found: BehavioralLLC, rank: EffectiveRank) -> tuple[str, ...]:
         """That more samples would show more, where half of the probe shows less."""
@@ -265,7 +276,7 @@ class BehavioralCoefficient:
         try:
             moved = _in_double(objective).behavioral("outputs")
         except ConstantOutputsError as error:
-            return {name: Estimate(math.nan, doubts=(str(error),)) for name in names}
+            return _unknown(names, error)
         outputs = sum(
             output.shape[-1] if output.dim() > 1 else 1 for output in objective.outputs(objective.parameters, 0)
         )
@@ -276,7 +287,11 @@ class BehavioralCoefficient:
             settings |= {"tolerance": OUTPUTS_TOLERANCE, "max_products": PRODUCTS_IN_THE_OUTPUTS}
             settings |= {"dense_below": OUTPUTS_DENSE_BELOW}
         aim = fine if objective.num_parameters < LARGE else coarse
-        ranks = effective_rank(moved, spread, resolution=aim, seed=seed, check_probe=False, by_layer=False, **settings)
+        settings |= {"check_probe": False, "by_layer": False}
+        try:
+            ranks = effective_rank(moved, spread, resolution=aim, seed=seed, **settings)
+        except (NoSecondDerivativeError, NoCurvatureError) as error:
+            return _unknown(names, error)
         estimates = {}
         for name, resolution in zip(names, (coarse, fine), strict=True):
             rank = _at_resolution(ranks, resolution, moved, spread, seed)
@@ -334,6 +349,10 @@ def _ranks(name: str, found: EffectiveRank, doubts: tuple[str, ...]) -> dict[str
         name: Estimate(found.value, found.standard_error, doubts + found.reasons),
         **{f"{name}_{layer}": Estimate(at.value, at.standard_error) for layer, at in layers},
     }
+
+
+def _unknown(names: Iterable[str], error: Exception) -> dict[str, Estimate]:
+    return {name: Estimate(math.nan, doubts=(str(error),)) for name in names}
 
 
 def _estimate(found: BehavioralLLC) -> Estimate:

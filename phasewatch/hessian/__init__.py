@@ -3,7 +3,12 @@
 from phasewatch.hessian.density import Density
 from phasewatch.hessian.effective_rank import EffectiveRank, LayerRank, effective_rank
 from phasewatch.hessian.eigenpairs import Eigenpairs, leading_eigenpairs
-from phasewatch.hessian.operators import GaussNewtonOperator, HessianOperator
+from phasewatch.hessian.operators import (
+    GaussNewtonOperator,
+    HessianOperator,
+    NoCurvatureError,
+    NoSecondDerivativeError,
+)
 from phasewatch.hessian.spectrum import Spectrum, hessian_spectrum
 from phasewatch.hessian.trace import TraceEstimate, hessian_trace
 from phasewatch.hessian.zeros import ZeroCount
@@ -15,6 +20,8 @@ __all__ = [
     "GaussNewtonOperator",
     "HessianOperator",
     "LayerRank",
+    "NoCurvatureError",
+    "NoSecondDerivativeError",
     "Spectrum",
     "TraceEstimate",
     "ZeroCount",

@@ -128,7 +128,7 @@ class CurvatureOperator(ABC):
         """
 
     def _multiply(self, vectors: Tensor, *, batched: bool) -> Tensor:
-        with _curvature_pass(self.name):
+        with curvature_pass(self.name):
             vectors = vectors.detach().to(self.objective.dtype)
             result = torch.zeros_like(vectors)
             kept = self._kept_graphs()
@@ -169,9 +169,10 @@ class CurvatureOperator(ABC):
                 if self.kept_bytes + sizes[shapes] <= self._graph_memory:
                     self._kept[batch] = product
                     self.kept_bytes += sizes[shapes]
-            if _CONTINUOUS not in self.objective.known:
+            continuous = (_CONTINUOUS, *(reading.reader for reading in self.objective.readings))
+            if continuous not in self.objective.known:
                 _check_continuity(self.objective)
-                self.objective.known[_CONTINUOUS] = True
+                self.objective.known[continuous] = True
         return self._kept
 
     def _graph_size(self, batch: int) -> tuple[int, list[Tensor]]:
@@ -200,7 +201,7 @@ class HessianOperator(CurvatureOperator):
 
     def gradient(self) -> Tensor:
         """The gradient of the first batch, shape ``(num_parameters,)``, which the first product has computed anyway."""
-        with _curvature_pass(self.name):
+        with curvature_pass(self.name):
             self._kept_graphs()
         return self._derivatives[1]
 
@@ -385,7 +386,8 @@ _HALVINGS_OF_A_JUMP = 5
 """Halvings over which a change that does not shrink is taken for a jump. Chosen: what is smooth shrinks to a 32nd."""
 
 _CONTINUOUS = "continuous"
-"""Noted in what is known of an objective."""
+"""Noted in what is known of an objective, with what is read off its outputs: a divergence may have no jumps that the
+loss has."""
 
 Patterns = str | Sequence[str]
 """Names of modules or parameters, or globs for them."""
@@ -424,7 +426,7 @@ def _check_differentiable_twice(outputs: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def _curvature_pass(name: str) -> Iterator[None]:
+def curvature_pass(name: str) -> Iterator[None]:
     """Autograd as it must be for second derivatives, and its errors in words that say what to do."""
     try:
         with isolated():

@@ -124,11 +124,14 @@ class BehavioralLLC(Shown):
     @property
     def is_far(self) -> bool:
         """Whether the coefficient is carried over to the resolution from so far that it may not be that of it."""
-        return self.heat_capacity > 0 and not 1 / CARRIED <= self.divergence / self.resolution <= CARRIED
+        is_carried = self.heat_capacity > 0 and self.divergence > 0
+        return is_carried and not 1 / CARRIED <= self.divergence / self.resolution <= CARRIED
 
     @property
     def nbeta_of_resolution(self) -> float:
-        """Where the mean divergence is the resolution, by its slope at the draws."""
+        """Where the mean divergence is the resolution, by its slope at the draws; NaN where it is not positive."""
+        if not self.divergence > 0:
+            return math.nan
         steepness = _steepness(self.nbeta * self.divergence, self.heat_capacity)
         return self.nbeta * (self.divergence / self.resolution) ** steepness
 
@@ -248,7 +251,8 @@ def estimate_behavioral_llc(
                 give_back()  # what lay between the positions that are kept
                 seen = sampler.draw(length)
                 found[resolution] = _estimate(resolution, seen, divergence)
-                if found[resolution].reliable and found[resolution].half_width <= precision:
+                only_doubted = found[resolution].reasons == divergence.doubts  # which no number of draws changes
+                if found[resolution].divergence < 0 or (only_doubted and found[resolution].half_width <= precision):
                     break
             misfit = math.nan
             if metric == "loss":
@@ -292,8 +296,9 @@ def _estimate(resolution: float, seen: Draws, divergence: Objective) -> Behavior
     divergence_reached = float(seen.divergences.mean())
     heat_capacity = float(energies.var(axis=1, ddof=1).mean())
     steepness = _steepness(mean, heat_capacity)
-    # Chains that never move have a divergence of zero, and nothing to carry over.
-    carried = (resolution / divergence_reached) ** (1 - steepness) if heat_capacity else 1.0
+    # Chains that never move have a divergence of zero, and nothing to carry over; a loss that is not convex may have
+    # one below zero.
+    carried = (resolution / divergence_reached) ** (1 - steepness) if heat_capacity and divergence_reached > 0 else 1.0
     coefficient = mean * carried
     error = carried * steepness * _standard_error(energies)
     ess = diagnostics.effective_sample_size(energies)
@@ -338,6 +343,8 @@ def _reasons(estimate: BehavioralLLC, energies: diagnostics.FloatArray) -> list[
     reasons = []
     if math.isnan(estimate.rhat):
         return ["the draws do not vary"]
+    if mean < 0:
+        reasons.append(f"the divergence is {estimate.divergence:.2g} on average, which is no distance")
     scatter = float(energies.mean(axis=1).std(ddof=1))
     if estimate.rhat > LARGEST_RHAT and scatter > SAME_MEAN * mean:
         reasons.append(f"the chains disagree (R-hat {estimate.rhat:.2f})")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from phasewatch.hessian.operators import NoCurvatureError, NoSecondDerivativeError
+from phasewatch.hessian import NoCurvatureError, NoSecondDerivativeError
 from phasewatch.isolation import isolated
 from phasewatch.llc import diagnostics
 from phasewatch.llc.diagnostics import FloatArray

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from phasewatch.hessian.linearization import Jacobian, LossCurvature, by_forward_mode
+from phasewatch.hessian.operators import GaussNewtonOperator, curvature_pass
 from phasewatch.isolation import isolated
 from phasewatch.objective import Objective, second_derivatives
 
@@ -203,7 +204,8 @@ def _record(
 ) -> Recording:
     vector = objective.parameters.detach().clone().requires_grad_()
     tensors = objective.tensors_at(vector)
-    with isolated(), second_derivatives(), torch.enable_grad(), objective.holding(tensors):
+    name = GaussNewtonOperator.name
+    with curvature_pass(name), second_derivatives(), torch.enable_grad(), objective.holding(tensors):
         with _Tape(vector) as tape:
             outputs, leaves, loss = objective.split_loss(vector, batch)
         curvature, jacobian = LossCurvature(loss, leaves), Jacobian(outputs, vector)

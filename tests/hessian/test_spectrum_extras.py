@@ -13,7 +13,7 @@ import torch
 from cases import half_squared_error, mlp, normal, planted
 from torch import Tensor, nn
 
-from phasewatch.hessian import HessianOperator, hessian_spectrum, hessian_trace, leading_eigenpairs
+from phasewatch.hessian import HessianOperator, NoCurvatureError, hessian_spectrum, hessian_trace, leading_eigenpairs
 from phasewatch.objective import Objective
 
 MIXED = [*np.linspace(-3, -0.5, 60), *np.zeros(150), *np.linspace(0.1, 2, 190)]
@@ -249,3 +249,20 @@ def test_norm_of_one_value_is_exact() -> None:
     found = hessian_spectrum(planted([2.0] * 50), dense_below=0)
     assert found.frobenius_norm == pytest.approx(2 * math.sqrt(50))
     assert found.frobenius_norm_standard_error == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_divergence_without_jumps_says_nothing_of_those_of_the_loss() -> None:
+    """Each is looked at once, in whatever order they are measured."""
+    torch.manual_seed(0)
+    inputs = torch.randn(600, 3)
+
+    def loss_fn(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        outputs = module(batch)
+        return outputs.square().mean() + 0.1 * (outputs > 0).to(outputs).mean()
+
+    objective = Objective(nn.Linear(3, 2), [inputs], loss_fn=loss_fn)
+    direction = torch.ones(objective.num_parameters)
+    assert (HessianOperator(objective.behavioral("outputs")) @ direction).isfinite().all()
+    for of_jumps in (objective, objective.behavioral("loss")):
+        with pytest.raises(NoCurvatureError, match="The loss jumps"):
+            HessianOperator(of_jumps) @ direction

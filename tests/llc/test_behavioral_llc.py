@@ -394,3 +394,20 @@ def test_what_short_chains_say_is_not_believed() -> None:
                 flagged += not estimate.reliable
     assert wrong >= 5
     assert flagged >= 0.9 * wrong
+
+
+def test_a_divergence_below_zero_is_no_distance() -> None:
+    """Of a double well seen from between its wells, which is above both: the chains end with the first look."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        module.weight.mul_(0.01)
+
+    def loss_fn(module: nn.Module, inputs: Tensor) -> Tensor:
+        return (module(inputs).square() - 1).square().sum(dim=1).mean()
+
+    objective = Objective(module, [3 * torch.randn(60, 3)], loss_fn=loss_fn)
+    (found,) = estimate_behavioral_llc(objective, (0.1,), chains=2, draws=320, burn_in=40)
+    assert found.divergence < 0 and found.learning_coefficient < 0 and found.draws == 40
+    assert math.isfinite(found.standard_error) and math.isnan(found.nbeta_of_resolution)
+    assert not found.reliable and "is no distance" in found.reasons[1]
