@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -160,10 +161,10 @@ class CurvatureOperator(ABC):
             for batch in range(self.objective.num_batches):
                 shapes = self.objective.batch_shapes(batch)
                 if shapes not in sizes:
-                    sizes[shapes], first = self._graph_size(batch)
-                    product, again = self._product(batch)
-                    _check_repeatable(first, again)
-                    self._derivatives = self._derivatives or again
+                    sizes[shapes], (product, first) = with_saved_bytes(partial(self._product, batch))
+                    if not _agree(first, self._known_derivatives()):
+                        _check_repeatable(first, self._product(batch)[1])
+                    self._derivatives = self._derivatives or first
                 elif self.kept_bytes + sizes[shapes] <= self._graph_memory:
                     product, _ = self._product(batch)
                 if self.kept_bytes + sizes[shapes] <= self._graph_memory:
@@ -175,10 +176,12 @@ class CurvatureOperator(ABC):
                 self.objective.known[continuous] = True
         return self._kept
 
-    def _graph_size(self, batch: int) -> tuple[int, list[Tensor]]:
-        """Bytes that a batch's graph holds on to; the graph is dropped, since hooks make its products slower."""
-        size, (_, derivatives) = with_saved_bytes(lambda: self._product(batch))
-        return size, derivatives
+    def _known_derivatives(self) -> list[Tensor]:
+        """The loss and its first derivatives as an evaluation before has found them; nothing where none has.
+
+        Attention is evaluated by another kernel now, whose rounding may be another.
+        """
+        return []
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -204,6 +207,10 @@ class HessianOperator(CurvatureOperator):
         with curvature_pass(self.name):
             self._kept_graphs()
         return self._derivatives[1]
+
+    def _known_derivatives(self) -> list[Tensor]:
+        gradient = self.objective.first_gradient
+        return [] if gradient is None or self.objective.num_batches > 1 else [self.objective.batch_losses[0], gradient]
 
     def _linearize(self, parameters: Tensor, batch: int) -> tuple[LinearMap, list[Tensor]]:
         loss = self.objective.loss(parameters, batch)
@@ -287,18 +294,25 @@ def _check_repeatable(first: Sequence[Tensor], again: Sequence[Tensor]) -> None:
             "parameters does this (sqrt, norm or a power at 0): add a small constant under it, and look for it with "
             "torch.autograd.set_detect_anomaly(True)."
         )
-    tolerance = 1e3 * torch.finfo(first[0].dtype).eps
-    same = abs(float(first[0] - again[0])) <= tolerance * (abs(float(first[0])) + 1e-300)
-    for one, other in zip(first[1:], again[1:], strict=True):
-        scale = max(float(one.norm()), float(other.norm()))
-        same &= float((one - other).norm()) <= max(tolerance, 1e-6) * scale + tolerance
-    if not same:
+    if not _agree(first, again):
         raise NoCurvatureError(
             f"Two evaluations of the loss at the same parameters give {float(first[0]):.10g} and "
             f"{float(again[0]):.10g}, or differ in their gradients, so that there is no second derivative. Look for "
             "what changes from call to call in the module or in loss_fn: counters, buffers updated in Python, "
             "random numbers from NumPy generators of their own."
         )
+
+
+def _agree(first: Sequence[Tensor], again: Sequence[Tensor]) -> bool:
+    """Whether a loss and its derivatives are those of another evaluation, up to rounding."""
+    if len(first) != len(again):
+        return False
+    tolerance = 1e3 * torch.finfo(first[0].dtype).eps
+    same = abs(float(first[0] - again[0])) <= tolerance * (abs(float(first[0])) + 1e-300)
+    for one, other in zip(first[1:], again[1:], strict=True):
+        scale = max(float(one.norm()), float(other.norm()))
+        same &= float((one - other).norm()) <= max(tolerance, 1e-6) * scale + tolerance
+    return same
 
 
 def _check_continuity(objective: Objective) -> None:

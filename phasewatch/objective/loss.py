@@ -138,6 +138,12 @@ class Objective(PureLoss):
             self._vectorized = Vectorized(self)
             check_gradient(self, self._cut_to(max(self.batch_sizes[0] // FEW, LEAST_FEW)))
 
+    @property
+    def first_gradient(self) -> Tensor | None:
+        """The gradient of the mean loss at creation, shape ``(num_parameters,)``; None where it was not found then."""
+        known = self._first_gradient
+        return known[1] if known is not None and known[0]() is self else None
+
     def loss(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
         """The mean loss, differentiable in ``parameters``.
 
@@ -164,9 +170,9 @@ class Objective(PureLoss):
         Returns:
             The loss, a scalar tensor, and the gradient, shape ``(num_parameters,)``, both detached.
         """
-        known = self._first_gradient
-        if parameters is None and batch is None and known is not None and known[0]() is self:
-            return self.batch_losses.new_tensor(self.mean_loss), known[1].clone()
+        known = self.first_gradient
+        if parameters is None and batch is None and known is not None:
+            return self.batch_losses.new_tensor(self.mean_loss), known.clone()
         return super().loss_and_gradient(parameters, batch)
 
     def losses_and_gradients(
