@@ -241,8 +241,7 @@ def _direction(function: PureLoss, generator: torch.Generator) -> Tensor:
     pieces = []
     for piece in function.unflatten(function.parameters).values():
         size = float(piece.double().square().mean().sqrt()) or (piece.shape[-1] ** -0.5 if piece.dim() else 1.0)
-        noise = torch.randn(piece.numel(), generator=generator, dtype=torch.float64)
-        pieces.append(size * noise)
+        pieces.append(size * torch.randn(piece.numel(), generator=generator))
     return torch.cat(pieces).to(function.parameters)
 
 
