@@ -175,7 +175,9 @@ def _trusted(run: Run, name: str, reliable: int, points: int) -> str:
 def _without_lambda(run: Run) -> str:
     """What there is in the place of λ."""
     if EFFECTIVE_RANK_COARSE not in run.names:
-        return "No λ was measured."
+        failed = [failure for failure in run.failures if failure.get("what") in (LLC_BEHAVIORAL, LLC)]
+        why = f": {failed[-1]['what']} failed ({_first_sentence(str(failed[-1].get('error')))})" if failed else ""
+        return f"No λ was measured{why}."
     rank = run.series(EFFECTIVE_RANK_COARSE)
     known, halves = rank.reliable, rank.values / 2
     counted = f"reliable at {known.sum()} of {len(known)} points"
@@ -185,6 +187,10 @@ def _without_lambda(run: Run) -> str:
     first, last = np.flatnonzero(known)[[0, -1]]
     where = f"step {format_step(rank.steps[first])} to {format_step(rank.steps[last])}"
     return f"{told}: {format_change(halves[first], halves[last], '→')} from {where}."
+
+
+def _first_sentence(error: str) -> str:
+    return re.split(r"\.\s|\n", error, maxsplit=1)[0].rstrip(".")
 
 
 def count_doubts(run: Run, name: str) -> list[tuple[str, int]]:

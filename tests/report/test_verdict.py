@@ -127,6 +127,18 @@ def test_what_is_noted_of_points_is_counted_and_does_not_make_them_unreliable(tm
     assert "<td>7 of 60</td><td>limited by the probe</td>" in write_report(analysis, tmp_path).html.read_text()
 
 
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [("llc_behavioral", ": llc_behavioral failed (KeyError: no such thing)"), ("zeros", "")],
+)
+def test_where_no_lambda_was_measured_it_says_why(what: str, why: str) -> None:
+    run = plain(JUMPS)
+    bare = [dataclasses.replace(m, estimates={"loss": m.estimates["loss"]}) for m in run.measurements]
+    failures = ({"step": 0, "what": what, "error": "KeyError: no such thing. Look for it elsewhere."},)
+    said = verdict(analyze_run(dataclasses.replace(run, measurements=tuple(bare), failures=failures)))
+    assert f"No λ was measured{why}." in said.sentences
+
+
 def test_what_the_schedule_did_is_told() -> None:
     steps = np.arange(0, 6_000)
     block = pack({"learning_rate": (steps.tolist(), np.where(steps < 3000, 0.1, 0.01).tolist())})
