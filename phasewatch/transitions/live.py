@@ -29,7 +29,8 @@ WINDOW = 240
 # Chosen.
 RECENT = 12
 REFRESH = 8
-# A flag is withdrawn when so many searches in a row have not found it: what is on the verge comes and goes. Chosen.
+# A flag is withdrawn when so many searches in a row have not found it, and stands again when so many have: what is on
+# the verge comes and goes. Chosen.
 PATIENCE = 3
 # Share of alpha that one look may spend. Looks that follow one another see nearly the same points, so their chances of
 # a false alarm are far from adding up. Chosen.
@@ -56,7 +57,8 @@ class LiveDetector:
     ``alpha``, by more the more correlated the noise would be without it (``phasewatch.transitions.odds``). In a short
     history much correlation is possible: there it takes more measurements, or a larger change. Where the course is
     resolved, a transition is flagged while it is ``under_way``, once the run is faster than in the stage before. A flag
-    stands as long as its transition is found at all of ``alpha`` in one of three searches.
+    stands as long as its transition is found at all of ``alpha`` in one of three searches, and stands again, once it
+    was withdrawn, when that is found in three, one after another.
 
     Where the loss at every step is shown to it (:meth:`observe`), it is searched too, with half of ``alpha``, and says
     where a transition is, once three looks in a row have seen it: many are taken, and what is chance in one is mostly
@@ -90,7 +92,7 @@ class LiveDetector:
         self._looked_until: float | None = None
         self._searched = 0
         self._waiting = False
-        self._missed: dict[int, int] = {}
+        self._contradicted: dict[int, int] = {}
 
     @property
     def transitions(self) -> list[Transition]:
@@ -162,7 +164,7 @@ class LiveDetector:
             "looked_until": self._looked_until,
             "searched": self._searched,
             "waiting": self._waiting,
-            "missed": [[number, count] for number, count in self._missed.items()],
+            "contradicted": [[number, count] for number, count in self._contradicted.items()],
         }
 
     def load_state_dict(
@@ -184,7 +186,8 @@ class LiveDetector:
             seen = [Transition.from_dict(plain) for plain in state["known"]]
             suspected = [[Transition.from_dict(plain) for plain in look] for look in state["suspected"]]
             looked_until = _optional(state["looked_until"], "looked_until")
-            waiting, missed = bool(state["waiting"]), {int(number): int(count) for number, count in state["missed"]}
+            waiting = bool(state["waiting"])
+            contradicted = {int(number): int(count) for number, count in state["contradicted"]}
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"not the state of a LiveDetector ({error!r}): expected what LiveDetector.state_dict() returned"
@@ -196,10 +199,10 @@ class LiveDetector:
         for step, values, errors, reliable, *beside in measurements:
             with suppress(ValueError):
                 self._append(step, values, errors, reliable, *beside)
-        # Of measurements and flags that are lost nothing can have been searched or missed.
+        # Of measurements and flags that are lost nothing can have been searched or contradicted.
         self._searched = min(searched, len(self._steps))
         known = {flag.number for flag in self.flags}
-        self._missed = {number: count for number, count in missed.items() if number in known}
+        self._contradicted = {number: count for number, count in contradicted.items() if number in known}
 
     def _append(
         self,
@@ -354,9 +357,14 @@ class LiveDetector:
         # What is found of it in the rest of the window is nothing new.
         free = [k for k in range(len(found)) if not self._was_seen(found[k], standing)]
         known = self._matched(open_flags, found, free)
+        there = {flag.number for flag in known.values()}
+        against = [flag for flag in open_flags if (flag.number in there) is (flag.action == "withdrawn")]
+        counts = {flag.number: self._contradicted.get(flag.number, 0) + 1 for flag in against}
+        turned = {number for number, count in counts.items() if count >= PATIENCE}
+        self._contradicted = {number: count for number, count in counts.items() if number not in turned}
         said: list[Flag] = []
         for k, flag in known.items():
-            if flag.action == "withdrawn" or self._is_news(flag.transition, found[k]):
+            if flag.number in turned or (flag.action != "withdrawn" and self._is_news(flag.transition, found[k])):
                 said.append(Flag(flag.number, "revised", found[k], self._steps[-1]))
         new = [k for k in free if k not in known and not self._is_at_edge(found[k])]
         # What no stage parts from a known one may well be the same, cut in two by what is seen so far.
@@ -367,11 +375,8 @@ class LiveDetector:
                 flagged.append(k)
         for number, k in enumerate(flagged, start=max(current, default=-1) + 1):
             said.append(Flag(number, "flagged", found[k], self._steps[-1]))
-        self._waiting = len(flagged) < len(new)
-        there = {flag.number for flag in known.values()}
-        missed = [flag for flag in open_flags if flag.action != "withdrawn" and flag.number not in there]
-        self._missed = {flag.number: self._missed.get(flag.number, 0) + 1 for flag in missed}
-        gone = [flag for flag in missed if self._missed[flag.number] == PATIENCE]
+        self._waiting = len(flagged) < len(new) or any(flag.action == "withdrawn" for flag in known.values())
+        gone = [flag for flag in against if flag.number in turned and flag.action != "withdrawn"]
         why = f"not found in {PATIENCE} searches, one after another"
         return said + [Flag(flag.number, "withdrawn", flag.transition, self._steps[-1], why) for flag in gone]
 

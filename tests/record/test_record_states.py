@@ -103,8 +103,8 @@ def test_an_entry_that_a_state_lacks_or_has_in_another_form_costs_no_more_than_t
 
 @pytest.mark.parametrize(
     ("entry", "value"),
-    [("searched", float("inf")), ("missed", [[0, float("inf")]]), ("alpha", 10**400)],
-    ids=["searched", "missed", "alpha"],
+    [("searched", float("inf")), ("contradicted", [[0, float("inf")]]), ("alpha", 10**400)],
+    ids=["searched", "contradicted", "alpha"],
 )
 def test_a_detector_whose_numbers_are_too_large_looks_anew(
     entry: str, value: Any, whole: Watch, first: tuple[dict[str, Any], Path], tmp_path: Path

@@ -90,6 +90,25 @@ def test_what_more_measurements_refute_is_withdrawn() -> None:
     assert inside == []
 
 
+def test_what_comes_and_goes_is_not_said_at_each_turn() -> None:
+    """Three searches in a row withdraw a flag, three have it stand again; fewer change nothing of either."""
+    detector, run = LiveDetector(), two_steps()
+    feed(detector, run, 0, 45)
+    seen = detector.transitions
+    assert len(seen) == 1
+
+    def look(found: list[Transition]) -> list[str]:
+        new = detector._compare(found, lambda new, known: list(new))
+        detector.flags.extend(new)
+        return [flag.action for flag in new]
+
+    for action, turned, before in (("withdrawn", [], seen), ("revised", seen, [])):
+        for _ in range(4):
+            assert look(turned) == look(turned) == look(before) == []
+        assert look(turned) == look(turned) == []
+        assert look(turned) == [action] and detector.transitions == turned
+
+
 def test_a_measurement_costs_no_more_the_longer_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never are more than a window's measurements searched, however many there were."""
     monkeypatch.setattr(live, "WINDOW", 40)
