@@ -259,8 +259,8 @@ class BehavioralCoefficient:
         doubts = divergence.doubts
         return {
             name: estimate
-            for rank, at in zip(RANKS, (coarse, at_fine), strict=True)
-            for name, estimate in _ranks(rank, at, doubts).items()
+            for whole, at in zip(RANKS, (coarse, at_fine), strict=True)
+            for name, estimate in _ranks(whole, at, doubts).items()
         }
 
     def _limits(self, found: BehavioralLLC, rank: EffectiveRank) -> tuple[str, ...]:
