@@ -92,7 +92,8 @@ class Objective(PureLoss):
         """Copy what is needed, evaluate the loss on every batch, and check that it is a function with this gradient.
 
         At the parameters and at others near by, the first batch is evaluated again, through the very path that
-        measures, and the gradient compared with differences: on an eighth of that batch where this can be evaluated.
+        measures, and the gradient compared with differences: in one direction, and in others on an eighth of that
+        batch where this can be evaluated.
 
         Args:
             module: The network; a copy of its structure is kept, with clones of its tensors.
@@ -137,6 +138,7 @@ class Objective(PureLoss):
             self._origin: tuple[Objective, Callable[[Objective], Objective]] | None = None
             self._vectorized = Vectorized(self)
             check_gradient(self, self._cut_to(max(self.batch_sizes[0] // FEW, LEAST_FEW)))
+            state.restore()  # few samples may change what a whole batch does not
 
     @property
     def first_gradient(self) -> Tensor | None:
@@ -170,8 +172,8 @@ class Objective(PureLoss):
         Returns:
             The loss, a scalar tensor, and the gradient, shape ``(num_parameters,)``, both detached.
         """
-        known = self.first_gradient
-        if parameters is None and batch is None and known is not None:
+        known, is_whole = self.first_gradient, batch is None or (batch == 0 and self.num_batches == 1)
+        if parameters is None and is_whole and known is not None:
             return self.batch_losses.new_tensor(self.mean_loss), known.clone()
         return super().loss_and_gradient(parameters, batch)
 

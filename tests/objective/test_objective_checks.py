@@ -130,6 +130,43 @@ def test_where_few_samples_say_nothing_the_whole_batch_is_checked(few: str) -> N
         Objective(nn.Linear(4, 1), [(inputs, targets, weights)], loss_fn=not_its_own)
 
 
+@pytest.mark.parametrize("wrong", ["behind the first eighth", "in a fifth of all", "in one class of those in order"])
+def test_what_is_wrong_for_some_samples_alone_is_refused(wrong: str) -> None:
+    """A slope that is twice what it should be, which the first samples may show nothing of."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    inputs, labels = torch.randn(64, 4), torch.arange(64) * 3 // 64
+    chosen = {"behind": torch.arange(64) >= 8, "in a": torch.arange(64) % 5 == 4, "in one": labels == 2}
+
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        outputs = module(batch[0])
+        doubled = torch.where(batch[2][:, None], 2 * outputs - outputs.detach(), outputs)
+        return nn.functional.cross_entropy(doubled, batch[1])
+
+    batch = inputs, labels, next(mask for name, mask in chosen.items() if wrong.startswith(name))
+    with pytest.raises(ValueError, match="gradient of the loss is not its derivative"):
+        Objective(module, [batch], loss_fn=loss_fn)
+    Objective(module, [(*batch[:2], torch.zeros(64, dtype=torch.bool))], loss_fn=loss_fn)
+
+
+def test_few_samples_leave_nothing_behind_in_the_module() -> None:
+    """What a whole batch does not change, and so is not given back before each evaluation."""
+
+    class Remembering(nn.Linear):
+        smallest = 64
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.smallest = min(self.smallest, len(inputs))
+            return super().forward(inputs) * self.smallest
+
+    torch.manual_seed(0)
+    inputs, targets = (torch.cat(parts) for parts in zip(*(data(k) for k in range(8)), strict=True))
+    module = Remembering(4, 1)
+    module.smallest = 64
+    objective = Objective(module, [(inputs, targets)], loss_fn=squared_error)
+    assert float(objective.loss()) == objective.mean_loss
+
+
 def test_parameters_that_are_reached_past_the_module_are_refused() -> None:
     class Closure(nn.Module):
         def __init__(self) -> None:
