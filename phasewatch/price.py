@@ -44,9 +44,9 @@ IN_THEIR_PLACE = "half the effective rank stands in for it"
 LEAST_WITH_CHAINS = 3
 """Measurements with the chains of λ of the function without which these are left out. Chosen."""
 AS_MUCH_AGAIN = 2
-"""Where no chains are drawn, what is cheap is measured up to so many times the price of what stays in any case: a run
-has half as many points for it at most; and so many times as many as a transition takes at least, as what is expected of
-prices may be off. Chosen."""
+"""Where no chains are drawn, what is cheap is measured too as long as all of it costs no more than so many times what
+stays in any case (a run has half as many points for it at least), and leaves so many times the points that a transition
+takes, as prices may be off. Chosen."""
 CHAINS_TIMED, MASSES_USED = 4, 2.5
 """Chains that are evaluated together, where any are; and how often a move uses their masses, between the two times of a
 draw and the three of the set-up."""

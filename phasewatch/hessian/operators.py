@@ -170,10 +170,11 @@ class CurvatureOperator(ABC):
                 if self.kept_bytes + sizes[shapes] <= self._graph_memory:
                     self._kept[batch] = product
                     self.kept_bytes += sizes[shapes]
-            continuous = (_CONTINUOUS, *(reading.reader for reading in self.objective.readings))
-            if continuous not in self.objective.known:
-                _check_continuity(self.objective)
-                self.objective.known[continuous] = True
+            function = self.objective
+            continuous = _CONTINUOUS, *function.parameter_shapes, *(reading.reader for reading in function.readings)
+            if continuous not in function.known:
+                _check_continuity(function)
+                function.known[continuous] = True
         return self._kept
 
     def _known_derivatives(self) -> list[Tensor]:
@@ -400,8 +401,8 @@ _HALVINGS_OF_A_JUMP = 5
 """Halvings over which a change that does not shrink is taken for a jump. Chosen: what is smooth shrinks to a 32nd."""
 
 _CONTINUOUS = "continuous"
-"""Noted in what is known of an objective, with what is read off its outputs: a divergence may have no jumps that the
-loss has."""
+"""Noted in what is known of an objective, with its parameters and what is read off its outputs: a divergence, or the
+loss as a function of some of the parameters, may have no jumps that the whole has."""
 
 Patterns = str | Sequence[str]
 """Names of modules or parameters, or globs for them."""

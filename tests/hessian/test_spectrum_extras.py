@@ -266,3 +266,19 @@ def test_a_divergence_without_jumps_says_nothing_of_those_of_the_loss() -> None:
     for of_jumps in (objective, objective.behavioral("loss")):
         with pytest.raises(NoCurvatureError, match="The loss jumps"):
             HessianOperator(of_jumps) @ direction
+
+
+def test_a_part_without_jumps_says_nothing_of_the_whole() -> None:
+    """Measured first, as a function of one layer alone."""
+    torch.manual_seed(1)
+    module = nn.ModuleDict({"smooth": nn.Linear(3, 2), "jumping": nn.Linear(3, 2)})
+
+    def loss_fn(module: Any, batch: torch.Tensor) -> torch.Tensor:
+        jumping = module["jumping"](batch)
+        return (module["smooth"](batch) + jumping).square().mean() + 0.1 * (jumping > 0).to(jumping).mean()
+
+    objective = Objective(module, [torch.randn(600, 3)], loss_fn=loss_fn)
+    assert hessian_trace(objective, parameters="smooth").value > 0
+    for of_jumps in (objective, objective.restricted_to("jumping")):
+        with pytest.raises(NoCurvatureError, match="The loss jumps"):
+            HessianOperator(of_jumps) @ torch.ones(of_jumps.num_parameters)
