@@ -161,6 +161,32 @@ def test_a_rank_that_the_prior_bounds_is_believed_where_a_quadratic_holds(share:
     assert found.reliable and found.value == pytest.approx((b * values / (1 + b * values)).sum(), rel=1e-3)
 
 
+@pytest.mark.parametrize("far", ["raises", "calls the network twice", "is not a number"])
+def test_a_rank_is_doubted_where_the_prior_cannot_be_evaluated(far: str) -> None:
+    """Near the weights all is well, and the other resolution is not touched by it."""
+    module = nn.Linear(3, 2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.05)
+
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        outputs = module(batch[0])
+        loss = 0.5 * outputs.square().sum(1).mean()
+        if float(outputs.detach().abs().max()) < 1:
+            return loss
+        if far == "raises":
+            raise RuntimeError("the factorization failed")
+        if far == "calls the network twice":
+            module(batch[0])
+        return loss * math.nan
+
+    objective = Objective(module, drawn(60), loss_fn=loss_fn)
+    found = read(BehavioralCoefficient(resolutions=(30.0, 0.01), sampled="none"), objective)
+    coarse, fine = found["effective_rank_coarse"], found["effective_rank"]
+    assert coarse.value == 0.0 and "the prior is inf away" in coarse.doubts[0]
+    assert fine.reliable and fine.value == pytest.approx(8, rel=0.02)
+
+
 @pytest.mark.parametrize("sampled", ["coarse", "none"])
 def test_a_rank_is_doubted_where_lambda_is_as_the_loss_is_not_convex(sampled: Any) -> None:
     """A Gaussian whose variance is an output too: what the divergence is below zero for has no rank."""

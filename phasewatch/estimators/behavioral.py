@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -251,16 +251,14 @@ class BehavioralCoefficient:
     ) -> dict[str, Estimate]:
         """The ranks where a quadratic divergence is each resolution, the fine one at another temperature if given."""
         divergence = objective.behavioral()  # in units of the loss, as the ranks'
-        coarse, fine = (
-            _at_resolution(rank, resolution / self.nats_per_loss, divergence, spread, seed)
-            for resolution in self.resolutions
-        )
-        at_fine = fine if nbeta is None else rank.at(nbeta)
-        doubts = divergence.doubts
+        at_resolution = self.resolutions if nbeta is None else self.resolutions[:1]
+        in_these_units = [resolution / self.nats_per_loss for resolution in at_resolution]
+        found = _at_resolutions(rank, in_these_units, divergence, spread, seed)
+        found += [] if nbeta is None else [rank.at(nbeta)]
         return {
             name: estimate
-            for whole, at in zip(RANKS, (coarse, at_fine), strict=True)
-            for name, estimate in _ranks(whole, at, doubts).items()
+            for signal, one in zip(RANKS, found, strict=True)
+            for name, estimate in _ranks(signal, one, divergence.doubts).items()
         }
 
     def _limits(self, found: BehavioralLLC, rank: EffectiveRank) -> tuple[str, ...]:
@@ -280,23 +278,23 @@ class BehavioralCoefficient:
         outputs = sum(
             output.shape[-1] if output.dim() > 1 else 1 for output in objective.outputs(objective.parameters, 0)
         )
-        coarse, fine = (resolution * outputs for resolution in self.resolutions)
+        resolutions = [resolution * outputs for resolution in self.resolutions]
         spread = prior_spread(objective, "outputs")
         settings = _settings(objective)
         if objective.num_parameters < LARGE:
             settings |= {"tolerance": OUTPUTS_TOLERANCE, "max_products": PRODUCTS_IN_THE_OUTPUTS}
             settings |= {"dense_below": OUTPUTS_DENSE_BELOW}
-        aim = fine if objective.num_parameters < LARGE else coarse
+        aim = min(resolutions) if objective.num_parameters < LARGE else max(resolutions)
         settings |= {"check_probe": False, "by_layer": False}
         try:
             ranks = effective_rank(moved, spread, resolution=aim, seed=seed, **settings)
         except (NoSecondDerivativeError, NoCurvatureError) as error:
             return _unknown(names, error)
-        estimates = {}
-        for name, resolution in zip(names, (coarse, fine), strict=True):
-            rank = _at_resolution(ranks, resolution, moved, spread, seed)
-            estimates[name] = Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
-        return estimates
+        found = _at_resolutions(ranks, resolutions, moved, spread, seed)
+        return {
+            name: Estimate(rank.value / 2, rank.standard_error / 2, rank.reasons)
+            for name, rank in zip(names, found, strict=True)
+        }
 
 
 def _price_of_products(size: Size, products: float) -> Price:
@@ -321,25 +319,37 @@ def _settings(objective: Objective) -> dict[str, Any]:
     return {"tolerance": RANK_TOLERANCE, "max_products": products, "dense_below": DENSE_BELOW}
 
 
-def _at_resolution(
-    rank: EffectiveRank, resolution: float, divergence: Objective, spread: Tensor, seed: int
-) -> EffectiveRank:
-    """The rank at a resolution, doubted where the prior holds most weights and is further away than a quadratic says.
+def _at_resolutions(
+    rank: EffectiveRank, resolutions: Sequence[float], divergence: Objective, spread: Tensor, seed: int
+) -> list[EffectiveRank]:
+    """The rank at each, doubted where the prior holds most weights and is further away than a quadratic says.
 
     Where the divergence is not quadratic that near, the temperature at which it is the resolution on average is not
     the one at which a quadratic is; where a quadratic is nearer over the whole prior, there is no such temperature.
     """
-    found, by_quadratic = rank.at_resolution(resolution), rank.spectrum.mean_divergence(0.0)
-    if by_quadratic > HELD * resolution:
+    found, by_quadratic = [rank.at_resolution(one) for one in resolutions], rank.spectrum.mean_divergence(0.0)
+    if by_quadratic > HELD * max(resolutions):
         return found
-    generator, start = own_generator(seed), divergence.parameters
-    drawn = (torch.randn(len(start), generator=generator).to(start) for _ in range(PRIOR_DRAWS))
-    values = torch.cat([divergence.losses((start + spread.to(start) * draw)[None]) for draw in drawn]).double()
-    mean = float(values.mean())
-    if mean <= max(resolution, AWAY * by_quadratic):
-        return found
+    mean = _mean_over_the_prior(divergence, spread, seed)
     reason = f"no quadratic: the prior is {mean:.2g} away on average, which a quadratic puts at {by_quadratic:.2g}"
-    return replace(found, converged=False, reasons=(*found.reasons, reason))
+    return [
+        replace(one, converged=False, reasons=(*one.reasons, reason))
+        if by_quadratic <= HELD * resolution and mean > max(resolution, AWAY * by_quadratic)
+        else one
+        for one, resolution in zip(found, resolutions, strict=True)
+    ]
+
+
+def _mean_over_the_prior(divergence: Objective, spread: Tensor, seed: int) -> float:
+    """By some draws; infinite where it is not finite at one of them or cannot be evaluated there."""
+    generator, start, total = own_generator(seed), divergence.parameters, 0.0
+    for _ in range(PRIOR_DRAWS):
+        away = spread.to(start) * torch.randn(len(start), generator=generator).to(start)
+        try:
+            total += float(divergence.losses((start + away)[None]))
+        except Exception:  # a factorization that fails so far away, for example
+            return math.inf
+    return total / PRIOR_DRAWS if math.isfinite(total) else math.inf
 
 
 def _ranks(name: str, found: EffectiveRank, doubts: tuple[str, ...]) -> dict[str, Estimate]:
