@@ -289,7 +289,7 @@ class ResolvedChains:
             resolution: The mean divergence wanted, for the bound.
             moves: Moves of each chain before the next draw.
         """
-        self._set_nbeta(nbeta)
+        self._set_nbeta(min(nbeta, self._largest_nbeta(resolution)))
         self._set_bound(resolution)
         for _ in range(moves):
             self._move()
@@ -315,13 +315,16 @@ class ResolvedChains:
             if near == ROUNDS_NEAR:
                 break
             self._nbeta_near *= min(max(excess, COOLING[0]), COOLING[1])
-            # No coefficient is larger than half the number of parameters, where D is quadratic.
-            self._nbeta_near = min(self._nbeta_near, self._spread.numel() / resolution)
+            self._nbeta_near = min(self._nbeta_near, self._largest_nbeta(resolution))
         self._nbeta = self._nbeta_near
         # D and its gradient are zero at w*, where a chain begins that would begin beyond the bound.
         there = values <= self._set_bound(resolution)
         positions, gradients = (torch.where(there[:, None], v, 0) for v in (positions, gradients))
         return positions, torch.where(there, values, 0).cpu().numpy(), gradients
+
+    def _largest_nbeta(self, resolution: float) -> float:
+        """Twice that of the largest coefficient where D is quadratic: half the number of parameters."""
+        return self._spread.numel() / resolution
 
     def _evaluate(self, positions: Tensor, bases: FactoredCurvature | None = None) -> tuple[Tensor, Tensor]:
         """D, in float64, and its gradient, at places in units of the spread, from w*; both in the bases, if given."""

@@ -396,9 +396,9 @@ def test_what_short_chains_say_is_not_believed() -> None:
     assert flagged >= 0.9 * wrong
 
 
-def test_a_divergence_below_zero_is_no_distance() -> None:
-    """Of a double well seen from between its wells, which is above both: the chains end with the first look."""
-    torch.manual_seed(0)
+def between_two_wells(seed: int) -> Objective:
+    """What is above both."""
+    torch.manual_seed(seed)
     module = nn.Linear(3, 2, bias=False)
     with torch.no_grad():
         module.weight.mul_(0.01)
@@ -406,8 +406,19 @@ def test_a_divergence_below_zero_is_no_distance() -> None:
     def loss_fn(module: nn.Module, inputs: Tensor) -> Tensor:
         return (module(inputs).square() - 1).square().sum(dim=1).mean()
 
-    objective = Objective(module, [3 * torch.randn(60, 3)], loss_fn=loss_fn)
-    (found,) = estimate_behavioral_llc(objective, (0.1,), chains=2, draws=320, burn_in=40)
+    return Objective(module, [3 * torch.randn(60, 3)], loss_fn=loss_fn)
+
+
+def test_a_divergence_below_zero_is_no_distance() -> None:
+    """The chains end with the first look."""
+    (found,) = estimate_behavioral_llc(between_two_wells(0), (0.1,), chains=2, draws=320, burn_in=40)
     assert found.divergence < 0 and found.learning_coefficient < 0 and found.draws == 40
     assert math.isfinite(found.standard_error) and math.isnan(found.nbeta_of_resolution)
     assert not found.reliable and "is no distance" in found.reasons[1]
+
+
+def test_temperatures_do_not_run_away_where_the_divergence_is_none() -> None:
+    """Chains that look for a resolution there, colder and colder; no coefficient is above the number of parameters."""
+    objective = between_two_wells(2)
+    for found in estimate_behavioral_llc(objective, chains=2, draws=320, burn_in=40):
+        assert not found.reliable and found.nbeta * found.resolution <= 2 * objective.num_parameters
