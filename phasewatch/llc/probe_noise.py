@@ -21,7 +21,6 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from phasewatch.hessian.effective_rank import BASIS_MEMORY
 from phasewatch.hessian.lanczos import SymmetricOperator, orthogonalized, relative_rounding
 from phasewatch.hessian.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
 from phasewatch.hessian.quadrature import gauss, radau
@@ -50,6 +49,10 @@ whole from the second by another 1.4, which the first tells."""
 KEPT = 2**26
 """Bytes of autograd graph kept between products. Chosen: four batches of a small network; a transformer's are built
 anew, which takes a tenth longer and a quarter of the memory less."""
+ALL_KEPT = 2**25
+"""Bytes that the bases of runs may take; above, the last two vectors of each are kept. Chosen: what a convnet of 130
+thousand parameters takes. On one of 106 thousand and transformers of 636 thousand that changes what is bearable, and
+the quadratic part there, by .1 to 5 %."""
 GRADIENTS_PER_PRODUCT = 2
 """1.7 to 2.3 measured on a convnet and a transformer."""
 
@@ -263,11 +266,11 @@ def _by_runs(
     matrix: CurvatureOperator, starts: list[Tensor], localization: float, nbeta: float, share: float
 ) -> PartNoise:
     """Of a random vector and a draw of the slope, until more products would change little or lately have."""
-    runs = [_Run(matrix, start) for start in starts]
+    bases = MOST_PRODUCTS * sum(start.nbytes for start in starts)
+    runs = [_Run(matrix, start, keeps_all=bases <= ALL_KEPT) for start in starts]
     before: PartNoise | None = None
     rounding = relative_rounding(starts[0].dtype, starts[0].numel())
-    room = BASIS_MEMORY // (len(runs) * starts[0].numel() * starts[0].element_size())
-    for _ in range(max(1, min(MOST_PRODUCTS, room) // STEPS)):
+    for _ in range(MOST_PRODUCTS // STEPS):
         for run in runs:
             run.go_on()
         first, *others = (run.measure() for run in runs)
@@ -312,17 +315,22 @@ def _pairing(outputs: list[Tensor], _loss: Tensor, slopes: list[Tensor]) -> Tens
 
 
 class _Run:
-    """A Lanczos run, orthogonalised against all of its own basis, that can be gone on with.
+    """A Lanczos run that can be gone on with.
+
+    It is orthogonalised against all of its own basis or, where that would take much memory, against the last two
+    vectors. Then eigenvalues that it has found come again, as copies that share their weight: the rules of quadrature
+    are nearly those of the same matrix all the same (Greenbaum 1989).
 
     Attributes:
         ended: Whether it has seen all that its start sees.
     """
 
-    def __init__(self, operator: SymmetricOperator, start: Tensor) -> None:
+    def __init__(self, operator: SymmetricOperator, start: Tensor, keeps_all: bool) -> None:
         self._operator = operator
         length = _length(start)
         self._squared_length = length**2
         self._vector = start / (length or 1.0)
+        self._keeps_all = keeps_all
         self._blocks: list[Tensor] = []  # of the basis, so that none of it is copied
         self._diagonal: list[float] = []
         self._couplings: list[float] = []
@@ -330,13 +338,17 @@ class _Run:
 
     def go_on(self) -> None:
         """``STEPS`` products, or as many as there are."""
-        block = self._vector.new_empty(STEPS, len(self._vector))
+        block = self._vector.new_empty(STEPS if self._keeps_all else 0, len(self._vector))
         for row in range(STEPS):
             if self.ended:
                 return
-            block[row] = self._vector
+            if self._keeps_all:
+                block[row] = self._vector
+                basis = [*self._blocks, block[: row + 1]]
+            else:
+                basis = self._blocks = [*self._blocks[-1:], self._vector[None]]
             image = self._operator @ self._vector
-            vector, _ = orthogonalized(image, *self._blocks, block[: row + 1])
+            vector, _ = orthogonalized(image, *basis)
             self._diagonal.append(float(self._vector @ image))
             norm = _length(vector)
             scale = max(map(abs, [*self._diagonal, *self._couplings]))
@@ -344,7 +356,8 @@ class _Run:
             self.ended = len(self._diagonal) == len(vector) or norm <= negligible
             self._couplings.append(0.0 if self.ended else norm)
             self._vector = vector / (norm or 1.0)
-        self._blocks.append(block)
+        if self._keeps_all:
+            self._blocks.append(block)
 
     def measure(self) -> SpectralMeasure:
         """What it has seen so far."""

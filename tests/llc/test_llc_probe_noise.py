@@ -33,6 +33,14 @@ def subset(objective: Objective, size: int, batch_size: int, seed: int, loss_fn:
     return batched(objective.module, x[chosen], y[chosen], loss_fn, batch_size)  # type: ignore[arg-type]
 
 
+@pytest.fixture(params=["all", "two"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that keep all of their bases, and those of networks that are too large for that."""
+    if request.param == "two":
+        monkeypatch.setattr("phasewatch.llc.probe_noise.ALL_KEPT", 0)
+
+
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("classes", [False, True])
 def test_the_predicted_fall_is_that_of_probes(classes: bool) -> None:
     """At the minimum of 2,000 samples, 16 probes of 500 of them each fall to minima of their own.
@@ -55,6 +63,7 @@ def test_the_predicted_fall_is_that_of_probes(classes: bool) -> None:
     assert predicted.mean() == pytest.approx(nbeta / 500 * 0.75 * 27 / 2, rel=0.25)
 
 
+@pytest.mark.usefixtures("kept")
 def test_quadratic_part_against_the_eigenvalues() -> None:
     """Of linear regression, whose Gauss-Newton matrix is known."""
     objective = noisy_regression(12, 5, seed=5, samples=1_000)
@@ -66,6 +75,7 @@ def test_quadratic_part_against_the_eigenvalues() -> None:
         assert noise.quadratic(nbeta) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.usefixtures("kept")
 def test_quadratic_part_where_nearly_all_is_fitted() -> None:
     """A confident network in single precision, whose curvature lies below the rounding of its gradient's differences.
 
@@ -89,6 +99,7 @@ def test_quadratic_part_where_nearly_all_is_fitted() -> None:
         assert found == pytest.approx(expected, rel=0.45)
 
 
+@pytest.mark.usefixtures("kept")
 def test_a_long_probe_is_judged_from_a_few_of_its_batches() -> None:
     """What 5 of 16 batches say of a probe, against the whole of it as one batch.
 
