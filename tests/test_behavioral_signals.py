@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gaussian_nll_loss, multi_margin_loss, softplus
 
 from phasewatch import Objective, Watch, estimate_behavioral_llc
-from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient
+from phasewatch.estimators import BehavioralCoefficient, LearningCoefficient, SymmetryLedger
 from phasewatch.estimators.behavioral import DENSE_BELOW, OUTPUTS_DENSE_BELOW
 from phasewatch.estimators.enough import enough
 from phasewatch.hessian import HessianOperator, NoCurvatureError, NoSecondDerivativeError, effective_rank
@@ -223,6 +223,25 @@ def test_where_there_are_no_ranks_there_is_lambda(kind: str) -> None:
     assert found["llc_outputs"].value > 0
     with pytest.raises((NoSecondDerivativeError, NoCurvatureError), match=kind):
         read(BehavioralCoefficient(sampled="none"), objective)
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_what_has_no_second_derivative_is_tried_once(on_error: Any) -> None:
+    """It lies in how the loss is written; all else is measured at every step."""
+    with pytest.warns(UserWarning, match="cannot be measured in this run.*no second derivative") as caught:
+        watch = Watch(
+            network(),
+            drawn(30),
+            loss_fn=lambda m, b: multi_margin_loss(m(b[0]), b[1].argmax(1)),
+            estimators=[BehavioralCoefficient(sampled="none"), SymmetryLedger(dense_below=0)],
+            schedule=1,
+            on_error=on_error,
+        )
+        for step in range(3):
+            assert watch.at(step) is not None
+    assert len(caught) == 1  # for one reason
+    assert [failure["what"] for failure in watch.run.failures] == ["llc_behavioral", "zeros"]
+    assert watch.run.series("loss").steps.tolist() == [0, 1, 2]
 
 
 def test_losses_without_curvature_have_no_rank() -> None:
