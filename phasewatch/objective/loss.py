@@ -140,11 +140,14 @@ class Objective(PureLoss):
             check_gradient(self, self._cut_to(max(self.batch_sizes[0] // FEW, LEAST_FEW)))
             state.restore()  # few samples may change what a whole batch does not
 
-    @property
-    def first_gradient(self) -> Tensor | None:
-        """The gradient of the mean loss at creation, shape ``(num_parameters,)``; None where it was not found then."""
-        known = self._first_gradient
-        return known[1] if known is not None and known[0]() is self else None
+    def known_gradient(self, batch: int | None = None) -> Tensor | None:
+        """The gradient at the parameters where the first evaluation has found it, shape ``(num_parameters,)``, or None.
+
+        Args:
+            batch: Index of one batch; default all.
+        """
+        known, is_whole = self._first_gradient, batch is None or (batch == 0 and self.num_batches == 1)
+        return known[1] if is_whole and known is not None and known[0]() is self else None
 
     def loss(self, parameters: Tensor | None = None, batch: int | None = None) -> Tensor:
         """The mean loss, differentiable in ``parameters``.
@@ -172,8 +175,8 @@ class Objective(PureLoss):
         Returns:
             The loss, a scalar tensor, and the gradient, shape ``(num_parameters,)``, both detached.
         """
-        known, is_whole = self.first_gradient, batch is None or (batch == 0 and self.num_batches == 1)
-        if parameters is None and is_whole and known is not None:
+        known = self.known_gradient(batch) if parameters is None else None
+        if known is not None:
             return self.batch_losses.new_tensor(self.mean_loss), known.clone()
         return super().loss_and_gradient(parameters, batch)
 
