@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from phasewatch.estimators import Estimator, ProbeLoss, Reading
@@ -20,7 +19,7 @@ from phasewatch.interruption import safe_point
 from phasewatch.isolation import isolated, seed_everything
 from phasewatch.objective import LossFn, NoOutputsError, Objective, OutputsFn
 from phasewatch.objective.function import sizes_of_batches
-from phasewatch.objective.memory import give_back
+from phasewatch.objective.memory import give_back, is_out_of_memory
 from phasewatch.record import Estimate, Histogram, Measurement
 
 HALVINGS = 3
@@ -127,7 +126,7 @@ class Failure:
     @property
     def is_out_of_memory(self) -> bool:
         """Whether there was no memory left, however little was taken."""
-        return _is_out_of_memory(self.exception)
+        return is_out_of_memory(self.exception)
 
 
 def measure(
@@ -190,10 +189,10 @@ def measure(
             began_part = time.perf_counter()
             n = data.n or objective.num_samples
             reading, raised = _read(estimator, objective, n, seed_at(seed, step), estimates)
-            if raised is not None and _is_out_of_memory(raised):
+            if raised is not None and is_out_of_memory(raised):
                 for lighter in _ever_lighter(objective):
                     reading, raised = _read(estimator, lighter, n, seed_at(seed, step), estimates)
-                    if raised is None or not _is_out_of_memory(raised):
+                    if raised is None or not is_out_of_memory(raised):
                         objective = lighter
                         break
             by_part[estimator.name] = time.perf_counter() - began_part
@@ -250,7 +249,7 @@ def _read(
         reading = estimator.read(objective, n, seed)
         _check(reading, estimator, known)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
         return None, error
     return reading, None
@@ -269,17 +268,6 @@ def _ever_lighter(objective: Objective) -> Iterator[Objective]:
             return
         objective = smaller
         yield objective
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is Python's, CUDA's, or that of PyTorch's allocator on the CPU, which has no class of its own."""
-    told = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(phrase in told for phrase in _OUT_OF_MEMORY)
-    )
-
-
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def seed_at(seed: int, step: int) -> int:

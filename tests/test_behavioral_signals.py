@@ -187,6 +187,23 @@ def test_a_rank_is_doubted_where_the_prior_cannot_be_evaluated(far: str) -> None
     assert fine.reliable and fine.value == pytest.approx(8, rel=0.02)
 
 
+def test_a_prior_that_does_not_fit_into_the_memory_is_not_taken_for_far_away() -> None:
+    """Then it is asked for again with less memory, or left out and said."""
+    module = nn.Linear(3, 2)
+
+    def loss_fn(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        outputs = module(batch[0])
+        if float(outputs.detach().abs().max()) >= limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 0.5 * outputs.square().sum(1).mean()
+
+    limit = math.inf
+    objective = Objective(module, drawn(60), loss_fn=loss_fn)
+    limit = 1.5 * float(module(drawn(60)[0][0]).detach().abs().max())
+    with pytest.raises(torch.OutOfMemoryError):
+        read(BehavioralCoefficient(resolutions=(30.0, 0.01), sampled="none"), objective)
+
+
 @pytest.mark.parametrize("sampled", ["coarse", "none"])
 def test_a_rank_is_doubted_where_lambda_is_as_the_loss_is_not_convex(sampled: Any) -> None:
     """A Gaussian whose variance is an output too: what the divergence is below zero for has no rank."""

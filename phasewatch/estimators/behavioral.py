@@ -20,6 +20,7 @@ from phasewatch.hessian.lanczos import own_generator
 from phasewatch.llc import BehavioralLLC, check_behavioral_settings, estimate_behavioral_llc, prior_spread
 from phasewatch.llc.behavioral import COARSE, FINE
 from phasewatch.objective import ConstantOutputsError, Objective
+from phasewatch.objective.memory import is_out_of_memory
 from phasewatch.record import Estimate
 from phasewatch.record.signals import LLC_BEHAVIORAL, LLC_COARSE, LLC_OUTPUTS, LLC_OUTPUTS_COARSE
 
@@ -347,7 +348,9 @@ def _mean_over_the_prior(divergence: Objective, spread: Tensor, seed: int) -> fl
         away = spread.to(start) * torch.randn(len(start), generator=generator).to(start)
         try:
             total += float(divergence.losses((start + away)[None]))
-        except Exception:  # a factorization that fails so far away, for example
+        except Exception as error:  # a factorization that fails so far away, for example
+            if is_out_of_memory(error):
+                raise
             return math.inf
     return total / PRIOR_DRAWS if math.isfinite(total) else math.inf
 

@@ -1,4 +1,4 @@
-"""How much memory a graph holds on to, and what is given back to the system."""
+"""How much memory a graph holds on to, what is given back to the system, and that there is no more."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 Result = TypeVar("Result")
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def with_saved_bytes(make: Callable[[], Result]) -> tuple[int, Result]:
@@ -37,3 +38,11 @@ def give_back() -> None:
     """
     with suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is Python's, CUDA's, or that of PyTorch's allocator on the CPU, which has no class of its own."""
+    told = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(phrase in told for phrase in _OUT_OF_MEMORY)
+    )
