@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "callbacks"))
 
@@ -28,3 +29,9 @@ def nothing_old_is_garbage() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def drawn_alike_in_any_order() -> None:
+    """What a test draws without a seed of its own does not depend on which tests ran before it in its process."""
+    torch.manual_seed(0)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from phasewatch.analysis import Analysis
-from phasewatch.figures.numbers import format_change, format_span, format_step
+from phasewatch.figures.numbers import format_change, format_span, format_step, format_value
 from phasewatch.record import Run, Transition
 from phasewatch.record.signals import EFFECTIVE_RANK_COARSE, LLC, LLC_BEHAVIORAL, LLC_COARSE, LOSS
 from phasewatch.report.table import LEAST_Z, NONE_FOUND, describe_changes, format_events
@@ -179,14 +179,19 @@ def _without_lambda(run: Run) -> str:
         why = f": {failed[-1]['what']} failed ({_first_sentence(str(failed[-1].get('error')))})" if failed else ""
         return f"No λ was measured{why}."
     rank = run.series(EFFECTIVE_RANK_COARSE)
-    known, halves = rank.reliable, rank.values / 2
+    known = rank.reliable
     counted = f"reliable at {known.sum()} of {len(known)} points"
     told = f"No λ was measured; in its place half the effective rank (coarse), from which λ may be far, {counted}"
     if known.sum() < 2:
         return f"{told}."
-    first, last = np.flatnonzero(known)[[0, -1]]
-    where = f"step {format_step(rank.steps[first])} to {format_step(rank.steps[last])}"
-    return f"{told}: {format_change(halves[first], halves[last], '→')} from {where}."
+    steps, halves, errors = rank.steps[known], rank.values[known] / 2, np.nan_to_num(rank.standard_errors[known]) / 2
+    where = f"step {format_step(steps[0])} to {format_step(steps[-1])}"
+    told += f": {format_change(halves[0], halves[-1], '→')} from {where}"
+    ends = np.array([0, -1])
+    for name, there in (("least", halves.argmin()), ("most", halves.argmax())):
+        beyond = np.abs(halves[ends] - halves[there]) > LEAST_Z * np.hypot(errors[ends], errors[there])
+        told += f", {name} {format_value(halves[there])} at step {format_step(steps[there])}" if beyond.all() else ""
+    return f"{told}."
 
 
 def _first_sentence(error: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from phasewatch.analysis import NOT_BORNE_OUT, analyze_run
 from phasewatch.cli import main
-from phasewatch.record import Flag, Run
+from phasewatch.record import Estimate, Flag, Run
 from phasewatch.record.ending import NOT_CLOSED
 from phasewatch.record.trace import pack
 from phasewatch.report import verdict, write_report
@@ -137,6 +138,24 @@ def test_where_no_lambda_was_measured_it_says_why(what: str, why: str) -> None:
     failures = ({"step": 0, "what": what, "error": "KeyError: no such thing. Look for it elsewhere."},)
     said = verdict(analyze_run(dataclasses.replace(run, measurements=tuple(bare), failures=failures)))
     assert f"No λ was measured{why}." in said.sentences
+
+
+@pytest.mark.parametrize(
+    ("ranks", "error", "told"),
+    [
+        ((3000.0, 1200.0, 2400.0, 6400.0), 60.0, "1,500 → 3,200 from step 0 to 300, least 600 at step 100."),
+        ((3000.0, 9000.0, 3000.0, 3000.0), math.nan, "1,500 → 1,500 from step 0 to 300, most 4,500 at step 100."),
+        ((3000.0, 2900.0, 3050.0, 3000.0), 60.0, "1,500 → 1,500 from step 0 to 300."),
+        ((1000.0, 2000.0, 3000.0, 4000.0), 60.0, "500 → 2,000 from step 0 to 300."),
+    ],
+)
+def test_ends_of_the_rank_do_not_hide_what_lies_between(ranks: Any, error: float, told: str) -> None:
+    found = [
+        dataclasses.replace(m, estimates={"loss": m.estimates["loss"], "effective_rank_coarse": Estimate(rank, error)})
+        for m, rank in zip(plain(JUMPS).measurements, ranks, strict=False)
+    ]
+    said = verdict(analyze_run(dataclasses.replace(plain(JUMPS), measurements=tuple(found))))
+    assert f"may be far, reliable at 4 of 4 points: {told}" in "\n".join(said.sentences)
 
 
 def test_what_the_schedule_did_is_told() -> None:
