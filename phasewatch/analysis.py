@@ -16,7 +16,7 @@ from phasewatch.record.transition import Flag, overlap, standing_flags
 from phasewatch.transitions import detect_transitions
 from phasewatch.transitions.dense import BLOCKS
 from phasewatch.transitions.detect import MIN_POINTS
-from phasewatch.transitions.events import Event, find_events, named_by_events
+from phasewatch.transitions.events import Course, Event, find_events, named_by_events, without_passing
 from phasewatch.transitions.kinds import read_beside
 
 NOT_BORNE_OUT = "not borne out by the whole run"
@@ -117,9 +117,10 @@ def analyze_run(
         TypeError: If ``search`` is no search.
         ValueError: If alpha is no probability.
     """
-    dense = {}
+    events = find_events(run.observed, run.resumed)
+    dense: dict[str, Course] = {}
     if LOSS in run.observed and (signals is None or TRAINING_LOSS in signals):
-        dense[TRAINING_LOSS] = run.observed[LOSS]
+        dense[TRAINING_LOSS] = without_passing(run.observed[LOSS], events)
     for name in signals or ():
         if name not in run.names and name in run.observed and len(run.observed[name].steps) > BLOCKS:
             dense[name] = run.observed[name]
@@ -162,7 +163,6 @@ def analyze_run(
         )
         transitions = detection
         note = None if detection.undecided is None else f"Undecided: {detection.undecided}"
-    events = find_events(run.observed, run.resumed)
     return Analysis(run, tuple(named_by_events(transitions, events)), tuple(names), alpha, note, tuple(events))
 
 

@@ -17,9 +17,10 @@ from scipy.ndimage import median_filter
 from phasewatch.record.signals import LOSS, TRAINING_LOSS
 from phasewatch.record.transition import Transition
 from phasewatch.transitions.series import NORMAL_MAD
+from phasewatch.transitions.spikes import Spike, loss_spikes
 
 EventKind = Literal[
-    "learning-rate drop", "learning-rate rise", "end of a warm-up", "resumed", "bad batch", "divergence"
+    "learning-rate drop", "learning-rate rise", "end of a warm-up", "resumed", "bad batch", "loss spike", "divergence"
 ]
 
 LEARNING_RATE = "learning_rate"
@@ -64,15 +65,17 @@ class Event:
         kind: what it was.
         step: the first step that it concerns.
         description: the same with its figures, in words.
+        until: the first step that it does not concern any more, where the loss shows that.
     """
 
     kind: EventKind
     step: float
     description: str
+    until: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values that JSON can hold."""
-        return {"kind": self.kind, "step": self.step, "description": self.description}
+        return {"kind": self.kind, "step": self.step, "description": self.description, "until": self.until}
 
 
 def find_events(observed: Mapping[str, Course], resumed: Sequence[float] = ()) -> list[Event]:
@@ -96,8 +99,27 @@ def find_events(observed: Mapping[str, Course], resumed: Sequence[float] = ()) -
         diverged = _divergence(steps, values)
         found += [] if diverged is None else [diverged]
         healthy = len(steps) if diverged is None else int(np.searchsorted(steps, diverged.step))
-        found += _bad_batches(steps[:healthy], values[:healthy])
+        steps, values = steps[:healthy], values[:healthy]
+        rises = [event.step for event in found if event.kind == "learning-rate rise"]
+        bad = _bad_batches(steps, values)
+        for spike in loss_spikes(steps, values):
+            made_by = [one for one in bad if spike.begins <= one.step < spike.ends]
+            if made_by:  # what it takes the network to recover from it
+                bad = [replace(one, until=spike.ends) if one in made_by else one for one in bad]
+            elif not any(spike.begins - MEMORY <= step < spike.ends for step in rises):
+                found.append(_of_spike(spike))
+        found += bad
     return sorted(found, key=lambda event: event.step)
+
+
+def without_passing(observed: Course, events: Sequence[Event]) -> Course:
+    """What was observed where no event was passing: the loss of a spike is no stage of a run."""
+    steps, values = (np.asarray(part) for part in observed)
+    away = np.zeros(len(steps), dtype=bool)
+    for event in events:
+        if event.until is not None:
+            away |= (steps >= event.step) & (steps < event.until)
+    return steps[~away], values[~away]
 
 
 def named_by_events(transitions: Sequence[Transition], events: Sequence[Event]) -> list[Transition]:
@@ -106,7 +128,8 @@ def named_by_events(transitions: Sequence[Transition], events: Sequence[Event]) 
     An event that comes when more than half of a change has happened, as the transition's interval has it, did not make
     it. The loss at every step places a change so exactly that what made it may come before its beginning, by as much as
     the change and the doubt of its place are wide, and after a change of the learning rate as an optimizer remembers.
-    After a divergence there is no network left that could go through one.
+    After a divergence there is no network left that could go through one. A loss spike names what lies within it: what
+    was measured before and after it may have changed for a reason of its own.
     """
     named = []
     diverged = min((event.step for event in events if event.kind == "divergence"), default=math.inf)
@@ -119,7 +142,11 @@ def named_by_events(transitions: Sequence[Transition], events: Sequence[Event]) 
         causes = [
             event
             for event in events
-            if transition.start - (settling if event.kind in OF_RATES else lag) <= event.step <= latest
+            if (
+                event.step <= transition.start and transition.end <= (event.until or 0.0)
+                if event.kind == "loss spike"
+                else transition.start - (settling if event.kind in OF_RATES else lag) <= event.step <= latest
+            )
         ]
         kind = causes[0].kind if causes else "divergence" if transition.start >= diverged else None
         named.append(transition if kind is None else replace(transition, kind=kind, resolutions=()))
@@ -200,6 +227,11 @@ def _bad_batches(steps: Array, losses: Array) -> list[Event]:
                 begins -= 1
             found.append(Event("bad batch", float(steps[begins]), words))
     return sorted(spoiled + found, key=lambda event: event.step)
+
+
+def _of_spike(spike: Spike) -> Event:
+    words = f"the loss leaves {spike.before:.3g} for {spike.top:.3g}, and is back at step {spike.ends:,.0f}"
+    return Event("loss spike", spike.begins, words, until=spike.ends)
 
 
 def _lone(flags: NDArray[np.bool_]) -> list[int]:

@@ -18,7 +18,7 @@ from phasewatch.record.transition import Flag, Transition, standing_transitions
 from phasewatch.transitions.candidates import candidate_bounds, checked_search
 from phasewatch.transitions.detect import RESOLVED, Search, completed, dense_signals, scaled_run
 from phasewatch.transitions.detection import Detection
-from phasewatch.transitions.events import LEARNING_RATE, find_events, named_by_events
+from phasewatch.transitions.events import LEARNING_RATE, Event, find_events, named_by_events, without_passing
 from phasewatch.transitions.regression import PLACES
 from phasewatch.transitions.series import Scaled, checked_alpha
 
@@ -257,7 +257,7 @@ class LiveDetector:
             convincing = partial(self._convincing, search, alpha)
         found = completed(found, None)
         if found:
-            found = named_by_events(found, find_events(self._observed, self._resumed))
+            found = named_by_events(found, self._events())
         return self._compare(found, convincing)
 
     def _scaled(self) -> Scaled | None:
@@ -278,7 +278,7 @@ class LiveDetector:
         steps, until = self._observed[LOSS].steps, self._looked_until
         if until is not None and steps[-1] - steps[0] < (1.0 + OBSERVED_ANEW) * (until - steps[0]):
             return False
-        dense = dense_signals({TRAINING_LOSS: self._observed[LOSS]}, ())
+        dense = dense_signals({TRAINING_LOSS: without_passing(self._observed[LOSS], self._events())}, ())
         if dense is None:
             return False
         self._looked_until = float(steps[-1])
@@ -293,6 +293,9 @@ class LiveDetector:
         self._suspected = [*self._suspected, suspected][1 - LOOKS :]
         self._known = sorted(known, key=lambda one: one.step)
         return True
+
+    def _events(self) -> list[Event]:
+        return find_events(self._observed, self._resumed)
 
     def _was_seen(self, one: Transition, before: Iterable[Transition]) -> bool:
         return any(self._same(one, old) for old in before)

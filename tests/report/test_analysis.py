@@ -87,7 +87,12 @@ def test_a_jump_at_a_learning_rate_drop_is_named_so_everywhere(tmp_path: Path) -
     told = "the learning rate goes from 0.1 to 0.01 at step 1,950"
     assert told in format_events(analysis.events)
     assert told in write_report(analysis, tmp_path / "report").html.read_text()
-    assert analysis.to_dict()["events"][0] == {"kind": "learning-rate drop", "step": 1950.0, "description": told}
+    assert analysis.to_dict()["events"][0] == {
+        "kind": "learning-rate drop",
+        "step": 1950.0,
+        "description": told,
+        "until": None,
+    }
     drawn = [line.get_linestyle() for line in run_figure(analysis).axes[0].lines]
     assert drawn.count(":") == 2
 

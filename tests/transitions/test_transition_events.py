@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from phasewatch.record import Change, Transition
+from phasewatch.analysis import analyze_run
+from phasewatch.record import Change, Run, Transition
 from phasewatch.record.signals import TRAINING_LOSS
+from phasewatch.record.trace import pack
 from phasewatch.transitions.events import Event, find_events, named_by_events
 
 STEPS = np.arange(2_000)
@@ -146,3 +148,87 @@ def test_a_batch_that_the_network_needs_some_steps_to_recover_from_is_where_it_c
     loss = falling()
     loss[1_000:1_005] += [60.0, 200.0, 460.0, 220.0, 15.0]
     assert kinds({"loss": loss}) == [("bad batch", 1_000.0)]
+
+
+def spiked(
+    level: float, top: float, recovery: float, place: int = 1_200, seed: int = 0, seen: np.ndarray = STEPS
+) -> np.ndarray:
+    """A loss that falls to a level and scatters there by its order of magnitude, with a spike of so many steps."""
+    rng = np.random.default_rng(seed)
+    usual = level + 2.3 * np.exp(-seen / 40)
+    away = np.where(seen >= place, top * np.exp(-np.maximum(seen - place, 0) / recovery), 0.0)
+    return (usual + away) * np.exp(0.6 * rng.standard_normal(len(seen)))
+
+
+@pytest.mark.parametrize("level", [1e-5, 1e-3, 0.02])
+@pytest.mark.parametrize(("top", "recovery"), [(0.5, 20.0), (1.0, 60.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_spike_is_told_with_where_it_begins_and_ends(
+    level: float, top: float, recovery: float, seed: int
+) -> None:
+    [event] = find_events({"loss": (STEPS, spiked(level, top, recovery, seed=seed))})
+    assert event.kind == "loss spike" and 1_195 <= event.step <= 1_206
+    # Between where a fiftieth of it and where no more than the level itself is left.
+    assert event.until is not None
+    assert 0.7 * math.log(5) * recovery < event.until - event.step < 1.5 * math.log(top / level) * recovery
+    assert f"and is back at step {event.until:,.0f}" in event.description
+    assert event.to_dict()["until"] == event.until
+
+
+def test_what_does_not_come_back_or_what_the_learning_rate_makes_is_no_spike() -> None:
+    loss = spiked(0.02, 0.5, 30.0)
+    rate = np.where((STEPS >= 1_195) & (STEPS < 1_400), 0.5, 0.05)
+    told = kinds({"loss": loss, "learning_rate": rate})
+    assert told == [("learning-rate rise", 1_195.0), ("learning-rate drop", 1_400.0)]
+    assert kinds({"loss": np.where(STEPS >= 1_200, 0.6, loss)}) == []
+    slow = 0.5 + 0.4 * np.sin(STEPS / 150) + 0.05 * np.random.default_rng(0).standard_normal(len(STEPS))
+    assert kinds({"loss": slow}) == []
+
+
+@pytest.mark.parametrize("noise", ["normal", "orders of magnitude", "heavy tails"])
+def test_noise_alone_is_no_spike(noise: str) -> None:
+    """Of 100 runs of 2,000 steps none, though each has steps far beyond what a spike of the loss is told by."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        if noise == "normal":
+            loss = falling(seed)
+        elif noise == "heavy tails":
+            loss = falling(seed, 2.0)
+        else:
+            loss = 1e-3 * np.exp(2.0 * rng.standard_normal(len(STEPS))) + 2.3 * np.exp(-STEPS / 40)
+        assert "loss spike" not in [kind for kind, _ in kinds({"loss": loss})]
+
+
+def test_a_bad_batch_from_which_the_network_recovers_slowly_is_one_event() -> None:
+    loss = spiked(0.02, 0.5, 30.0)
+    loss[1_200] += 40.0
+    [event] = find_events({"loss": (STEPS, loss)})
+    assert (event.kind, event.step) == ("bad batch", 1_200.0)
+    assert event.until is not None and 1_225 < event.until < 1_400
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_a_loss_spike_there_is_no_transition_and_beside_it_one_is_still_found(seed: int) -> None:
+    """As Adam makes them where nearly all is fitted; what is left of its fall is a factor of three, at step 3,000."""
+    seen = np.arange(6_000)
+    loss = spiked(3e-4, 0.7, 60.0, 1_500, seed, seen) + spiked(0.0, 0.7, 60.0, 4_500, seed + 10, seen)
+    run = Run(None, {}, (), (), (), (), True, blocks=(pack({"loss": (seen.tolist(), loss.tolist())}),))
+    found = analyze_run(run)
+    assert [(event.kind, round(event.step, -2)) for event in found.events] == [
+        ("loss spike", 1_500),
+        ("loss spike", 4_500),
+    ]
+    assert found.transitions == ()
+    stepped = np.where(seen < 3_000, 0.3, 0.0) + loss + 0.01 * np.random.default_rng(seed).standard_normal(len(seen))
+    run = replace(run, blocks=(pack({"loss": (seen.tolist(), stepped.tolist())}),))
+    [one] = analyze_run(run).transitions
+    assert one.kind == "loss falls" and abs(one.step - 3_000) < 10
+
+
+def test_what_lies_within_a_spike_is_named_after_it_and_what_was_measured_across_it_is_not() -> None:
+    """A network may generalise between two measurements, between which the loss has spiked as well."""
+    change = Change(2.0, 1.0, -1.0, 0.1, (-1.2, -0.8), -10.0)
+    one = Transition(120, 180, 150, (140, 160), "B", {"loss": change}, 10.0, 1e-9)
+    [named] = named_by_events([one], [Event("loss spike", 100.0, "", until=200.0)])
+    assert named.kind == "loss spike"
+    assert named_by_events([one], [Event("loss spike", 130.0, "", until=150.0)]) == [one]
