@@ -75,7 +75,7 @@ BUDGETS = (250, 500, 1_000, 2_000, 4_000)
 PEER_BUDGETS = (250, 500, 1_000, 2_000, 4_000, 8_000)
 BUDGETED = ([6, 6, 6], 0), ([7, 5, 6, 7], 3)
 PEER_CHAINS, PEER_DRAWS, PEER_BURN_IN = 4, 1_500, 500
-SPEED_CHAINS = 8
+SPEED_CHAINS, SPEED_NBETA = 8, 100.0
 
 
 @dataclass(frozen=True)
@@ -473,7 +473,12 @@ def speed_table(network: str, kept: dict[str, str]) -> dict[str, str]:
                 torch.autograd.grad(loss_fn(module, batches[k % len(batches)]), parameters)
 
         def ours(draws: int, compiled: bool = False) -> Any:
-            return phasewatch.estimate_llc(objective, chains=chains, burn_in=burn_in, draws=draws, compiled=compiled)
+            found = phasewatch.estimate_llc(
+                objective, chains=chains, burn_in=burn_in, draws=draws, nbeta=SPEED_NBETA, compiled=compiled
+            )
+            if math.isnan(found.rhat):
+                raise RuntimeError(f"Nothing was sampled on {name}, so there is no time of a draw: {found}")
+            return found
 
         def theirs(draws: int) -> Any:
             from devinterp.optim import SGLD
@@ -484,7 +489,7 @@ def speed_table(network: str, kept: dict[str, str]) -> dict[str, str]:
                 preloaded(batches),
                 evaluate=loss_fn,
                 sampling_method=SGLD,
-                optimizer_kwargs={"lr": 1e-6, "nbeta": 100.0, "localization": 1.0},
+                optimizer_kwargs={"lr": 1e-6, "nbeta": SPEED_NBETA, "localization": 1.0},
                 num_chains=chains,
                 num_draws=draws,
                 init_loss=1.0,
@@ -615,6 +620,8 @@ def main() -> None:
         "burn-in counted; devinterp at the step that does best, chosen with the answer known.\n\n"
         f"{found['budgets']}\n\n## Time of a minibatch gradient of a chain\n\n"
         "All that an estimate does is counted: moves, looks at the whole probe, losses of samples, random numbers.\n"
+        f"phasewatch and devinterp at nbeta = {SPEED_NBETA:g}: at that of its own choice phasewatch says that the MLP "
+        "is not near a minimum,\nand draws nothing.\n"
         "devinterp and canonical-interp make a draw of each gradient, phasewatch of one or, on the noisy MLP, of one a "
         "batch.\nProcessor time, the least of several runs.\n\n"
         "| network | parameters | one gradient | phasewatch | compiled | devinterp 1.3.2 | canonical-interp "
