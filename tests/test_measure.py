@@ -215,9 +215,10 @@ def test_interrupts_pass_through() -> None:
     def interrupted() -> Reading:
         raise KeyboardInterrupt
 
+    module = network()
     stream = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        measure(network(), [Own(interrupted)], PROBE, 0)
+        measure(module, [Own(interrupted)], PROBE, 0)
     assert torch.equal(stream, torch.get_rng_state())
 
 
