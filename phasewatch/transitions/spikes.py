@@ -79,10 +79,10 @@ def loss_spikes(steps: Array, losses: Array) -> list[Spike]:
             continue
         back = int(next(iter(np.flatnonzero(away <= usual)), nearly[0]))
         begins = first
-        while begins > first - half and losses[begins - 1] > usual:
+        while begins > max(first - half, after) and losses[begins - 1] > usual:
             begins -= 1
-        after = first + back
-        found.append(Spike(float(steps[begins]), float(steps[after]), level, float(top[back])))
+        found.append(Spike(float(steps[begins]), float(steps[first + back]), level, float(top[back])))
+        after = first + back + STAYS
     return found
 
 

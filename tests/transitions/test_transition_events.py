@@ -199,6 +199,17 @@ def test_noise_alone_is_no_spike(noise: str) -> None:
         assert "loss spike" not in [kind for kind, _ in kinds({"loss": loss})]
 
 
+def test_spikes_that_follow_one_another_are_told_one_by_one() -> None:
+    places = np.arange(300, 1_900, 120)
+    away = sum(np.where(STEPS >= place, np.exp(-np.maximum(STEPS - place, 0) / 10), 0.0) for place in places)
+    loss = 0.3 + 2 * np.exp(-STEPS / 40) + away + 0.03 * np.random.default_rng(0).standard_normal(len(STEPS))
+    found = find_events({"loss": (STEPS, loss)})
+    assert {event.kind for event in found} == {"loss spike"} and len(found) == len(places)
+    assert all(abs(event.step - place) <= 5 for event, place in zip(found, places, strict=True))
+    ends = [event.until or 0.0 for event in found]
+    assert all(end <= following.step for end, following in zip(ends, found[1:], strict=False))
+
+
 def test_a_bad_batch_from_which_the_network_recovers_slowly_is_one_event() -> None:
     loss = spiked(0.02, 0.5, 30.0)
     loss[1_200] += 40.0

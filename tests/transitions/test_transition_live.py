@@ -427,6 +427,15 @@ def test_a_measurement_that_a_bad_batch_has_spoiled_is_no_phase_transition() -> 
     assert said and {flag.transition.kind for flag in said} == {"bad batch"}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_spike_is_flagged_by_no_look(seed: int) -> None:
+    """As Adam makes them where nearly all is fitted; of looks that search them some see a transition, others not."""
+    rng = np.random.default_rng(seed)
+    spikes = sum(np.where(at <= STEPS, 0.7 * np.exp(-np.maximum(STEPS - at, 0) / 40), 0.0) for at in (1_520, 2_710))
+    loss = (3e-4 + 2.3 * np.exp(-STEPS / 40) + spikes) * np.exp(0.6 * rng.standard_normal(4_000))
+    assert watched(LiveDetector(), {"loss": loss}, 20.0 + rng.standard_normal(40)) == []
+
+
 def test_losses_that_are_no_numbers_or_come_twice_and_late_change_no_flag() -> None:
     """Every seventh loss is NaN; of the others each piece repeats the end of the one before it, backwards."""
     loss, llc = falling(2_345)
