@@ -23,7 +23,7 @@ OUTLYING, LEAST = 10.0, 0.02
 the loss spans in all of the run: where nearly all is fitted, losses scatter over orders of magnitude. Chosen."""
 BACK, LONGEST = 0.02, 20
 """The loss is back where it is no longer outlying or, if that is not within so many times ``AROUND``, once it has lost
-all but this share of its rise. Chosen; where Adam's spikes began at 1e-5 they took 4 for the one and 12 for the other.
+all but this share of its rise. Chosen; Adam's spikes on a convnet that had fitted its data took 2 to 10 of these.
 """
 STAYS = 25
 """Observations for which it must be back, or it has not been. Chosen."""
