@@ -17,7 +17,7 @@ from scipy.ndimage import median_filter
 from phasewatch.record.signals import LOSS, TRAINING_LOSS
 from phasewatch.record.transition import Transition
 from phasewatch.transitions.series import NORMAL_MAD
-from phasewatch.transitions.spikes import Spike, loss_spikes
+from phasewatch.transitions.spikes import SMOOTHED_OVER, Spike, loss_spikes
 
 EventKind = Literal[
     "learning-rate drop", "learning-rate rise", "end of a warm-up", "resumed", "bad batch", "loss spike", "divergence"
@@ -103,10 +103,10 @@ def find_events(observed: Mapping[str, Course], resumed: Sequence[float] = ()) -
         rises = [event.step for event in found if event.kind == "learning-rate rise"]
         bad = _bad_batches(steps, values)
         for spike in loss_spikes(steps, values):
-            made_by = [one for one in bad if spike.begins <= one.step < spike.ends]
+            made_by = [one for one in bad if _may_have_made(spike, one.step)]
             if made_by:  # what it takes the network to recover from it
                 bad = [replace(one, until=spike.ends) if one in made_by else one for one in bad]
-            elif not any(spike.begins - MEMORY <= step < spike.ends for step in rises):
+            elif not any(_may_have_made(spike, step) for step in rises):
                 found.append(_of_spike(spike))
         found += bad
     return sorted(found, key=lambda event: event.step)
@@ -227,6 +227,11 @@ def _bad_batches(steps: Array, losses: Array) -> list[Event]:
                 begins -= 1
             found.append(Event("bad batch", float(steps[begins]), words))
     return sorted(spoiled + found, key=lambda event: event.step)
+
+
+def _may_have_made(spike: Spike, step: float) -> bool:
+    """Whether what befell the run at a step comes before the loss has left, as exactly as that is known."""
+    return spike.begins - MEMORY <= step <= spike.begins + SMOOTHED_OVER // 2
 
 
 def _of_spike(spike: Spike) -> Event:
