@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter1d, median_filter
+from scipy.ndimage import maximum_filter1d, median_filter, percentile_filter
 
 from phasewatch.transitions.series import NORMAL_MAD
 
@@ -27,6 +27,11 @@ all but this share of its rise. Chosen; Adam's spikes on a convnet that had fitt
 """
 STAYS = 25
 """Observations for which it must be back, or it has not been. Chosen."""
+TIED = 0.1
+"""Where more than this share of the losses repeat the one before, as counts of errors do and hinge losses that are
+mostly zero, half of them may lie on their median: the median deviation does not tell how they scatter. Chosen."""
+NORMAL_TENTH = 1.645
+"""Standard deviations that a tenth of normal losses lie beyond; of those that are mostly equal, a tenth tell."""
 
 Array = NDArray[np.float64]
 
@@ -63,6 +68,8 @@ def loss_spikes(steps: Array, losses: Array) -> list[Spike]:
     soon = maximum_filter1d(smooth, STAYS, origin=-(STAYS // 2))
     before = _over_those_before(losses, half)
     scatter = NORMAL_MAD * _over_those_before(np.abs(losses - before), half)
+    if np.mean(losses[1:] == losses[:-1]) > TIED:
+        scatter = np.maximum(scatter, _over_those_before(np.abs(losses - before), half, 90) / NORMAL_TENTH)
     least = np.maximum(OUTLYING * scatter, LEAST * (smooth.max() - smooth.min()))
     found: list[Spike] = []
     after = AROUND
@@ -77,17 +84,19 @@ def loss_spikes(steps: Array, losses: Array) -> list[Spike]:
         if not len(nearly):
             after = first + AROUND + half  # a new level, which those before are again by then
             continue
-        back = int(next(iter(np.flatnonzero(away <= usual)), nearly[0]))
+        back = first + int(next(iter(np.flatnonzero(away <= usual)), nearly[0]))
         begins = first
         while begins > max(first - half, after) and losses[begins - 1] > usual:
             begins -= 1
-        found.append(Spike(float(steps[begins]), float(steps[first + back]), level, float(top[back])))
-        after = first + back + STAYS
+        after = back + STAYS
+        if np.median(losses[back:after]) < level - least[first]:
+            continue  # a fall, after a time on a higher level
+        found.append(Spike(float(steps[begins]), float(steps[back]), level, float(top[back - first])))
     return found
 
 
-def _over_those_before(values: Array, gap: int) -> Array:
-    """Medians of the last ``AROUND`` values that lie more than ``gap`` before each, or of the first ones."""
-    medians: Array = median_filter(values, size=AROUND, mode="nearest")
+def _over_those_before(values: Array, gap: int, percentile: int = 50) -> Array:
+    """Percentiles of the last ``AROUND`` values that lie more than ``gap`` before each, or of the first ones."""
+    taken: Array = percentile_filter(values, percentile, size=AROUND, mode="nearest")
     shift = AROUND // 2 + gap
-    return np.concatenate([np.full(shift, medians[AROUND // 2]), medians[:-shift]])
+    return np.concatenate([np.full(shift, taken[AROUND // 2]), taken[:-shift]])

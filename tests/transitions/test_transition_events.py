@@ -243,3 +243,55 @@ def test_what_lies_within_a_spike_is_named_after_it_and_what_was_measured_across
     [named] = named_by_events([one], [Event("loss spike", 100.0, "", until=200.0)])
     assert named.kind == "loss spike"
     assert named_by_events([one], [Event("loss spike", 130.0, "", until=150.0)]) == [one]
+
+
+def quiet(*away: np.ndarray) -> np.ndarray:
+    """A loss that has fallen, with little noise, and what is added to it."""
+    noise = 0.02 * np.random.default_rng(0).standard_normal(len(STEPS))
+    return 1.5 + 2 * np.exp(-STEPS / 40) + noise + sum(away, np.zeros(len(STEPS)))
+
+
+def decaying(place: int, top: float = 1.0, recovery: float = 100.0) -> np.ndarray:
+    return np.where(place <= STEPS, top * np.exp(-np.maximum(STEPS - place, 0) / recovery), 0.0)
+
+
+@pytest.mark.parametrize("length", [100, 300, 700])
+@pytest.mark.parametrize("below", [0.3, 1.0])
+def test_a_fall_from_a_higher_level_to_a_lower_one_is_none_back_from_a_spike(length: int, below: float) -> None:
+    """Left out as a spike, 500 steps misplaced the fall by 250, and 1,000 hid it."""
+    rises, falls = 600, 600 + length
+    loss = quiet(np.where(STEPS >= rises, 1.0, 0.0), np.where(STEPS >= falls, -1.0 - below, 0.0))
+    assert kinds({"loss": loss}) == []
+    run = Run(None, {}, (), (), (), (), True, blocks=(pack({"loss": (STEPS.tolist(), loss.tolist())}),))
+    found = [one for one in analyze_run(run).transitions if one.kind == "loss falls"]
+    assert any(abs(one.step - falls) < 10 for one in found)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.4])
+def test_losses_most_of_which_are_zero_have_no_spikes(share: float) -> None:
+    """Counts of errors, and hinge losses: by their median deviation, which is zero, runs had a dozen and more."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        wrong = rng.random(len(STEPS)) < share + (1 - share) * np.exp(-STEPS / 100)
+        for loss in (wrong * rng.exponential(1.0, len(STEPS)), wrong.astype(float)):
+            assert "loss spike" not in [kind for kind, _ in kinds({"loss": loss})]
+
+
+def test_what_befalls_a_run_amid_a_spike_has_not_made_it() -> None:
+    loss = quiet(decaying(1_000))
+    loss[1_040] = math.nan
+    rate = np.where(STEPS >= 1_080, 0.5, 0.05)
+    found = find_events({"loss": (STEPS, loss), "learning_rate": (STEPS, rate)})
+    assert [(event.kind, event.step) for event in found] == [
+        ("loss spike", 1_000.0),
+        ("bad batch", 1_040.0),
+        ("learning-rate rise", 1_080.0),
+    ]
+    assert [event.until is None for event in found] == [False, True, True]
+
+
+def test_a_loss_that_is_no_number_has_made_the_spike_that_begins_after_it() -> None:
+    loss = quiet(decaying(1_000))
+    loss[1_000] = math.nan
+    [event] = find_events({"loss": (STEPS, loss)})
+    assert (event.kind, event.step) == ("bad batch", 1_000.0) and event.until is not None
