@@ -142,11 +142,9 @@ def named_by_events(transitions: Sequence[Transition], events: Sequence[Event]) 
         causes = [
             event
             for event in events
-            if (
-                event.step <= transition.start and transition.end <= (event.until or 0.0)
-                if event.kind == "loss spike"
-                else transition.start - (settling if event.kind in OF_RATES else lag) <= event.step <= latest
-            )
+            if event.kind != "loss spike"
+            and transition.start - (settling if event.kind in OF_RATES else lag) <= event.step <= latest
+            or _is_within(transition, event)
         ]
         kind = causes[0].kind if causes else "divergence" if transition.start >= diverged else None
         named.append(transition if kind is None else replace(transition, kind=kind, resolutions=()))
@@ -227,6 +225,10 @@ def _bad_batches(steps: Array, losses: Array) -> list[Event]:
                 begins -= 1
             found.append(Event("bad batch", float(steps[begins]), words))
     return sorted(spoiled + found, key=lambda event: event.step)
+
+
+def _is_within(transition: Transition, spike: Event) -> bool:
+    return spike.kind == "loss spike" and spike.step <= transition.start and transition.end <= (spike.until or 0.0)
 
 
 def _may_have_made(spike: Spike, step: float) -> bool:

@@ -150,14 +150,17 @@ def test_a_batch_that_the_network_needs_some_steps_to_recover_from_is_where_it_c
     assert kinds({"loss": loss}) == [("bad batch", 1_000.0)]
 
 
+def decaying(place: int, top: float = 1.0, recovery: float = 100.0, seen: np.ndarray = STEPS) -> np.ndarray:
+    return np.where(place <= seen, top * np.exp(-np.maximum(seen - place, 0) / recovery), 0.0)
+
+
 def spiked(
     level: float, top: float, recovery: float, place: int = 1_200, seed: int = 0, seen: np.ndarray = STEPS
 ) -> np.ndarray:
     """A loss that falls to a level and scatters there by its order of magnitude, with a spike of so many steps."""
     rng = np.random.default_rng(seed)
     usual = level + 2.3 * np.exp(-seen / 40)
-    away = np.where(seen >= place, top * np.exp(-np.maximum(seen - place, 0) / recovery), 0.0)
-    return (usual + away) * np.exp(0.6 * rng.standard_normal(len(seen)))
+    return (usual + decaying(place, top, recovery, seen)) * np.exp(0.6 * rng.standard_normal(len(seen)))
 
 
 @pytest.mark.parametrize("level", [1e-5, 1e-3, 0.02])
@@ -201,7 +204,7 @@ def test_noise_alone_is_no_spike(noise: str) -> None:
 
 def test_spikes_that_follow_one_another_are_told_one_by_one() -> None:
     places = np.arange(300, 1_900, 120)
-    away = sum(np.where(STEPS >= place, np.exp(-np.maximum(STEPS - place, 0) / 10), 0.0) for place in places)
+    away = sum(decaying(int(place), 1.0, 10.0) for place in places)
     loss = 0.3 + 2 * np.exp(-STEPS / 40) + away + 0.03 * np.random.default_rng(0).standard_normal(len(STEPS))
     found = find_events({"loss": (STEPS, loss)})
     assert {event.kind for event in found} == {"loss spike"} and len(found) == len(places)
@@ -220,7 +223,7 @@ def test_a_bad_batch_from_which_the_network_recovers_slowly_is_one_event() -> No
 
 @pytest.mark.parametrize("seed", range(3))
 def test_in_a_loss_spike_there_is_no_transition_and_beside_it_one_is_still_found(seed: int) -> None:
-    """As Adam makes them where nearly all is fitted; what is left of its fall is a factor of three, at step 3,000."""
+    """As Adam makes them where nearly all is fitted; then the same with a fall by .3 at step 3,000."""
     seen = np.arange(6_000)
     loss = spiked(3e-4, 0.7, 60.0, 1_500, seed, seen) + spiked(0.0, 0.7, 60.0, 4_500, seed + 10, seen)
     run = Run(None, {}, (), (), (), (), True, blocks=(pack({"loss": (seen.tolist(), loss.tolist())}),))
@@ -249,10 +252,6 @@ def quiet(*away: np.ndarray) -> np.ndarray:
     """A loss that has fallen, with little noise, and what is added to it."""
     noise = 0.02 * np.random.default_rng(0).standard_normal(len(STEPS))
     return 1.5 + 2 * np.exp(-STEPS / 40) + noise + sum(away, np.zeros(len(STEPS)))
-
-
-def decaying(place: int, top: float = 1.0, recovery: float = 100.0) -> np.ndarray:
-    return np.where(place <= STEPS, top * np.exp(-np.maximum(STEPS - place, 0) / recovery), 0.0)
 
 
 @pytest.mark.parametrize("length", [100, 300, 700])
