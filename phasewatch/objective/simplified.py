@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from phasewatch.objective.turned import made_of_data, transposed, turn
+
 MOST_KEPT = 2**22
 """Bytes of what is computed once, for one evaluation; views of the data take none. Chosen."""
-FEW_CLASSES = 64
-"""PyTorch's log-softmax works through short last dimensions one by one; with the samples last it is four times as fast
-on ten classes. Up to how many is chosen."""
 
 _aten = torch.ops.aten
 _FILLED: dict[Any, Callable[[Node], Any]] = {
@@ -33,6 +32,8 @@ _FILLED: dict[Any, Callable[[Node], Any]] = {
     _aten.new_full.default: lambda node: node.args[2],
 }
 """Operations that depend on the shape of a tensor alone, with the number that they fill another one with."""
+_BY_STRIDES = (_aten.as_strided.default, _aten._reshape_alias.default)
+"""Operations that take for granted how a tensor lies in memory."""
 _ARITHMETIC = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor)
 _DIRECT: dict[Any, Any] = {
     _aten._log_softmax.default: torch._log_softmax,
@@ -84,13 +85,13 @@ def simplified(traced: GraphModule) -> Simplified:
             draws no random numbers.
     """
     graph = traced.graph
-    if any(_writes(node) or node.target is _aten.as_strided.default for node in graph.nodes):
+    if any(_writes(node) or node.target in _BY_STRIDES for node in graph.nodes):
         return Simplified(lambda *tensors: tensors, traced.forward)
     _fill_without_a_pattern(graph)
     _leave_out_what_changes_nothing(graph)
     _share(graph)
-    _turn_log_softmax(graph)
     _fuse_products(graph)
+    turn(graph)
     _leave_out_what_changes_nothing(graph)
     _share(graph)
     graph.eliminate_dead_code()
@@ -175,45 +176,6 @@ def _share(graph: Graph) -> None:
                 seen[key] = node
 
 
-def _turn_log_softmax(graph: Graph) -> None:
-    """Along a short last dimension: with the samples last, and back."""
-    for node in list(graph.nodes):
-        forward = node.target is _aten._log_softmax.default
-        if not forward and node.target is not _aten._log_softmax_backward_data.default:
-            continue
-        value = _value(node)
-        tensors, dim = (node.args[:1], node.args[1]) if forward else (node.args[:2], node.args[2])
-        if value is None or value.dim() < 2 or value.device.type != "cpu":
-            continue
-        last = value.dim() - 1
-        if dim % value.dim() != last or value.shape[last] > FEW_CLASSES:  # type: ignore[operator]
-            continue
-        with graph.inserting_before(node):
-            turned = [_contiguous(graph, _transposed(graph, tensor, last)) for tensor in tensors]
-            found = graph.call_function(node.target, (*turned, last - 1, *node.args[len(tensors) + 1 :]))
-            found.meta = {"val": value.mT.contiguous()}
-            back = _transposed(graph, found, last)
-        node.replace_all_uses_with(back)
-        graph.erase_node(node)
-
-
-def _transposed(graph: Graph, node: Node, last: int) -> Node:
-    """With the last two dimensions exchanged."""
-    if node.target is _aten.transpose.int and node.args[1:] == (last - 1, last):
-        return node.args[0]  # type: ignore[return-value]
-    turned = graph.call_function(_aten.transpose.int, (node, last - 1, last))
-    turned.meta = {"val": node.meta["val"].mT}
-    return turned
-
-
-def _contiguous(graph: Graph, node: Node) -> Node:
-    if node.meta["val"].is_contiguous():
-        return node
-    copied = graph.call_function(_aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
-    copied.meta = {"val": node.meta["val"].contiguous()}
-    return copied
-
-
 def _fuse_products(graph: Graph) -> None:
     """A sum with a product is one operation; the transpose of a product is one of the factors' transposes."""
     for node in list(graph.nodes):
@@ -244,7 +206,7 @@ def _transposed_product(graph: Graph, node: Node) -> Node | None:
     if len(turned.users) > 1 or not (factors := _factors(turned.args[0], turned)):
         return None
     with graph.inserting_before(node):
-        left, right = (_transposed(graph, factor, 2) for factor in factors)
+        left, right = (transposed(factor) for factor in factors)
         return graph.call_function(_aten.bmm.default, (right, left))
 
 
@@ -262,15 +224,18 @@ def _fits(other: Any, value: Tensor) -> bool:
 
 def _fixed(graph: Graph) -> set[Node]:
     """What depends on the inputs after the first alone, as far as it is to be kept."""
-    fixed = set([node for node in graph.nodes if node.op == "placeholder"][1:])
-    kept = 0.0
-    for node in graph.nodes:
-        if node.op in ("call_function", "get_attr") and fixed.issuperset(node.all_input_nodes):
-            size = 0 if _is_view(node) or node.op == "get_attr" else _bytes(node)
-            if kept + size <= MOST_KEPT:
-                kept += size
-                fixed.add(node)
-    return fixed
+    fixed = made_of_data(graph)
+    while True:
+        kept = {_owner(node) for node in fixed if not fixed.issuperset(node.users)}
+        sizes = {node: _bytes(node) for node in kept if node.op == "call_function"}
+        if sum(sizes.values()) <= MOST_KEPT:
+            return fixed
+        left_out = [max(sizes, key=lambda node: sizes[node])]
+        while left_out:
+            node = left_out.pop()
+            if node in fixed:
+                fixed.remove(node)
+                left_out += node.users
 
 
 def _in_one_type(graph: Graph, fixed: set[Node]) -> None:

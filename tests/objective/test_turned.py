@@ -1,0 +1,146 @@
+"""Programs with the samples last in memory, against what was traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
+
+from phasewatch.objective.simplified import simplified
+from phasewatch.objective.turned import turn
+
+PLACES, SAMPLES, WIDTH, CLASSES = 3, 40, 6, 5
+GENERATOR = torch.Generator().manual_seed(0)
+DATA = torch.randn(SAMPLES, WIDTH, generator=GENERATOR)
+LABELS = torch.randint(CLASSES, (SAMPLES,), generator=GENERATOR)
+LABELS[::7] = -100
+FACTORS = torch.randn(SAMPLES, CLASSES, generator=GENERATOR)
+SIZES = (WIDTH * WIDTH, WIDTH, CLASSES * WIDTH, CLASSES)
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of the outputs, shape ``(samples, classes)``, and the labels."""
+
+
+def outputs(vector: Tensor, data: Tensor, nonlinearity: Callable[[Tensor], Tensor]) -> Tensor:
+    first, bias, second, last = vector.split(SIZES)
+    hidden = nonlinearity(functional.linear(data, first.view(WIDTH, WIDTH), bias))
+    return functional.linear(hidden, second.view(CLASSES, WIDTH), last)
+
+
+def weighted(said: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(said, labels, weight=torch.arange(1.0, CLASSES + 1), label_smoothing=0.1)
+
+
+def in_double(said: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(said.double(), labels)
+
+
+def against_targets(said: Tensor, labels: Tensor) -> Tensor:
+    targets = torch.outer(labels.float().cos(), torch.arange(1.0, CLASSES + 1))
+    return functional.mse_loss(said, targets) + functional.huber_loss(2 * said, targets)
+
+
+def squared(said: Tensor, labels: Tensor) -> Tensor:
+    return (said - FACTORS).square().mean()
+
+
+def normalized_over_samples(said: Tensor, labels: Tensor) -> Tensor:
+    centred = said - said.mean(dim=0, keepdim=True)
+    return (centred / said.std(dim=0)).pow(4).sum(dim=1).mean() + said.sum(dim=(0, 1)).square()
+
+
+def normalized_over_classes(said: Tensor, labels: Tensor) -> Tensor:
+    return (functional.layer_norm(said, (CLASSES,)) - labels[:, None]).abs().mean()
+
+
+def read_in_order(said: Tensor, labels: Tensor) -> Tensor:
+    first = said.reshape(-1)[: 2 * CLASSES]
+    return (first * torch.arange(len(first))).sum() + said.view(4, -1).square().sum(dim=1).log1p().prod()
+
+
+def one_against_the_other(said: Tensor, labels: Tensor) -> Tensor:
+    """Of both orders in one operation; with one entry a class, and one a sample."""
+    return (said * FACTORS - said.T.contiguous().T.exp() / said.mT.cosh().mT + said.mean(1, True)).tanh().mean()
+
+
+def with_a_bias_of_the_classes(said: Tensor, labels: Tensor) -> Tensor:
+    return torch.where(said > torch.arange(CLASSES), said, said * 0.1).logsumexp(dim=-1).mean()
+
+
+LOSSES = (
+    functional.cross_entropy,
+    weighted,
+    in_double,
+    against_targets,
+    squared,
+    normalized_over_samples,
+    normalized_over_classes,
+    read_in_order,
+    one_against_the_other,
+    with_a_bias_of_the_classes,
+)
+
+
+def with_gradients(loss: Loss, nonlinearity: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    def of_one(vector: Tensor, data: Tensor, labels: Tensor) -> Tensor:
+        return loss(outputs(vector, data, nonlinearity), labels)
+
+    def evaluation(vectors: Tensor, data: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaves = vectors.detach().requires_grad_()
+            found = torch.func.vmap(of_one, in_dims=(0, None, None))(leaves, data, labels)
+            (gradients,) = torch.autograd.grad(found.sum(), leaves)
+        return found.detach(), gradients.detach()
+
+    return evaluation
+
+
+def places() -> Tensor:
+    return torch.randn(PLACES, sum(SIZES), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("nonlinearity", [torch.relu, torch.tanh, functional.gelu, functional.softplus, torch.sort])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_same_results(loss: Loss, nonlinearity: Callable[[Tensor], Tensor]) -> None:
+    if nonlinearity is torch.sort:
+
+        def nonlinearity(hidden: Tensor) -> Tensor:  # which takes the entries in their order
+            return torch.sort(hidden, dim=0).values
+
+    evaluation = with_gradients(loss, nonlinearity)
+    steps = simplified(make_fx(evaluation)(places(), DATA, LABELS))
+    for data, labels in ((DATA, LABELS), (DATA.flip(0) + 1, LABELS.roll(1))):
+        expected = evaluation(places() - 0.5, data, labels)
+        found = steps.each(places() - 0.5, *steps.once(data, labels))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def is_product(node: Node) -> bool:
+    return node.target in (torch.bmm, torch.baddbmm)
+
+
+@pytest.mark.parametrize("loss", [functional.cross_entropy, in_double, squared])
+def test_products_have_the_samples_last_and_nothing_is_copied(loss: Loss) -> None:
+    """Of the five products of two layers those with samples on a side have them as columns; the fifth has none."""
+    traced = make_fx(with_gradients(loss, torch.relu))(places(), DATA, LABELS)
+    nodes = simplified(traced).each.__self__.graph.nodes  # type: ignore[attr-defined]
+    shapes = sorted(tuple(node.meta["val"].shape[1:]) for node in nodes if is_product(node))
+    assert shapes == sorted([(WIDTH, SAMPLES), (CLASSES, SAMPLES), (WIDTH, SAMPLES), (CLASSES, WIDTH), (WIDTH, WIDTH)])
+    assert not [node for node in nodes if node.target is torch.ops.aten.clone.default]
+
+
+def test_with_fewer_samples_than_features_products_are_left_as_they_are() -> None:
+    few = DATA[: WIDTH - 2], LABELS[: WIDTH - 2]
+    graph = make_fx(with_gradients(functional.cross_entropy, torch.relu))(places(), *few).graph
+    before = [
+        (node.target, node.meta["val"].shape) for node in graph.nodes if node.target is torch.ops.aten.bmm.default
+    ]
+    turn(graph)
+    after = [(node.target, node.meta["val"].shape) for node in graph.nodes if node.target is torch.ops.aten.bmm.default]
+    assert after == before
+    assert len(before) == 5
