@@ -3,9 +3,9 @@
 Of a matrix of samples by features, products are slow where the features are few or no multiple of what a processor
 takes at a time, and the log-softmax works through them one by one. With the features first and the samples last both
 are fast: ten outputs of 512 samples take a fifth of the time. The result of a product is the transpose of another one.
-That transposition is moved on through what is done to each entry, until it meets a product, which takes it for nothing,
-or a sum, which goes along the other dimension then. What is combined entry by entry is turned together, and where any of
-it comes from or goes to something else, not at all.
+That transposition is moved on through what is done to each entry, until it meets a product, which takes it for
+nothing, or a sum, which goes along the other dimension then. What is combined entry by entry is turned together, and
+where any of it comes from or goes to something else, not at all.
 """
 
 from __future__ import annotations
