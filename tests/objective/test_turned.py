@@ -134,6 +134,30 @@ def test_products_have_the_samples_last_and_nothing_is_copied(loss: Loss) -> Non
     assert not [node for node in nodes if node.target is torch.ops.aten.clone.default]
 
 
+def test_of_one_output_nothing_is_multiplied_as_matrices_that_are_vectors() -> None:
+    """The slopes of a layer with one output are an outer product, and its output is read in any order."""
+
+    def loss(vector: Tensor, data: Tensor, labels: Tensor) -> Tensor:
+        first, bias, second, _ = vector.split(SIZES)
+        hidden = functional.linear(data, first.view(WIDTH, WIDTH), bias).tanh()
+        return functional.mse_loss(functional.linear(hidden, second[:WIDTH].view(1, WIDTH)), FACTORS[:, :1])
+
+    def evaluation(vectors: Tensor, data: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaves = vectors.detach().requires_grad_()
+            found = torch.func.vmap(loss, in_dims=(0, None, None))(leaves, data, labels)
+            (gradients,) = torch.autograd.grad(found.sum(), leaves)
+        return found.detach(), gradients.detach()
+
+    steps = simplified(make_fx(evaluation)(places(), DATA, LABELS))
+    found, expected = steps.each(places() / 2, *steps.once(DATA, LABELS)), evaluation(places() / 2, DATA, LABELS)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    products = [node for node in steps.each.__self__.graph.nodes if is_product(node)]  # type: ignore[attr-defined]
+    shapes = sorted(tuple(node.meta["val"].shape[1:]) for node in products)
+    assert shapes == sorted([(WIDTH, SAMPLES), (1, SAMPLES), (WIDTH, 1), (WIDTH, WIDTH)])
+
+
 def test_with_fewer_samples_than_features_products_are_left_as_they_are() -> None:
     few = DATA[: WIDTH - 2], LABELS[: WIDTH - 2]
     graph = make_fx(with_gradients(functional.cross_entropy, torch.relu))(places(), *few).graph
