@@ -10,6 +10,7 @@ import torch
 from cases import (
     Parameters,
     cross_entropy,
+    deep_linear_network,
     descend,
     half_squared_error,
     linear_network,
@@ -57,8 +58,11 @@ def test_logistic_regression(inputs: int, classes: int) -> None:
 
 def test_inputs_of_unequal_size() -> None:
     """The learning coefficient does not see them."""
-    objective = linear_network([6, 4, 6], 3, seed=3, samples=8_000, input_scales=(0.3, 2.0))
-    check(estimate_llc(objective, seed=4), 13.5)
+    widths, rank = (6, 4, 6), 3
+    value, multiplicity = deep_linear_network(widths, rank)
+    objective = linear_network(widths, rank, seed=3, samples=8_000, input_scales=(0.3, 2.0))
+    estimate = estimate_llc(objective, seed=4)
+    check(estimate, value - (multiplicity - 1) / math.log(estimate.nbeta))
 
 
 @pytest.mark.parametrize("exponents", [(1, 1), (1, 2), (2, 3)])
