@@ -86,7 +86,7 @@ def simplified(traced: GraphModule) -> Simplified:
     """
     graph = traced.graph
     if any(_writes(node) or node.target in _BY_STRIDES for node in graph.nodes):
-        return Simplified(lambda *tensors: tensors, traced.forward)
+        return Simplified(lambda *given: given, lambda *given: tuple(found.clone() for found in traced.forward(*given)))
     _fill_without_a_pattern(graph)
     _leave_out_what_changes_nothing(graph)
     _share(graph)
@@ -95,9 +95,9 @@ def simplified(traced: GraphModule) -> Simplified:
     _leave_out_what_changes_nothing(graph)
     _share(graph)
     graph.eliminate_dead_code()
-    fixed = _fixed(graph)
-    _in_one_type(graph, fixed)
+    _in_one_type(graph)
     _share(graph)
+    fixed = _fixed(graph)
     once, each = _divided(graph, fixed)
     return Simplified(GraphModule(traced, once).forward, GraphModule(traced, each).forward)
 
@@ -135,10 +135,13 @@ def _before_both(node: Node) -> Node | None:
     if not isinstance(first, Node):
         return None
     if node.target is _aten.transpose.int and first.target is _aten.transpose.int:
-        dims = [{int(dim) % len(_shape(node)) for dim in both.args[1:]} for both in (node, first)]  # type: ignore[arg-type]
+        count = max(len(_shape(node)), 1)
+        dims = [{int(dim) % count for dim in both.args[1:]} for both in (node, first)]  # type: ignore[arg-type]
         return first.args[0] if dims[0] == dims[1] else None  # type: ignore[return-value]
     if node.target is _aten.view.default and first.target is _aten.sum.dim_IntList and first.args[2:] == (True,):
-        kept = [n for k, n in enumerate(_shape(first)) if k not in first.args[1]]  # type: ignore[operator]
+        count = len(_shape(first))
+        along: Any = first.args[1] or range(count)
+        kept = [n for k, n in enumerate(_shape(first)) if k not in along and k - count not in along]
         if kept == list(_shape(node)) and len(first.users) == 1:
             first.args = first.args[:2]
             first.meta = node.meta
@@ -191,7 +194,7 @@ def _sum_with_product(graph: Graph, node: Node) -> Node | None:
     if node.target is not _aten.add.Tensor or node.kwargs or value is None or value.dim() != 3:
         return None
     for product, other in (node.args, node.args[::-1]):
-        if (factors := _factors(product, node)) and _fits(other, value):
+        if (factors := _factors(product, node)) and _fits(other, product, value):
             with graph.inserting_before(node):
                 return graph.call_function(_aten.baddbmm.default, (other, *factors))
     return None
@@ -216,10 +219,12 @@ def _factors(node: Any, user: Node) -> tuple[Node, ...]:
     return node.args if is_product else ()
 
 
-def _fits(other: Any, value: Tensor) -> bool:
-    """Whether it can be added to a product with that result as it is."""
-    added = _value(other) if isinstance(other, Node) else None
-    return added is not None and added.dim() == 3 and added.dtype == value.dtype and added.device == value.device
+def _fits(other: Any, product: Any, value: Tensor) -> bool:
+    """Whether it can be added to the product with that result as it is."""
+    added, made = _value(other) if isinstance(other, Node) else None, _value(product)
+    if added is None or made is None or made.shape != value.shape or made.dtype != value.dtype:
+        return False
+    return added.dim() == 3 and added.dtype == value.dtype and added.device == value.device
 
 
 def _fixed(graph: Graph) -> set[Node]:
@@ -238,20 +243,20 @@ def _fixed(graph: Graph) -> set[Node]:
                 left_out += node.users
 
 
-def _in_one_type(graph: Graph, fixed: set[Node]) -> None:
-    """What stays, in the type of what it is combined with: arithmetic on two types is slow."""
+def _in_one_type(graph: Graph) -> None:
+    """What is made of the data, in the type of what it is combined with: arithmetic on two types is slow."""
+    data = made_of_data(graph)
     for node in list(graph.nodes):
         value = _value(node)
-        if node in fixed or node.target not in _ARITHMETIC or value is None:
+        if node in data or node.target not in _ARITHMETIC or value is None:
             continue
         for other in node.all_input_nodes:
             given = _value(other)
-            if other in fixed and given is not None and given.dtype != value.dtype:
+            if other in data and given is not None and given.dtype != value.dtype:
                 with graph.inserting_after(other):
                     cast = graph.call_function(_aten._to_copy.default, (other,), {"dtype": value.dtype})
                 cast.meta = {"val": given.to(value.dtype)}
                 node.replace_input_with(other, cast)
-                fixed.add(cast)
 
 
 def _divided(graph: Graph, fixed: set[Node]) -> tuple[Graph, Graph]:

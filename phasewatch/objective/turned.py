@@ -29,11 +29,10 @@ _TAKE_IT_TURNED = {
     *_PRODUCTS,
     *_OVER_DIMENSIONS,
     *_OVER_ALL,
-    _aten._log_softmax.default,
+    *_LOG_SOFTMAX,
     _aten.gather.default,
-    _aten.transpose.int,
 }
-"""Operations on what is turned that are as fast as on what is not."""
+"""Operations on what is turned that are as fast as on what is not, and whose results lie in memory as before."""
 
 
 def turn(graph: Graph) -> None:
@@ -46,6 +45,9 @@ def turn(graph: Graph) -> None:
         with graph.inserting_before(node):
             turned = _turned(node, data) if node in chosen or node.target in _LOG_SOFTMAX else _gather(node, data)
             found = _back_again(node) or _along_the_other(node) or (transposed(turned) if turned else None)
+            if turned and found and node not in chosen:
+                node.replace_all_uses_with(found, _takes_it_turned)
+                found = _contiguous(found)  # some operations take for granted how a tensor lies in memory
         if found is not None:
             node.replace_all_uses_with(found)
             graph.erase_node(node)
@@ -99,8 +101,12 @@ def _may_be_turned(node: Node, group: set[Node], data: set[Node]) -> bool:
     else:
         values = [each.meta["val"] for each in node.all_input_nodes if each not in group and each not in data]
         may_be = _is_by_entry(node) and all(value.dim() < 2 or 1 in value.shape[-2:] for value in values)
-    in_any_order = shape[-1:] == (1,) or all(user in group or user.target in _TAKE_IT_TURNED for user in node.users)
-    return may_be and in_any_order
+    in_any_order = shape[-1:] == (1,) or all(user in group or _takes_it_turned(user) for user in node.users)
+    return len(shape) > 1 and may_be and in_any_order
+
+
+def _takes_it_turned(user: Node) -> bool:
+    return user.target in _TAKE_IT_TURNED or _before_transposition(user) is not None
 
 
 def _turned(node: Node, data: set[Node]) -> Node | None:
@@ -113,7 +119,7 @@ def _turned(node: Node, data: set[Node]) -> Node | None:
 
 
 def _product(node: Node) -> Node:
-    *added, left, right = (transposed(each) for each in node.args)  # type: ignore[arg-type]
+    *added, left, right = (_turned_to_combine(each) for each in node.args)  # type: ignore[arg-type]
     if not added and left.meta["val"].shape[-2] == 1:
         return _called(node.graph, node.meta["val"].mT.contiguous(), _aten.mul.Tensor, right, left)
     return _like(node, *added, right, left)
@@ -148,14 +154,19 @@ def _gather(node: Node, data: set[Node]) -> Node | None:
 def _by_entry(node: Node, data: set[Node]) -> Node:
     turned: dict[Any, Node] = {}
     for each in node.all_input_nodes:
-        value = each.meta["val"]
-        if value.dim() == 0:
-            turned[each] = each
-        elif value.dim() == 1:
-            turned[each] = _called(node.graph, value.unsqueeze(1), _aten.unsqueeze.default, each, 1)
-        else:
-            turned[each] = _contiguous(transposed(each)) if each in data else transposed(each)
+        given = _turned_to_combine(each)
+        turned[each] = _contiguous(given) if each in data else given
     return _like(node, *(turned.get(argument, argument) for argument in node.args))
+
+
+def _turned_to_combine(node: Node) -> Node:
+    """With what is turned, by the rules for tensors of fewer dimensions."""
+    value = node.meta["val"]
+    if value.dim() == 0:
+        return node
+    if value.dim() == 1:
+        return _called(node.graph, value.unsqueeze(1), _aten.unsqueeze.default, node, 1)
+    return transposed(node)
 
 
 def _back_again(node: Node) -> Node | None:
@@ -164,7 +175,7 @@ def _back_again(node: Node) -> Node | None:
 
 
 def _along_the_other(node: Node) -> Node | None:
-    """A sum over dimensions of what is turned, of what it is the transpose of."""
+    """A sum over one of the last two dimensions, or both, of what is turned, of what it is the transpose of."""
     if node.target not in (*_OVER_DIMENSIONS, *_OVER_ALL):
         return None
     before = _before_transposition(node.args[0])
@@ -177,6 +188,8 @@ def _along_the_other(node: Node) -> Node | None:
         return None
     count = before.meta["val"].dim()
     along = sorted(_other(dim, count) for dim in dims)
+    if along[-1] < count - 2:
+        return None
     return _called(node.graph, node.meta["val"], node.target, before, along, **node.kwargs)
 
 
@@ -203,12 +216,14 @@ def _before_transposition(node: Any) -> Node | None:
     if not isinstance(node, Node) or node.target not in (_aten.transpose.int, _aten.permute.default):
         return None
     count = node.meta["val"].dim()
+    if count < 2:
+        return None
     given: Any
     of, *given = node.args
     if node.target is _aten.transpose.int:
         same = {dim % count for dim in given} == {count - 2, count - 1}
     else:
-        same = count >= 2 and [dim % count for dim in given[0]] == [*range(count - 2), count - 1, count - 2]
+        same = [dim % count for dim in given[0]] == [*range(count - 2), count - 1, count - 2]
     return of if same else None  # type: ignore[return-value]
 
 
@@ -225,7 +240,7 @@ def _like(node: Node, *arguments: Any) -> Node:
     return _called(node.graph, node.meta["val"].mT.contiguous(), node.target, *arguments, **node.kwargs)
 
 
-def _called(graph: Graph, value: Tensor, target: Any, *arguments: Any, **options: Any) -> Node:
+def _called(graph: Graph, value: Tensor, target: Any, /, *arguments: Any, **options: Any) -> Node:
     made = graph.call_function(target, arguments, options)
     made.meta = {"val": value}
     return made

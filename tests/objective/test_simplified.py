@@ -49,6 +49,14 @@ def square(vector: Tensor, data: Tensor, targets: Tensor) -> Tensor:
     return vector.square().sum() / 2
 
 
+def added_to_one_row(vector: Tensor, data: Tensor, targets: Tensor) -> Tensor:
+    """A sum of a product with what has more rows, and one with what is of another type."""
+    first, bias, second = weights(vector)
+    hidden = data @ first.T + bias
+    row, rows = hidden[:1] @ first, (hidden @ second.T).double()
+    return (row + hidden).tanh().mean() + (hidden @ second.T + rows).tanh().mean()
+
+
 def with_gradients(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Function:
     def evaluation(vectors: Tensor, data: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -60,7 +68,7 @@ def with_gradients(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Function
     return evaluation
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, in_double, flattened, linear, square])
+@pytest.mark.parametrize("loss", [cross_entropy, in_double, flattened, linear, square, added_to_one_row])
 def test_the_same_results_at_other_places_and_on_other_data(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(PLACES, WIDTH * WIDTH + WIDTH + CLASSES * WIDTH, generator=generator)
@@ -85,6 +93,29 @@ def test_results_may_be_written_to(loss: Callable[[Tensor, Tensor, Tensor], Tens
     assert bool((vectors == 1).all())
     for found, expected in zip(steps.each(vectors, *kept), first, strict=True):
         assert torch.equal(found, expected)
+
+
+def test_results_of_what_is_left_as_it_is_may_be_written_to() -> None:
+    def evaluation(vectors: Tensor, data: Tensor) -> tuple[Tensor, ...]:
+        return vectors.T, data.T, (vectors * 2).mul_(3)
+
+    vectors, data = torch.ones(2, 3), torch.ones(4, 5)
+    steps = simplified(make_fx(evaluation)(vectors, data))
+    for found in steps.each(vectors, *steps.once(data)):
+        found.fill_(torch.nan)
+    assert bool((vectors == 1).all())
+    assert bool((data == 1).all())
+
+
+@pytest.mark.parametrize("dims", [[-1], [1], [0, -1], [], None])
+def test_sums_that_keep_their_dimensions(dims: list[int] | None) -> None:
+    def evaluation(vectors: Tensor, data: Tensor) -> tuple[Tensor, ...]:
+        summed, other = (torch.sum(made, dim=dims, keepdim=True) for made in (vectors.exp(), vectors.cos()))
+        return summed.view(summed.shape) * data, other.view(-1) * data
+
+    vectors, data = torch.ones(2, 3), torch.ones(4, 2, 1)
+    steps = simplified(make_fx(evaluation)(vectors, data))
+    torch.testing.assert_close(steps.each(vectors, *steps.once(data)), evaluation(vectors, data))
 
 
 def operations(function: Callable[..., object]) -> int:
@@ -114,6 +145,17 @@ def test_what_is_kept_is_bounded() -> None:
     kept = steps.once(data)
     assert all(tensor.numel() <= rows for tensor in kept)
     assert torch.equal(steps.each(torch.full((1,), 2.0), *kept)[0], 2 * (data[:, None] * data).exp())
+
+
+def test_what_is_kept_in_another_type_is_bounded() -> None:
+    def evaluation(vectors: Tensor, data: Tensor) -> tuple[Tensor, ...]:
+        return (vectors * data,)
+
+    data = torch.arange(MOST_KEPT // 2).to(torch.uint8)
+    steps = simplified(make_fx(evaluation)(torch.ones(1), data))
+    kept = steps.once(data)
+    assert all(tensor.data_ptr() == data.data_ptr() for tensor in kept)
+    assert torch.equal(steps.each(torch.full((1,), 2.0), *kept)[0], 2.0 * data)
 
 
 def test_what_writes_in_place_is_left_as_it_is() -> None:

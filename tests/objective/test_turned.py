@@ -71,6 +71,26 @@ def with_a_bias_of_the_classes(said: Tensor, labels: Tensor) -> Tensor:
     return torch.where(said > torch.arange(CLASSES), said, said * 0.1).logsumexp(dim=-1).mean()
 
 
+def averaged_over_networks(said: Tensor, labels: Tensor) -> Tensor:
+    """A sum over neither of the dimensions that are exchanged."""
+    return (torch.stack([said, 2 * said, said.tanh()]).log_softmax(dim=-1).mean(dim=0) * FACTORS).square().mean()
+
+
+def read_as_they_lie(said: Tensor, labels: Tensor) -> Tensor:
+    """By an operation that takes for granted that the last dimension is the last in memory."""
+    said = said.tanh().log_softmax(dim=1)[None, None]
+    return functional.scaled_dot_product_attention(said, said, said).square().mean()
+
+
+def gathered_and_read_as_they_lie(said: Tensor, labels: Tensor) -> Tensor:
+    chosen = said.log_softmax(dim=1).gather(1, torch.stack([labels % CLASSES, labels % 2], dim=1))
+    return torch.view_as_complex(chosen).abs().mean()
+
+
+def with_an_option_named_value(said: Tensor, labels: Tensor) -> Tensor:
+    return (torch.addcmul(said, said, FACTORS, value=2) - FACTORS).mean()
+
+
 LOSSES = (
     functional.cross_entropy,
     weighted,
@@ -82,6 +102,10 @@ LOSSES = (
     read_in_order,
     one_against_the_other,
     with_a_bias_of_the_classes,
+    averaged_over_networks,
+    read_as_they_lie,
+    gathered_and_read_as_they_lie,
+    with_an_option_named_value,
 )
 
 
@@ -103,6 +127,7 @@ def places() -> Tensor:
     return torch.randn(PLACES, sum(SIZES), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("nonlinearity", [torch.relu, torch.tanh, functional.gelu, functional.softplus, torch.sort])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_same_results(loss: Loss, nonlinearity: Callable[[Tensor], Tensor]) -> None:
@@ -118,6 +143,37 @@ def test_the_same_results(loss: Loss, nonlinearity: Callable[[Tensor], Tensor]) 
         found = steps.each(places() - 0.5, *steps.once(data, labels))
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def with_added_of_fewer_dimensions(vector: Tensor, data: Tensor) -> Tensor:
+    factor = vector[: WIDTH * WIDTH].view(1, WIDTH, WIDTH)
+    added = vector[0], vector[:WIDTH], data, data[:, :1]
+    return torch.stack([torch.baddbmm(each, data[None], factor, beta=0.5).tanh().mean() for each in added])
+
+
+def with_numbers_for_parameters(vector: Tensor, data: Tensor) -> Tensor:
+    return ((vector[0] * data[:, 0]).exp() + vector[1]).sum()
+
+
+def summed_over_networks(vector: Tensor, data: Tensor) -> Tensor:
+    factors = vector[: 2 * WIDTH * WIDTH].view(2, WIDTH, WIDTH)
+    return torch.bmm(data.expand(2, *data.shape), factors).tanh().sum(dim=0) * data
+
+
+def transposed_numbers(vector: Tensor, data: Tensor) -> Tensor:
+    return torch.transpose(torch.transpose(vector.sum(), 0, -1), 0, -1) * data
+
+
+@pytest.mark.parametrize(
+    "function",
+    [with_added_of_fewer_dimensions, with_numbers_for_parameters, summed_over_networks, transposed_numbers],
+)
+@pytest.mark.parametrize("samples", [SAMPLES, WIDTH + 1])
+def test_the_same_results_at_one_place(function: Callable[[Tensor, Tensor], Tensor], samples: int) -> None:
+    vectors, data = places(), DATA[:samples]
+    steps = simplified(make_fx(lambda vector, data: (function(vector, data),))(vectors[0], data))
+    found = steps.each(vectors[1], *steps.once(data + 1))
+    torch.testing.assert_close(found, (function(vectors[1], data + 1),), rtol=1e-4, atol=1e-5)
 
 
 def is_product(node: Node) -> bool:
