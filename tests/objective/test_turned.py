@@ -110,8 +110,11 @@ LOSSES = (
 
 
 def with_gradients(loss: Loss, nonlinearity: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    def of_one(vector: Tensor, data: Tensor, labels: Tensor) -> Tensor:
-        return loss(outputs(vector, data, nonlinearity), labels)
+    return at_several_places(lambda vector, data, labels: loss(outputs(vector, data, nonlinearity), labels))
+
+
+def at_several_places(of_one: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Losses and gradients."""
 
     def evaluation(vectors: Tensor, data: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
@@ -198,13 +201,7 @@ def test_of_one_output_nothing_is_multiplied_as_matrices_that_are_vectors() -> N
         hidden = functional.linear(data, first.view(WIDTH, WIDTH), bias).tanh()
         return functional.mse_loss(functional.linear(hidden, second[:WIDTH].view(1, WIDTH)), FACTORS[:, :1])
 
-    def evaluation(vectors: Tensor, data: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            leaves = vectors.detach().requires_grad_()
-            found = torch.func.vmap(loss, in_dims=(0, None, None))(leaves, data, labels)
-            (gradients,) = torch.autograd.grad(found.sum(), leaves)
-        return found.detach(), gradients.detach()
-
+    evaluation = at_several_places(loss)
     steps = simplified(make_fx(evaluation)(places(), DATA, LABELS))
     found, expected = steps.each(places() / 2, *steps.once(DATA, LABELS)), evaluation(places() / 2, DATA, LABELS)
     for one, other in zip(found, expected, strict=True):
