@@ -43,7 +43,7 @@ def turn(graph: Graph) -> None:
         if not _is_on_the_cpu(node):
             continue
         with graph.inserting_before(node):
-            turned = _turned(node, data) if node in chosen or node.target in _LOG_SOFTMAX else _gather(node, data)
+            turned = _turned(node, chosen, data)
             found = _back_again(node) or _along_the_other(node) or (transposed(turned) if turned else None)
             if turned and found and node not in chosen:
                 node.replace_all_uses_with(found, _takes_it_turned)
@@ -109,13 +109,15 @@ def _takes_it_turned(user: Node) -> bool:
     return user.target in _TAKE_IT_TURNED or _before_transposition(user) is not None
 
 
-def _turned(node: Node, data: set[Node]) -> Node | None:
+def _turned(node: Node, chosen: set[Node], data: set[Node]) -> Node | None:
     """What the node is the transpose of."""
-    if node.target in _PRODUCTS:
-        return _product(node)
     if node.target in _LOG_SOFTMAX:
         return _log_softmax(node)
-    return _by_entry(node, data)
+    if node.target is _aten.gather.default:
+        return _gather(node, data)
+    if node not in chosen:
+        return None
+    return _product(node) if node.target in _PRODUCTS else _by_entry(node, data)
 
 
 def _product(node: Node) -> Node:
@@ -141,8 +143,6 @@ def _log_softmax(node: Node) -> Node | None:
 
 
 def _gather(node: Node, data: set[Node]) -> Node | None:
-    if node.target is not _aten.gather.default:
-        return None
     values, dim, index = node.args
     before = _before_transposition(values)
     if before is None or index not in data:

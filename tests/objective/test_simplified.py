@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from phasewatch.objective.program import losses_and_gradients
 from phasewatch.objective.simplified import MOST_KEPT, simplified
 
 PLACES, SAMPLES, WIDTH, CLASSES = 3, 7, 4, 5
@@ -59,11 +60,7 @@ def added_to_one_row(vector: Tensor, data: Tensor, targets: Tensor) -> Tensor:
 
 def with_gradients(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Function:
     def evaluation(vectors: Tensor, data: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            leaves = vectors.detach().requires_grad_()
-            found = torch.func.vmap(lambda vector: loss(vector, data, targets))(leaves)
-            (gradients,) = torch.autograd.grad(found.sum(), leaves)
-        return found.detach(), gradients.detach()
+        return losses_and_gradients(lambda vector, tensors: loss(vector, *tensors))(vectors, [data, targets])
 
     return evaluation
 

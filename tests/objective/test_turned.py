@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
+from phasewatch.objective.program import losses_and_gradients
 from phasewatch.objective.simplified import simplified
 from phasewatch.objective.turned import turn
 
@@ -29,6 +30,11 @@ def outputs(vector: Tensor, data: Tensor, nonlinearity: Callable[[Tensor], Tenso
     first, bias, second, last = vector.split(SIZES)
     hidden = nonlinearity(functional.linear(data, first.view(WIDTH, WIDTH), bias))
     return functional.linear(hidden, second.view(CLASSES, WIDTH), last)
+
+
+def sorted_over_samples(hidden: Tensor) -> Tensor:
+    """What takes the entries in their order."""
+    return torch.sort(hidden, dim=0).values
 
 
 def weighted(said: Tensor, labels: Tensor) -> Tensor:
@@ -117,11 +123,7 @@ def at_several_places(of_one: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Cal
     """Losses and gradients."""
 
     def evaluation(vectors: Tensor, data: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            leaves = vectors.detach().requires_grad_()
-            found = torch.func.vmap(of_one, in_dims=(0, None, None))(leaves, data, labels)
-            (gradients,) = torch.autograd.grad(found.sum(), leaves)
-        return found.detach(), gradients.detach()
+        return losses_and_gradients(lambda vector, tensors: of_one(vector, *tensors))(vectors, [data, labels])
 
     return evaluation
 
@@ -131,14 +133,11 @@ def places() -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("nonlinearity", [torch.relu, torch.tanh, functional.gelu, functional.softplus, torch.sort])
+@pytest.mark.parametrize(
+    "nonlinearity", [torch.relu, torch.tanh, functional.gelu, functional.softplus, sorted_over_samples]
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_same_results(loss: Loss, nonlinearity: Callable[[Tensor], Tensor]) -> None:
-    if nonlinearity is torch.sort:
-
-        def nonlinearity(hidden: Tensor) -> Tensor:  # which takes the entries in their order
-            return torch.sort(hidden, dim=0).values
-
     evaluation = with_gradients(loss, nonlinearity)
     steps = simplified(make_fx(evaluation)(places(), DATA, LABELS))
     for data, labels in ((DATA, LABELS), (DATA.flip(0) + 1, LABELS.roll(1))):
